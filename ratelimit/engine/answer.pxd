@@ -1,0 +1,65 @@
+# C types of answer.py; the compiler reads this beside it, plain Python does not.
+cimport cython
+from libc.stdint cimport uint64_t
+from ratelimit.engine.key cimport Key
+from ratelimit.engine.rule cimport Rule
+from ratelimit.engine.table cimport Table
+from ratelimit.spop.codec cimport Reader, Writer
+
+cdef int _NOTIFY, _ACK, _FIN, _FRAGMENTED, _TOO_BIG, _ALLOW, _THROTTLE, _BLOCK
+cdef int _SET_VAR, _SET_VAR_ARGUMENTS, _SCOPE_TXN, _TRUE, ADDRESS
+cdef int _NULL, _INT32, _INT64, _UINT64, _IPV4, _IPV6, _STRING, _BINARY
+cdef uint64_t SECOND, _MAPPED, _MAX_HITS
+
+
+@cython.final
+cdef class Engine:
+    cdef readonly list rules
+    cdef readonly Table table
+    cdef Key key
+    cdef Reader reader
+    cdef Writer writer
+    cdef object strike
+    cdef readonly uint64_t now, checks, unknown, keyless
+    cdef readonly dict notes
+    cdef Py_ssize_t text_start, text_size
+    cdef readonly uint64_t until, wait
+    cdef int worst
+    cdef Rule worst_rule
+    cdef uint64_t worst_until, worst_wait
+
+    cpdef void at(self, uint64_t now) noexcept
+    @cython.locals(p='const unsigned char *', pos=Py_ssize_t, size=Py_ssize_t, length=Py_ssize_t)
+    cpdef Py_ssize_t answer(
+        self, bytes data, Py_ssize_t start, Py_ssize_t max_frame_size
+    ) except -1
+    cpdef bytes take(self)
+    @cython.locals(
+        reader=Reader, writer=Writer, flags=uint64_t, ids=Py_ssize_t, ids_size=Py_ssize_t,
+        frame=Py_ssize_t, _=int,
+    )
+    cdef int notify(self) except -1
+    @cython.locals(
+        reader=Reader, data=bytes, name=Py_ssize_t, name_size=Py_ssize_t, kind=int,
+        key=Py_ssize_t, key_size=Py_ssize_t, number=uint64_t, hits=uint64_t, usable=bint,
+        start=Py_ssize_t, size=Py_ssize_t, rule=Rule, candidate=Rule, _=int,
+    )
+    cdef int message(self) except -1
+    @cython.locals(data=bytes)
+    cdef int take_key(
+        self, int kind, Py_ssize_t key, Py_ssize_t key_size, uint64_t number
+    ) except -1
+    @cython.locals(verdict=int)
+    cdef int judge(self, Rule rule, uint64_t hits) except -1
+    @cython.locals(
+        table=Table, key=Key, hi=uint64_t, lo=uint64_t, slot=Py_ssize_t, text=bytes,
+    )
+    cpdef int check(self, Rule rule, uint64_t hits) except -1
+    @cython.locals(rule=Rule, writer=Writer)
+    cdef void refuse(self) noexcept
+    @cython.locals(writer=Writer)
+    cdef void variable(self, bytes name) noexcept
+    cdef void integer(self, bytes name, uint64_t value) noexcept
+    @cython.locals(p='const unsigned char *', q='const unsigned char *', i=Py_ssize_t)
+    cdef bint same(self, bytes data, Py_ssize_t start, bytes name, Py_ssize_t size) noexcept
+    cdef int note(self, str problem, Py_ssize_t start, Py_ssize_t size) except -1

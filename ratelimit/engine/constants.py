@@ -1,0 +1,20 @@
+"""Numbers that the compiled modules share; each declares the C type of those it imports."""
+
+from __future__ import annotations
+
+from ratelimit.model import SUB_WINDOWS
+
+ADDRESS = 1
+"""Kind of a key that is an address."""
+
+TEXT = 2
+"""Kind of a key that is a string or other bytes."""
+
+RING = SUB_WINDOWS + 1
+"""Counters of a client: the parts of a window, and the one that is leaving it."""
+
+WEIGHT_BITS = 20
+"""Binary digits of the share of the oldest counter that still counts."""
+
+SECOND = 1_000_000_000
+"""In nanoseconds."""

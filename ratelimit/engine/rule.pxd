@@ -1,0 +1,20 @@
+# C types of rule.py; the compiler reads this beside it, plain Python does not.
+cimport cython
+from libc.stdint cimport uint64_t
+
+cdef uint64_t RING, SECOND
+cdef int WEIGHT_BITS
+
+
+@cython.final
+cdef class Rule:
+    cdef readonly object limit
+    cdef bytes name
+    cdef Py_ssize_t name_size
+    cdef readonly int index
+    cdef uint64_t rate, sub_window, window_seconds, ipv4_mask, hi_mask, lo_mask
+    cdef bint ladder, strict
+    cdef uint64_t now, tick, elapsed, bucket, oldest, weight
+    cdef public uint64_t allowed, throttled, blocked
+
+    cdef void at(self, uint64_t now) noexcept

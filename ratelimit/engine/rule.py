@@ -1,0 +1,60 @@
+"""A limit as the request path uses it: numbers ready to compute with, and its counters.
+
+The window is divided into ``SUB_WINDOWS`` parts. At a time that lies in part number ``tick``, the
+parts ``tick - 15`` to ``tick`` are wholly inside the window, and of part ``tick - 16`` a share of
+``weight / 2^20`` is. A client keeps these 17 counters as a ring; ``bucket`` and ``oldest`` are the
+places in it of the first and the last. They depend on time alone, so they are computed once for
+all the checks of a read.
+"""
+
+from __future__ import annotations
+
+from ratelimit.engine.constants import RING, SECOND, WEIGHT_BITS
+from ratelimit.model import SUB_WINDOWS, Limit
+
+_ONES = 0xFFFFFFFFFFFFFFFF
+
+
+class Rule:
+    """One limit; ``index`` is its place among the engine's rules.
+
+    ``allowed``, ``throttled`` and ``blocked`` count verdicts since the start.
+    """
+
+    def __init__(self, limit: Limit, index: int) -> None:
+        self.limit = limit
+        self.name = limit.name.encode()
+        self.name_size = len(self.name)
+        self.index = index
+        self.rate = limit.rate
+        self.sub_window = limit.window // SUB_WINDOWS
+        self.window_seconds = -(-limit.window // SECOND)
+        self.ladder = bool(limit.block)
+        self.strict = limit.strict
+        self.ipv4_mask = (_ONES << (32 - limit.ipv4_prefix)) & _ONES
+        mask = ((1 << 128) - 1) << (128 - limit.ipv6_prefix)
+        self.hi_mask = mask >> 64 & _ONES
+        self.lo_mask = mask & _ONES
+        self.now = 0
+        self.tick = 0
+        self.elapsed = 0
+        self.bucket = 0
+        self.oldest = 0
+        self.weight = 0
+        self.allowed = 0
+        self.throttled = 0
+        self.blocked = 0
+
+    def at(self, now: int) -> None:
+        """Set the time, in nanoseconds since the epoch."""
+        if now == self.now:
+            return
+        self.now = now
+        self.tick = now // self.sub_window
+        self.elapsed = now - self.tick * self.sub_window
+        self.bucket = self.tick % RING
+        self.oldest = (self.bucket + 1) % RING
+        if self.strict:
+            self.weight = 1 << WEIGHT_BITS
+        else:
+            self.weight = ((self.sub_window - self.elapsed) << WEIGHT_BITS) // self.sub_window

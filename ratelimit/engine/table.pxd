@@ -1,0 +1,49 @@
+# C types of table.py; the compiler reads this beside it, plain Python does not.
+cimport cython
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from ratelimit.engine.rule cimport Rule
+
+cdef int WAYS, _SET_WORDS, _SLOT_WORDS, _COUNTERS, _STAMP_BITS, WEIGHT_BITS
+cdef uint64_t RING, SECOND
+cdef uint64_t _MAX_COUNTER, _SPREAD, _M64, _M32
+
+
+@cython.final
+cdef class Table:
+    cdef object memory
+    cdef uint64_t[::1] words
+    cdef uint32_t[::1] halves
+    cdef readonly uint64_t sets
+    cdef uint64_t m0, m1, m2, m3, m4, m5
+    cdef readonly uint64_t now, stamp
+    cdef readonly uint64_t entries, evictions
+    cdef readonly dict orphans
+
+    cpdef void at(self, uint64_t now) noexcept
+    @cython.locals(
+        mixed=uint64_t, base=Py_ssize_t, tag=uint64_t, way=int,
+        word=uint64_t, slot=Py_ssize_t, i=int,
+    )
+    cpdef Py_ssize_t find(self, uint64_t hi, uint64_t lo, uint64_t ident) except -1
+    @cython.locals(
+        stalest=int, longest=int64_t, idle=int64_t, way=int, word=uint64_t,
+        slot=Py_ssize_t, until=uint64_t,
+    )
+    cdef int vacate(self, Py_ssize_t base) except -1
+    @cython.locals(
+        first=Py_ssize_t, counter=uint64_t, total=uint64_t,
+        oldest=uint64_t,
+    )
+    cpdef uint64_t count(self, Py_ssize_t slot, Rule rule, uint64_t hits) noexcept
+    @cython.locals(
+        first=Py_ssize_t, last=uint64_t, at=uint64_t, total=uint64_t,
+        i=int, _=int,
+    )
+    cdef void advance(self, Py_ssize_t slot, Rule rule) noexcept
+    @cython.locals(
+        first=Py_ssize_t, left=uint64_t, at=uint64_t, parts=uint64_t,
+        until=uint64_t,
+    )
+    cdef uint64_t wait(self, Py_ssize_t slot, Rule rule) noexcept
+    cpdef uint64_t until(self, Py_ssize_t slot) noexcept
+    cpdef void block(self, Py_ssize_t slot, uint64_t until) noexcept

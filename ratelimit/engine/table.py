@@ -1,0 +1,206 @@
+"""The clients of one node, in memory that is allocated once and never grows.
+
+The table is set-associative: a keyed hash of client and limit names a set of eight ways, and a new
+client takes an empty way or that of the client not seen for longest. The hash is multilinear over
+32-bit words (Lemire and Kaser, "Strongly universal string hashing is fast", 2014), so that without
+the key nobody can aim at a set; a multiplication then scatters neighbouring addresses, which a
+linear hash would leave in step.
+
+A set is 1,024 bytes in one piece, hence at most three cache lines for a check and one page:
+
+    8 tags of 8 bytes: 32 bits of hash (never 0), 32 bits of when the client was last seen
+    8 slots of 120 bytes, as 64-bit words:
+        0, 1   the key
+        2      kind of key and limit
+        3      the tick of the newest counter
+        4      sum of the counters | epoch second until which the client is blocked (32 bits each)
+        5-13   17 counters of 32 bits, a ring by tick, and 12 bytes to spare
+
+No block is lost by eviction: a blocked client goes last, and if it must go, the end of its block
+is kept aside in ``orphans`` until the client returns or the block ends.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+from ratelimit.engine.constants import RING, SECOND, WEIGHT_BITS
+from ratelimit.engine.rule import Rule
+
+WAYS = 8
+CLIENT_BYTES = 128
+
+_SET_WORDS = 128
+_SLOT_WORDS = 15
+_COUNTERS = 10  # of a slot, in 32-bit words
+_MAX_COUNTER = 1 << 27  # 17 of them fit into the sum; more than any rate
+_STAMP_BITS = 24  # visits are told apart by 17 ms, and for two years
+_SPREAD = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, made odd
+_M64 = 0xFFFFFFFFFFFFFFFF
+_M32 = 0xFFFFFFFF
+
+
+class Table:
+    """Counters and ends of blocks of up to ``capacity`` clients, rounded up to whole sets.
+
+    ``secret`` is 48 bytes. Whoever uses the table sets the time first. ``entries`` counts the ways
+    in use, ``evictions`` the clients that had to go.
+    """
+
+    def __init__(self, capacity: int, secret: bytes) -> None:
+        self.sets = -(-capacity // WAYS)
+        self.memory = _allocate(self.sets * WAYS * CLIENT_BYTES)
+        self.words = self.memory.cast("Q")
+        self.halves = self.memory.cast("I")
+        self.m0, self.m1, self.m2, self.m3, self.m4, self.m5 = (
+            int.from_bytes(secret[i : i + 8], "little") for i in range(0, 48, 8)
+        )
+        self.now = 0
+        self.stamp = 0
+        self.entries = 0
+        self.evictions = 0
+        self.orphans: dict[tuple[int, int, int], int] = {}
+
+    @property
+    def capacity(self) -> int:
+        """How many clients fit."""
+        return self.sets * WAYS
+
+    @property
+    def size(self) -> int:
+        """Bytes of the table."""
+        return self.memory.nbytes
+
+    def at(self, now: int) -> None:
+        """Set the time, in nanoseconds since the epoch."""
+        self.now = now // SECOND
+        self.stamp = now >> _STAMP_BITS & _M32
+
+    def find(self, hi: int, lo: int, ident: int) -> int:
+        """Return the slot of a client, new or known, and note the visit."""
+        mixed = (
+            self.m0
+            + self.m1 * (hi >> 32)
+            + self.m2 * (hi & _M32)
+            + self.m3 * (lo >> 32)
+            + self.m4 * (lo & _M32)
+            + self.m5 * ident
+        ) & _M64
+        mixed = (mixed ^ mixed >> 32) * _SPREAD & _M64
+        base = ((mixed >> 32) * self.sets >> 32) * _SET_WORDS
+        tag = (mixed >> 8 & _M32) | 1
+        for way in range(WAYS):
+            word = self.words[base + way]
+            if word >> 32 == tag:
+                slot = base + WAYS + way * _SLOT_WORDS
+                if self.words[slot] == hi and self.words[slot + 1] == lo and self.words[slot + 2] == ident:
+                    self.words[base + way] = tag << 32 | self.stamp
+                    return slot
+        way = self.vacate(base)
+        self.words[base + way] = tag << 32 | self.stamp
+        slot = base + WAYS + way * _SLOT_WORDS
+        self.words[slot] = hi
+        self.words[slot + 1] = lo
+        self.words[slot + 2] = ident
+        for i in range(3, _SLOT_WORDS):
+            self.words[slot + i] = 0
+        if self.orphans:
+            self.halves[2 * slot + 9] = self.orphans.pop((hi, lo, ident), 0)
+        return slot
+
+    def vacate(self, base: int) -> int:
+        """Return the way of a set that a new client takes, and set aside who had it."""
+        stalest = -1
+        longest = -1
+        for way in range(WAYS):
+            word = self.words[base + way]
+            if word == 0:
+                self.entries += 1
+                return way
+            idle = self.stamp - (word & _M32) & _M32
+            # A blocked client is more worth keeping than one that is merely fresh.
+            if self.halves[2 * (base + WAYS + way * _SLOT_WORDS) + 9] > self.now:
+                idle -= 1 << 40
+            if stalest < 0 or idle > longest:
+                stalest = way
+                longest = idle
+        self.evictions += 1
+        slot = base + WAYS + stalest * _SLOT_WORDS
+        until = self.halves[2 * slot + 9]
+        if until > self.now:
+            self.orphans[(self.words[slot], self.words[slot + 1], self.words[slot + 2])] = until
+        return stalest
+
+    def count(self, slot: int, rule: Rule, hits: int) -> int:
+        """Add ``hits`` to a client and return its hits in the window that ends now."""
+        first = 2 * slot + _COUNTERS
+        if self.words[slot + 3] != rule.tick:
+            self.advance(slot, rule)
+        counter = self.halves[first + rule.bucket]
+        if hits > _MAX_COUNTER - counter:
+            hits = _MAX_COUNTER - counter
+        self.halves[first + rule.bucket] = counter + hits
+        total = self.halves[2 * slot + 8] + hits
+        self.halves[2 * slot + 8] = total
+        oldest = self.halves[first + rule.oldest]
+        return total - oldest + (oldest * rule.weight >> WEIGHT_BITS)
+
+    def advance(self, slot: int, rule: Rule) -> None:
+        """Clear the counters that the time since the last visit has turned out of the ring."""
+        first = 2 * slot + _COUNTERS
+        last = self.words[slot + 3]
+        if last > rule.tick or rule.tick - last >= RING:
+            # Longer ago than the window; or in the future, since somebody set the clock back.
+            self.halves[2 * slot + 8] = 0
+            for i in range(RING):
+                self.halves[first + i] = 0
+        else:
+            at = last % RING
+            total = self.halves[2 * slot + 8]
+            for _ in range(rule.tick - last):
+                at = at + 1 if at + 1 < RING else 0
+                total -= self.halves[first + at]
+                self.halves[first + at] = 0
+            self.halves[2 * slot + 8] = total
+        self.words[slot + 3] = rule.tick
+
+    def wait(self, slot: int, rule: Rule) -> int:
+        """Return seconds, at least 1, until one hit fits, if the client sends none before."""
+        first = 2 * slot + _COUNTERS
+        left = self.halves[2 * slot + 8]
+        at = rule.oldest
+        parts = 0
+        while parts < RING:
+            parts += 1
+            left -= self.halves[first + at]
+            if left < rule.rate:
+                break
+            at = at + 1 if at + 1 < RING else 0
+        until = parts * rule.sub_window - rule.elapsed
+        return (until + SECOND - 1) // SECOND
+
+    def until(self, slot: int) -> int:
+        """Return the epoch second at which the client's block ends, or ended; 0 if none is known."""
+        return self.halves[2 * slot + 9]
+
+    def block(self, slot: int, until: int) -> None:
+        """Keep the end of a block, an epoch second, with the client; 0 lifts it."""
+        self.halves[2 * slot + 9] = until
+
+    def sweep(self) -> None:
+        """Drop what is kept aside of blocks that have ended."""
+        self.orphans = {key: until for key, until in self.orphans.items() if until > self.now}
+
+
+def _allocate(size: int) -> memoryview:
+    """Return zeroed memory that is backed by real pages from the start, large ones if there are."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    memory = mmap.mmap(-1, size, flags=flags)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        try:
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            pass  # a kernel without them: small pages do the same, slower
+    for page in range(0, size, mmap.PAGESIZE):
+        memory[page] = 0
+    return memoryview(memory)

@@ -1,0 +1,39 @@
+"""Every error that ratelimit raises on purpose.
+
+RatelimitError
+├── ConfigError      a file or a variable says something impossible
+├── StartError       what is needed to run is missing: a free address, HAProxy
+└── SpopError        a peer broke the SPOP; carries the status that it is told
+"""
+
+from __future__ import annotations
+
+
+class RatelimitError(Exception):
+    """Base of all others; its text is fit to be shown to an operator."""
+
+
+class ConfigError(RatelimitError):
+    """The configuration is wrong.
+
+    ``problems`` holds one ``source: field: what is wrong`` for each mistake, all of them at once.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class StartError(RatelimitError):
+    """Something outside of the configuration keeps the program from starting."""
+
+
+class SpopError(RatelimitError):
+    """The peer broke the protocol, and the connection ends.
+
+    ``status`` is the code sent in AGENT-DISCONNECT (SPOE.txt, sections 3.2.9 and 3.5).
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status

@@ -1,0 +1,62 @@
+"""The words that every floor shares: what a limit is, what a check answers, what a block is."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+SUB_WINDOWS = 16
+"""Parts into which a window is divided; see ``engine.table``."""
+
+MAX_RATE = 10_000_000
+"""Highest rate of a limit, in hits per window."""
+
+
+class Verdict(enum.IntEnum):
+    """What becomes of a request; the higher one is the more severe."""
+
+    ALLOW = 0
+    THROTTLE = 1
+    BLOCK = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A named rule: at most ``rate`` hits of one client in any ``window``.
+
+    Attributes:
+        name: the name of the SPOE message that asks for it; 1 to 64 bytes of ASCII.
+        rate: hits per window, 1 to ``MAX_RATE``.
+        window: nanoseconds; a multiple of ``SUB_WINDOWS``, from 100 ms to 24 h.
+        block: block lengths in seconds, by strikes; empty means that the client is throttled only.
+        forget: seconds without a strike after which strikes no longer count.
+        strict: count the oldest sub-window whole, so that no window ever holds more than ``rate``.
+        ipv4_prefix: bits of an IPv4 address that make the client, 1 to 32.
+        ipv6_prefix: bits of an IPv6 address that make the client, 1 to 128.
+    """
+
+    name: str = "default"
+    rate: int = 100
+    window: int = 1_000_000_000
+    block: tuple[int, ...] = (10, 60, 600, 3600)
+    forget: int = 86_400
+    strict: bool = False
+    ipv4_prefix: int = 32
+    ipv6_prefix: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """An entry of the blocklist; times are whole epoch seconds.
+
+    Whole seconds, because that is what HAProxy's ``date`` compares at the edge: agent and edge see
+    a block end at the same moment. ``strikes`` counts the blocks of this client that are not yet
+    forgotten, this one included.
+    """
+
+    key: str
+    limit: str
+    reason: str
+    strikes: int
+    since: int
+    until: int

@@ -1,0 +1,44 @@
+# C types of codec.py; the compiler reads this beside it, plain Python does not.
+cimport cython
+from libc.stdint cimport uint64_t
+
+cdef uint64_t _MASK
+cdef int _NULL, _BOOL, _INT32, _INT64, _UINT64, _IPV4, _IPV6, _STRING, _BINARY
+
+
+@cython.final
+cdef class Reader:
+    cdef public bytes data
+    cdef const unsigned char *p
+    cdef public Py_ssize_t pos, end, start, size
+    cdef public int type
+    cdef public uint64_t number
+
+    @cython.locals(data=bytes)
+    cpdef void reset(self, bytes data, Py_ssize_t pos, Py_ssize_t end) noexcept
+    cpdef int byte(self) except -1
+    @cython.locals(value=uint64_t, byte=uint64_t, shift=int)
+    cpdef uint64_t varint(self) except? 7777777777777777777
+    @cython.locals(size=uint64_t)
+    cpdef int string(self) except -1
+    @cython.locals(kind=int)
+    cpdef int typed(self) except -1
+
+
+@cython.final
+cdef class Writer:
+    cdef bytearray buffer
+    cdef unsigned char *o
+    cdef public Py_ssize_t size, pos
+
+    cpdef Py_ssize_t room(self) noexcept
+    cpdef bytes take(self)
+    cpdef void byte(self, int value) noexcept
+    cpdef void varint(self, uint64_t value) noexcept
+    @cython.locals(size=Py_ssize_t, i=Py_ssize_t, source='const unsigned char *')
+    cpdef void string(self, bytes value) noexcept
+    @cython.locals(i=Py_ssize_t, source='const unsigned char *')
+    cpdef void copy(self, bytes value, Py_ssize_t start, Py_ssize_t size) noexcept
+    cpdef void typed_int(self, uint64_t value) noexcept
+    cpdef void typed_string(self, bytes value) noexcept
+    cpdef void u32(self, Py_ssize_t at, uint64_t value) noexcept

@@ -1,0 +1,204 @@
+"""Bytes of the SPOP to values and back (SPOE.txt, section 3.1), without I/O.
+
+A ``Reader`` is a cursor over the bytes of one frame; a ``Writer`` fills a buffer that never grows.
+Both serve every frame, the handshake's as well as the request path's, and are compiled with the
+types of codec.pxd. ``p`` and ``o`` are the bytes themselves in plain Python and pointers to them
+when compiled; a pointer is not checked, so every index is tested against ``end`` first.
+"""
+
+from __future__ import annotations
+
+from ratelimit.exceptions import SpopError
+from ratelimit.spop.constants import DataType, Status
+
+# Of C's int type when compiled.
+_NULL = int(DataType.NULL)
+_BOOL = int(DataType.BOOL)
+_INT32 = int(DataType.INT32)
+_INT64 = int(DataType.INT64)
+_UINT64 = int(DataType.UINT64)
+_IPV4 = int(DataType.IPV4)
+_IPV6 = int(DataType.IPV6)
+_STRING = int(DataType.STRING)
+_BINARY = int(DataType.BINARY)
+_INVALID = int(Status.INVALID)
+_MASK = 0xFFFFFFFFFFFFFFFF
+
+Value = bool | int | bytes | None
+
+
+class Reader:
+    """A cursor over ``data[pos:end]``; reading past ``end`` raises SpopError with status 4.
+
+    ``string()``, ``typed()`` and ``skip()`` leave what they found in fields, since a C function
+    returns one value and a tuple would be an object for each argument of each request: the type in
+    ``type``, an integer in ``number``, the place of the bytes in ``start`` and ``size``.
+    """
+
+    def __init__(self) -> None:
+        self.reset(b"", 0, 0)
+
+    def reset(self, data: bytes, pos: int, end: int) -> None:
+        """Read from ``data[pos:end]`` from now on; ``end`` is within the data."""
+        self.data = data
+        self.p = data
+        self.pos = pos
+        self.end = end
+        self.type = 0
+        self.number = 0
+        self.start = 0
+        self.size = 0
+
+    def byte(self) -> int:
+        """Read one byte."""
+        if self.pos >= self.end:
+            raise SpopError(_INVALID, "the frame ends where a byte is expected")
+        self.pos += 1
+        return self.p[self.pos - 1]
+
+    def varint(self) -> int:
+        """Read a variable-length integer, 0 to 2^64 - 1."""
+        if self.pos >= self.end:
+            raise SpopError(_INVALID, "the frame ends where an integer is expected")
+        value = self.p[self.pos]
+        self.pos += 1
+        if value < 240:
+            return value
+        shift = 4
+        while True:
+            if self.pos >= self.end:
+                raise SpopError(_INVALID, "the frame ends within an integer")
+            byte = self.p[self.pos]
+            self.pos += 1
+            # 4 + 9 * 7 = 67: ten bytes hold all 64 bits, and more would be lost by the shift.
+            if shift > 60:
+                raise SpopError(_INVALID, "an integer of more than 64 bits")
+            value = (value + (byte << shift)) & _MASK
+            if byte < 128:
+                return value
+            shift += 7
+
+    def string(self) -> None:
+        """Find the bytes of a string or binary: ``start`` and ``size``."""
+        size = self.varint()
+        if size > self.end - self.pos:
+            raise SpopError(_INVALID, "a string is longer than its frame")
+        self.start = self.pos
+        self.size = size
+        self.pos += size
+
+    def typed(self) -> None:
+        """Read typed data.
+
+        ``number`` is an integer as the 64 bits that came, or a boolean as 0 or 1; an address, a
+        string or a binary is at ``start`` with ``size`` bytes.
+        """
+        kind = self.byte()
+        self.type = kind & 0x0F
+        if self.type == _STRING or self.type == _BINARY:
+            self.string()
+        elif self.type == _IPV4 or self.type == _IPV6:
+            self.size = 4 if self.type == _IPV4 else 16
+            if self.size > self.end - self.pos:
+                raise SpopError(_INVALID, "an address is longer than its frame")
+            self.start = self.pos
+            self.pos += self.size
+        elif self.type == _BOOL:
+            self.number = kind >> 4 & 1
+        elif self.type == _NULL:
+            self.number = 0
+        elif self.type <= _UINT64:
+            self.number = self.varint()
+        else:
+            raise SpopError(_INVALID, f"unknown data type {self.type}")
+
+    def value(self) -> Value:
+        """Read typed data as a Python object; addresses, strings and binaries as bytes."""
+        self.typed()
+        if self.type == _NULL:
+            return None
+        if self.type == _BOOL:
+            return self.number == 1
+        if self.type <= _UINT64:
+            number = int(self.number)
+            signed = self.type == _INT32 or self.type == _INT64
+            return number - (1 << 64) if signed and number >> 63 else number
+        return self.data[self.start : self.start + self.size]
+
+    def kv_list(self) -> dict[str, Value]:
+        """Read a KV-LIST to the end of the frame."""
+        found: dict[str, Value] = {}
+        while self.pos < self.end:
+            self.string()
+            name = self.data[self.start : self.start + self.size]
+            found[name.decode("ascii", "backslashreplace")] = self.value()
+        return found
+
+
+class Writer:
+    """A buffer of fixed ``size``, filled from the front; who writes asks for ``room()`` first."""
+
+    def __init__(self, size: int) -> None:
+        self.buffer = bytearray(size)
+        self.o = self.buffer
+        self.size = size
+        self.pos = 0
+
+    def room(self) -> int:
+        """Bytes that are left."""
+        return self.size - self.pos
+
+    def take(self) -> bytes:
+        """Return what was written and start again."""
+        written = bytes(self.o[: self.pos])
+        self.pos = 0
+        return written
+
+    def byte(self, value: int) -> None:
+        self.o[self.pos] = value
+        self.pos += 1
+
+    def varint(self, value: int) -> None:
+        """Write an integer from 0 to 2^64 - 1; at most ten bytes."""
+        if value < 240:
+            self.byte(value)
+            return
+        self.byte((value & 0x0F) | 0xF0)
+        value = (value - 240) >> 4
+        while value >= 128:
+            self.byte((value & 0x7F) | 0x80)
+            value = (value - 128) >> 7
+        self.byte(value)
+
+    def string(self, value: bytes) -> None:
+        """Write the length of ``value`` and its bytes."""
+        size = len(value)
+        source = value
+        self.varint(size)
+        for i in range(size):
+            self.o[self.pos + i] = source[i]
+        self.pos += size
+
+    def copy(self, value: bytes, start: int, size: int) -> None:
+        """Write ``value[start:start + size]`` as it is."""
+        source = value
+        for i in range(size):
+            self.o[self.pos + i] = source[start + i]
+        self.pos += size
+
+    def typed_int(self, value: int) -> None:
+        """Write typed data: an INT64 of 0 or more, as HAProxy does."""
+        self.byte(_INT64)
+        self.varint(value)
+
+    def typed_string(self, value: bytes) -> None:
+        """Write typed data: a string."""
+        self.byte(_STRING)
+        self.string(value)
+
+    def u32(self, at: int, value: int) -> None:
+        """Put a big-endian 32-bit number at the place ``at``, which was skipped before."""
+        self.o[at] = value >> 24 & 0xFF
+        self.o[at + 1] = value >> 16 & 0xFF
+        self.o[at + 2] = value >> 8 & 0xFF
+        self.o[at + 3] = value & 0xFF
