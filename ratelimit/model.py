@@ -60,3 +60,17 @@ class Block:
     strikes: int
     since: int
     until: int
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the agent listens: a host and a port, or the path of a unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix://{self.path}"
+        return f"tcp://[{self.host}]:{self.port}" if ":" in self.host else f"tcp://{self.host}:{self.port}"

@@ -1,0 +1,269 @@
+"""The agent: SPOP connections on TCP and unix sockets, over asyncio.
+
+This file owns sockets, the clock and nothing else. Every read is answered in the same turn of the
+loop with one write; what can't be waited for is bounded: connections by number, a handshake and a
+silence by time, unsent answers by size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+import time
+from typing import cast
+
+import structlog
+
+from ratelimit.exceptions import SpopError, StartError
+from ratelimit.limiter import Limiter
+from ratelimit.model import Address
+from ratelimit.spop.connection import Connection
+from ratelimit.spop.constants import Status
+
+MAX_CONNECTIONS = 4096
+"""More than one HAProxy needs for 50,000 requests at once, at 20 streams a connection (3.1)."""
+
+HANDSHAKE_TIMEOUT = 5
+"""Seconds from connecting to a whole HAPROXY-HELLO."""
+
+IDLE_TIMEOUT = 600
+"""Seconds without a byte; HAProxy's own ``timeout idle`` and ``timeout server`` come before."""
+
+FRAME_TIMEOUT = 5
+"""Seconds without a byte in the middle of a frame."""
+
+CLOSE_TIMEOUT = 5
+"""Seconds for a peer to read what it was sent, or to close."""
+
+_WRITE_LIMIT = 1 << 18  # bytes unsent to a peer that does not read; then its reading stops as well
+_BACKLOG = 1024
+_LINES_PER_SECOND = 10
+
+log = structlog.get_logger()
+
+
+class Agent:
+    """Listens, keeps the connections, and ends them.
+
+    ``peers`` are the open connections; ``refused`` counts those over ``MAX_CONNECTIONS``,
+    ``protocol_errors`` those that ended by a broken protocol.
+    """
+
+    def __init__(self, limiter: Limiter) -> None:
+        self.limiter = limiter
+        self.peers: set[_Peer] = set()
+        self.refused = 0
+        self.protocol_errors = 0
+        self.lines = 0
+        self._servers: list[asyncio.Server] = []
+        self._paths: list[tuple[str, int]] = []
+        self._quiet = asyncio.Event()
+
+    async def listen(self, address: Address) -> Address:
+        """Accept connections; return the address with the port that was given for port 0.
+
+        Raises StartError if the address can't be bound.
+        """
+        try:
+            sock = _bind_unix(address.path) if address.path else _bind_tcp(address)
+        except OSError as error:
+            raise StartError(f"can't listen on {address}: {error.strerror or error}") from error
+        loop = asyncio.get_running_loop()
+        if address.path:
+            self._paths.append((address.path, os.stat(address.path).st_ino))
+            server = await loop.create_unix_server(
+                lambda: _Peer(self), sock=sock, backlog=_BACKLOG
+            )
+        else:
+            address = Address(address.host, sock.getsockname()[1])
+            server = await loop.create_server(lambda: _Peer(self), sock=sock, backlog=_BACKLOG)
+        self._servers.append(server)
+        return address
+
+    def tick(self) -> None:
+        """Do what is due about once a second: time limits, and what the limiter has to do."""
+        for peer in tuple(self.peers):
+            peer.look()
+        self.limiter.tick(time.time_ns())
+        self._report()
+
+    async def close(self, timeout: float) -> None:
+        """Stop accepting, tell every peer, and close; at most ``timeout`` seconds.
+
+        What has been read is answered already: a read and its answer are one turn of the loop.
+        """
+        for server in self._servers:
+            server.close()
+        for path, inode in self._paths:
+            # A successor may have put its own socket there.
+            if os.path.exists(path) and os.stat(path).st_ino == inode:
+                os.unlink(path)
+        for peer in tuple(self.peers):
+            peer.close(Status.NORMAL, "the agent stops")
+        self._quiet.clear()
+        if self.peers:
+            try:
+                await asyncio.wait_for(self._quiet.wait(), timeout)
+            except TimeoutError:
+                for peer in tuple(self.peers):
+                    peer.abort()
+        self._report()
+
+    def left(self, peer: _Peer) -> None:
+        self.peers.discard(peer)
+        if not self.peers:
+            self._quiet.set()
+
+    def broke(self, peer: str, error: SpopError) -> None:
+        self.protocol_errors += 1
+        self.lines += 1
+        if self.lines <= _LINES_PER_SECOND:
+            log.warning("connection ended", peer=peer, status=error.status, why=str(error))
+
+    def _report(self) -> None:
+        """Log what came up since the last second, in a number of lines that load can't raise."""
+        if self.lines > _LINES_PER_SECOND:
+            log.warning("more connections ended", count=self.lines - _LINES_PER_SECOND)
+        self.lines = 0
+        news = self.limiter.news
+        blocks, self.limiter.blocks_unreported = self.limiter.blocks_unreported, 0
+        for block in news:
+            log.info(
+                "blocked",
+                key=block.key,
+                limit=block.limit,
+                reason=block.reason,
+                strikes=block.strikes,
+                seconds=block.until - block.since,
+            )
+        if blocks > len(news):
+            log.info("more blocked", count=blocks - len(news))
+        news.clear()
+        notes = self.limiter.engine.notes
+        for (problem, name), told in notes.items():
+            if not told:
+                notes[problem, name] = True
+                log.warning(problem, message=name)
+
+
+class _Peer(asyncio.Protocol):
+    """One connection; feeds the state machine and sends what it returns."""
+
+    __slots__ = ("_agent", "_name", "_spop", "_transport", "age", "seen", "stuck")
+
+    _transport: asyncio.Transport
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._name = ""
+        self._spop = Connection(agent.limiter.engine)
+        self.age = 0  # seconds in the present state
+        self.seen = False  # a byte has come since the last look
+        self.stuck = False  # nothing more is read: the peer does not, or all is said
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports do not derive from asyncio.Transport, but are such.
+        self._transport = cast(asyncio.Transport, transport)
+        peername = transport.get_extra_info("peername")
+        self._name = f"{peername[0]}:{peername[1]}" if isinstance(peername, tuple) else "unix"
+        self._transport.set_write_buffer_limits(high=_WRITE_LIMIT)
+        full = len(self._agent.peers) >= MAX_CONNECTIONS
+        self._agent.peers.add(self)
+        if full:
+            self._agent.refused += 1
+            self.close(Status.RESOURCES, f"more than {MAX_CONNECTIONS} connections")
+
+    def data_received(self, data: bytes) -> None:
+        self.seen = True
+        answer = self._spop.receive_data(data, time.time_ns())
+        if answer:
+            self._transport.write(answer)
+        if self._spop.closed:
+            self._finish()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        # HAProxy 3.1 and later may reset a connection that it no longer needs: no error.
+        self._agent.left(self)
+
+    def pause_writing(self) -> None:
+        self._transport.pause_reading()
+        self.stuck = True
+        self.age = 0
+
+    def resume_writing(self) -> None:
+        if not self._spop.closed:
+            self.stuck = False
+            self._transport.resume_reading()
+
+    def close(self, status: int, message: str) -> None:
+        """End the connection from this side."""
+        farewell = self._spop.close(status, message)
+        if farewell:
+            self._transport.write(farewell)
+            self._finish()
+
+    def look(self) -> None:
+        """End what takes too long; called about once a second."""
+        self.age += 1
+        if self.stuck:
+            if self.age > CLOSE_TIMEOUT:
+                self.abort()
+        elif self._spop.hello is None:
+            if self.age > HANDSHAKE_TIMEOUT:
+                self.close(Status.TIMEOUT, "no HAPROXY-HELLO in time")
+        elif self.seen:
+            self.age = 0
+        elif self.age > (FRAME_TIMEOUT if self._spop.in_frame else IDLE_TIMEOUT):
+            self.close(Status.TIMEOUT, "silent for too long")
+        self.seen = False
+
+    def abort(self) -> None:
+        """Close without sending what is unsent."""
+        self._transport.abort()
+
+    def _finish(self) -> None:
+        if self._spop.error is not None:
+            self._agent.broke(self._name, self._spop.error)
+        self.stuck = True
+        self.age = 0
+        self._transport.close()
+
+
+def _bind_tcp(address: Address) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted connections inherit it: a peer that vanished without a word is found out.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.bind((address.host, address.port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _bind_unix(path: str) -> socket.socket:
+    """Bind a socket file of mode 0660, in place of one that nobody listens on any more."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.setblocking(False)
+                try:
+                    probe.connect(path)
+                except ConnectionRefusedError:
+                    os.unlink(path)
+                except BlockingIOError:
+                    pass  # a full backlog: somebody listens
+        umask = os.umask(0o117)
+        try:
+            sock.bind(path)
+        finally:
+            os.umask(umask)
+    except OSError:
+        sock.close()
+        raise
+    return sock

@@ -1,0 +1,68 @@
+"""Who is blocked until when, and how many strikes each has; off the request path.
+
+An entry stays ``forget`` seconds after the last strike, since the next block is chosen by the
+strikes before it. The number of entries is bounded: without room, a client is throttled instead of
+blocked, which ``refused`` counts.
+"""
+
+from __future__ import annotations
+
+from ratelimit.model import Block, Limit
+
+MAX_ENTRIES = 200_000
+
+
+class Blocklist:
+    """Blocks by limit and key; all times are epoch seconds."""
+
+    def __init__(self, max_entries: int = MAX_ENTRIES) -> None:
+        self.max_entries = max_entries
+        self.refused = 0
+        # Each limit's entries stand in the order of their last strike, hence of being forgotten.
+        self._entries: dict[str, dict[str, Block]] = {}
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def get(self, limit: str, key: str) -> Block | None:
+        """Return the client's last block, which may have ended."""
+        return self._entries.get(limit, {}).get(key)
+
+    def strike(self, limit: Limit, key: str, now: int) -> Block | None:
+        """Block a client that exceeded a limit; None if there is no room for it.
+
+        The first strike earns the first length of the limit's ladder, and so on; past its end the
+        last one is repeated.
+        """
+        entries = self._entries.setdefault(limit.name, {})
+        last = entries.pop(key, None)
+        if last is not None:
+            self._size -= 1
+        elif self._size >= self.max_entries:
+            self.refused += 1
+            return None
+        strikes = 1
+        if last is not None and now - last.since < limit.forget:
+            strikes = last.strikes + 1
+        block = Block(
+            key=key,
+            limit=limit.name,
+            reason=f"over {limit.rate} in {limit.window / 1_000_000_000:g} s",
+            strikes=strikes,
+            since=now,
+            until=now + limit.block[min(strikes, len(limit.block)) - 1],
+        )
+        entries[key] = block
+        self._size += 1
+        return block
+
+    def forget(self, limit: Limit, now: int) -> None:
+        """Drop the entries of a limit whose block has ended and whose strikes are forgotten."""
+        entries = self._entries.get(limit.name, {})
+        while entries:
+            key, block = next(iter(entries.items()))
+            if block.until > now or now - block.since < limit.forget:
+                return
+            del entries[key]
+            self._size -= 1

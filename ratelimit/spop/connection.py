@@ -1,0 +1,145 @@
+"""One connection of HAProxy to the agent, as a state machine without I/O.
+
+Bytes go in by ``receive_data()``, which returns the bytes to send; whoever owns the socket sends
+them and closes it once ``closed`` is set. All changes of state are in this file:
+
+    HELLO ──HAPROXY-HELLO──> OPEN ──NOTIFY/ACK──> OPEN
+      │                        │
+      └── health check ────────┴── DISCONNECT, an error, close() ──> closed
+
+While the connection is open, whole NOTIFY frames never surface here: the engine answers them.
+"""
+
+from __future__ import annotations
+
+from ratelimit.engine.answer import Engine
+from ratelimit.exceptions import SpopError
+from ratelimit.spop.codec import Reader
+from ratelimit.spop.constants import MAX_FRAME_SIZE, FrameType, Status
+from ratelimit.spop.frames import (
+    Hello,
+    read_disconnect,
+    read_hello,
+    write_agent_disconnect,
+    write_agent_hello,
+)
+
+_LENGTH = 4  # bytes before each frame
+
+
+class Connection:
+    """The agent's side of one SPOP connection.
+
+    Attributes:
+        hello: what HAProxy asked for, once it has.
+        closed: nothing more is read or sent; the socket is to be closed.
+        error: why the connection broke, if a side broke the protocol or HAProxy gave up.
+    """
+
+    __slots__ = ("_engine", "_pending", "_wanted", "closed", "error", "hello")
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._pending = bytearray()
+        self._wanted = 0
+        self.hello: Hello | None = None
+        self.closed = False
+        self.error: SpopError | None = None
+
+    @property
+    def in_frame(self) -> bool:
+        """Part of a frame has come, and the rest has not."""
+        return bool(self._pending)
+
+    def receive_data(self, data: bytes, now: int) -> bytes:
+        """Take what was read at ``now`` (nanoseconds since the epoch); return what to send."""
+        if self.closed:
+            return b""
+        if self._pending:
+            # Frames may come a byte at a time; joining at every byte would be quadratic.
+            self._pending += data
+            if len(self._pending) < self._wanted:
+                return b""
+            data = bytes(self._pending)
+            self._pending.clear()
+        self._engine.at(now)
+        if self.hello is None:
+            return self._receive(data, 0)
+        # The common read holds nothing but NOTIFY frames.
+        try:
+            pos = self._engine.answer(data, 0, self.hello.max_frame_size)
+        except SpopError as error:
+            return self._engine.take() + self._fail(error)
+        answers = self._engine.take()
+        if pos == len(data):
+            return answers
+        return answers + self._receive(data, pos)
+
+    def _receive(self, data: bytes, pos: int) -> bytes:
+        answers = []
+        try:
+            while not self.closed and self._has_frame(data, pos):
+                if self.hello is not None and data[pos + _LENGTH] == FrameType.NOTIFY:
+                    try:
+                        pos = self._engine.answer(data, pos, self.hello.max_frame_size)
+                    finally:
+                        answers.append(self._engine.take())
+                else:
+                    end = pos + _LENGTH + int.from_bytes(data[pos : pos + _LENGTH])
+                    answers.append(self._control(data, pos + _LENGTH, end))
+                    pos = end
+        except SpopError as error:
+            answers.append(self._fail(error))
+        return b"".join(answers)
+
+    def _has_frame(self, data: bytes, pos: int) -> bool:
+        """Tell whether a whole frame is at ``pos``; if not, keep what there is of it."""
+        left = len(data) - pos
+        length = int.from_bytes(data[pos : pos + _LENGTH]) if left >= _LENGTH else 0
+        limit = self.hello.max_frame_size if self.hello else MAX_FRAME_SIZE
+        if length > limit:
+            raise SpopError(Status.TOO_BIG, f"a frame of {length} bytes; at most {limit} are taken")
+        if left >= _LENGTH and length == 0:
+            raise SpopError(Status.INVALID, "a frame of no bytes")
+        self._wanted = _LENGTH + length
+        if left > _LENGTH and left >= self._wanted:
+            return True
+        self._pending += data[pos:]
+        return False
+
+    def _control(self, data: bytes, start: int, end: int) -> bytes:
+        """Handle the frame ``data[start:end]``, which is not a NOTIFY to be answered."""
+        reader = Reader()
+        reader.reset(data, start + 1, end)
+        kind = data[start]
+        if kind == FrameType.HAPROXY_DISCONNECT:
+            status, message = read_disconnect(reader)
+            # 0 is the end of a healthy connection, 2 that of an idle one.
+            if status not in (Status.NORMAL, Status.TIMEOUT):
+                self.error = SpopError(status, f"HAProxy disconnected: {message}")
+            return self.close(Status.NORMAL, "")
+        if kind == FrameType.UNSET:
+            raise SpopError(Status.FRAGMENTED, "a fragment; fragmentation was not announced")
+        if self.hello is None:
+            if kind != FrameType.HAPROXY_HELLO:
+                raise SpopError(Status.INVALID, f"a frame of type {kind} before HAPROXY-HELLO")
+            hello = read_hello(reader)
+            if hello.healthcheck:
+                self.closed = True
+            self.hello = hello
+            return write_agent_hello(hello.max_frame_size)
+        if kind == FrameType.HAPROXY_HELLO:
+            raise SpopError(Status.INVALID, "a second HAPROXY-HELLO")
+        return b""  # "Unknown frames may be silently skipped" (SPOE.txt, section 3.2.2)
+
+    def close(self, status: int, message: str) -> bytes:
+        """End the connection from this side; return the AGENT-DISCONNECT to send."""
+        if self.closed:
+            return b""
+        self.closed = True
+        self._pending.clear()
+        return write_agent_disconnect(status, message or Status(status).name.lower())
+
+    def _fail(self, error: SpopError) -> bytes:
+        self.error = error
+        return self.close(error.status, str(error))
