@@ -10,6 +10,12 @@ ADDRESS = 1
 TEXT = 2
 """Kind of a key that is a string or other bytes."""
 
+WAYS = 8
+"""Clients of a set of the table."""
+
+CLIENT_BYTES = 128
+"""Memory that a client takes in the table, with everything."""
+
 RING = SUB_WINDOWS + 1
 """Counters of a client: the parts of a window, and the one that is leaving it."""
 

@@ -17,4 +17,4 @@ cdef class Rule:
     cdef uint64_t now, tick, elapsed, bucket, oldest, weight
     cdef public uint64_t allowed, throttled, blocked
 
-    cdef void at(self, uint64_t now) noexcept
+    cpdef void at(self, uint64_t now) noexcept

@@ -42,7 +42,7 @@ cdef class Table:
     cdef void advance(self, Py_ssize_t slot, Rule rule) noexcept
     @cython.locals(
         first=Py_ssize_t, left=uint64_t, at=uint64_t, parts=uint64_t,
-        until=uint64_t,
+        until=uint64_t, counter=uint64_t, spare=uint64_t,
     )
     cdef uint64_t wait(self, Py_ssize_t slot, Rule rule) noexcept
     cpdef uint64_t until(self, Py_ssize_t slot) noexcept

@@ -24,11 +24,8 @@ from __future__ import annotations
 
 import mmap
 
-from ratelimit.engine.constants import RING, SECOND, WEIGHT_BITS
+from ratelimit.engine.constants import CLIENT_BYTES, RING, SECOND, WAYS, WEIGHT_BITS
 from ratelimit.engine.rule import Rule
-
-WAYS = 8
-CLIENT_BYTES = 128
 
 _SET_WORDS = 128
 _SLOT_WORDS = 15
@@ -170,13 +167,19 @@ class Table:
         left = self.halves[2 * slot + 8]
         at = rule.oldest
         parts = 0
+        counter = 0
         while parts < RING:
             parts += 1
-            left -= self.halves[first + at]
+            counter = self.halves[first + at]
+            left -= counter
             if left < rule.rate:
                 break
             at = at + 1 if at + 1 < RING else 0
         until = parts * rule.sub_window - rule.elapsed
+        if counter > 0 and not rule.strict:
+            # A counter leaves the window bit by bit: as much of it as fits beside the rest may stay.
+            spare = rule.sub_window // counter * (rule.rate - left)
+            until = until - spare if until > spare else 1
         return (until + SECOND - 1) // SECOND
 
     def until(self, slot: int) -> int:

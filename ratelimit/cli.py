@@ -1,0 +1,120 @@
+"""The command ``ratelimit``.
+
+Exit codes: 0 well, 1 failed, 2 wrong use or wrong configuration. A mistake of the user is told in a
+line on standard error, never as a stack trace.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ratelimit import __version__, engine
+from ratelimit.config import Config, load
+from ratelimit.exceptions import ConfigError, RatelimitError
+from ratelimit.model import Address
+from ratelimit.notation import SECOND, format_duration, parse_host_port
+
+if TYPE_CHECKING:
+    from ratelimit.model import Limit
+
+
+class _Program(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            for problem in error.problems:
+                click.echo(problem, err=True)
+            sys.exit(2)
+        except RatelimitError as error:
+            click.echo(f"ratelimit: {error}", err=True)
+            sys.exit(1)
+
+
+class _HostPort(click.ParamType):
+    name = "host:port"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Address:
+        if isinstance(value, Address):
+            return value
+        try:
+            return parse_host_port(value)
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
+
+
+_config_option = click.option(
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Configuration in TOML; without it, the defaults and the environment.",
+)
+
+
+@click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """The global rate limiter for HAProxy."""
+
+
+@main.command()
+@click.option(
+    "--backend",
+    type=_HostPort(),
+    metavar="HOST:PORT",
+    help="The application to protect; without it, a small demo application answers.",
+)
+@click.option(
+    "--listen",
+    type=_HostPort(),
+    metavar="HOST:PORT",
+    help="Where HAProxy takes requests.",
+)
+@_config_option
+def up(backend: Address | None, listen: Address | None, path: Path | None) -> None:
+    """Run the agent and HAProxy together until Ctrl-C."""
+    from ratelimit import service
+
+    sys.exit(service.up(load(path), listen, backend))
+
+
+@main.command()
+@_config_option
+def serve(path: Path | None) -> None:
+    """Run the agent alone, for an HAProxy that runs elsewhere."""
+    from ratelimit import service
+
+    sys.exit(service.serve(load(path)))
+
+
+@main.command()
+@_config_option
+def check(path: Path | None) -> None:
+    """Validate the configuration and show the limits in it."""
+    config = load(path)
+    click.echo(f"{path or 'defaults'}: ok")
+    click.echo(_summary(config))
+
+
+@main.command()
+def version() -> None:
+    """Show the version, and whether the request path is compiled."""
+    click.echo(f"ratelimit {__version__} ({'compiled' if engine.compiled() else 'pure'})")
+
+
+def _summary(config: Config) -> str:
+    return "limits: " + "; ".join(_limit(limit) for limit in config.limits_in_force())
+
+
+def _limit(limit: Limit) -> str:
+    blocks = ", ".join(format_duration(seconds * SECOND) for seconds in limit.block)
+    return (
+        f"{limit.name}: {limit.rate} in {format_duration(limit.window)}, "
+        f"{f'then blocked for {blocks}' if blocks else 'throttled only'}"
+    )

@@ -1,0 +1,344 @@
+"""The configuration: a TOML file, overridden by the environment, as typed and checked models.
+
+``load()`` is the way in. What the file may hold is in the models below; what is wrong comes out as
+one ``ConfigError`` with a line for each mistake, ``source: field: what is wrong``. A value is never
+repeated in such a line unless it can't be a secret.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+
+from ratelimit.exceptions import ConfigError
+from ratelimit.model import MAX_RATE, Address, Limit
+from ratelimit.notation import (
+    DAY,
+    MILLISECOND,
+    SECOND,
+    format_duration,
+    parse_duration,
+    parse_listen,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pydantic.fields import FieldInfo
+    from pydantic_core import ErrorDetails
+    from pydantic_settings import PydanticBaseSettingsSource
+
+_ENV_PREFIX = "RATELIMIT_"
+_ENV_DELIMITER = "__"
+
+
+def _duration(value: object) -> int:
+    # A variable that says 0 arrives as a number.
+    if value == 0 and type(value) is int:
+        return 0
+    return parse_duration(value if isinstance(value, str) else "")
+
+
+def _listen(value: object) -> Address:
+    return parse_listen(value if isinstance(value, str) else "")
+
+
+def _between(low: int, high: int, unit: int) -> Callable[[int], int]:
+    """Return a check that a duration is from ``low`` to ``high`` and a multiple of ``unit``."""
+
+    def check(value: int) -> int:
+        if value % unit:
+            raise ValueError(f"must be a multiple of {format_duration(unit)}")
+        if not low <= value <= high:
+            raise ValueError(f"must be from {format_duration(low)} to {format_duration(high)}")
+        return value
+
+    return check
+
+
+Duration = Annotated[int, BeforeValidator(_duration)]
+"""Written as text, held in nanoseconds."""
+
+Listen = Annotated[Address, BeforeValidator(_listen)]
+Window = Annotated[Duration, AfterValidator(_between(100 * MILLISECOND, DAY, MILLISECOND))]
+BlockLength = Annotated[Duration, AfterValidator(_between(SECOND, 30 * DAY, SECOND))]
+Forget = Annotated[Duration, AfterValidator(_between(SECOND, 366 * DAY, SECOND))]
+LimitName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
+"""What HAProxy takes as the name of a SPOE message, of at most 64 characters."""
+
+
+class _Section(BaseModel):
+    """A table of the file.
+
+    ``later`` names the fields of the contract whose feature is still to come: they may be written
+    down with their default, and anything else would be a promise that nobody keeps.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    later: ClassVar[frozenset[str]] = frozenset()
+
+    @field_validator("*")
+    @classmethod
+    def _is_available(cls, value: object, info: ValidationInfo) -> object:
+        name = str(info.field_name)
+        if name in cls.later and value != cls.model_fields[name].get_default():
+            raise ValueError("not available in this version, leave it at its default")
+        return value
+
+
+class AgentSection(_Section):
+    """``[agent]``: where HAProxy asks, and how many clients are remembered."""
+
+    later = frozenset({"http_listen"})
+
+    listen: tuple[Listen, ...] = Field((Address("127.0.0.1", 9190),), strict=False)
+    http_listen: tuple[str, ...] = Field((), strict=False)
+    max_clients: int = Field(1_000_000, ge=8, le=1_000_000_000)
+
+    @field_validator("listen")
+    @classmethod
+    def _listens(cls, listen: tuple[Address, ...]) -> tuple[Address, ...]:
+        if not listen:
+            raise ValueError("must name at least one address")
+        return listen
+
+
+class OpsSection(_Section):
+    """``[ops]``: the HTTP API for operators."""
+
+    later = frozenset({"listen", "token_file"})
+
+    listen: str = "127.0.0.1:9191"
+    token_file: str = ""
+
+
+class StoreSection(_Section):
+    """``[store]``: what the nodes share."""
+
+    later = frozenset({"url", "sync_interval", "prefix", "state_dir", "on_outage"})
+
+    url: str = "memory://"
+    sync_interval: Duration = 10 * MILLISECOND
+    prefix: str = "ratelimit"
+    state_dir: str = ""
+    on_outage: Literal["local", "share"] = "local"
+
+
+class LimitSection(_Section):
+    """``[limits.NAME]``: at most ``rate`` hits of one client in any ``window``."""
+
+    later = frozenset({"shadow", "headers"})
+
+    rate: int = Field(100, ge=1, le=MAX_RATE)
+    window: Window = SECOND
+    block: tuple[BlockLength, ...] = Field(
+        (10 * SECOND, 60 * SECOND, 600 * SECOND, 3600 * SECOND), strict=False, max_length=32
+    )
+    forget: Forget = DAY
+    strict: bool = False
+    shadow: bool = False
+    ipv4_prefix: int = Field(32, ge=1, le=32)
+    ipv6_prefix: int = Field(64, ge=1, le=128)
+    headers: bool = False
+
+    @field_validator("block")
+    @classmethod
+    def _rises(cls, ladder: tuple[int, ...]) -> tuple[int, ...]:
+        if any(later <= earlier for earlier, later in zip(ladder, ladder[1:], strict=False)):
+            raise ValueError("each block must be longer than the one before it")
+        return ladder
+
+
+class ListsSection(_Section):
+    """``[lists]``: who is never counted, and who is always blocked."""
+
+    later = frozenset({"allow", "deny"})
+
+    allow: tuple[str, ...] = Field((), strict=False)
+    deny: tuple[str, ...] = Field((), strict=False)
+
+
+class HaproxySection(_Section):
+    """``[haproxy]``: the HAProxy processes beside this agent."""
+
+    later = frozenset({"sockets"})
+
+    sockets: tuple[str, ...] = Field((), strict=False)
+
+
+class LoadSection(_Section):
+    """``[load]``: when to say that the load is high."""
+
+    later = frozenset({"high", "low", "hold"})
+
+    high: int = Field(0, ge=0)
+    low: int = Field(0, ge=0)
+    hold: Duration = 30 * SECOND
+
+
+class _Environment(EnvSettingsSource):
+    """Variables, of which a list may be JSON or just ``one,two``."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: str) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return [part.strip() for part in value.split(",")]
+
+
+class Config(BaseSettings):
+    """All of it; every field has a default. ``limits`` always has ``default``."""
+
+    model_config = SettingsConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        env_prefix=_ENV_PREFIX,
+        env_nested_delimiter=_ENV_DELIMITER,
+    )
+
+    agent: AgentSection = AgentSection()
+    ops: OpsSection = OpsSection()
+    store: StoreSection = StoreSection()
+    limits: dict[LimitName, LimitSection] = Field(default={}, validate_default=True)
+    lists: ListsSection = ListsSection()
+    haproxy: HaproxySection = HaproxySection()
+    webhooks: tuple[dict[str, Any], ...] = Field((), strict=False)
+    load: LoadSection = LoadSection()
+
+    @field_validator("limits")
+    @classmethod
+    def _has_default(cls, limits: dict[str, LimitSection]) -> dict[str, LimitSection]:
+        return {"default": LimitSection()} | limits
+
+    @field_validator("webhooks")
+    @classmethod
+    def _is_available(cls, webhooks: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        if webhooks:
+            raise ValueError("not available in this version")
+        return webhooks
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment before the file; nothing else, a .env file least of all."""
+        return _Environment(settings_cls), init_settings
+
+    def limits_in_force(self) -> tuple[Limit, ...]:
+        """Return the limits in the order of the file."""
+        return tuple(
+            Limit(
+                name=name,
+                rate=limit.rate,
+                window=limit.window,
+                block=tuple(length // SECOND for length in limit.block),
+                forget=limit.forget // SECOND,
+                strict=limit.strict,
+                ipv4_prefix=limit.ipv4_prefix,
+                ipv6_prefix=limit.ipv6_prefix,
+            )
+            for name, limit in self.limits.items()
+        )
+
+
+def load(path: Path | None = None) -> Config:
+    """Return the configuration of the file, of the environment, and of the defaults.
+
+    Raises ConfigError with everything that is wrong.
+    """
+    tables = {} if path is None else _read(path)
+    problems = [
+        f"{path}: {_dotted((name,))}: unknown field"
+        for name in tables
+        if name not in Config.model_fields
+    ]
+    for variable in os.environ:
+        # Others are switches of the build, of the client, or, in a cluster, of whoever sets them.
+        if variable.upper().startswith(_ENV_PREFIX) and _ENV_DELIMITER in variable:
+            section = variable[len(_ENV_PREFIX) :].split(_ENV_DELIMITER)[0]
+            if section.lower() not in Config.model_fields:
+                problems.append(f"environment: {variable}: unknown field")
+    try:
+        config = Config(**{name: tables[name] for name in tables if name in Config.model_fields})
+    except ValidationError as error:
+        problems += [_explain(path, detail) for detail in error.errors(include_url=False)]
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise ConfigError([f"{path}: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{path}: not UTF-8 at byte {error.start}"]) from error
+    except (ValueError, RecursionError) as error:
+        # ValueError: TOMLDecodeError, which tells the line, and numbers too long for Python.
+        raise ConfigError([f"{path}: not TOML: {error}"]) from error
+
+
+def _explain(path: Path | None, detail: ErrorDetails) -> str:
+    """Return the line for one mistake, with the place where it can be mended."""
+    loc = tuple(part for part in detail["loc"] if part != "[key]")
+    message = _MESSAGES.get(detail["type"]) or detail["msg"]
+    message = message.removeprefix("Value error, ")
+    message = re.sub("^Input should be", "must be", message)
+    variable = _variable(loc)
+    if variable is None:
+        return f"{path}: {_dotted(loc)}: {message}"
+    return f"environment: {variable}: {message}"
+
+
+_MESSAGES = {
+    "extra_forbidden": "unknown field",
+    "model_type": "must be a table",
+    "dict_type": "must be a table",
+    "tuple_type": "must be a list",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be text",
+    "string_pattern_mismatch": "a name has 1 to 64 of the characters A-Z a-z 0-9 _ . : -",
+}
+
+
+def _variable(loc: tuple[int | str, ...]) -> str | None:
+    """Return the variable that set a field, or a part of it, or the table it is in, if one did."""
+    names = {name.upper(): name for name in os.environ}
+    for size in range(len(loc), 0, -1):
+        wanted = _ENV_PREFIX + _ENV_DELIMITER.join(str(part) for part in loc[:size]).upper()
+        for name, shown in names.items():
+            if name == wanted or (size == len(loc) and name.startswith(wanted + _ENV_DELIMITER)):
+                return shown
+    return None
+
+
+def _dotted(loc: tuple[int | str, ...]) -> str:
+    """Return ``limits.default.rate``; a name that TOML would quote is quoted."""
+    parts = (str(part) for part in loc)
+    return ".".join(p if re.fullmatch("[A-Za-z0-9_-]+", p) else ascii(p) for p in parts)

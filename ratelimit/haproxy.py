@@ -1,0 +1,88 @@
+"""HAProxy as a child process, run with the configuration that we ship.
+
+Its settings travel in environment variables, which haproxy.cfg reads; nothing is generated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+from importlib import resources
+from pathlib import Path
+
+from ratelimit.exceptions import StartError
+
+MIN_VERSION = (2, 6)
+
+_INSTALL = "install it with: apt-get install haproxy"
+_VERSION_TIMEOUT = 5  # seconds
+_STOP_TIMEOUT = 2  # seconds; HAProxy ends its sessions at SIGUSR1, and is ended at SIGTERM
+
+
+def files() -> Path:
+    """Return the folder of the HAProxy files: the wheel's, or the checkout's."""
+    # The wheel is always unpacked (compiled modules need that), so this is a real folder.
+    return Path(str(resources.files("ratelimit.haproxy_files")))
+
+
+async def find() -> str:
+    """Return the path of a HAProxy that is recent enough, or raise StartError."""
+    program = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    if program is None:
+        raise StartError(f"HAProxy is not installed; {_INSTALL}")
+    process = await asyncio.create_subprocess_exec(
+        program, "-v", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), _VERSION_TIMEOUT)
+    except TimeoutError:
+        process.kill()
+        raise StartError(f"{program} -v does not answer") from None
+    found = re.search(rb"version (\d+)\.(\d+)", output)
+    version = (int(found[1]), int(found[2])) if found else (0, 0)
+    if version < MIN_VERSION:
+        wanted = ".".join(map(str, MIN_VERSION))
+        have = ".".join(map(str, version)) if found else "of an unknown version"
+        raise StartError(f"{program} is {have}, but {wanted} or later is needed; {_INSTALL}")
+    return program
+
+
+class HAProxy:
+    """A HAProxy in the foreground; its log goes to our standard output."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @classmethod
+    async def start(cls, program: str, settings: dict[str, str]) -> HAProxy:
+        """Start ``program`` with the shipped configuration; ``settings`` are its variables."""
+        folder = files()
+        process = await asyncio.create_subprocess_exec(
+            program,
+            "-db",
+            "-f",
+            str(folder / "haproxy.cfg"),
+            cwd=folder,
+            env={**os.environ, **settings},
+            stdin=asyncio.subprocess.DEVNULL,
+            # A Ctrl-C at the terminal is ours to pass on, in order.
+            start_new_session=True,
+        )
+        return cls(process)
+
+    async def wait(self) -> int:
+        """Wait for its end and return the exit code."""
+        return await self._process.wait()
+
+    async def stop(self) -> None:
+        """Let it finish what it is doing, then end it."""
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGKILL):
+            if self._process.returncode is not None:
+                return
+            self._process.send_signal(number)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), _STOP_TIMEOUT)

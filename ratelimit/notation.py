@@ -1,0 +1,72 @@
+"""How durations and addresses are written, in the configuration and on the command line."""
+
+from __future__ import annotations
+
+import os
+import re
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+
+from ratelimit.model import Address
+
+MILLISECOND = 1_000_000
+SECOND = 1000 * MILLISECOND
+DAY = 86_400 * SECOND
+
+_UNITS = {"d": DAY, "h": 3600 * SECOND, "m": 60 * SECOND, "s": SECOND, "ms": MILLISECOND}
+_LONGEST_UNIX_PATH = 107  # sun_path of unix(7), less the NUL
+
+
+def parse_duration(text: str) -> int:
+    """Return the nanoseconds of a duration such as ``10ms``, ``1s``, ``5m``, ``24h`` or ``7d``.
+
+    ``0`` needs no unit. Raises ValueError for anything else.
+    """
+    if text == "0":
+        return 0
+    match = re.fullmatch(r"([0-9]{1,12})(ms|s|m|h|d)", text)
+    if match is None:
+        raise ValueError('must be a whole number and a unit, such as "10ms", "1s", "5m" or "24h"')
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def format_duration(nanoseconds: int) -> str:
+    """Return the shortest text that ``parse_duration`` reads as these whole milliseconds."""
+    if not nanoseconds:
+        return "0"
+    name, unit = next(item for item in _UNITS.items() if nanoseconds % item[1] == 0)
+    return f"{nanoseconds // unit}{name}"
+
+
+def parse_host_port(text: str) -> Address:
+    """Return the address of ``HOST:PORT``, with an IPv6 host in brackets. Raises ValueError.
+
+    Port 0 stands for any free one.
+    """
+    match = re.fullmatch(r"(?:\[([^]]*)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})", text)
+    if match is None:
+        raise ValueError("must be HOST:PORT, with an IPv6 address in brackets")
+    ipv6, host, port = match[1], match[2], int(match[3])
+    try:
+        if ipv6 is not None:
+            host = str(IPv6Address(ipv6))
+        elif not re.search("[A-Za-z]", host):
+            host = str(IPv4Address(host))
+    except AddressValueError as error:
+        raise ValueError(f"not an address: {error}") from error
+    if port > 65_535:
+        raise ValueError("a port is at most 65535")
+    return Address(host, port)
+
+
+def parse_listen(text: str) -> Address:
+    """Return the address of ``tcp://HOST:PORT`` or ``unix:///PATH``. Raises ValueError."""
+    if text.startswith("tcp://"):
+        return parse_host_port(text.removeprefix("tcp://"))
+    if not text.startswith("unix:///"):
+        raise ValueError('must be "tcp://HOST:PORT" or "unix:///PATH"')
+    path = text.removeprefix("unix://")
+    if "\0" in path or path.endswith("/"):
+        raise ValueError("not the path of a socket file")
+    if len(os.fsencode(path)) > _LONGEST_UNIX_PATH:
+        raise ValueError(f"the path of a socket has at most {_LONGEST_UNIX_PATH} bytes")
+    return Address(path=path)

@@ -1,0 +1,195 @@
+"""Puts the parts together, runs them until a signal or a failure, and takes them down again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+
+import click
+import structlog
+import uvloop
+
+from ratelimit import __version__
+from ratelimit.agent import Agent
+from ratelimit.config import Config
+from ratelimit.engine import compiled
+from ratelimit.exceptions import ConfigError, StartError
+from ratelimit.haproxy import HAProxy, find
+from ratelimit.limiter import Limiter
+from ratelimit.model import Address
+
+DRAIN_TIMEOUT = 0.8
+"""Seconds from SIGTERM until connections that are still open are cut."""
+
+_DEFAULT_LISTEN = "127.0.0.1:8080"
+_START_TIMEOUT = 5  # seconds for HAProxy to accept connections
+_STOP_TIMEOUT = 2  # seconds for the demo application to end
+
+log = structlog.get_logger()
+
+
+def serve(config: Config) -> int:
+    """Run the agent until SIGTERM or SIGINT; return the exit code."""
+    return uvloop.run(_serve(config))
+
+
+def up(config: Config, listen: str | None, backend: str | None) -> int:
+    """Run the agent and HAProxy until SIGTERM or SIGINT; return the exit code.
+
+    ``listen`` is where HAProxy accepts clients, ``backend`` the application behind it; without one
+    a demo application answers.
+    """
+    return uvloop.run(_up(config, listen or _DEFAULT_LISTEN, backend))
+
+
+async def _serve(config: Config) -> int:
+    stop = _stop_signal()
+    async with _agent(config) as (agent, _):
+        return await _first(_tick(agent), stop.wait())
+
+
+async def _up(config: Config, listen: str, backend: str | None) -> int:
+    stop = _stop_signal()
+    program = await find()
+    async with contextlib.AsyncExitStack() as stack:
+        agent, addresses = await stack.enter_async_context(_agent(config))
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ratelimit-"))
+        application = backend or await stack.enter_async_context(_demo())
+        haproxy = await HAProxy.start(
+            program,
+            {
+                "RATELIMIT_LISTEN": listen,
+                "RATELIMIT_SPOP": _for_haproxy(addresses[0]),
+                "RATELIMIT_BACKEND": application,
+                "RATELIMIT_STATS_SOCKET": str(Path(folder) / "haproxy.sock"),
+            },
+        )
+        stack.push_async_callback(haproxy.stop)
+        return await _first(
+            _tick(agent),
+            _failed(haproxy),
+            _announce(config, listen, application, stop),
+        )
+
+
+async def _announce(config: Config, listen: str, application: str, stop: asyncio.Event) -> None:
+    """Wait until HAProxy accepts clients, say what runs, and wait for the signal to stop."""
+    host, _, port = listen.rpartition(":")
+    host = host.strip("[]")
+    if host in ("", "*", "0.0.0.0", "::"):
+        host = "127.0.0.1"
+    async with asyncio.timeout(_START_TIMEOUT):
+        while not stop.is_set():
+            try:
+                _, writer = await asyncio.open_connection(host, int(port))
+            except OSError:
+                await asyncio.sleep(0.02)
+            else:
+                writer.close()
+                break
+    url = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+    click.echo(f"limiter      {url}")
+    click.echo(f"application  http://{application}/")
+    for limit in config.limits_in_force():
+        click.echo(f"limit        {limit.name}: {limit.rate} in {limit.window / 1e9:g} s")
+    click.echo("try          300 requests from one address, and what became of them:")
+    click.echo(f"             curl -s -o /dev/null -w '%{{http_code}}\\n' '{url}[1-300]' | sort | uniq -c")
+    await stop.wait()
+
+
+@contextlib.asynccontextmanager
+async def _agent(config: Config) -> AsyncIterator[tuple[Agent, list[Address]]]:
+    """Run the agent; yield it and where it listens."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    agent = Agent(Limiter(config.limits_in_force(), config.agent.max_clients))
+    try:
+        addresses = []
+        for address in config.agent.listen:
+            try:
+                addresses.append(await agent.listen(address))
+            except StartError as error:
+                raise ConfigError([f"{config.source}: agent.listen: {error}"]) from error
+        log.info(
+            "agent started",
+            version=__version__,
+            compiled=compiled(),
+            listen=[str(address) for address in addresses],
+            table_bytes=agent.limiter.engine.table.size,
+        )
+        yield agent, addresses
+    finally:
+        await agent.close(DRAIN_TIMEOUT)
+        log.info("agent stopped", checks=agent.limiter.engine.checks, blocks=agent.limiter.blocks)
+
+
+@contextlib.asynccontextmanager
+async def _demo() -> AsyncIterator[str]:
+    """Run the demo application on a free port of loopback; yield HOST:PORT."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "ratelimit.demo",
+            str(listener.fileno()),
+            pass_fds=[listener.fileno()],
+            start_new_session=True,
+        )
+        host, port = listener.getsockname()
+    try:
+        yield f"{host}:{port}"
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), _STOP_TIMEOUT)
+            except TimeoutError:
+                process.kill()
+
+
+async def _tick(agent: Agent) -> None:
+    while True:
+        await asyncio.sleep(1)
+        agent.tick()
+
+
+async def _failed(haproxy: HAProxy) -> None:
+    code = await haproxy.wait()
+    raise StartError(f"HAProxy ended with code {code}; its own words are above")
+
+
+async def _first(*parts: Awaitable[object]) -> int:
+    """Run all parts until the first ends, well or not; end the others."""
+    tasks = [asyncio.ensure_future(part) for part in parts]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+    return 0
+
+
+def _stop_signal() -> asyncio.Event:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+def _for_haproxy(address: Address) -> str:
+    """Return an address in the form of HAProxy's ``server`` lines."""
+    if address.path:
+        return f"unix@{Path(address.path).absolute()}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
+    return f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"
