@@ -66,13 +66,14 @@ def test_without_a_ladder_the_client_is_throttled() -> None:
     node = Node(THROTTLE)
     assert all(node.ask(0) for _ in range(100))
     refused = node.frame(0, wire.message("default", key=wire.address("192.0.2.1")))
+    # All 101 hits leave the window within its 16th part from second 1 on: one fits after that.
     assert refused == {
         "deny": True,
         "reason": "throttle",
-        "retry_after": 1,
+        "retry_after": 2,
         "limit": 100,
         "remaining": 0,
-        "reset": 1,
+        "reset": 2,
         "limit_name": "default",
     }
     assert node.ask(1.1)
