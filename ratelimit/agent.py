@@ -176,6 +176,8 @@ class _Peer(asyncio.Protocol):
             self.close(Status.RESOURCES, f"more than {MAX_CONNECTIONS} connections")
 
     def data_received(self, data: bytes) -> None:
+        if self._spop.closed:
+            return
         self.seen = True
         answer = self._spop.receive_data(data, time.time_ns())
         if answer:
@@ -195,7 +197,7 @@ class _Peer(asyncio.Protocol):
     def resume_writing(self) -> None:
         if not self._spop.closed:
             self.stuck = False
-            self._transport.resume_reading()
+        self._transport.resume_reading()
 
     def close(self, status: int, message: str) -> None:
         """End the connection from this side."""
@@ -228,7 +230,10 @@ class _Peer(asyncio.Protocol):
             self._agent.broke(self._name, self._spop.error)
         self.stuck = True
         self.age = 0
-        self._transport.close()
+        # Half-closed, and what still comes is read and dropped until the peer closes: a close with
+        # bytes unread would reset the connection, and the peer lose what it was sent last.
+        if not self._transport.is_closing():
+            self._transport.write_eof()
 
 
 def _bind_tcp(address: Address) -> socket.socket:
