@@ -19,6 +19,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     StringConstraints,
     ValidationError,
     ValidationInfo,
@@ -222,6 +223,13 @@ class Config(BaseSettings):
     webhooks: tuple[dict[str, Any], ...] = Field((), strict=False)
     load: LoadSection = LoadSection()
 
+    _source: str = PrivateAttr("defaults")
+
+    @property
+    def source(self) -> str:
+        """Where it was read from, for errors that show only when it is put to use."""
+        return self._source
+
     @field_validator("limits")
     @classmethod
     def _has_default(cls, limits: dict[str, LimitSection]) -> dict[str, LimitSection]:
@@ -286,6 +294,8 @@ def load(path: Path | None = None) -> Config:
         problems += [_explain(path, detail) for detail in error.errors(include_url=False)]
     if problems:
         raise ConfigError(problems)
+    if path is not None:
+        config._source = str(path)
     return config
 
 

@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import signal
-from importlib import resources
 from pathlib import Path
 
 from ratelimit.exceptions import StartError
@@ -25,8 +24,9 @@ _STOP_TIMEOUT = 2  # seconds; HAProxy ends its sessions at SIGUSR1, and is ended
 
 def files() -> Path:
     """Return the folder of the HAProxy files: the wheel's, or the checkout's."""
-    # The wheel is always unpacked (compiled modules need that), so this is a real folder.
-    return Path(str(resources.files("ratelimit.haproxy_files")))
+    package = Path(__file__).parent
+    installed = package / "haproxy_files"
+    return installed if installed.is_dir() else package.parent / "haproxy"
 
 
 async def find() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import resource
 import signal
 import socket
@@ -28,7 +29,7 @@ from ratelimit.model import Address
 DRAIN_TIMEOUT = 0.8
 """Seconds from SIGTERM until connections that are still open are cut."""
 
-_DEFAULT_LISTEN = "127.0.0.1:8080"
+_DEFAULT_LISTEN = Address("127.0.0.1", 8080)
 _START_TIMEOUT = 5  # seconds for HAProxy to accept connections
 _STOP_TIMEOUT = 2  # seconds for the demo application to end
 
@@ -40,7 +41,7 @@ def serve(config: Config) -> int:
     return uvloop.run(_serve(config))
 
 
-def up(config: Config, listen: str | None, backend: str | None) -> int:
+def up(config: Config, listen: Address | None, backend: Address | None) -> int:
     """Run the agent and HAProxy until SIGTERM or SIGINT; return the exit code.
 
     ``listen`` is where HAProxy accepts clients, ``backend`` the application behind it; without one
@@ -55,7 +56,7 @@ async def _serve(config: Config) -> int:
         return await _first(_tick(agent), stop.wait())
 
 
-async def _up(config: Config, listen: str, backend: str | None) -> int:
+async def _up(config: Config, listen: Address, backend: Address | None) -> int:
     stop = _stop_signal()
     program = await find()
     async with contextlib.AsyncExitStack() as stack:
@@ -65,9 +66,9 @@ async def _up(config: Config, listen: str, backend: str | None) -> int:
         haproxy = await HAProxy.start(
             program,
             {
-                "RATELIMIT_LISTEN": listen,
-                "RATELIMIT_SPOP": _for_haproxy(addresses[0]),
-                "RATELIMIT_BACKEND": application,
+                "RATELIMIT_LISTEN": _written(listen),
+                "RATELIMIT_SPOP": _written(_reachable(addresses[0])),
+                "RATELIMIT_BACKEND": _written(application),
                 "RATELIMIT_STATS_SOCKET": str(Path(folder) / "haproxy.sock"),
             },
         )
@@ -79,24 +80,23 @@ async def _up(config: Config, listen: str, backend: str | None) -> int:
         )
 
 
-async def _announce(config: Config, listen: str, application: str, stop: asyncio.Event) -> None:
+async def _announce(
+    config: Config, listen: Address, application: Address, stop: asyncio.Event
+) -> None:
     """Wait until HAProxy accepts clients, say what runs, and wait for the signal to stop."""
-    host, _, port = listen.rpartition(":")
-    host = host.strip("[]")
-    if host in ("", "*", "0.0.0.0", "::"):
-        host = "127.0.0.1"
+    limiter = _reachable(listen)
     async with asyncio.timeout(_START_TIMEOUT):
         while not stop.is_set():
             try:
-                _, writer = await asyncio.open_connection(host, int(port))
+                _, writer = await asyncio.open_connection(limiter.host, limiter.port)
             except OSError:
                 await asyncio.sleep(0.02)
             else:
                 writer.close()
                 break
-    url = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+    url = f"http://{_written(limiter)}/"
     click.echo(f"limiter      {url}")
-    click.echo(f"application  http://{application}/")
+    click.echo(f"application  http://{_written(application)}/")
     for limit in config.limits_in_force():
         click.echo(f"limit        {limit.name}: {limit.rate} in {limit.window / 1e9:g} s")
     click.echo("try          300 requests from one address, and what became of them:")
@@ -111,8 +111,8 @@ async def _agent(config: Config) -> AsyncIterator[tuple[Agent, list[Address]]]:
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     agent = Agent(Limiter(config.limits_in_force(), config.agent.max_clients))
+    addresses = []
     try:
-        addresses = []
         for address in config.agent.listen:
             try:
                 addresses.append(await agent.listen(address))
@@ -126,14 +126,14 @@ async def _agent(config: Config) -> AsyncIterator[tuple[Agent, list[Address]]]:
             table_bytes=agent.limiter.engine.table.size,
         )
         yield agent, addresses
+        log.info("agent stops", checks=agent.limiter.engine.checks, blocks=agent.limiter.blocks)
     finally:
         await agent.close(DRAIN_TIMEOUT)
-        log.info("agent stopped", checks=agent.limiter.engine.checks, blocks=agent.limiter.blocks)
 
 
 @contextlib.asynccontextmanager
-async def _demo() -> AsyncIterator[str]:
-    """Run the demo application on a free port of loopback; yield HOST:PORT."""
+async def _demo() -> AsyncIterator[Address]:
+    """Run the demo application on a free port of loopback; yield where."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -143,9 +143,9 @@ async def _demo() -> AsyncIterator[str]:
             pass_fds=[listener.fileno()],
             start_new_session=True,
         )
-        host, port = listener.getsockname()
+        address = Address(*listener.getsockname())
     try:
-        yield f"{host}:{port}"
+        yield address
     finally:
         if process.returncode is None:
             process.terminate()
@@ -187,9 +187,15 @@ def _stop_signal() -> asyncio.Event:
     return stop
 
 
-def _for_haproxy(address: Address) -> str:
-    """Return an address in the form of HAProxy's ``server`` lines."""
-    if address.path:
-        return f"unix@{Path(address.path).absolute()}"
+def _reachable(address: Address) -> Address:
+    """Return how to reach what listens on every address."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
-    return f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"
+    return dataclasses.replace(address, host=host)
+
+
+def _written(address: Address) -> str:
+    """Return an address as HAProxy's ``bind`` and ``server`` lines, and URLs, have it."""
+    if address.path:
+        return f"unix@{address.path}"
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return f"{host}:{address.port}"
