@@ -1,0 +1,202 @@
+"""The main job, with real HAProxy and real clients on addresses of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.integration.world import World, run, until
+
+pytestmark = pytest.mark.integration
+
+SHORT = "[limits.default]\nblock = ['1s', '2s']\n"
+
+
+def test_a_client_under_the_limit_is_never_refused(tmp_path: Path) -> None:
+    async def test(w: World) -> None:
+        async def steady(source: str) -> list[int]:
+            client = w.client(source)
+            found = []
+            started = time.monotonic()
+            for n in range(180):
+                # 90 a second, by the clock, however long an answer takes.
+                await asyncio.sleep(max(0.0, started + n / 90 - time.monotonic()))
+                found.append((await client.get()).status)
+            return found
+
+        for statuses in await asyncio.gather(*(steady(f"127.1.0.{n}") for n in range(1, 6))):
+            assert Counter(statuses) == {200: 180}
+
+    run(tmp_path, test)
+
+
+def test_above_the_limit_a_client_is_refused_and_others_are_not(tmp_path: Path) -> None:
+    async def test(w: World) -> None:
+        attacker, visitor = w.client("127.2.0.1"), w.client("127.2.0.2")
+        statuses = await attacker.statuses(300)
+        assert statuses == [200] * 100 + [429] * 200
+        assert await visitor.statuses(20) == [200] * 20
+        assert w.requests == {"127.2.0.1": 100, "127.2.0.2": 20}
+
+        refused = await attacker.get()
+        assert 1 <= int(refused.headers["retry-after"]) <= 11
+        assert refused.headers["content-type"] == "application/problem+json"
+        assert json.loads(refused.body)["status"] == 429
+
+    run(tmp_path, test)
+
+
+def test_the_edge_denies_without_asking_until_the_block_ends(tmp_path: Path) -> None:
+    async def test(w: World) -> None:
+        client = w.client("127.3.0.1")
+        assert Counter(await client.statuses(500)) == {200: 100, 429: 400}
+        table = await w.runtime("show table t_block")
+        found = re.search(r"key=::ffff:127\.3\.0\.1 .*gpt0=(\d+)", table)
+        assert found, table
+        end = int(found[1])
+        assert 0 < end - time.time() <= 2
+
+        async def passes() -> bool:
+            return (await client.get()).status == 200
+
+        await until(passes, "the block ends")
+        assert time.time() >= end
+        # 100 and the one that was refused were asked before the block, one after it.
+        assert w.checks() == 102
+
+    run(tmp_path, test, SHORT)
+
+
+def test_the_second_block_is_longer(tmp_path: Path) -> None:
+    async def test(w: World) -> None:
+        client = w.client("127.3.0.2")
+
+        async def passes() -> bool:
+            return (await client.get()).status == 200
+
+        waits = []
+        for _ in range(2):
+            await client.statuses(101)
+            waits.append(int((await client.get()).headers["retry-after"]))
+            await until(passes, "the block ends")
+        assert waits[0] in (1, 2)
+        assert waits[1] in (2, 3)
+
+    run(tmp_path, test, SHORT)
+
+
+def test_a_throttled_client_is_asked_about_each_time_and_told_its_quota(tmp_path: Path) -> None:
+    async def test(w: World) -> None:
+        client = w.client("127.3.0.3")
+        await client.statuses(100)
+        refused = await client.get()
+        assert refused.status == 429
+        assert refused.headers["ratelimit"].startswith('"default";r=0;t=')
+        assert refused.headers["ratelimit-policy"].startswith('"default";q=100')
+        assert "127.3.0.3" not in await w.runtime("show table t_block")
+        assert w.checks() == 101
+
+    run(tmp_path, test, "[limits.default]\nblock = []\n")
+
+
+def test_http2_with_a_hundred_streams_at_once(tmp_path: Path) -> None:
+    async def test(w: World) -> None:
+        transport = httpx.AsyncHTTPTransport(
+            http1=False, http2=True, local_address="127.4.0.1", limits=httpx.Limits(max_connections=1)
+        )
+        async with httpx.AsyncClient(transport=transport, timeout=10) as client:
+            url = f"http://127.0.0.1:{w.port}/"
+            answers = await asyncio.gather(*(client.get(url) for _ in range(100)))
+            assert {a.http_version for a in answers} == {"HTTP/2"}
+            assert Counter(a.status_code for a in answers) == {200: 100}
+            answers = await asyncio.gather(*(client.get(url) for _ in range(100)))
+            assert Counter(a.status_code for a in answers) == {429: 100}
+        assert w.requests == {"127.4.0.1": 100}
+
+    run(tmp_path, test)
+
+
+def test_ipv6(tmp_path: Path) -> None:
+    async def test(w: World) -> None:
+        client = w.client("::1")
+        assert await client.statuses(200) == [200] * 100 + [429] * 100
+        assert w.requests == {"::1": 100}
+        assert "key=::1 " in await w.runtime("show table t_block")
+        assert (await w.client("127.0.0.1").get()).status == 200
+
+    run(tmp_path, test)
+
+
+def test_a_header_of_an_untrusted_peer_is_not_believed(tmp_path: Path) -> None:
+    async def test(w: World) -> None:
+        client = w.client("127.5.0.1")
+        for n in range(150):
+            last = await client.get(X_Forwarded_For=f"198.51.100.{n}", CF_Connecting_IP=f"192.0.2.{n}")
+        assert last.status == 429
+        assert w.requests == {"127.5.0.1": 100}
+
+    run(tmp_path, test)
+
+
+def test_behind_a_trusted_load_balancer_and_cdn_the_client_counts(tmp_path: Path) -> None:
+    async def test(w: World) -> None:
+        (w.folder / "haproxy" / "lb.lst").write_text("127.6.0.0/24\n")
+        await w.reload()
+        balancer = w.client("127.6.0.1")
+        edge = "173.245.48.10"  # one of the CDN's addresses in cdn.lst
+
+        for n in range(150):
+            alone = await balancer.get(X_Forwarded_For=f"192.0.2.77, 198.51.100.{n % 2}")
+        assert alone.status == 200, "the last hop is the client, and there are two of 75 each"
+
+        for _ in range(150):
+            behind = await balancer.get(X_Forwarded_For=edge, CF_Connecting_IP="203.0.113.5")
+        assert behind.status == 429
+        assert w.requests["203.0.113.5"] == 100
+        other = await balancer.get(X_Forwarded_For=edge, CF_Connecting_IP="203.0.113.6")
+        assert other.status == 200
+        spoofed = await balancer.get(X_Forwarded_For="198.51.100.9", CF_Connecting_IP="203.0.113.5")
+        assert spoofed.status == 200, "only the CDN may name the client by its header"
+
+    run(tmp_path, test)
+
+
+def test_the_log_tells_verdict_limit_and_cost(tmp_path: Path) -> None:
+    async def test(w: World) -> None:
+        def lines() -> list[str]:
+            return [line for line in w.haproxy_log().splitlines() if "127.7.0.1:" in line]
+
+        await w.client("127.7.0.1").statuses(103)
+        await until(lambda: len(lines()) == 103, "a line for each request")
+        tails = [line.rsplit('"', 1)[1].split() for line in lines()]
+        assert [tail[0] for tail in tails] == ["allow"] * 100 + ["block"] + ["edge"] * 2
+        assert tails[100][1] == "default"
+        assert all(tail[2].isdecimal() for tail in tails[:101]), "milliseconds of the question"
+
+    run(tmp_path, test)
+
+
+def test_the_direct_variant_refuses_at_the_connection(tmp_path: Path) -> None:
+    async def test(w: World) -> None:
+        client = w.client("127.8.0.1")
+        statuses = []
+        refused = 0
+        for _ in range(150):
+            try:
+                statuses.append((await client.get()).status)
+            except (ConnectionError, asyncio.IncompleteReadError):
+                refused += 1
+                await client.close()
+        assert statuses == [200] * 100 + [429]
+        assert refused == 49
+        assert (await w.client("127.8.0.2").get()).status == 200
+        assert w.requests["127.8.0.1"] == 100
+
+    run(tmp_path, test, RATELIMIT_DIRECT="reject")

@@ -1,0 +1,169 @@
+"""What becomes of the traffic when the agent or HAProxy goes away and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.world import PROCESSING_TIMEOUT, Answer, World, run, until
+
+pytestmark = pytest.mark.integration
+
+NOISE = 0.5
+"""Seconds that a busy machine may add to an answer."""
+
+
+@contextlib.asynccontextmanager
+async def load(w: World, clients: int = 8, pause: float = 0.025) -> AsyncIterator[list[Answer]]:
+    """Send requests of visitors below the limit, all the while; every one must be answered."""
+    answers: list[Answer] = []
+    going = True
+
+    async def visit(source: str) -> None:
+        client = w.client(source)
+        while going:
+            answers.append(await client.get())
+            await asyncio.sleep(pause)
+
+    async with asyncio.TaskGroup() as group:
+        for n in range(1, clients + 1):
+            group.create_task(visit(f"127.9.0.{n}"))
+        try:
+            await more(answers)
+            yield answers
+            await more(answers)
+        finally:
+            going = False
+    assert Counter(answer.status for answer in answers) == {200: len(answers)}
+    slowest = max(answer.seconds for answer in answers)
+    assert slowest < PROCESSING_TIMEOUT + NOISE, f"an answer took {slowest:.3f} s"
+
+
+async def more(answers: list[Answer], count: int = 100) -> None:
+    """Wait until the load has gone on for a while."""
+    goal = len(answers) + count
+    await until(lambda: len(answers) >= goal, f"{count} more answers")
+
+
+def questions(w: World) -> Counter[bool]:
+    """How many requests of visitors the agent was asked about, by whether it failed to answer."""
+    found: Counter[bool] = Counter()
+    for line in w.haproxy_log().splitlines():
+        if "127.9.0." in line and '"GET' in line:
+            _, _, asked_ms, error = line.rsplit('"', 1)[1].split()
+            if asked_ms != "-":
+                found[error != "-"] += 1
+    return found
+
+
+def test_the_agent_is_killed_and_started_again(tmp_path: Path) -> None:
+    async def test(w: World) -> None:
+        async with load(w) as answers:
+            w.stop_agent(signal.SIGKILL)
+            await more(answers)
+            await until(lambda: w.agent_is("DOWN"), "HAProxy misses the agent")
+            await more(answers)
+            w.start_agent()
+            await until(lambda: w.agent_is("UP"), "HAProxy sees the new agent")
+            await more(answers)
+        assert w.checks() >= 100
+
+    run(tmp_path, test)
+
+
+def test_the_agent_hangs(tmp_path: Path) -> None:
+    async def test(w: World) -> None:
+        assert w.agent is not None
+        async with load(w) as answers:
+            w.agent.send_signal(signal.SIGSTOP)
+            await until(lambda: w.agent_is("DOWN"), "HAProxy gives the agent up")
+            await more(answers, 50)
+            before = questions(w)
+            assert before[True] > 0, "some waited in vain until two checks had failed"
+            await more(answers, 300)
+            assert questions(w) == before, "nobody is asked any more"
+            w.agent.send_signal(signal.SIGCONT)
+            await until(lambda: w.agent_is("UP"), "HAProxy sees the agent again")
+            await more(answers, 300)
+            assert questions(w)[False] > before[False]
+
+    run(tmp_path, test)
+
+
+def test_the_agent_is_stopped_gently_under_load(tmp_path: Path) -> None:
+    async def test(w: World) -> None:
+        async with load(w) as answers:
+            assert w.stop_agent(signal.SIGTERM) == 0
+            assert "Traceback" not in w.agent_log()
+            await more(answers)
+            w.start_agent()
+            await until(lambda: w.agent_is("UP"), "HAProxy sees the new agent")
+            await more(answers)
+
+    run(tmp_path, test)
+
+
+def test_haproxy_is_reloaded_under_load(tmp_path: Path) -> None:
+    async def test(w: World) -> None:
+        async with load(w) as answers:
+            for _ in range(3):
+                await w.reload()
+                await more(answers)
+        assert w.checks() >= len(answers) * 0.9
+
+    run(tmp_path, test)
+
+
+@pytest.mark.parametrize("hung", [False, True])
+def test_without_the_agent_haproxy_itself_refuses_above_the_limit(
+    tmp_path: Path, hung: bool
+) -> None:
+    async def test(w: World) -> None:
+        visitor = w.client("127.9.1.2")
+        assert (await visitor.get()).status == 200
+        assert "used:0" in await w.runtime("show table t_alone"), "nothing is tracked while well"
+        assert w.agent is not None
+        if hung:
+            w.agent.send_signal(signal.SIGSTOP)
+        else:
+            w.stop_agent(signal.SIGKILL)
+        await until(lambda: w.agent_is("DOWN"), "HAProxy misses the agent")
+
+        attacker = w.client("127.9.1.1")
+        answers = [await attacker.get() for _ in range(400)]
+        found = Counter(answer.status for answer in answers)
+        assert found[200] + found[429] == 400
+        # The limit a second, and what a slow machine needs beyond one second.
+        seconds = sum(answer.seconds for answer in answers)
+        assert 90 <= found[200] <= 100 * (seconds + 1)
+        assert found[429] > 0
+        assert {a.headers["retry-after"] for a in answers if a.status == 429} == {"1"}
+        assert (await visitor.get()).status == 200
+
+        if hung:
+            w.agent.send_signal(signal.SIGCONT)
+        else:
+            w.start_agent()
+        await until(lambda: w.agent_is("UP"), "HAProxy sees the agent")
+        newcomer = w.client("127.9.1.3")
+        assert await newcomer.statuses(101) == [200] * 100 + [429]
+
+    run(tmp_path, test)
+
+
+def test_haproxy_starts_before_the_agent(tmp_path: Path) -> None:
+    async def test(w: World) -> None:
+        client = w.client("127.9.2.1")
+        assert (await client.get()).status == 200
+        w.start_agent()
+        await until(lambda: w.agent_is("UP"), "HAProxy sees the agent")
+        assert (await client.get()).status == 200
+        assert w.checks() == 1
+
+    run(tmp_path, test, agent=False)

@@ -1,0 +1,290 @@
+"""A small world for the tests: applications, the agent, HAProxy with the shipped files, clients.
+
+Everything runs as real processes on free ports of loopback and ends with the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ratelimit.haproxy import files
+
+HAPROXY = os.environ.get("RATELIMIT_TEST_HAPROXY", "haproxy").split()
+"""The command of HAProxy; several words to run another version, such as ``chroot DIR haproxy``."""
+
+PATIENCE = 15.0
+"""Seconds after which a condition that has not come true fails the test."""
+
+PROCESSING_TIMEOUT = 0.05
+"""Seconds, of spoe.conf."""
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]], what: str) -> None:
+    """Wait until ``condition`` is true."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        result = condition()
+        if (await result) if isinstance(result, Awaitable) else result:
+            return
+        assert time.monotonic() < deadline, f"not within {PATIENCE} s: {what}"
+        await asyncio.sleep(0.01)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
+async def closed(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    seconds: float = 0.0
+
+
+class Client:
+    """One HTTP/1.1 client on an address of its own, with keep-alive."""
+
+    def __init__(self, world: World, source: str) -> None:
+        self.source = source
+        self._world = world
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def get(self, path: str = "/", **headers: str) -> Answer:
+        """Send a request.
+
+        A kept connection that turns out closed is opened again (RFC 9112, section 9.3.1): the
+        server may close it at any time between two requests.
+        """
+        kept = self._streams is not None
+        started = time.monotonic()
+        try:
+            answer = await self._get(path, headers)
+        except (ConnectionError, asyncio.IncompleteReadError) as error:
+            await self.close()
+            if not kept or getattr(error, "partial", b""):
+                raise
+            answer = await self._get(path, headers)
+        answer.seconds = time.monotonic() - started
+        return answer
+
+    async def _get(self, path: str, headers: dict[str, str]) -> Answer:
+        listed = "".join(f"{k.replace('_', '-')}: {v}\r\n" for k, v in headers.items())
+        if self._streams is None:
+            self._streams = await asyncio.open_connection(
+                "::1" if ":" in self.source else "127.0.0.1",
+                self._world.port,
+                local_addr=(self.source, 0),
+            )
+        reader, writer = self._streams
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: test\r\n{listed}\r\n".encode())
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
+        first, *rest = head.decode("latin-1").split("\r\n")
+        found = {k.lower(): v.strip() for k, v in (h.split(":", 1) for h in rest if h)}
+        body = await reader.readexactly(int(found.get("content-length", 0)))
+        if found.get("connection") == "close":
+            await self.close()
+        return Answer(int(first.split()[1]), found, body)
+
+    async def statuses(self, count: int) -> list[int]:
+        return [(await self.get()).status for _ in range(count)]
+
+    async def close(self) -> None:
+        if self._streams is not None:
+            await closed(self._streams[1])
+            self._streams = None
+
+
+@dataclass
+class World:
+    folder: Path
+    port: int = field(default_factory=free_port)
+    spop: str = ""
+    env: dict[str, str] = field(default_factory=dict)
+    requests: Counter[str] = field(default_factory=Counter)
+    agent: subprocess.Popen[bytes] | None = None
+    haproxy: subprocess.Popen[bytes] | None = None
+    _clients: list[Client] = field(default_factory=list)
+    _served: list[asyncio.StreamWriter] = field(default_factory=list)
+
+    def client(self, source: str) -> Client:
+        made = Client(self, source)
+        self._clients.append(made)
+        return made
+
+    # ---- the application -------------------------------------------------------------------
+
+    async def application(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._served.append(writer)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+                found = re.search(r"(?im)^x-forwarded-for: *(\S+)", head)
+                if found:  # health checks have none
+                    self.requests[found[1]] += 1
+                body = f"{found[1] if found else 'nobody'}\n".encode()
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        await closed(writer)
+
+    # ---- the agent -------------------------------------------------------------------------
+
+    def start_agent(self, config: str = "") -> None:
+        """Start ``ratelimit serve``; ``config`` is appended to its file."""
+        path = self.folder / "ratelimit.toml"
+        path.write_text(f'[agent]\nlisten = ["unix://{self.folder}/spop.sock"]\n{config}')
+        with open(self.folder / "agent.log", "ab") as log:
+            self.agent = subprocess.Popen(
+                [sys.executable, "-m", "ratelimit", "serve", "--config", str(path)],
+                stdout=log,
+                stderr=log,
+            )
+
+    def agent_log(self) -> str:
+        return (self.folder / "agent.log").read_text()
+
+    def stop_agent(self, number: int = signal.SIGTERM) -> int:
+        assert self.agent is not None
+        self.agent.send_signal(number)
+        return self.agent.wait(PATIENCE)
+
+    def checks(self) -> int:
+        """How many checks the agent has answered, which it tells as it ends."""
+        self.stop_agent()
+        found = re.findall(r"checks=(\d+)", self.agent_log())
+        return int(found[-1])
+
+    # ---- HAProxy ---------------------------------------------------------------------------
+
+    def start_haproxy(self, backend: int) -> None:
+        settings = {
+            "RATELIMIT_LISTEN": f"127.0.0.1:{self.port},::1:{self.port}",
+            "RATELIMIT_SPOP": f"unix@{self.folder}/spop.sock",
+            "RATELIMIT_BACKEND": f"127.0.0.1:{backend}",
+            "RATELIMIT_STATS_SOCKET": f"{self.folder}/haproxy.sock",
+            **self.env,
+        }
+        with open(self.folder / "haproxy.log", "ab") as log:
+            self.haproxy = subprocess.Popen(
+                [*HAPROXY, "-W", "-db", "-f", str(self.folder / "haproxy" / "haproxy.cfg")],
+                cwd=self.folder / "haproxy",
+                env={**os.environ, **settings},
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    def haproxy_log(self) -> str:
+        return (self.folder / "haproxy.log").read_text()
+
+    async def runtime(self, command: str) -> str:
+        """Ask HAProxy on its runtime API."""
+        reader, writer = await asyncio.open_unix_connection(f"{self.folder}/haproxy.sock")
+        writer.write(command.encode() + b"\n")
+        answer = await asyncio.wait_for(reader.read(), PATIENCE)
+        await closed(writer)
+        return answer.decode()
+
+    async def agent_is(self, state: str) -> bool:
+        """Tell whether HAProxy's health check sees the agent as ``UP`` or ``DOWN``, for certain."""
+        stat = await self.runtime("show stat")
+        header, *rows = [line.split(",") for line in stat.lstrip("# ").splitlines() if line]
+        for row in rows:
+            entry = dict(zip(header, row, strict=False))
+            if entry["pxname"] == "spoa" and entry["svname"] == "agent":
+                return entry["status"] == state and entry["check_status"] != "INI"
+        return False
+
+    async def reload(self) -> None:
+        """Reload HAProxy and wait until its new worker has seen the agent's health."""
+        assert self.haproxy is not None
+        before = self.haproxy_log().count("New worker")
+        self.haproxy.send_signal(signal.SIGUSR2)
+        await until(lambda: self.haproxy_log().count("New worker") > before, "a new worker")
+        await until(lambda: self.agent_is("UP"), "the new worker sees the agent")
+
+    async def listens(self) -> bool:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        except OSError:
+            return False
+        await closed(writer)
+        return True
+
+    async def down(self) -> None:
+        for client in self._clients:
+            await client.close()
+        for process in (self.haproxy, self.agent):
+            if process is not None and process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.terminate()
+                try:
+                    process.wait(3)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+        for writer in self._served:
+            await closed(writer)
+
+
+@contextlib.asynccontextmanager
+async def world(
+    folder: Path, config: str = "", agent: bool = True, **env: str
+) -> AsyncIterator[World]:
+    """Yield a world in which HAProxy has seen the agent's health."""
+    made = World(folder, env=env)
+    shutil.copytree(files(), folder / "haproxy", ignore=shutil.ignore_patterns("__pycache__"))
+    application = await asyncio.start_server(made.application, "127.0.0.1", 0)
+    try:
+        if agent:
+            made.start_agent(config)
+            await until((folder / "spop.sock").exists, "the agent listens")
+        made.start_haproxy(application.sockets[0].getsockname()[1])
+        await until(made.listens, f"HAProxy listens: {made.haproxy_log()}")
+        if agent:
+            await until(lambda: made.agent_is("UP"), "HAProxy sees the agent")
+        else:
+            await until(lambda: made.agent_is("DOWN"), "HAProxy misses the agent")
+        yield made
+    finally:
+        application.close()
+        await made.down()
+
+
+def run(
+    folder: Path,
+    test: Callable[[World], Awaitable[None]],
+    config: str = "",
+    agent: bool = True,
+    **env: str,
+) -> None:
+    """Run ``test`` in a world of its own."""
+
+    async def main() -> None:
+        async with asyncio.timeout(60), world(folder, config, agent, **env) as made:
+            await test(made)
+
+    asyncio.run(main())
