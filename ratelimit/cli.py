@@ -35,18 +35,13 @@ class _Program(click.Group):
             sys.exit(1)
 
 
-class _HostPort(click.ParamType):
-    name = "host:port"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Address:
-        if isinstance(value, Address):
-            return value
-        try:
-            return parse_host_port(value)
-        except ValueError as error:
-            self.fail(f"{value!r}: {error}", param, ctx)
+def _host_port(
+    _context: click.Context, _option: click.Parameter, value: str | None
+) -> Address | None:
+    try:
+        return None if value is None else parse_host_port(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 _config_option = click.option(
@@ -66,13 +61,13 @@ def main() -> None:
 @main.command()
 @click.option(
     "--backend",
-    type=_HostPort(),
+    callback=_host_port,
     metavar="HOST:PORT",
     help="The application to protect; without it, a small demo application answers.",
 )
 @click.option(
     "--listen",
-    type=_HostPort(),
+    callback=_host_port,
     metavar="HOST:PORT",
     help="Where HAProxy takes requests.",
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -161,7 +162,7 @@ class LimitSection(_Section):
     @field_validator("block")
     @classmethod
     def _rises(cls, ladder: tuple[int, ...]) -> tuple[int, ...]:
-        if any(later <= earlier for earlier, later in zip(ladder, ladder[1:], strict=False)):
+        if any(longer <= block for block, longer in pairwise(ladder)):
             raise ValueError("each block must be longer than the one before it")
         return ladder
 
@@ -247,9 +248,9 @@ class Config(BaseSettings):
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment before the file; nothing else, a .env file least of all."""
         return _Environment(settings_cls), init_settings

@@ -17,6 +17,7 @@ from ratelimit.exceptions import StartError
 
 MIN_VERSION = (2, 6)
 
+_SBIN = "/usr/local/sbin:/usr/sbin"  # where it is, and not on the path of everybody
 _INSTALL = "install it with: apt-get install haproxy"
 _VERSION_TIMEOUT = 5  # seconds
 _STOP_TIMEOUT = 2  # seconds; HAProxy ends its sessions at SIGUSR1, and is ended at SIGTERM
@@ -31,7 +32,7 @@ def files() -> Path:
 
 async def find() -> str:
     """Return the path of a HAProxy that is recent enough, or raise StartError."""
-    program = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    program = shutil.which("haproxy") or shutil.which("haproxy", path=_SBIN)
     if program is None:
         raise StartError(f"HAProxy is not installed; {_INSTALL}")
     process = await asyncio.create_subprocess_exec(

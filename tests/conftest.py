@@ -1,0 +1,42 @@
+"""Which form of the compiled modules the tests run on.
+
+By default it is what ``import`` finds: the extensions where they were built. ``RATELIMIT_PURE=1``
+takes the plain modules although extensions stand beside them, and
+``RATELIMIT_REQUIRE_EXTENSIONS=1`` refuses to run on anything but extensions.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from ratelimit import engine
+from tests.forms import PlainFinder, stale_extensions
+
+PURE = os.environ.get("RATELIMIT_PURE", "") not in ("", "0")
+REQUIRED = os.environ.get("RATELIMIT_REQUIRE_EXTENSIONS", "") not in ("", "0")
+
+if PURE:
+    sys.meta_path.insert(0, PlainFinder())
+
+
+def pytest_configure() -> None:
+    if not PURE and (stale := stale_extensions()):
+        raise pytest.UsageError(f"{', '.join(stale)}: edited since the extensions were built: make")
+    if not PURE and REQUIRED and not engine.compiled():
+        raise pytest.UsageError("RATELIMIT_REQUIRE_EXTENSIONS is set and there are none: make")
+
+
+def pytest_report_header() -> str:
+    return f"ratelimit: {'compiled' if engine.compiled() else 'pure'}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the comparisons where there is nothing to compare."""
+    if engine.compiled():
+        return
+    comparisons = [item for item in items if item.get_closest_marker("both_forms")]
+    config.hook.pytest_deselected(items=comparisons)
+    items[:] = [item for item in items if item not in comparisons]

@@ -1,0 +1,187 @@
+"""``ratelimit serve`` and ``ratelimit up`` as a user runs them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ratelimit import haproxy
+from ratelimit.exceptions import StartError
+from tests import wire
+from tests.integration.world import PATIENCE, free_port
+
+pytestmark = pytest.mark.integration
+
+
+@contextmanager
+def command(*words: str, **env: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ratelimit", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **env},
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        process.communicate()
+
+
+def line(process: subprocess.Popen[str], pattern: str) -> re.Match[str]:
+    """Read what the process prints up to the line with ``pattern``."""
+    assert process.stdout is not None
+    seen = []
+    for printed in process.stdout:
+        seen.append(printed)
+        found = re.search(pattern, printed)
+        if found:
+            return found
+    raise AssertionError(f"{pattern} was never printed: {''.join(seen)}")
+
+
+@pytest.fixture()
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "ratelimit.toml"
+    path.write_text(f'[agent]\nlisten = ["unix://{tmp_path}/spop.sock"]\nmax_clients = 1000\n')
+    return path
+
+
+def test_up_runs_the_main_job_from_any_folder(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    listen = f"127.0.0.1:{free_port()}"
+    with command("up", "--listen", listen, "--config", str(config)) as process:
+        url = line(process, r"limiter +(http://\S+)")[1]
+        assert url == f"http://{listen}/"
+        line(process, r"limit +default: 100 in 1 s")
+        line(process, "curl .*1-300")
+
+        found: Counter[int] = Counter()
+        for _ in range(300):
+            try:
+                with urllib.request.urlopen(url) as answer:
+                    assert b"Hello 127.0.0.1" in answer.read()
+                    found[answer.status] += 1
+            except urllib.error.HTTPError as refusal:
+                refusal.close()
+                found[refusal.code] += 1
+        seconds_over = found[200] - 100
+        assert found[200] + found[429] == 300
+        assert 0 <= seconds_over < 100, "100 in the first second; the rest came later, if at all"
+        assert found[429] > 0
+
+        process.send_signal(signal.SIGINT)
+        line(process, "agent stops .*blocks=1")
+        assert process.wait(PATIENCE) == 0
+    assert not list(elsewhere.iterdir())
+    assert not (tmp_path / "spop.sock").exists()
+
+
+def test_up_with_a_backend_of_ones_own(config: Path) -> None:
+    listen, backend = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+    with command(
+        "up", "--listen", listen, "--backend", backend, "--config", str(config)
+    ) as process:
+        assert line(process, r"application +(\S+)")[1] == f"http://{backend}/"
+        with pytest.raises(urllib.error.HTTPError) as nobody:
+            urllib.request.urlopen(f"http://{listen}/")
+        assert nobody.value.code == 503
+        nobody.value.close()
+
+
+def test_up_ends_when_haproxy_can_not_listen(config: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        with command("up", "--listen", listen, "--config", str(config)) as process:
+            output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert "HAProxy ended with code 1" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo 'HAProxy version 2.4.22 2023'", "is 2.4, but 2.6 or later is needed"),
+        ("echo nonsense", "is of an unknown version, but 2.6 or later is needed"),
+    ],
+)
+def test_up_says_what_is_wrong_with_haproxy(
+    config: Path, tmp_path: Path, script: str, words: str
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "haproxy").write_text(f"#!/bin/sh\n{script}\n")
+    (programs / "haproxy").chmod(0o755)
+    with command("up", "--config", str(config), PATH=str(programs)) as process:
+        output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert words in output
+    assert "Traceback" not in output
+
+
+def test_without_haproxy_it_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(haproxy, "_SBIN", str(tmp_path))
+    with pytest.raises(StartError, match="not installed; install it with: apt-get install haproxy"):
+        asyncio.run(haproxy.find())
+
+
+def test_an_address_that_is_taken_names_file_and_field(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        path = tmp_path / "r.toml"
+        path.write_text(f'[agent]\nlisten = ["tcp://127.0.0.1:{port}"]\n')
+        with command("serve", "--config", str(path)) as process:
+            output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 2
+    assert output == (
+        f"{path}: agent.listen: can't listen on tcp://127.0.0.1:{port}: Address already in use\n"
+    )
+
+
+def test_sigterm_answers_what_was_read_says_goodbye_and_ends(config: Path, tmp_path: Path) -> None:
+    with command("serve", "--config", str(config)) as process:
+        line(process, "agent started .*compiled=")
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.settimeout(PATIENCE)
+            peer.connect(f"{tmp_path}/spop.sock")
+            peer.sendall(wire.hello())
+            received = peer.recv(65536)
+            asked = wire.message("default", key=wire.address("192.0.2.1"))
+            peer.sendall(wire.notify(asked) * 50)
+            while received.count(b"\x67\0\0\0\1") < 50:
+                received += peer.recv(65536)
+            process.send_signal(signal.SIGTERM)
+            while data := peer.recv(65536):
+                received += data
+        *_, last = wire.frames(received)
+        assert last.kind == wire.AGENT_DISCONNECT
+        assert last.items["status-code"] == 0
+        assert process.wait(PATIENCE) == 0
