@@ -1,0 +1,129 @@
+"""Compiled and plain are the same: every byte of every answer to the same random traffic."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ratelimit.engine.answer import Engine
+from ratelimit.exceptions import SpopError
+from ratelimit.limiter import Limiter
+from ratelimit.model import Limit
+from tests import wire
+from tests.forms import plain_engine
+
+pytestmark = pytest.mark.both_forms
+
+SECRET = bytes(range(7, 71))
+START = 1_700_000_000_000_000_000
+LIMITS = (
+    Limit(name="default", rate=4, block=(1, 3)),
+    Limit(name="login", rate=2, window=300_000_000, block=(), strict=True, ipv6_prefix=48),
+    Limit(name="slow", rate=9, window=86_400_000_000_000, block=(2,), ipv4_prefix=24),
+)
+
+
+class Form:
+    """An engine of one form, with strikes and blocks of its own."""
+
+    def __init__(self, engine: type[Engine], capacity: int) -> None:
+        self.limiter = Limiter(LIMITS, 8, SECRET)
+        self.engine = engine(LIMITS, capacity, self.limiter._strike, SECRET)
+
+    def answer(self, now: int, data: bytes) -> tuple[object, ...]:
+        """Everything that can be seen of one read."""
+        engine = self.engine
+        engine.at(now)
+        pos, out, error = 0, b"", None
+        try:
+            while True:
+                stop = engine.answer(data, pos, 16380)
+                taken = engine.take()
+                out += taken
+                if stop == pos or not taken:
+                    break
+                pos = stop
+        except SpopError as broken:
+            out += engine.take()
+            error = (broken.status, str(broken))
+        rules = [(rule.allowed, rule.throttled, rule.blocked) for rule in engine.rules]
+        table = engine.table
+        return (
+            (pos, out, error, rules, engine.checks, engine.unknown, engine.keyless)
+            + (table.entries, table.evictions, table.orphans, engine.notes)
+            + (len(self.limiter.blocklist), self.limiter.blocks)
+        )
+
+
+ADDRESSES = st.one_of(
+    st.sampled_from(["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8:0:1::1"]),
+    st.ip_addresses(network=ipaddress.ip_network("198.51.100.0/26")).map(str),
+    st.ip_addresses(v=6).map(str),
+)
+KEYS = st.one_of(
+    ADDRESSES.map(wire.address),
+    ADDRESSES.map(wire.text),
+    st.binary(max_size=60).map(wire.binary),
+    st.binary(max_size=60).map(wire.text),
+    st.integers(-(2**63), 2**63 - 1).map(wire.int64),
+    st.sampled_from([wire.NULL, wire.TRUE, wire.text("a"), wire.text("a" * 3000)]),
+)
+HITS = st.one_of(
+    st.integers(-1, 4).map(wire.int64),
+    st.integers(0, 2**64 - 1).map(lambda n: b"\x05" + wire.varint(n)),
+    st.sampled_from([wire.NULL, wire.TRUE, wire.text("1")]),
+)
+MESSAGES = st.builds(
+    lambda name, key, more: wire.message(name, **key, **more),
+    st.sampled_from(["default", "default", "login", "slow", "other", ""]),
+    st.one_of(KEYS.map(lambda key: {"key": key}), st.just({})),
+    st.one_of(
+        st.just({}), HITS.map(lambda hits: {"hits": hits}), st.just({"extra": wire.text("x")})
+    ),
+)
+IDS = st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
+FRAMES = st.builds(
+    lambda messages, ids: wire.notify(*messages, ids=ids), st.lists(MESSAGES, max_size=3), IDS
+)
+
+
+@st.composite
+def reads(draw: st.DrawFn) -> bytes:
+    data = b"".join(draw(st.lists(FRAMES, max_size=8)))
+    if data and draw(st.integers(0, 9)) == 0:  # sometimes a byte is wrong, or the end is missing
+        at = draw(st.integers(0, len(data) - 1))
+        data = data[:at] + draw(st.binary(max_size=2)) + data[at + 1 :]
+    return data
+
+
+STEPS = st.one_of(
+    st.just(0),
+    st.integers(0, 400_000_000),
+    st.integers(-2_000_000_000, 100_000_000_000),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.tuples(STEPS, reads()), max_size=25), st.sampled_from([8, 16, 1000]))
+def test_random_traffic(traffic: list[tuple[int, bytes]], capacity: int) -> None:
+    compiled, plain = Form(Engine, capacity), Form(plain_engine(), capacity)
+    now = START
+    for step, data in traffic:
+        now += step
+        assert compiled.answer(now, data) == plain.answer(now, data)
+
+
+def test_a_long_run_over_more_clients_than_fit() -> None:
+    compiled, plain = Form(Engine, 64), Form(plain_engine(), 64)
+    now = START
+    for n in range(3000):
+        now += 1_000_000 * (n % 40)
+        asked = [
+            wire.message("default", key=wire.address(f"10.0.{n % 7}.{n * 31 % 256}")),
+            wire.message("slow", key=wire.text(f"client {n % 50}")),
+        ]
+        data = wire.notify(*asked, ids=(n, 1))
+        assert compiled.answer(now, data) == plain.answer(now, data)
