@@ -25,11 +25,10 @@ cdef class Table:
         word=uint64_t, slot=Py_ssize_t, i=int,
     )
     cpdef Py_ssize_t find(self, uint64_t hi, uint64_t lo, uint64_t ident) except -1
-    @cython.locals(
-        stalest=int, longest=int64_t, idle=int64_t, way=int, word=uint64_t,
-        slot=Py_ssize_t, until=uint64_t,
-    )
+    @cython.locals(way=int, slot=Py_ssize_t, key=tuple)
     cdef int vacate(self, Py_ssize_t base) except -1
+    @cython.locals(stalest=int, longest=int64_t, idle=int64_t, way=int, word=uint64_t)
+    cdef int stalest(self, Py_ssize_t base, bint unblocked) noexcept
     @cython.locals(
         first=Py_ssize_t, counter=uint64_t, total=uint64_t,
         oldest=uint64_t,

@@ -107,25 +107,38 @@ class Table:
 
     def vacate(self, base: int) -> int:
         """Return the way of a set that a new client takes, and set aside who had it."""
-        stalest = -1
+        way = self.stalest(base, False)
+        if self.words[base + way] == 0:
+            self.entries += 1
+            return way
+        self.evictions += 1
+        if self.until(base + WAYS + way * _SLOT_WORDS) > self.now:
+            # A blocked client is more worth keeping than one that is merely fresh. This looks into
+            # every slot of the set, which the tags alone spare us as a rule.
+            way = self.stalest(base, True)
+            slot = base + WAYS + way * _SLOT_WORDS
+            if self.until(slot) > self.now:
+                key = (self.words[slot], self.words[slot + 1], self.words[slot + 2])
+                self.orphans[key] = self.until(slot)
+        return way
+
+    def stalest(self, base: int, unblocked: bool) -> int:
+        """Return the way of a set that is empty or has been idle for longest.
+
+        With ``unblocked``, blocked clients come last.
+        """
+        stalest = 0
         longest = -1
         for way in range(WAYS):
             word = self.words[base + way]
             if word == 0:
-                self.entries += 1
                 return way
             idle = self.stamp - (word & _M32) & _M32
-            # A blocked client is more worth keeping than one that is merely fresh.
-            if self.halves[2 * (base + WAYS + way * _SLOT_WORDS) + 9] > self.now:
-                idle -= 1 << 40
-            if stalest < 0 or idle > longest:
+            if unblocked and self.until(base + WAYS + way * _SLOT_WORDS) <= self.now:
+                idle += 1 << 32
+            if idle > longest:
                 stalest = way
                 longest = idle
-        self.evictions += 1
-        slot = base + WAYS + stalest * _SLOT_WORDS
-        until = self.halves[2 * slot + 9]
-        if until > self.now:
-            self.orphans[(self.words[slot], self.words[slot + 1], self.words[slot + 2])] = until
         return stalest
 
     def count(self, slot: int, rule: Rule, hits: int) -> int:
