@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import random
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -13,7 +16,6 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,7 @@ from tests.integration.world import PATIENCE, free_port
 pytestmark = pytest.mark.integration
 
 
-@contextmanager
+@contextlib.contextmanager
 def command(*words: str, **env: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [sys.executable, "-m", "ratelimit", *words],
@@ -185,3 +187,86 @@ def test_sigterm_answers_what_was_read_says_goodbye_and_ends(config: Path, tmp_p
         assert last.kind == wire.AGENT_DISCONNECT
         assert last.items["status-code"] == 0
         assert process.wait(PATIENCE) == 0
+
+
+def resident(process: subprocess.Popen[str]) -> int:
+    """Return the memory of a process in bytes."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    found = re.search(r"VmRSS:\s+(\d+) kB", status)
+    assert found
+    return int(found[1]) * 1024
+
+
+def test_ten_thousand_connections_that_say_nothing_disturb_nobody(
+    config: Path, tmp_path: Path
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    count = min(10_000, hard - 200)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count + 200), hard))
+    asked = wire.notify(wire.message("default", key=wire.address("192.0.2.1"), hits=wire.int64(0)))
+    with command("serve", "--config", str(config)) as process, contextlib.ExitStack() as stack:
+        line(process, "agent started")
+
+        def connect() -> socket.socket:
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+            sock.connect(f"{tmp_path}/spop.sock")  # waits while the backlog is full
+            sock.settimeout(PATIENCE)
+            return sock
+
+        def answers(sock: socket.socket) -> bool:
+            sock.sendall(asked)
+            return wire.frames(sock.recv(65536))[0].kind == wire.ACK
+
+        haproxy = connect()
+        haproxy.sendall(wire.hello())
+        assert wire.frames(haproxy.recv(65536))[0].kind == wire.AGENT_HELLO
+        before = resident(process)
+        silent = []
+        for n in range(count):
+            silent.append(connect())
+            if n % 500 == 0:
+                assert answers(haproxy)
+        assert answers(haproxy)
+        # 4,096 are kept, at a few kilobytes each; the others are sent away.
+        assert resident(process) - before < 64 << 20
+        (told,) = wire.frames(silent[-1].recv(65536))
+        assert told.items["status-code"] == 13
+
+        # The first ones are sent away too, when their time for a handshake is over.
+        (told,) = wire.frames(silent[0].recv(65536))
+        assert told.items["status-code"] == 2
+        for sock in silent:
+            sock.close()
+        assert answers(haproxy)
+        late = connect()
+        late.sendall(wire.hello())
+        assert wire.frames(late.recv(65536))[0].kind == wire.AGENT_HELLO
+
+
+def test_noise_leaves_memory_as_it_was(config: Path, tmp_path: Path) -> None:
+    noise = random.Random(5)
+    with command("serve", "--config", str(config)) as process:
+        line(process, "agent started")
+
+        def attack(rounds: int) -> None:
+            for _ in range(rounds):
+                with socket.socket(socket.AF_UNIX) as sock:
+                    sock.settimeout(PATIENCE)
+                    sock.connect(f"{tmp_path}/spop.sock")
+                    with contextlib.suppress(ConnectionError):
+                        if noise.random() < 0.5:
+                            sock.sendall(wire.hello())
+                        sock.sendall(noise.randbytes(noise.randrange(1, 40_000)))
+                        sock.shutdown(socket.SHUT_WR)
+                        while sock.recv(65536):
+                            pass
+
+        attack(300)
+        before = resident(process)
+        attack(1500)
+        assert resident(process) - before < 8 << 20
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0
+        assert "Traceback" not in output
+        assert "more connections ended" in output, "lines are limited under attack"
