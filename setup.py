@@ -9,6 +9,8 @@ compilation an error.
 import os
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, LinkError, PlatformError
 
 MODULES = [
     "ratelimit.spop.codec",
@@ -18,40 +20,59 @@ MODULES = [
     "ratelimit.engine.answer",
 ]
 
+DIRECTIVES = {
+    "language_level": "3",
+    # Types come from the .pxd files alone: `x: int` in the source means any integer.
+    "annotation_typing": False,
+    # Places in the table come from the hash, places in a frame are tested by the Reader.
+    "boundscheck": False,
+    "wraparound": False,
+    "initializedcheck": False,
+    # Divisors are never 0 or negative.
+    "cdivision": True,
+}
+
 
 def switched_on(name: str) -> bool:
     return os.environ.get(name, "") not in ("", "0")
 
 
-def extensions() -> list[Extension]:
-    if switched_on("RATELIMIT_NO_EXTENSIONS"):
-        return []
-    from Cython.Build import cythonize
+class BuildExtensions(build_ext):
+    """Compile all the modules or none: compiled ones share C types and can't do with a plain one.
 
-    required = switched_on("RATELIMIT_REQUIRE_EXTENSIONS")
-    return cythonize(
-        [
-            Extension(
-                module,
-                [module.replace(".", "/") + ".py"],
-                optional=not required,
-                extra_compile_args=["-O3"],
-            )
-            for module in MODULES
-        ],
-        build_dir="build/cython",
-        compiler_directives={
-            "language_level": "3",
-            # Types come from the .pxd files alone: `x: int` in the source means any integer.
-            "annotation_typing": False,
-            # Places in the table come from the hash, places in a frame are tested by the Reader.
-            "boundscheck": False,
-            "wraparound": False,
-            "initializedcheck": False,
-            # Divisors are never 0 or negative.
-            "cdivision": True,
-        },
-    )
+    The C files are made here rather than before ``setup()``, so that an sdist holds none of them.
+    """
+
+    def build_extensions(self) -> None:
+        from Cython.Build import cythonize
+
+        made = cythonize(self.extensions, build_dir="build/cython", compiler_directives=DIRECTIVES)
+        sources = {extension.name: extension.sources for extension in made}
+        for extension in self.extensions:
+            extension.sources = sources[extension.name]
+        try:
+            super().build_extensions()
+        except (CompileError, LinkError, PlatformError) as error:
+            if switched_on("RATELIMIT_REQUIRE_EXTENSIONS"):
+                raise CompileError(
+                    f"RATELIMIT_REQUIRE_EXTENSIONS is set, and the compiled modules can't be built:"
+                    f" {error}. A C compiler and Python's headers are needed"
+                    f" (Debian: apt-get install gcc libc6-dev python3-dev)."
+                ) from error
+            self.warn(f"ratelimit is not compiled and will run as plain Python: {error}")
+            for extension in self.extensions:
+                built = self.get_ext_fullpath(extension.name)
+                if os.path.exists(built):
+                    os.unlink(built)
+            self.extensions = []
 
 
-setup(ext_modules=extensions())
+setup(
+    cmdclass={"build_ext": BuildExtensions},
+    ext_modules=[]
+    if switched_on("RATELIMIT_NO_EXTENSIONS")
+    else [
+        Extension(module, [module.replace(".", "/") + ".py"], extra_compile_args=["-O3", "-g0"])
+        for module in MODULES
+    ],
+)

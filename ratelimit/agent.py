@@ -73,9 +73,7 @@ class Agent:
         loop = asyncio.get_running_loop()
         if address.path:
             self._paths.append((address.path, os.stat(address.path).st_ino))
-            server = await loop.create_unix_server(
-                lambda: _Peer(self), sock=sock, backlog=_BACKLOG
-            )
+            server = await loop.create_unix_server(lambda: _Peer(self), sock=sock, backlog=_BACKLOG)
         else:
             address = Address(address.host, sock.getsockname()[1])
             server = await loop.create_server(lambda: _Peer(self), sock=sock, backlog=_BACKLOG)

@@ -224,12 +224,7 @@ class Config(BaseSettings):
     webhooks: tuple[dict[str, Any], ...] = Field((), strict=False)
     load: LoadSection = LoadSection()
 
-    _source: str = PrivateAttr("defaults")
-
-    @property
-    def source(self) -> str:
-        """Where it was read from, for errors that show only when it is put to use."""
-        return self._source
+    _path: Path | None = PrivateAttr(None)
 
     @field_validator("limits")
     @classmethod
@@ -254,6 +249,10 @@ class Config(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment before the file; nothing else, a .env file least of all."""
         return _Environment(settings_cls), init_settings
+
+    def wrong(self, field: str, what: str) -> ConfigError:
+        """Return the error for a field, such as ``agent.listen``, that shows only in use."""
+        return ConfigError([_line(self._path, tuple(field.split(".")), what)])
 
     def limits_in_force(self) -> tuple[Limit, ...]:
         """Return the limits in the order of the file."""
@@ -295,8 +294,7 @@ def load(path: Path | None = None) -> Config:
         problems += [_explain(path, detail) for detail in error.errors(include_url=False)]
     if problems:
         raise ConfigError(problems)
-    if path is not None:
-        config._source = str(path)
+    config._path = path  # noqa: SLF001 - not a field, hence no argument of the constructor
     return config
 
 
@@ -313,15 +311,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _explain(path: Path | None, detail: ErrorDetails) -> str:
-    """Return the line for one mistake, with the place where it can be mended."""
+    """Return the line for one mistake that the models found."""
     loc = tuple(part for part in detail["loc"] if part != "[key]")
-    message = _MESSAGES.get(detail["type"]) or detail["msg"]
-    message = message.removeprefix("Value error, ")
-    message = re.sub("^Input should be", "must be", message)
-    variable = _variable(loc)
-    if variable is None:
-        return f"{path}: {_dotted(loc)}: {message}"
-    return f"environment: {variable}: {message}"
+    message = _MESSAGES.get(detail["type"]) or detail["msg"].removeprefix("Value error, ")
+    return _line(path, loc, re.sub("^Input should be", "must be", message))
 
 
 _MESSAGES = {
@@ -336,6 +329,14 @@ _MESSAGES = {
     "string_type": "must be text",
     "string_pattern_mismatch": "a name has 1 to 64 of the characters A-Z a-z 0-9 _ . : -",
 }
+
+
+def _line(path: Path | None, loc: tuple[int | str, ...], message: str) -> str:
+    """Return ``source: field: message``, where the source is the one that can be mended."""
+    variable = _variable(loc)
+    if variable is not None:
+        return f"environment: {variable}: {message}"
+    return f"{path or 'defaults'}: {_dotted(loc)}: {message}"
 
 
 def _variable(loc: tuple[int | str, ...]) -> str | None:

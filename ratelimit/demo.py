@@ -1,7 +1,7 @@
 """A small application for ``ratelimit up`` without ``--backend``: it tells who asked for what.
 
-Run as a process of its own, ``python -m ratelimit.demo FD``, on a listening socket that it inherits,
-so that it neither shares the agent's loop nor needs a port of its own to be known beforehand.
+Run as a process of its own, ``python -m ratelimit.demo FD``, on a listening socket that it
+inherits, so that it neither shares the agent's loop nor needs a port to be known beforehand.
 """
 
 from __future__ import annotations

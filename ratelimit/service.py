@@ -21,7 +21,7 @@ from ratelimit import __version__
 from ratelimit.agent import Agent
 from ratelimit.config import Config
 from ratelimit.engine import compiled
-from ratelimit.exceptions import ConfigError, StartError
+from ratelimit.exceptions import StartError
 from ratelimit.haproxy import HAProxy, find
 from ratelimit.limiter import Limiter
 from ratelimit.model import Address
@@ -56,13 +56,14 @@ async def _serve(config: Config) -> int:
         return await _first(_tick(agent), stop.wait())
 
 
-async def _up(config: Config, listen: Address, backend: Address | None) -> int:
+async def _up(config: Config, listen: Address, application: Address | None) -> int:
     stop = _stop_signal()
     program = await find()
     async with contextlib.AsyncExitStack() as stack:
         agent, addresses = await stack.enter_async_context(_agent(config))
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ratelimit-"))
-        application = backend or await stack.enter_async_context(_demo())
+        if application is None:
+            application = await stack.enter_async_context(_demo())
         haproxy = await HAProxy.start(
             program,
             {
@@ -100,7 +101,9 @@ async def _announce(
     for limit in config.limits_in_force():
         click.echo(f"limit        {limit.name}: {limit.rate} in {limit.window / 1e9:g} s")
     click.echo("try          300 requests from one address, and what became of them:")
-    click.echo(f"             curl -s -o /dev/null -w '%{{http_code}}\\n' '{url}[1-300]' | sort | uniq -c")
+    click.echo(
+        f"             curl -s -o /dev/null -w '%{{http_code}}\\n' '{url}[1-300]' | sort | uniq -c"
+    )
     await stop.wait()
 
 
@@ -117,7 +120,7 @@ async def _agent(config: Config) -> AsyncIterator[tuple[Agent, list[Address]]]:
             try:
                 addresses.append(await agent.listen(address))
             except StartError as error:
-                raise ConfigError([f"{config.source}: agent.listen: {error}"]) from error
+                raise config.wrong("agent.listen", str(error)) from error
         log.info(
             "agent started",
             version=__version__,

@@ -24,9 +24,13 @@ if PURE:
 
 def pytest_configure() -> None:
     if not PURE and (stale := stale_extensions()):
-        raise pytest.UsageError(f"{', '.join(stale)}: edited since the extensions were built; pip install -e .")
+        raise pytest.UsageError(
+            f"{', '.join(stale)}: edited since the extensions were built; pip install -e ."
+        )
     if not PURE and REQUIRED and not engine.compiled():
-        raise pytest.UsageError("RATELIMIT_REQUIRE_EXTENSIONS is set, and there are none; pip install -e .")
+        raise pytest.UsageError(
+            "RATELIMIT_REQUIRE_EXTENSIONS is set, and there are none; pip install -e ."
+        )
 
 
 def pytest_report_header() -> str:

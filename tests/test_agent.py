@@ -258,7 +258,6 @@ def test_close_answers_what_was_read_and_says_goodbye() -> None:
         await closing
         assert not agent.peers
 
-
     run(test)
 
 

@@ -67,8 +67,8 @@ class Engine:
         secret: 64 bytes that key the hashes; random by default.
 
     ``checks`` counts messages answered, ``unknown`` those whose name is no limit, ``keyless`` those
-    without a usable key or hits. ``notes`` holds the first of these as (problem, name), for who logs
-    them.
+    without a usable key or hits. ``notes`` holds the first of these as (problem, name), for the
+    log.
     """
 
     def __init__(
@@ -126,7 +126,9 @@ class Engine:
             length = length << 8 | p[pos + 2]
             length = length << 8 | p[pos + 3]
             if length > max_frame_size:
-                raise SpopError(_TOO_BIG, f"a frame of {length} bytes, at most {max_frame_size} are")
+                raise SpopError(
+                    _TOO_BIG, f"a frame of {length} bytes, at most {max_frame_size} are"
+                )
             if p[pos + 4] != _NOTIFY or size - pos - 4 < length:
                 break
             if self.writer.room() < MAX_ACK:

@@ -22,6 +22,7 @@ is kept aside in ``orphans`` until the client returns or the block ends.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 
 from ratelimit.engine.constants import CLIENT_BYTES, RING, SECOND, WAYS, WEIGHT_BITS
@@ -90,7 +91,11 @@ class Table:
             word = self.words[base + way]
             if word >> 32 == tag:
                 slot = base + WAYS + way * _SLOT_WORDS
-                if self.words[slot] == hi and self.words[slot + 1] == lo and self.words[slot + 2] == ident:
+                if (
+                    self.words[slot] == hi
+                    and self.words[slot + 1] == lo
+                    and self.words[slot + 2] == ident
+                ):
                     self.words[base + way] = tag << 32 | self.stamp
                     return slot
         way = self.vacate(base)
@@ -190,13 +195,13 @@ class Table:
             at = at + 1 if at + 1 < RING else 0
         until = parts * rule.sub_window - rule.elapsed
         if counter > 0 and not rule.strict:
-            # A counter leaves the window bit by bit: as much of it as fits beside the rest may stay.
+            # A counter leaves the window bit by bit: what fits beside the rest may stay.
             spare = rule.sub_window // counter * (rule.rate - left)
             until = until - spare if until > spare else 1
         return (until + SECOND - 1) // SECOND
 
     def until(self, slot: int) -> int:
-        """Return the epoch second at which the client's block ends, or ended; 0 if none is known."""
+        """Return the epoch second at which the client's block ends or ended; 0 without one."""
         return self.halves[2 * slot + 9]
 
     def block(self, slot: int, until: int) -> None:
@@ -213,10 +218,9 @@ def _allocate(size: int) -> memoryview:
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     memory = mmap.mmap(-1, size, flags=flags)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        # A kernel without them refuses: small pages do the same, slower.
+        with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass  # a kernel without them: small pages do the same, slower
     for page in range(0, size, mmap.PAGESIZE):
         memory[page] = 0
     return memoryview(memory)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import enum
 
 MAX_FRAME_SIZE = 16_380
-"""Largest frame that we accept, without its length field: HAProxy's default buffer less the field."""
+"""Largest frame that we accept, less its length field; HAProxy's default."""
 
 MIN_FRAME_SIZE = 256
-"""Smallest maximum that a peer may ask for (section 3.5, status 9); every ACK of ours fits in it."""
+"""Smallest maximum that a peer may ask for (section 3.5, status 9); every ACK fits in it."""
 
 VERSION = "2.0"
 

@@ -264,8 +264,9 @@ def test_names_of_unknown_messages_are_bounded() -> None:
 def test_other_arguments_are_ignored() -> None:
     node = Node(Limit(rate=1, block=()))
     extra = {"path": wire.text("/"), "": wire.TRUE, "n": wire.int64(-5), "ip": wire.NULL}
-    assert node.ask(0, **extra)
-    assert not node.ask(0, **extra)
+    asked = wire.message("default", key=KEY, **extra)
+    assert "deny" not in node.frame(0, asked)
+    assert "deny" in node.frame(0, asked)
 
 
 def test_an_empty_frame_is_acknowledged() -> None:

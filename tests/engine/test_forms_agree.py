@@ -51,11 +51,10 @@ class Form:
             error = (broken.status, str(broken))
         rules = [(rule.allowed, rule.throttled, rule.blocked) for rule in engine.rules]
         table = engine.table
-        return (
-            (pos, out, error, rules, engine.checks, engine.unknown, engine.keyless)
-            + (table.entries, table.evictions, table.orphans, engine.notes)
-            + (len(self.limiter.blocklist), self.limiter.blocks)
-        )
+        blocks = (len(self.limiter.blocklist), self.limiter.blocks)
+        counted = (engine.checks, engine.unknown, engine.keyless, engine.notes)
+        held = (table.entries, table.evictions, table.orphans)
+        return pos, out, error, rules, counted, held, blocks
 
 
 ADDRESSES = st.one_of(

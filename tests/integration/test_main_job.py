@@ -109,7 +109,10 @@ def test_a_throttled_client_is_asked_about_each_time_and_told_its_quota(tmp_path
 def test_http2_with_a_hundred_streams_at_once(tmp_path: Path) -> None:
     async def test(w: World) -> None:
         transport = httpx.AsyncHTTPTransport(
-            http1=False, http2=True, local_address="127.4.0.1", limits=httpx.Limits(max_connections=1)
+            http1=False,
+            http2=True,
+            local_address="127.4.0.1",
+            limits=httpx.Limits(max_connections=1),
         )
         async with httpx.AsyncClient(transport=transport, timeout=10) as client:
             url = f"http://127.0.0.1:{w.port}/"
@@ -138,7 +141,9 @@ def test_a_header_of_an_untrusted_peer_is_not_believed(tmp_path: Path) -> None:
     async def test(w: World) -> None:
         client = w.client("127.5.0.1")
         for n in range(150):
-            last = await client.get(X_Forwarded_For=f"198.51.100.{n}", CF_Connecting_IP=f"192.0.2.{n}")
+            last = await client.get(
+                X_Forwarded_For=f"198.51.100.{n}", CF_Connecting_IP=f"192.0.2.{n}"
+            )
         assert last.status == 429
         assert w.requests == {"127.5.0.1": 100}
 

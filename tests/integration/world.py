@@ -83,7 +83,8 @@ class Client:
             answer = await self._get(path, headers)
         except (ConnectionError, asyncio.IncompleteReadError) as error:
             await self.close()
-            if not kept or getattr(error, "partial", b""):
+            partial = error.partial if isinstance(error, asyncio.IncompleteReadError) else b""
+            if not kept or partial:
                 raise
             answer = await self._get(path, headers)
         answer.seconds = time.monotonic() - started
@@ -135,9 +136,7 @@ class World:
 
     # ---- the application -------------------------------------------------------------------
 
-    async def application(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    async def application(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._served.append(writer)
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:

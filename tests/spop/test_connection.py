@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -182,9 +184,7 @@ def test_frames_may_be_split_anywhere(cuts: list[int]) -> None:
     whole = connection().receive_data(STREAM, NOW)
     made = connection()
     edges = [0, *sorted(cuts), len(STREAM)]
-    parts = [
-        made.receive_data(STREAM[a:b], NOW) for a, b in zip(edges, edges[1:], strict=False)
-    ]
+    parts = [made.receive_data(STREAM[a:b], NOW) for a, b in itertools.pairwise(edges)]
     assert b"".join(parts) == whole
     assert made.closed
 

@@ -1,0 +1,89 @@
+# Every target does its own set-up: system packages (Debian), a virtual environment in .venv, the
+# project with its extensions compiled. What is there already is left alone.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+TYPED := $(wildcard ratelimit/*/*.pxd)
+
+# What a target needs of the system: a test, then the packages of Debian that make it true.
+PYTHON_TEST := $(PYTHON) -c 'import ensurepip, pathlib, sys, sysconfig; \
+	sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())'
+base := { command -v gcc && $(PYTHON_TEST); } || missing+=" gcc libc6-dev python3-dev python3-venv";
+haproxy := command -v haproxy || missing+=" haproxy";
+curl := command -v curl || missing+=" curl";
+wrk := command -v wrk || missing+=" wrk";
+
+# $(call system,NAME...): install what is missing, or say what it is.
+define system
+	@missing=; PATH=$$PATH:/usr/sbin:/usr/local/sbin; { $(foreach need,$(1),$($(need))) } &>/dev/null; \
+	[[ $$missing ]] || exit 0; \
+	as_root=; [[ $$EUID == 0 ]] || as_root=sudo; \
+	if ! command -v apt-get >/dev/null || { [[ $$as_root ]] && ! command -v sudo >/dev/null; }; then \
+		echo "Please install what these packages of Debian hold:$$missing" >&2; exit 1; \
+	fi; \
+	$$as_root apt-get update -qq; \
+	$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing
+endef
+
+.PHONY: help run test lint bench clean
+
+help: ## list the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+run: system-run $(VENV)/compiled ## the agent and HAProxy in front of a demo application; ARGS="--backend HOST:PORT"
+	exec $(BIN)/ratelimit up $(ARGS)
+
+test: system-run $(VENV)/compiled $(VENV)/group-test ## all tests compiled, then those without a server as plain Python
+	$(BIN)/pytest $(ARGS)
+	RATELIMIT_PURE=1 $(BIN)/pytest -m "not integration and not packaging" $(ARGS)
+
+lint: system-base $(VENV)/compiled $(VENV)/group-lint ## style, format, types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: system-bench $(VENV)/compiled $(VENV)/group-test ## what a check costs, without HAProxy and with it
+	$(BIN)/python -m benchmarks.agent $(ARGS)
+	$(BIN)/python -m benchmarks.end_to_end $(ARGS)
+
+clean: ## remove everything that was built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find ratelimit -name '*.so' -delete
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: system-base system-run system-bench
+system-base:
+	$(call system,base)
+system-run:
+	$(call system,base haproxy curl)
+system-bench:
+	$(call system,base haproxy wrk)
+
+$(VENV)/created: | system-base
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade 'pip >= 25.1'
+	touch $@
+
+$(VENV)/installed: $(VENV)/created pyproject.toml setup.py ratelimit/__init__.py
+	$(BIN)/pip install -q --group compile
+	RATELIMIT_NO_EXTENSIONS=1 $(BIN)/pip install -q --no-build-isolation -e .
+	touch $@
+
+# Compiled apart from the installation, so that an edit compiles one module and not all. It has to:
+# a stale extension would hide the edited file.
+$(VENV)/compiled: $(VENV)/installed $(TYPED) $(TYPED:.pxd=.py)
+	$(BIN)/python setup.py build_ext --inplace -j "$$(nproc)" &>$@.log || { cat $@.log; exit 1; }
+	$(BIN)/ratelimit version
+	touch $@
+
+$(VENV)/group-%: $(VENV)/created pyproject.toml
+	$(BIN)/pip install -q --group $*
+	touch $@

@@ -1,0 +1,415 @@
+"""What a check costs the agent, socket to socket, without HAProxy.
+
+``python -m benchmarks.agent`` sends pre-built NOTIFY frames over a few connections, so many in
+flight on each, and counts the bytes that come back. The compiled agent, the plain one, and one
+that only acknowledges take turns, so that whatever else the machine does meets all of them. CPU
+times are the agent's own, user and system, as the kernel's scheduler accounts them.
+
+Both ends share one core, where what they exchange is in its cache and no other core is woken up,
+and then have a core each, as HAProxy and its agent have when both are busy. They are pinned, for
+else the kernel changes from one to the other as it likes.
+
+``--table`` instead fills the table of 1,000,000 clients with ten times as many addresses, and
+``--start`` measures the time from the start of the process to its first answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import select
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import harness
+from benchmarks.harness import Figure, Programs, Target
+from tests import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from benchmarks.harness import Form
+
+DEPTHS = (1, 8, 64)
+ADDRESSES = 100_000
+CLIENTS = 1_000_000
+CONNECTIONS = 4
+
+ALLOWING = "[limits.default]\nrate = 10_000_000\nblock = []\n"
+REFUSING = '[limits.default]\nrate = 1\nblock = ["1h"]\n'
+
+_CORES = sorted(os.sched_getaffinity(0))
+PLACES = {"one core": _CORES[-1], "two cores": _CORES[0]} if _CORES[1:] else {"one core": _CORES[0]}
+"""Where the agent runs; this program is on the last core."""
+
+BOUNDS = {8: 1.3, 64: 0.5}
+"""The most CPU microseconds that a check may cost the compiled agent, by frames in flight."""
+
+_REFUSED = ", all refused"
+_MIB = 1 << 20
+_KNOWN = 0x0A000000  # 10.0.0.0: the addresses that come again and again
+_NEW = 0x10000000  # 16.0.0.0: those that come once
+_FIRST_STREAM, _STREAMS = 240, 2048  # ids that take two bytes on the wire
+_SILENCE = 5  # seconds without an answer after which a load is given up
+
+
+@dataclass(frozen=True)
+class Frames:
+    """NOTIFY frames of one size in one piece; the first few follow again after the last."""
+
+    data: memoryview
+    count: int
+    size: int
+
+    @classmethod
+    def of(cls, addresses: Sequence[int], **arguments: bytes) -> Frames:
+        """Build one frame for each IPv4 address."""
+        message = wire.message("default", **arguments, key=wire.address("0.0.0.0"))  # noqa: S104
+        heads = [
+            wire.notify(message, ids=(stream, 1))[:-4]
+            for stream in range(_FIRST_STREAM, _FIRST_STREAM + _STREAMS)
+        ]
+        built = [heads[i % _STREAMS] + a.to_bytes(4) for i, a in enumerate(addresses)]
+        built += built[: max(DEPTHS)]
+        return cls(memoryview(b"".join(built)), len(addresses), len(built[0]))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One load: checks, seconds, and the CPU nanoseconds of the agent and of this program."""
+
+    checks: int
+    seconds: float
+    cpu: int
+    own: int
+
+    @property
+    def rate(self) -> float:
+        return self.checks / self.seconds
+
+    @property
+    def cost(self) -> float:
+        """Microseconds of the agent's CPU per check."""
+        return self.cpu / self.checks / 1000
+
+
+class _Peer:
+    """A connection to the agent, and where it is in its frames."""
+
+    def __init__(self, address: str) -> None:
+        self.sock = harness.connect(address)
+        self.place = 0  # of the next frame, in bytes
+        self.left = 0  # frames still to be sent
+        self.flying = 0  # frames not yet answered
+        self.part = 0  # bytes of an answer of which the rest has not come
+
+
+class Bench:
+    """An agent, the connections to it, and what its answers look like."""
+
+    def __init__(
+        self, programs: Programs, name: str, form: Form, unix: bool, config: str = ALLOWING
+    ) -> None:
+        address = _address(programs, name, unix)
+        self.name = name
+        self.form = form
+        self.program = programs.agent(name, form, address, f"max_clients = {CLIENTS}\n{config}")
+        self.checks = 0
+        self._buffer = bytearray(1 << 20)
+        self._poll = select.epoll()
+        self._peers: dict[int, _Peer] = {}
+        for _ in range(CONNECTIONS):
+            peer = _Peer(address)
+            self._peers[peer.sock.fileno()] = peer
+            self._poll.register(peer.sock, select.EPOLLIN)
+        self._answer_size = 0
+
+    def move(self, place: str) -> None:
+        os.sched_setaffinity(self.program.pid, {PLACES[place]})
+
+    def probe(self, frames: Frames, refused: bool = False) -> None:
+        """Send the first frame and look closely at its answer; all the others are of its size."""
+        sock = next(iter(self._peers.values())).sock
+        sock.settimeout(_SILENCE)
+        sock.sendall(frames.data[: frames.size])
+        answer = sock.recv(1 << 16)
+        (ack,) = wire.frames(answer)
+        if ack.ids != (_FIRST_STREAM, 1) or ("deny" in ack.items) != refused:
+            sys.exit(f"{self.name}: answers {ack}")
+        self._answer_size = len(answer)
+        self.checks += 1
+        for peer in self._peers.values():
+            peer.sock.setblocking(False)
+
+    def load(
+        self, frames: Frames, depth: int, seconds: float = 3600, checks: int = sys.maxsize
+    ) -> Sample:
+        """Keep ``depth`` frames in flight on each connection, for a time or so many checks."""
+        peers = self._peers
+        each = checks // len(peers)
+        answer_size = self._answer_size
+        frame_size = frames.size
+        data = frames.data
+        end = frames.count * frame_size
+        poll = self._poll.poll
+        buffer = self._buffer
+        clock = time.perf_counter
+        sent = 0
+        cpu = self.program.cpu()
+        own = time.process_time_ns()
+        start = clock()
+        for i, peer in enumerate(peers.values()):
+            first = i * (frames.count // len(peers)) * frame_size
+            size = depth * frame_size
+            peer.sock.send(data[first : first + size])
+            peer.place = (first + size) % end
+            peer.left = each - depth
+            peer.flying = depth
+            sent += depth
+        busy = len(peers)
+        while busy:
+            events = poll(_SILENCE)
+            if not events:
+                sys.exit(f"{self.name}: no answer for {_SILENCE} s")
+            over = clock() - start > seconds
+            for number, _ in events:
+                peer = peers[number]
+                received = peer.sock.recv_into(buffer)
+                if not received:
+                    sys.exit(f"{self.name}: the agent closed a connection")
+                answers, peer.part = divmod(peer.part + received, answer_size)
+                count = 0 if over else min(answers, peer.left)
+                peer.flying += count - answers
+                if count:
+                    place = peer.place
+                    size = count * frame_size
+                    if peer.sock.send(data[place : place + size]) != size:
+                        sys.exit(f"{self.name}: the agent does not read")
+                    place += size
+                    peer.place = place if place < end else place - end
+                    peer.left -= count
+                    sent += count
+                elif not peer.flying:
+                    busy -= 1
+        elapsed = clock() - start
+        self.checks += sent
+        own = time.process_time_ns() - own
+        return Sample(sent, elapsed, self.program.cpu() - cpu, own)
+
+    def finish(self) -> None:
+        """End the agent and compare what it counted with what it was asked."""
+        for peer in self._peers.values():
+            peer.sock.close()
+        self._poll.close()
+        self.program.stop()
+        if self.form != "ack" and self.checks != self.program.checks():
+            sys.exit(f"{self.name}: {self.checks} asked, {self.program.checks()} checked")
+
+
+def _address(programs: Programs, name: str, unix: bool) -> str:
+    return str(programs.folder / f"{name}.sock") if unix else harness.free_address()
+
+
+def known() -> Frames:
+    """Return the frames of the addresses that come again and again, in no order."""
+    addresses = [_KNOWN + i for i in range(ADDRESSES)]
+    random.Random(1).shuffle(addresses)
+    return Frames.of(addresses)
+
+
+def run_load(programs: Programs, rounds: int, seconds: float, unix: bool) -> dict[str, Any]:
+    """Load all agents in turns, at each depth and place."""
+    frames = known()
+    turns: list[tuple[Bench, int]] = []
+    for form in ("compiled", "plain", "ack"):
+        bench = Bench(programs, form, form, unix)
+        bench.probe(frames)
+        bench.load(frames, max(DEPTHS), checks=ADDRESSES)
+        turns += [(bench, depth) for depth in DEPTHS]
+    over = Frames.of([_KNOWN + i for i in range(ADDRESSES)], hits=wire.int64(2))
+    for form in ("compiled", "plain"):
+        bench = Bench(programs, f"{form}{_REFUSED}", form, unix, REFUSING)
+        bench.probe(over, refused=True)
+        bench.load(over, max(DEPTHS), checks=ADDRESSES)
+        turns.append((bench, max(DEPTHS)))
+    samples: dict[tuple[str, str, int], list[Sample]] = {}
+    for number in range(rounds):
+        harness.progress(f"round {number + 1} of {rounds}")
+        for place in PLACES:
+            for bench, depth in turns:
+                bench.move(place)
+                taken = samples.setdefault((place, bench.name, depth), [])
+                taken.append(bench.load(frames, depth, seconds))
+    for bench in dict.fromkeys(bench for bench, _ in turns):
+        bench.finish()
+
+    print(
+        f"{CONNECTIONS} {'unix' if unix else 'tcp'} connections, {ADDRESSES:,} addresses, ", end=""
+    )
+    print(f"{rounds} rounds of {seconds:g} s: median (least-greatest)\n")
+    results = []
+    targets = []
+    for place in PLACES:
+        rows = []
+        for (where, name, depth), taken in samples.items():
+            if where != place:
+                continue
+            rate = Figure.of(s.rate for s in taken)
+            cost = Figure.of(s.cost for s in taken)
+            busy = Figure.of(s.cpu / s.seconds / 1e9 for s in taken)
+            loader = Figure.of(s.own / s.seconds / 1e9 for s in taken)
+            ratio = None
+            if name.startswith("compiled"):
+                plain = samples[place, name.replace("compiled", "plain"), depth]
+                pairs = zip(plain, taken, strict=True)
+                ratio = Figure.of(p.cost / c.cost for p, c in pairs)
+            rows.append(
+                [
+                    name,
+                    str(depth),
+                    rate.text(0),
+                    cost.text(),
+                    ratio.text(1) if ratio else "",
+                    f"{busy.median:.0%}",
+                    f"{loader.median:.0%}",
+                ]
+            )
+            results.append(
+                {
+                    "place": place,
+                    "agent": name,
+                    "in_flight": depth,
+                    "checks_per_second": rate,
+                    "cpu_us_per_check": cost,
+                    "plain_to_compiled": ratio,
+                    "agent_busy": busy,
+                    "loader_busy": loader,
+                }
+            )
+            title = f"{name}, {depth} in flight, {place}"
+            if name == "compiled" and depth in BOUNDS:
+                targets.append(Target(f"CPU us a check, {title}", cost.median, BOUNDS[depth], True))
+            if name == "compiled" and depth == max(DEPTHS) and ratio:
+                targets.append(Target(f"plain to {title}", ratio.median, 10, at_most=False))
+        head = [
+            "in flight",
+            "checks a second",
+            "CPU us a check",
+            "plain:compiled",
+            "agent",
+            "loader",
+        ]
+        harness.table([place, *head], rows)
+    print("agent, loader: how much of the time each ran. An agent that ran for less than its whole")
+    print("core, or its share of one, waited for work: it can do more checks a second than that.\n")
+    return {"load": results, "targets": targets}
+
+
+def run_table(programs: Programs, rounds: int, seconds: float, unix: bool) -> dict[str, Any]:
+    """Fill the table with ten times as many addresses as it holds."""
+    depth = max(DEPTHS)
+    frames = known()
+    bench = Bench(programs, "compiled", "compiled", unix)
+    bench.move(next(reversed(PLACES)))
+    memory = [bench.program.rss()]
+    bench.probe(frames)
+    bench.load(frames, depth, checks=ADDRESSES)
+    before = Figure.of(bench.load(frames, depth, seconds).cost for _ in range(rounds))
+    new = []
+    chunks = 10 * CLIENTS // ADDRESSES
+    for number in range(chunks):
+        first = _NEW + number * ADDRESSES
+        chunk = Frames.of(range(first, first + ADDRESSES))
+        new.append(bench.load(chunk, depth, checks=ADDRESSES).cost)
+        if not number % 10:
+            harness.progress(f"{number * ADDRESSES:,} addresses")
+    memory.append(bench.program.rss())
+    bench.load(frames, depth, checks=ADDRESSES)
+    after = Figure.of(bench.load(frames, depth, seconds).cost for _ in range(rounds))
+    bench.finish()
+    filling, evicting = Figure.of(new[: chunks // 20]), Figure.of(new[-chunks // 20 :])
+    table_bytes = int(re.findall(r"table_bytes=(\d+)", bench.program.log.read_text())[0])
+    print(f"{CLIENTS:,} clients, {chunks * ADDRESSES:,} addresses, {depth} in flight\n")
+    harness.table(
+        ["", "at the start", "after filling"],
+        [
+            ["resident memory, MiB", *(f"{size / _MIB:.1f}" for size in memory)],
+            [f"CPU us a check, {ADDRESSES:,} known addresses", before.text(), after.text()],
+            ["CPU us a check, addresses never seen", filling.text(), evicting.text()],
+        ],
+    )
+    targets = [
+        Target("table, MB", table_bytes / 1e6, 128, at_most=True),
+        Target("resident memory at the start to the table", memory[0] / table_bytes, 1, False),
+        Target("memory, after to before", memory[1] / memory[0], 1.5, at_most=True),
+        Target("CPU a check, known, after to before", after.median / before.median, 1.5, True),
+        Target(
+            "CPU a check, never seen, after to before", evicting.median / filling.median, 1.5, True
+        ),
+    ]
+    return {
+        "rss_bytes": memory,
+        "table_bytes": table_bytes,
+        "cpu_us_known": [before, after],
+        "cpu_us_never_seen": [filling, evicting],
+        "targets": targets,
+    }
+
+
+def run_start(programs: Programs, rounds: int, unix: bool) -> dict[str, Any]:
+    """Start agents one after the other and wait for the first answer of each."""
+    frames = Frames.of([_KNOWN])
+    taken: dict[Form, list[float]] = {"compiled": [], "plain": []}
+    for number in range(rounds):
+        for form, times in taken.items():
+            name = f"{form}{number}"
+            address = _address(programs, name, unix)
+            start = time.perf_counter()
+            program = programs.agent(name, form, address, f"max_clients = {CLIENTS}\n{ALLOWING}")
+            with harness.connect(address) as sock:
+                sock.sendall(frames.data[: frames.size])
+                wire.frames(sock.recv(1 << 16))
+            times.append(time.perf_counter() - start)
+            program.stop()
+    figures = {form: Figure.of(times) for form, times in taken.items()}
+    print(f"from the start of the process to its first answer, {rounds} times\n")
+    harness.table(["agent", "seconds"], [[form, f.text()] for form, f in figures.items()])
+    targets = [
+        Target(f"seconds to the first answer, {form}", figure.median, 1, at_most=True)
+        for form, figure in figures.items()
+    ]
+    return {"start_seconds": figures, "targets": targets}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.agent", description=__doc__)
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--table", action="store_true", help="fill the table instead")
+    mode.add_argument("--start", action="store_true", help="measure the start instead")
+    parser.add_argument("--unix", action="store_true", help="unix sockets instead of TCP")
+    parser.add_argument("--rounds", type=int, help="how often each has its turn (7; quick: 3)")
+    parser.add_argument("--seconds", type=float, help="seconds a turn (0.4; quick: 0.2)")
+    parser.add_argument("--quick", action="store_true", help="a short run")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    options = parser.parse_args()
+    rounds = options.rounds or (3 if options.quick else 7)
+    seconds = options.seconds or (0.2 if options.quick else 0.4)
+    if not options.start:
+        os.sched_setaffinity(0, {_CORES[-1]})
+    with Programs() as programs:
+        if options.table:
+            results = run_table(programs, rounds, seconds, options.unix)
+        elif options.start:
+            results = run_start(programs, rounds, options.unix)
+        else:
+            results = run_load(programs, rounds, seconds, options.unix)
+    harness.finish(results, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""What the benchmarks share: programs that end with the run, CPU time, figures with spread."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from ratelimit import __version__
+from tests import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from types import TracebackType
+
+ROOT = Path(__file__).parent.parent
+
+_START_TIMEOUT = 10  # seconds for a program to accept connections
+_STOP_TIMEOUT = 3  # seconds from SIGTERM to SIGKILL
+
+Form = str
+"""``compiled``, ``plain`` or, for the agent that only acknowledges, ``ack``."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program of the run; its output is in ``log``."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def cpu(self) -> int:
+        """Return its CPU time so far, user and system, in nanoseconds."""
+        total = 0
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            total += int((task / "schedstat").read_text().split()[0])
+        return total
+
+    def rss(self) -> int:
+        """Return its resident memory in bytes."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) * 1024
+
+    def checks(self) -> int:
+        """Return how many checks the limiter's agent did; it logs that when it ends."""
+        return int(re.findall(r"\bchecks=(\d+)", self.log.read_text())[-1])
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(_STOP_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+class Programs:
+    """The programs of a run and their folder; all of it ends with the run, however that ends."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        temporary = tempfile.TemporaryDirectory(prefix="ratelimit-bench-")
+        self.folder = Path(self._stack.enter_context(temporary))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def start(
+        self,
+        name: str,
+        command: Sequence[str],
+        settings: Mapping[str, str] | None = None,
+        log: bool = True,
+    ) -> Program:
+        """Start a program from the root of the checkout; ``settings`` are more variables for it.
+
+        No RATELIMIT_* variable of the caller reaches it.
+        """
+        path = self.folder / f"{name}.log" if log else Path(os.devnull)
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("RATELIMIT_")}
+        with path.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**environment, **(settings or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT if log else None,
+                start_new_session=True,  # a Ctrl-C is for this program, which ends the others
+            )
+        program = Program(process, path)
+        self._stack.callback(program.stop)
+        return program
+
+    def agent(self, name: str, form: Form, address: str, config: str = "") -> Program:
+        """Start an agent on HOST:PORT or a path and wait until it answers.
+
+        ``config`` is what its configuration file holds beside ``[agent] listen``.
+        """
+        if form == "ack":
+            command = [self._ack_agent(), address.rpartition(":")[2]]
+        else:
+            listen = f"{'unix' if '/' in address else 'tcp'}://{address}"
+            file = self.folder / f"{name}.toml"
+            file.write_text(f'[agent]\nlisten = ["{listen}"]\n{config}')
+            command = [sys.executable, "-m", "benchmarks.launch", form]
+            command += ["serve", "--config", str(file)]
+        program = self.start(name, command)
+        wait_for(program, lambda: connect(address).close())
+        return program
+
+    def _ack_agent(self) -> str:
+        path = self.folder / "ack_agent"
+        if not path.exists():
+            source = ROOT / "benchmarks" / "ack_agent.c"
+            compiler = ["cc", "-O2", "-D_GNU_SOURCE", "-o", str(path), str(source)]
+            try:
+                subprocess.run(compiler, check=True)
+            except FileNotFoundError:
+                sys.exit("there is no C compiler: apt-get install gcc libc6-dev")
+        return str(path)
+
+
+def wait_for(program: Program, attempt: Callable[[], object]) -> None:
+    """Repeat an attempt that raises OSError until it succeeds."""
+    deadline = time.monotonic() + _START_TIMEOUT
+    while True:
+        try:
+            attempt()
+        except OSError as error:
+            if program.process.poll() is not None or time.monotonic() > deadline:
+                sys.exit(f"{program.process.args!r}: {error}\n{program.log.read_text()}")
+            time.sleep(0.001)
+        else:
+            return
+
+
+def free_address() -> str:
+    """Return HOST:PORT on loopback with a port that nobody uses."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def connect(address: str) -> socket.socket:
+    """Connect to an agent as HAProxy does and shake hands."""
+    if "/" in address:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(address)
+    else:
+        host, _, port = address.rpartition(":")
+        sock = socket.create_connection((host, int(port)), 5)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.settimeout(5)
+    sock.sendall(wire.hello())
+    (hello,) = wire.frames(sock.recv(1 << 16))
+    if hello.kind != wire.AGENT_HELLO:
+        sys.exit(f"{address}: answers {hello}")
+    return sock
+
+
+@dataclass(frozen=True)
+class Figure:
+    """The median of several rounds, with the least and the greatest."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Figure:
+        listed = sorted(values)
+        return cls(statistics.median(listed), listed[0], listed[-1])
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def text(self, digits: int = 2) -> str:
+        return f"{self.median:,.{digits}f} ({self.low:,.{digits}f}-{self.high:,.{digits}f})"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure that must not be more, or not be less, than a bound."""
+
+    name: str
+    value: float
+    bound: float
+    at_most: bool
+
+    @property
+    def reached(self) -> bool:
+        return self.value <= self.bound if self.at_most else self.value >= self.bound
+
+    def __str__(self) -> str:
+        sign = "at most" if self.at_most else "at least"
+        verdict = "reached" if self.reached else "MISSED"
+        return f"{verdict:8} {self.name}: {self.value:.3g}, {sign} {self.bound:g}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; the first column is text, the others are figures."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    for row in (head, *rows):
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        print("  ".join(cells).rstrip())
+    print()
+
+
+def progress(text: str) -> None:
+    """Show how far the run is, where a person looks on."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}\r", end="", file=sys.stderr, flush=True)
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on."""
+    model = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
+    found: dict[str, Any] = {
+        "cpu": model[1] if model else platform.machine(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "uvloop": importlib.metadata.version("uvloop"),
+        "ratelimit": __version__,
+    }
+    for program in ("haproxy", "wrk"):
+        if path := find(program):
+            shown = subprocess.run([path, "-v"], capture_output=True, text=True, check=False)
+            words = re.search(r"(?:version|wrk) (\S+)", shown.stdout + shown.stderr)
+            found[program] = words[1] if words else "of an unknown version"
+    return found
+
+
+def find(program: str) -> str | None:
+    """Return the path of an installed program."""
+    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+
+
+def finish(results: dict[str, Any], file: Path | None) -> None:
+    """Print the targets among the results and write everything as JSON if a file is given."""
+    for target in results["targets"]:
+        print(target)
+    if file is not None:
+        shown = [vars(target) | {"reached": target.reached} for target in results["targets"]]
+        everything = {"machine": machine(), **results, "targets": shown}
+        file.write_text(json.dumps(everything, indent=2, default=vars) + "\n")

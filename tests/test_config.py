@@ -1,0 +1,434 @@
+"""What the file and the environment may say, and what is answered to anything else."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ratelimit import config as config_module
+from ratelimit.config import Config, load
+from ratelimit.exceptions import ConfigError
+from ratelimit.model import Address, Limit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+DEFAULT = Limit()
+
+CONTRACT = """
+[agent]
+listen = ["tcp://127.0.0.1:9190"]
+http_listen = []
+max_clients = 1_000_000
+
+[ops]
+listen = "127.0.0.1:9191"
+token_file = ""
+
+[store]
+url = "memory://"
+sync_interval = "10ms"
+prefix = "ratelimit"
+state_dir = ""
+on_outage = "local"
+
+[limits.default]
+rate = 100
+window = "1s"
+block = ["10s", "1m", "10m", "1h"]
+forget = "24h"
+strict = false
+shadow = false
+ipv4_prefix = 32
+ipv6_prefix = 64
+headers = false
+
+[lists]
+allow = []
+deny = []
+
+[haproxy]
+sockets = []
+
+[load]
+high = 0
+low = 0
+hold = "30s"
+"""
+"""Every field with its default."""
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("RATELIMIT_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Config]:
+    """Load a file of this text, by the name ``r.toml``."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "r.toml"
+
+    def read_text(text: str) -> Config:
+        path.write_text(text)
+        return load(path.relative_to(tmp_path))
+
+    return read_text
+
+
+@pytest.fixture
+def problems(read: Callable[[str], Config]) -> Callable[[str], list[str]]:
+    """Return what is wrong with a file of this text."""
+
+    def find(text: str) -> list[str]:
+        with pytest.raises(ConfigError) as caught:
+            read(text)
+        assert str(caught.value) == "\n".join(caught.value.problems)
+        for problem in caught.value.problems:
+            assert "\n" not in problem
+        return caught.value.problems
+
+    return find
+
+
+# ---- what is in force ---------------------------------------------------------------------------
+
+
+def test_without_a_file_there_are_the_defaults() -> None:
+    config = load()
+    assert config.agent.listen == (Address("127.0.0.1", 9190),)
+    assert config.agent.max_clients == 1_000_000
+    assert config.limits_in_force() == (DEFAULT,)
+
+
+def test_every_field_of_the_contract_has_its_default(read: Callable[[str], Config]) -> None:
+    assert read(CONTRACT).model_dump() == read("").model_dump() == load().model_dump()
+
+
+def test_the_contract_above_leaves_no_field_out() -> None:
+    written = tomllib.loads(CONTRACT)
+    written["limits"] = written["limits"]["default"]
+    for name, section in Config.model_fields.items():
+        if name == "webhooks":  # a list of tables, empty by default
+            continue
+        model = config_module.LimitSection if name == "limits" else section.annotation
+        assert set(written.pop(name)) == set(model.model_fields)  # type: ignore[union-attr]
+    assert not written
+
+
+def test_a_limit_as_it_is_written(read: Callable[[str], Config]) -> None:
+    config = read(
+        """
+        [limits.login]
+        rate = 5
+        window = "1m"
+        block = ["5m", "2h", "7d"]
+        forget = "30d"
+        strict = true
+        ipv4_prefix = 24
+        ipv6_prefix = 128
+        """
+    )
+    assert config.limits_in_force() == (
+        DEFAULT,
+        Limit("login", 5, 60 * 10**9, (300, 7200, 604_800), 2_592_000, True, 24, 128),
+    )
+
+
+def test_limits_keep_the_order_of_the_file(read: Callable[[str], Config]) -> None:
+    config = read("[limits.b]\n[limits.a]\n[limits.default]\nrate = 1\n")
+    assert [limit.name for limit in config.limits_in_force()] == ["default", "b", "a"]
+    assert config.limits_in_force()[0].rate == 1
+
+
+def test_a_limit_without_a_ladder(read: Callable[[str], Config]) -> None:
+    assert read("[limits.default]\nblock = []\n").limits_in_force()[0].block == ()
+
+
+def test_a_name_as_haproxy_allows_it(read: Callable[[str], Config]) -> None:
+    name = "A-z_0.9:" + "x" * 56
+    assert read(f'[limits."{name}"]\n').limits_in_force()[1].name == name
+
+
+@pytest.mark.parametrize(
+    ("window", "nanoseconds"),
+    [("100ms", 10**8), ("1500ms", 1_500_000_000), ("24h", 86_400 * 10**9), ("1d", 86_400 * 10**9)],
+)
+def test_windows(read: Callable[[str], Config], window: str, nanoseconds: int) -> None:
+    limit = read(f'[limits.default]\nwindow = "{window}"\n').limits_in_force()[0]
+    assert limit.window == nanoseconds
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("tcp://0.0.0.0:0", Address("0.0.0.0", 0)),
+        ("tcp://[::1]:65535", Address("::1", 65535)),
+        ("tcp://[0:0::1]:1", Address("::1", 1)),
+        ("tcp://agent-1.example:9190", Address("agent-1.example", 9190)),
+        ("unix:///run/ratelimit/spop.sock", Address(path="/run/ratelimit/spop.sock")),
+        ("unix:///" + "x" * 106, Address(path="/" + "x" * 106)),
+    ],
+)
+def test_addresses(read: Callable[[str], Config], text: str, address: Address) -> None:
+    assert read(f'[agent]\nlisten = ["{text}"]\n').agent.listen == (address,)
+
+
+@pytest.mark.parametrize("clients", [8, 1_000_000_000])
+def test_table_sizes(read: Callable[[str], Config], clients: int) -> None:
+    assert read(f"[agent]\nmax_clients = {clients}\n").agent.max_clients == clients
+
+
+# ---- the environment ----------------------------------------------------------------------------
+
+
+def test_a_variable_overrides_the_file(
+    read: Callable[[str], Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RATELIMIT_LIMITS__DEFAULT__RATE", "7")
+    limit = read('[limits.default]\nrate = 5\nwindow = "2s"\n').limits_in_force()[0]
+    assert (limit.rate, limit.window) == (7, 2 * 10**9)
+
+
+def test_every_type_can_be_said_by_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in {
+        "AGENT__LISTEN": "tcp://127.0.0.1:1, unix:///run/a",
+        "AGENT__MAX_CLIENTS": "64",
+        "STORE__URL": "memory://",
+        "LIMITS__LOGIN__WINDOW": "1m",
+        "LIMITS__LOGIN__BLOCK": '["1s", "2s"]',
+        "LIMITS__LOGIN__STRICT": "true",
+        "LIMITS__OTHER__BLOCK": "[]",
+    }.items():
+        monkeypatch.setenv(f"RATELIMIT_{name}", text)
+    config = load()
+    assert config.agent.listen == (Address("127.0.0.1", 1), Address(path="/run/a"))
+    assert config.agent.max_clients == 64
+    login, other = sorted(config.limits_in_force()[1:], key=lambda limit: limit.name)
+    assert (login.window, login.block, login.strict) == (60 * 10**9, (1, 2), True)
+    assert other.block == ()
+
+
+def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RATELIMIT_PORT_9190_TCP", "RATELIMIT_URL", "RATELIMIT_NO_EXTENSIONS"):
+        monkeypatch.setenv(name, "tcp://10.0.0.1:9190")
+    assert load() == Config()
+
+
+def test_a_dotenv_file_is_not_read(read: Callable[[str], Config], tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("RATELIMIT_LIMITS__DEFAULT__RATE=1\n")
+    assert read("").limits_in_force() == (DEFAULT,)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "what"),
+    [
+        ("RATELIMIT_STOER__URL", "memory://", "unknown field"),
+        ("RATELIMIT_STORE__URLS", "memory://", "unknown field"),
+        ("RATELIMIT_AGENT", "{", "must be a table"),
+        ("RATELIMIT_AGENT__MAX_CLIENTS", "many", "must be a whole number"),
+        ("RATELIMIT_AGENT__MAX_CLIENTS__X", "1", "must be a whole number"),
+        ("RATELIMIT_AGENT__LISTEN", "", "must be a list"),
+        ("RATELIMIT_AGENT__LISTEN", "here", 'must be "tcp://HOST:PORT" or "unix:///PATH"'),
+        ("RATELIMIT_LIMITS__LOGIN", "5", "must be a table"),
+        ("RATELIMIT_LIMITS__LOGIN__STRICT", "perhaps", "must be true or false"),
+        ("ratelimit_limits__login__rate", "0", "must be greater than or equal to 1"),
+    ],
+)
+def test_a_wrong_variable_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str, what: str
+) -> None:
+    monkeypatch.setenv(name, text)
+    with pytest.raises(ConfigError) as caught:
+        load()
+    assert caught.value.problems == [f"environment: {name}: {what}"]
+
+
+def test_the_file_is_blamed_for_its_own_mistakes(
+    problems: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RATELIMIT_LIMITS__LOGIN__RATE", "5")
+    assert problems('[limits.login]\nwindow = "1y"\n')[0].startswith("r.toml: limits.login.window:")
+
+
+# ---- mistakes -----------------------------------------------------------------------------------
+
+NUMBER = "must be a whole number"
+DURATION = 'must be a whole number and a unit, such as "10ms", "1s", "5m" or "24h"'
+LISTEN = 'must be "tcp://HOST:PORT" or "unix:///PATH"'
+LATER = "not available in this version, leave it at its default"
+NAME = "a name has 1 to 64 of the characters A-Z a-z 0-9 _ . : -"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("rate = 1", "rate: unknown field"),
+        ("_env_file = 'x'", "_env_file: unknown field"),
+        ("limits = 3", "limits: must be a table"),
+        ("agent = []", "agent: must be a table"),
+        ("[agent]\nlisten = 'tcp://127.0.0.1:1'", "agent.listen: must be a list"),
+        ("[agent]\nlisten = []", "agent.listen: must name at least one address"),
+        ("[agent]\nlisten = [1]", f"agent.listen.0: {LISTEN}"),
+        ("[agent]\nlisten = ['127.0.0.1:1']", f"agent.listen.0: {LISTEN}"),
+        ("[agent]\nlisten = ['unix://a']", f"agent.listen.0: {LISTEN}"),
+        ("[agent]\nlisten = ['unix:///a/']", "agent.listen.0: not the path of a socket file"),
+        (
+            f"[agent]\nlisten = ['unix:///{'x' * 107}']",
+            "agent.listen.0: the path of a socket has at most 107 bytes",
+        ),
+        (
+            "[agent]\nlisten = ['tcp://::1:1']",
+            "agent.listen.0: must be HOST:PORT, with an IPv6 address in brackets",
+        ),
+        ("[agent]\nlisten = ['tcp://a:65536']", "agent.listen.0: a port is at most 65535"),
+        ("[agent]\nmax_clients = true", f"agent.max_clients: {NUMBER}"),
+        ("[agent]\nmax_clients = 7", "agent.max_clients: must be greater than or equal to 8"),
+        ("[limits.default]\nrate = '5'", f"limits.default.rate: {NUMBER}"),
+        ("[limits.default]\nrate = 5.0", f"limits.default.rate: {NUMBER}"),
+        ("[limits.default]\nrate = 0", "limits.default.rate: must be greater than or equal to 1"),
+        (
+            "[limits.default]\nrate = 10_000_001",
+            "limits.default.rate: must be less than or equal to 10000000",
+        ),
+        ("[limits.default]\nwindow = 1", f"limits.default.window: {DURATION}"),
+        ("[limits.default]\nwindow = '1.5s'", f"limits.default.window: {DURATION}"),
+        ("[limits.default]\nwindow = '-1s'", f"limits.default.window: {DURATION}"),
+        ("[limits.default]\nwindow = '1 s'", f"limits.default.window: {DURATION}"),
+        ("[limits.default]\nwindow = '٣s'", f"limits.default.window: {DURATION}"),
+        ("[limits.default]\nwindow = '99ms'", "limits.default.window: must be from 100ms to 1d"),
+        ("[limits.default]\nwindow = '25h'", "limits.default.window: must be from 100ms to 1d"),
+        ("[limits.default]\nblock = ['500ms']", "limits.default.block.0: must be a multiple of 1s"),
+        ("[limits.default]\nblock = ['0']", "limits.default.block.0: must be from 1s to 30d"),
+        ("[limits.default]\nblock = ['31d']", "limits.default.block.0: must be from 1s to 30d"),
+        (
+            "[limits.default]\nblock = ['2s', '2s']",
+            "limits.default.block: each block must be longer than the one before it",
+        ),
+        ("[limits.default]\nforget = '0'", "limits.default.forget: must be from 1s to 366d"),
+        ("[limits.default]\nstrict = 1", "limits.default.strict: must be true or false"),
+        (
+            "[limits.default]\nipv4_prefix = 33",
+            "limits.default.ipv4_prefix: must be less than or equal to 32",
+        ),
+        (
+            "[limits.default]\nipv6_prefix = 0",
+            "limits.default.ipv6_prefix: must be greater than or equal to 1",
+        ),
+        ("[limits.default.more]", "limits.default.more: unknown field"),
+        ('[limits.""]', f"limits.'': {NAME}"),
+        ('[limits."a b"]', f"limits.'a b': {NAME}"),
+        ('[limits."a\\nb"]', f"limits.'a\\nb': {NAME}"),
+        (f"[limits.{'x' * 65}]", f"limits.{'x' * 65}: {NAME}"),
+        ("[store]\nurl = 1", "store.url: must be text"),
+        ("[store]\non_outage = 'open'", "store.on_outage: must be 'local' or 'share'"),
+    ],
+)
+def test_one_mistake_is_one_line(
+    problems: Callable[[str], list[str]], text: str, problem: str
+) -> None:
+    assert problems(text) == [f"r.toml: {problem}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("[agent]\nhttp_listen = ['tcp://127.0.0.1:1']", "agent.http_listen"),
+        ("[ops]\nlisten = '0.0.0.0:1'", "ops.listen"),
+        ("[ops]\ntoken_file = 'x'", "ops.token_file"),
+        ("[store]\nurl = 'redis://localhost'", "store.url"),
+        ("[store]\nsync_interval = '0'", "store.sync_interval"),
+        ("[store]\nprefix = 'x'", "store.prefix"),
+        ("[store]\nstate_dir = 'x'", "store.state_dir"),
+        ("[store]\non_outage = 'share'", "store.on_outage"),
+        ("[limits.default]\nshadow = true", "limits.default.shadow"),
+        ("[limits.default]\nheaders = true", "limits.default.headers"),
+        ("[lists]\nallow = ['192.0.2.1']", "lists.allow"),
+        ("[lists]\ndeny = ['192.0.2.1']", "lists.deny"),
+        ("[haproxy]\nsockets = ['x']", "haproxy.sockets"),
+        ("[load]\nhigh = 1", "load.high"),
+        ("[load]\nlow = 1", "load.low"),
+        ("[load]\nhold = '1s'", "load.hold"),
+        ("[[webhooks]]\nurl = 'https://example.com'", "webhooks"),
+    ],
+)
+def test_what_is_still_to_come_is_refused(
+    problems: Callable[[str], list[str]], text: str, field: str
+) -> None:
+    (problem,) = problems(text)
+    assert problem.startswith(f"r.toml: {field}: not available in this version")
+
+
+def test_all_mistakes_are_told_at_once(
+    problems: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RATELIMIT_AGENT__MAX_CLIENTS", "0")
+    monkeypatch.setenv("RATELIMIT_NO__SUCH", "0")
+    text = "[more]\n[limits.a]\nrate = 0\nblok = []\n[limits.b]\nstrict = 'no'\n"
+    assert sorted(problems(text)) == [
+        "environment: RATELIMIT_AGENT__MAX_CLIENTS: must be greater than or equal to 8",
+        "environment: RATELIMIT_NO__SUCH: unknown field",
+        "r.toml: limits.a.blok: unknown field",
+        "r.toml: limits.a.rate: must be greater than or equal to 1",
+        "r.toml: limits.b.strict: must be true or false",
+        "r.toml: more: unknown field",
+    ]
+
+
+def test_a_secret_is_not_repeated(
+    problems: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RATELIMIT_STORE__STATE_DIR", "hunter2")
+    text = (
+        "[store]\nurl = 'redis://:hunter2@a'\npassword = 'hunter2'\n[[webhooks]]\nurl = 'hunter2'"
+    )
+    found = problems(text)
+    assert len(found) == 4
+    assert "hunter2" not in "".join(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("[agent\n", r"not TOML: .*line 1, column 7"),
+        ("[agent]\n[agent]\n", r"not TOML: .*line 2, column 7"),
+        ("a = " + "[" * 100_000, "not TOML: "),
+        ("a = " + "9" * 100_000, "not TOML: "),
+    ],
+)
+def test_what_is_not_toml(problems: Callable[[str], list[str]], text: str, what: str) -> None:
+    (problem,) = problems(text)
+    assert re.match(f"r.toml: {what}", problem)
+
+
+def test_bytes_that_are_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_bytes(b"a = '\xff'")
+    with pytest.raises(ConfigError, match=r"r\.toml: not UTF-8 at byte 5$"):
+        load(path)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"/none: No such file or directory$"):
+        load(tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"Is a directory$"):
+        load(tmp_path)
+
+
+def test_a_mistake_that_shows_in_use(
+    read: Callable[[str], Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told() -> str:
+        return str(read("").wrong("agent.listen", "in use"))
+
+    assert str(load().wrong("agent.listen", "in use")) == "defaults: agent.listen: in use"
+    assert told() == "r.toml: agent.listen: in use"
+    monkeypatch.setenv("RATELIMIT_AGENT__LISTEN", "tcp://127.0.0.1:1")
+    assert told() == "environment: RATELIMIT_AGENT__LISTEN: in use"

@@ -1,0 +1,78 @@
+"""The floors of the house: a file imports only from lower ones (ARCHITECTURE.md)."""
+
+from __future__ import annotations
+
+import ast
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.forms import PACKAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+FLOORS = [
+    ["", "exceptions", "model"],
+    ["notation", "engine.constants", "spop", "spop.constants"],
+    ["engine.key", "engine.rule", "keys", "spop.codec"],
+    ["engine.table", "blocklist", "spop.frames"],
+    ["engine.answer"],
+    ["engine", "limiter", "spop.connection"],
+    ["agent", "config", "demo", "haproxy"],
+    ["service"],
+    ["cli"],
+    ["__main__"],
+]
+"""Modules of the package, from the ground up; the empty name is the package itself."""
+
+FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
+
+SILENT = FLOOR["agent"]
+"""Below this floor there is no clock, no socket and no event loop: time is an argument."""
+
+OUTSIDE = {"aiohttp", "asyncio", "select", "selectors", "socket", "ssl", "threading", "time"}
+
+FILES = {
+    ".".join(
+        part for part in path.relative_to(PACKAGE).with_suffix("").parts if part != "__init__"
+    ): path
+    for path in PACKAGE.rglob("*.py")
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield the full names of the modules that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: a relative import"
+            assert node.module is not None
+            submodules = [f"{node.module}.{alias.name}" for alias in node.names]
+            found = [name for name in submodules if inside(name) in FILES]
+            yield from found or [node.module]
+
+
+def inside(name: str) -> str | None:
+    """Return ``engine.key`` for ``ratelimit.engine.key``, and None for modules of others."""
+    package, _, rest = name.partition(".")
+    return rest if package == PACKAGE.name else None
+
+
+def test_every_module_has_a_floor() -> None:
+    assert sorted(FLOOR) == sorted(FILES)
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_imports_go_down(module: str) -> None:
+    for name in imports(FILES[module]):
+        lower = inside(name)
+        if lower is not None:
+            assert FLOOR[lower] < FLOOR[module], f"{module} imports {lower}"
+
+
+@pytest.mark.parametrize("module", sorted(name for name, floor in FLOOR.items() if floor < SILENT))
+def test_time_and_sockets_stay_above(module: str) -> None:
+    assert not OUTSIDE & {name.partition(".")[0] for name in imports(FILES[module])}
