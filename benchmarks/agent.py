@@ -69,7 +69,7 @@ class Frames:
     @classmethod
     def of(cls, addresses: Sequence[int], **arguments: bytes) -> Frames:
         """Build one frame for each IPv4 address."""
-        message = wire.message("default", **arguments, key=wire.address("0.0.0.0"))  # noqa: S104
+        message = wire.message("default", **arguments, key=wire.address("0.0.0.0"))
         heads = [
             wire.notify(message, ids=(stream, 1))[:-4]
             for stream in range(_FIRST_STREAM, _FIRST_STREAM + _STREAMS)
