@@ -7,33 +7,8 @@ modules as plain Python although their extensions stand beside them.
 from __future__ import annotations
 
 import sys
-from importlib.abc import MetaPathFinder
-from importlib.util import spec_from_file_location
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from importlib.machinery import ModuleSpec
-    from types import ModuleType
-
-
-class PlainFinder(MetaPathFinder):
-    """Finds ``ratelimit.x.y`` in y.py, where the default finder prefers an extension."""
-
-    def find_spec(
-        self,
-        fullname: str,
-        path: Sequence[str] | None,
-        target: ModuleType | None = None,
-    ) -> ModuleSpec | None:
-        package, _, name = fullname.rpartition(".")
-        if package.split(".")[0] == "ratelimit":
-            for folder in path or ():
-                source = Path(folder, f"{name}.py")
-                if source.is_file():
-                    return spec_from_file_location(fullname, source)
-        return None
+from tests.forms import PlainFinder
 
 
 def main() -> None:

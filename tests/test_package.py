@@ -56,8 +56,8 @@ def build(sdist: Path, to: Path, **variables: str) -> Path:
 
 
 def unpack(sdist: Path, to: Path) -> Path:
-    with tarfile.open(sdist) as archive:
-        archive.extractall(to, filter="data")
+    # Not by tarfile: Python 3.11.2 has no safe form of extractall(), 3.12 warns of the other one.
+    assert run("tar", "-xzf", sdist, "-C", to).returncode == 0
     return to / sdist.name.removesuffix(".tar.gz")
 
 

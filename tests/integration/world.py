@@ -209,7 +209,10 @@ class World:
 
     async def agent_is(self, state: str) -> bool:
         """Tell whether HAProxy's health check sees the agent as ``UP`` or ``DOWN``, for certain."""
-        stat = await self.runtime("show stat")
+        try:
+            stat = await self.runtime("show stat")
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False  # HAProxy has not made its socket yet
         header, *rows = [line.split(",") for line in stat.lstrip("# ").splitlines() if line]
         for row in rows:
             entry = dict(zip(header, row, strict=False))
