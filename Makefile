@@ -18,6 +18,7 @@ PYTHON_TEST := $(PYTHON) -c 'import ensurepip, pathlib, sys, sysconfig; \
 	sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())'
 base := { command -v gcc && $(PYTHON_TEST); } || missing+=" gcc libc6-dev python3-dev python3-venv";
 haproxy := command -v haproxy || missing+=" haproxy";
+redis := command -v redis-server || missing+=" redis-server";
 curl := command -v curl || missing+=" curl";
 wrk := command -v wrk || missing+=" wrk";
 
@@ -38,8 +39,15 @@ endef
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
-run: system-run $(VENV)/compiled ## the agent and HAProxy in front of a demo application; ARGS="--backend HOST:PORT"
+run: system-run $(VENV)/compiled ## the agent and HAProxy in front of a demo application; ARGS="--backend HOST:PORT" STORE=redis
+ifeq ($(STORE),redis)
+	socket=$(abspath $(VENV))/redis.sock; \
+	redis-server --port 0 --unixsocket $$socket --save '' --appendonly no --loglevel warning & \
+	trap "kill $$!; wait $$!" EXIT; \
+	RATELIMIT_STORE__URL=unix://$$socket $(BIN)/ratelimit up $(ARGS)
+else
 	exec $(BIN)/ratelimit up $(ARGS)
+endif
 
 test: system-run $(VENV)/compiled $(VENV)/group-test ## all tests compiled, then those without a server as plain Python
 	$(BIN)/pytest $(ARGS)
@@ -63,9 +71,9 @@ clean: ## remove everything that was built
 system-base:
 	$(call system,base)
 system-run:
-	$(call system,base haproxy curl)
+	$(call system,base haproxy redis curl)
 system-bench:
-	$(call system,base haproxy wrk)
+	$(call system,base haproxy redis wrk)
 
 $(VENV)/created: | system-base
 	$(PYTHON) -m venv $(VENV)

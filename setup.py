@@ -17,6 +17,7 @@ MODULES = [
     "ratelimit.engine.key",
     "ratelimit.engine.rule",
     "ratelimit.engine.table",
+    "ratelimit.engine.exchange",
     "ratelimit.engine.answer",
 ]
 

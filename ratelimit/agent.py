@@ -21,6 +21,7 @@ from ratelimit.limiter import Limiter
 from ratelimit.model import Address
 from ratelimit.spop.connection import Connection
 from ratelimit.spop.constants import Status
+from ratelimit.sync import Sync
 
 MAX_CONNECTIONS = 4096
 """More than one HAProxy needs for 50,000 requests at once, at 20 streams a connection (3.1)."""
@@ -51,8 +52,9 @@ class Agent:
     ``protocol_errors`` those that ended by a broken protocol.
     """
 
-    def __init__(self, limiter: Limiter) -> None:
+    def __init__(self, limiter: Limiter, sync: Sync | None = None) -> None:
         self.limiter = limiter
+        self.sync = sync or Sync(limiter, 0.01, False)
         self.peers: set[_Peer] = set()
         self.refused = 0
         self.protocol_errors = 0
@@ -84,7 +86,9 @@ class Agent:
         """Do what is due about once a second: time limits, and what the limiter has to do."""
         for peer in tuple(self.peers):
             peer.look()
-        self.limiter.tick(time.time_ns())
+        self.sync.tick()
+        if not self.sync.flying:  # the checks under way have a time of their own
+            self.limiter.tick(self.sync.now())
         self._report()
 
     async def close(self, timeout: float) -> None:
@@ -149,14 +153,15 @@ class Agent:
 class _Peer(asyncio.Protocol):
     """One connection; feeds the state machine and sends what it returns."""
 
-    __slots__ = ("_agent", "_name", "_spop", "_transport", "age", "seen", "stuck")
+    __slots__ = ("_agent", "_engine", "_name", "_spop", "_transport", "age", "seen", "stuck")
 
     _transport: asyncio.Transport
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._name = ""
-        self._spop = Connection(agent.limiter.engine)
+        self._engine = agent.limiter.engine
+        self._spop = Connection(self._engine)
         self.age = 0  # seconds in the present state
         self.seen = False  # a byte has come since the last look
         self.stuck = False  # nothing more is read: the peer does not, or all is said
@@ -177,7 +182,23 @@ class _Peer(asyncio.Protocol):
         if self._spop.closed:
             return
         self.seen = True
-        answer = self._spop.receive_data(data, time.time_ns())
+        sync = self._agent.sync
+        if sync.waits:
+            sync.hold(self, data)
+            return
+        self.answer(data, time.monotonic_ns() + sync.epoch)
+        if self._engine.urgent:
+            sync.hurry()
+
+    def reserve(self, data: bytes) -> None:
+        """Have the store hear of what ``answer(data)`` will count."""
+        self._spop.reserve(data)
+
+    def answer(self, data: bytes, now: int) -> None:
+        """Take what was read, as of ``now``, and send the answers."""
+        if self._spop.closed:
+            return
+        answer = self._spop.receive_data(data, now)
         if answer:
             self._transport.write(answer)
         if self._spop.closed:

@@ -7,15 +7,18 @@ blocked, which ``refused`` counts.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ratelimit.model import Block, Limit
 
 MAX_ENTRIES = 200_000
 
 
 class Blocklist:
-    """Blocks by limit and key; all times are epoch seconds."""
+    """Blocks by limit and key; all times are epoch seconds. ``node`` is who makes them."""
 
-    def __init__(self, max_entries: int = MAX_ENTRIES) -> None:
+    def __init__(self, node: str = "", max_entries: int = MAX_ENTRIES) -> None:
+        self.node = node
         self.max_entries = max_entries
         self.refused = 0
         # Each limit's entries stand in the order of their last strike, hence of being forgotten.
@@ -29,19 +32,36 @@ class Blocklist:
         """Return the client's last block, which may have ended."""
         return self._entries.get(limit, {}).get(key)
 
+    def __iter__(self) -> Iterator[Block]:
+        for entries in self._entries.values():
+            yield from entries.values()
+
+    def put(self, block: Block) -> bool:
+        """Take an entry as it is, from the store; false if there is no room for it."""
+        entries = self._entries.setdefault(block.limit, {})
+        if entries.pop(block.key, None) is not None:
+            self._size -= 1
+        elif self._size >= self.max_entries:
+            self.refused += 1
+            return False
+        entries[block.key] = block
+        self._size += 1
+        return True
+
+    def remove(self, limit: str, key: str) -> Block | None:
+        """Take an entry off; return it if there was one."""
+        block = self._entries.get(limit, {}).pop(key, None)
+        if block is not None:
+            self._size -= 1
+        return block
+
     def strike(self, limit: Limit, key: str, now: int) -> Block | None:
         """Block a client that exceeded a limit; None if there is no room for it.
 
         The first strike earns the first length of the limit's ladder, and so on; past its end the
         last one is repeated.
         """
-        entries = self._entries.setdefault(limit.name, {})
-        last = entries.pop(key, None)
-        if last is not None:
-            self._size -= 1
-        elif self._size >= self.max_entries:
-            self.refused += 1
-            return None
+        last = self.get(limit.name, key)
         strikes = 1
         if last is not None and now - last.since < limit.forget:
             strikes = last.strikes + 1
@@ -52,10 +72,9 @@ class Blocklist:
             strikes=strikes,
             since=now,
             until=now + limit.block[min(strikes, len(limit.block)) - 1],
+            node=self.node,
         )
-        entries[key] = block
-        self._size += 1
-        return block
+        return block if self.put(block) else None
 
     def forget(self, limit: Limit, now: int) -> None:
         """Drop the entries of a limit whose block has ended and whose strikes are forgotten."""

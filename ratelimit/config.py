@@ -38,6 +38,7 @@ from ratelimit.notation import (
     parse_duration,
     parse_listen,
 )
+from ratelimit.store.url import parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,6 +75,16 @@ def _between(low: int, high: int, unit: int) -> Callable[[int], int]:
     return check
 
 
+def _sync_interval(value: int) -> int:
+    return value if value == 0 else _between(MILLISECOND, 10 * SECOND, MILLISECOND)(value)
+
+
+def _store_url(url: str) -> str:
+    if url != "memory://":
+        parse(url)
+    return url
+
+
 Duration = Annotated[int, BeforeValidator(_duration)]
 """Written as text, held in nanoseconds."""
 
@@ -81,6 +92,7 @@ Listen = Annotated[Address, BeforeValidator(_listen)]
 Window = Annotated[Duration, AfterValidator(_between(100 * MILLISECOND, DAY, MILLISECOND))]
 BlockLength = Annotated[Duration, AfterValidator(_between(SECOND, 30 * DAY, SECOND))]
 Forget = Annotated[Duration, AfterValidator(_between(SECOND, 366 * DAY, SECOND))]
+SyncInterval = Annotated[Duration, AfterValidator(_sync_interval)]
 LimitName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
 """What HAProxy takes as the name of a SPOE message, of at most 64 characters."""
 
@@ -133,11 +145,9 @@ class OpsSection(_Section):
 class StoreSection(_Section):
     """``[store]``: what the nodes share."""
 
-    later = frozenset({"url", "sync_interval", "prefix", "state_dir", "on_outage"})
-
-    url: str = "memory://"
-    sync_interval: Duration = 10 * MILLISECOND
-    prefix: str = "ratelimit"
+    url: Annotated[str, AfterValidator(_store_url)] = "memory://"
+    sync_interval: SyncInterval = 10 * MILLISECOND
+    prefix: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")] = "ratelimit"
     state_dir: str = ""
     on_outage: Literal["local", "share"] = "local"
 

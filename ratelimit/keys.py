@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Network
+import contextlib
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from ratelimit.engine.constants import ADDRESS
 
@@ -25,3 +26,11 @@ def key_text(kind: int, hi: int, lo: int, text: bytes, ipv4_prefix: int, ipv6_pr
         return str(network.network_address if ipv4_prefix == 32 else network)
     network6 = IPv6Network((hi << 64 | lo, ipv6_prefix))
     return str(network6.network_address if ipv6_prefix == 128 else network6)
+
+
+def key_bytes(text: str) -> bytes:
+    """Return what ``engine.key`` takes for a key as text: of a network its address."""
+    if "/" in text:
+        with contextlib.suppress(ValueError):
+            return str(ip_network(text).network_address).encode()
+    return text.encode("utf-8", "surrogateescape")

@@ -51,7 +51,8 @@ class Block:
 
     Whole seconds, because that is what HAProxy's ``date`` compares at the edge: agent and edge see
     a block end at the same moment. ``strikes`` counts the blocks of this client that are not yet
-    forgotten, this one included.
+    forgotten, this one included; 0 for a block that a person made. ``by`` is that person, and
+    ``node`` the node that made the entry.
     """
 
     key: str
@@ -60,6 +61,8 @@ class Block:
     strikes: int
     since: int
     until: int
+    by: str = ""
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import dataclasses
 import resource
+import secrets
 import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 
@@ -21,10 +23,13 @@ from ratelimit import __version__
 from ratelimit.agent import Agent
 from ratelimit.config import Config
 from ratelimit.engine import compiled
+from ratelimit.engine.constants import SECOND
 from ratelimit.exceptions import StartError
 from ratelimit.haproxy import HAProxy, find
-from ratelimit.limiter import Limiter
+from ratelimit.limiter import Limiter, Sharing
 from ratelimit.model import Address
+from ratelimit.store import MEMORY, Node, open_store
+from ratelimit.sync import Sync
 
 DRAIN_TIMEOUT = 0.8
 """Seconds from SIGTERM until connections that are still open are cut."""
@@ -53,7 +58,7 @@ def up(config: Config, listen: Address | None, backend: Address | None) -> int:
 async def _serve(config: Config) -> int:
     stop = _stop_signal()
     async with _agent(config) as (agent, _):
-        return await _first(_tick(agent), stop.wait())
+        return await _first(_tick(agent), agent.sync.run(), stop.wait())
 
 
 async def _up(config: Config, listen: Address, application: Address | None) -> int:
@@ -76,6 +81,7 @@ async def _up(config: Config, listen: Address, application: Address | None) -> i
         stack.push_async_callback(haproxy.stop)
         return await _first(
             _tick(agent),
+            agent.sync.run(),
             _failed(haproxy),
             _announce(config, listen, application, stop),
         )
@@ -113,9 +119,25 @@ async def _agent(config: Config) -> AsyncIterator[tuple[Agent, list[Address]]]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    agent = Agent(Limiter(config.limits_in_force(), config.agent.max_clients))
+    limits, node = config.limits_in_force(), secrets.token_hex(8)
+    if config.store.url == MEMORY:
+        sharing = Sharing.NONE
+    else:
+        sharing = Sharing.HOT if config.store.sync_interval else Sharing.ALL
+    limiter = Limiter(limits, config.agent.max_clients, node=node, sharing=sharing)
+    sync = Sync(limiter, config.store.sync_interval / SECOND, config.store.on_outage == "share")
+    store = open_store(
+        config.store.url,
+        prefix=config.store.prefix,
+        state_dir=config.store.state_dir,
+        events=sync.events,
+        node=Node(node, __version__, int(time.time())),
+    )
+    sync.store = store
+    agent = Agent(limiter, sync)
     addresses = []
     try:
+        await store.start()
         for address in config.agent.listen:
             try:
                 addresses.append(await agent.listen(address))
@@ -132,6 +154,7 @@ async def _agent(config: Config) -> AsyncIterator[tuple[Agent, list[Address]]]:
         log.info("agent stops", checks=agent.limiter.engine.checks, blocks=agent.limiter.blocks)
     finally:
         await agent.close(DRAIN_TIMEOUT)
+        await store.close()
 
 
 @contextlib.asynccontextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +45,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     comparisons = [item for item in items if item.get_closest_marker("both_forms")]
     config.hook.pytest_deselected(items=comparisons)
     items[:] = [item for item in items if item not in comparisons]
+
+
+@pytest.fixture(autouse=True)
+def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds or leaves state in the user's folders."""
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))

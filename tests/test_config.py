@@ -338,16 +338,46 @@ def test_one_mistake_is_one_line(
 
 
 @pytest.mark.parametrize(
+    "url",
+    [
+        "memory://",
+        "redis://localhost",
+        "redis://user:secret@[::1]:6380/3",
+        "redis+sentinel://a,b:26380/main",
+        "redis+cluster://a:7000,b:7001",
+        "unix:///run/redis/redis.sock",
+    ],
+)
+def test_stores(read: Callable[[str], Config], url: str) -> None:
+    assert read(f"[store]\nurl = '{url}'\nsync_interval = '0'\n").store.url == url
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("url = 'http://x'", "store.url: must begin with one of memory://, redis://"),
+        ("url = 'redis://u:hunter2@h:x'", "store.url: a port is a number"),
+        ("url = 'redis+sentinel://h'", "store.url: must name the service"),
+        ("url = 'redis://h?password_file=/no/such'", "store.url: password_file: /no/such: No such"),
+        ("sync_interval = '11s'", "store.sync_interval: must be from 1ms to 10s"),
+        ("prefix = 'a{b}'", "store.prefix: "),
+        ("on_outage = 'shut'", "store.on_outage: must be 'local' or 'share'"),
+    ],
+)
+def test_stores_that_can_not_be(
+    problems: Callable[[str], list[str]], text: str, problem: str
+) -> None:
+    (found,) = problems(f"[store]\n{text}")
+    assert found.startswith(f"r.toml: {problem}")
+    assert "hunter2" not in found
+
+
+@pytest.mark.parametrize(
     ("text", "field"),
     [
         ("[agent]\nhttp_listen = ['tcp://127.0.0.1:1']", "agent.http_listen"),
         ("[ops]\nlisten = '0.0.0.0:1'", "ops.listen"),
         ("[ops]\ntoken_file = 'x'", "ops.token_file"),
-        ("[store]\nurl = 'redis://localhost'", "store.url"),
-        ("[store]\nsync_interval = '0'", "store.sync_interval"),
-        ("[store]\nprefix = 'x'", "store.prefix"),
-        ("[store]\nstate_dir = 'x'", "store.state_dir"),
-        ("[store]\non_outage = 'share'", "store.on_outage"),
         ("[limits.default]\nshadow = true", "limits.default.shadow"),
         ("[limits.default]\nheaders = true", "limits.default.headers"),
         ("[lists]\nallow = ['192.0.2.1']", "lists.allow"),
@@ -385,9 +415,9 @@ def test_all_mistakes_are_told_at_once(
 def test_a_secret_is_not_repeated(
     problems: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RATELIMIT_STORE__STATE_DIR", "hunter2")
+    monkeypatch.setenv("RATELIMIT_OPS__TOKEN_FILE", "hunter2")
     text = (
-        "[store]\nurl = 'redis://:hunter2@a'\npassword = 'hunter2'\n[[webhooks]]\nurl = 'hunter2'"
+        "[store]\nurl = 'redis://:hunter2@a:x'\npassword = 'hunter2'\n[[webhooks]]\nurl = 'hunter2'"
     )
     found = problems(text)
     assert len(found) == 4

@@ -18,9 +18,18 @@ FLOORS = [
     ["notation", "engine.constants", "spop", "spop.constants"],
     ["engine.key", "engine.rule", "keys", "spop.codec"],
     ["engine.table", "blocklist", "spop.frames"],
+    ["engine.exchange"],
     ["engine.answer"],
     ["engine", "limiter", "spop.connection"],
-    ["agent", "config", "demo", "haproxy"],
+    ["demo", "haproxy", "store.base", "store.clock", "store.url"],
+    ["store.explain", "store.memory"],
+    ["store.link"],
+    ["store.routes"],
+    ["store.redis"],
+    ["store"],
+    ["config"],
+    ["sync"],
+    ["agent"],
     ["service"],
     ["cli"],
     ["__main__"],
@@ -29,7 +38,7 @@ FLOORS = [
 
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 
-SILENT = FLOOR["agent"]
+SILENT = FLOOR["store.base"]
 """Below this floor there is no clock, no socket and no event loop: time is an argument."""
 
 OUTSIDE = {"aiohttp", "asyncio", "select", "selectors", "socket", "ssl", "threading", "time"}

@@ -1,22 +1,22 @@
 # C types of answer.py; the compiler reads this beside it, plain Python does not.
 cimport cython
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
+from ratelimit.engine.exchange cimport Exchange
 from ratelimit.engine.key cimport Key
 from ratelimit.engine.rule cimport Rule
 from ratelimit.engine.table cimport Table
 from ratelimit.spop.codec cimport Reader, Writer
 
 cdef int _NOTIFY, _ACK, _FIN, _FRAGMENTED, _TOO_BIG, _ALLOW, _THROTTLE, _BLOCK
-cdef int _SET_VAR, _SET_VAR_ARGUMENTS, _SCOPE_TXN, _TRUE, ADDRESS
+cdef int _SET_VAR, _SET_VAR_ARGUMENTS, _SCOPE_TXN, _TRUE, ADDRESS, HOT, TELL
 cdef int _NULL, _INT32, _INT64, _UINT64, _IPV4, _IPV6, _STRING, _BINARY
 cdef uint64_t SECOND, _MAPPED, _MAX_HITS
 
 
 @cython.final
 cdef class Engine:
-    cdef readonly list rules
+    cdef readonly list rules, exchanges
     cdef readonly Table table
-    cdef Key key
     cdef Reader reader
     cdef Writer writer
     cdef object strike
@@ -24,6 +24,10 @@ cdef class Engine:
     cdef readonly dict notes
     cdef Py_ssize_t text_start, text_size
     cdef readonly uint64_t until, wait
+    cdef public bint urgent
+    cdef bint reserving
+    cdef public int64_t ahead
+    cdef readonly Key key
     cdef int worst
     cdef Rule worst_rule
     cdef uint64_t worst_until, worst_wait
@@ -33,12 +37,14 @@ cdef class Engine:
     cpdef Py_ssize_t answer(
         self, bytes data, Py_ssize_t start, Py_ssize_t max_frame_size
     ) except -1
+    cpdef int reserve(self, bytes data, Py_ssize_t start, Py_ssize_t max_frame_size) except -1
     cpdef bytes take(self)
     @cython.locals(
-        reader=Reader, writer=Writer, flags=uint64_t, ids=Py_ssize_t, ids_size=Py_ssize_t,
-        frame=Py_ssize_t, _=int,
+        reader=Reader, flags=uint64_t, ids=Py_ssize_t, ids_size=Py_ssize_t, _=int,
     )
     cdef int notify(self) except -1
+    @cython.locals(reader=Reader, writer=Writer, frame=Py_ssize_t)
+    cdef int acknowledge(self, Py_ssize_t ids, Py_ssize_t ids_size) except -1
     @cython.locals(
         reader=Reader, data=bytes, name=Py_ssize_t, name_size=Py_ssize_t, kind=int,
         key=Py_ssize_t, key_size=Py_ssize_t, number=uint64_t, hits=uint64_t, usable=bint,
@@ -52,10 +58,16 @@ cdef class Engine:
     @cython.locals(verdict=int)
     cdef int judge(self, Rule rule, uint64_t hits) except -1
     @cython.locals(
-        table=Table, key=Key, hi=uint64_t, lo=uint64_t, slot=Py_ssize_t, text=bytes,
+        table=Table, slot=Py_ssize_t, text=bytes,
+        counted=uint64_t, exchange=Exchange, place=uint64_t,
     )
     cpdef int check(self, Rule rule, uint64_t hits) except -1
-    @cython.locals(rule=Rule, writer=Writer)
+    cpdef Py_ssize_t slot(self, Rule rule, bytes key) except -1
+    @cython.locals(key=Key, hi=uint64_t, lo=uint64_t)
+    cdef Py_ssize_t locate(self, Rule rule) except -1
+    @cython.locals(slot=Py_ssize_t, exchange=Exchange)
+    cdef int announce(self, Rule rule, uint64_t hits) except -1
+    @cython.locals(rule=Rule, writer=Writer, until=int64_t)
     cdef void refuse(self) noexcept
     @cython.locals(writer=Writer)
     cdef void variable(self, bytes name) noexcept

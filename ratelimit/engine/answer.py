@@ -10,7 +10,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 
-from ratelimit.engine.constants import ADDRESS, SECOND
+from ratelimit.engine.constants import ADDRESS, HOT, SECOND, TELL
+from ratelimit.engine.exchange import Exchange
 from ratelimit.engine.key import Key
 from ratelimit.engine.rule import Rule
 from ratelimit.engine.table import Table
@@ -65,6 +66,11 @@ class Engine:
             and the time in nanoseconds; returns the epoch second until which the client is blocked,
             or 0 to throttle it only.
         secret: 64 bytes that key the hashes; random by default.
+        shared: how many clients of each limit can be shared with other nodes at a time.
+        refresh: see ``Exchange``.
+
+    ``urgent`` says that the other nodes should hear of a client at once. ``ahead`` is how many
+    seconds the time given to ``at()`` is ahead of this machine's clock, rounded down.
 
     ``checks`` counts messages answered, ``unknown`` those whose name is no limit, ``keyless`` those
     without a usable key or hits. ``notes`` holds the first of these as (problem, name), for the
@@ -77,10 +83,18 @@ class Engine:
         capacity: int,
         strike: Strike,
         secret: bytes | None = None,
+        shared: int = 0,
+        refresh: int = 0,
     ) -> None:
         secret = secret or secrets.token_bytes(64)
         self.rules = [Rule(limit, index) for index, limit in enumerate(limits)]
         self.table = Table(capacity, secret[:48])
+        self.exchanges = [
+            Exchange(self.table, rule, shared, refresh) for rule in self.rules if shared
+        ]
+        self.urgent = False
+        self.reserving = False
+        self.ahead = 0
         self.key = Key(secret[48:])
         self.reader = Reader()
         self.writer = Writer(_OUTPUT)
@@ -138,6 +152,19 @@ class Engine:
             pos += 4 + length
         return pos
 
+    def reserve(self, data: bytes, start: int, max_frame_size: int) -> None:
+        """Pass over the frames that ``answer()`` would answer, for the store to hear of them first.
+
+        What breaks the protocol ends the pass; ``answer()`` will say so.
+        """
+        self.reserving = True
+        try:
+            self.answer(data, start, max_frame_size)
+        except SpopError:
+            pass
+        finally:
+            self.reserving = False
+
     def take(self) -> bytes:
         """Return the ACK frames written since the last call."""
         return self.writer.take()
@@ -156,6 +183,11 @@ class Engine:
         self.worst = _ALLOW
         while reader.pos < reader.end:
             self.message()
+        if not self.reserving:
+            self.acknowledge(ids, ids_size)
+
+    def acknowledge(self, ids: int, ids_size: int) -> None:
+        reader = self.reader
         writer = self.writer
         frame = writer.pos
         writer.pos += 4
@@ -206,15 +238,20 @@ class Engine:
             ):
                 rule = candidate
                 break
-        if rule is None:
+        if rule is not None and kind != _NULL and usable:
+            self.take_key(kind, key, key_size, number)
+            if self.reserving:
+                self.announce(rule, hits)
+            else:
+                self.judge(rule, hits)
+        elif self.reserving:
+            pass  # it is noted when it is answered
+        elif rule is None:
             self.unknown += 1
             self.note("unknown message", name, name_size)
-        elif kind == _NULL or not usable:
+        else:
             self.keyless += 1
             self.note("no usable key or hits", name, name_size)
-        else:
-            self.take_key(kind, key, key_size, number)
-            self.judge(rule, hits)
 
     def take_key(self, kind: int, key: int, key_size: int, number: int) -> None:
         data = self.reader.data
@@ -250,6 +287,54 @@ class Engine:
         A refusal leaves in ``wait`` the seconds to wait, and a block its end in ``until``.
         """
         table = self.table
+        self.checks += 1
+        rule.at(self.now)
+        slot = self.locate(rule)
+        self.until = table.until(slot)
+        if self.until > table.now:
+            self.wait = self.until - table.now
+            rule.blocked += 1
+            return _BLOCK
+        self.until = 0
+        counted = table.count(slot, rule, hits)
+        if self.exchanges:
+            exchange = self.exchanges[rule.index]
+            place = table.halves[2 * slot + HOT]
+            if place > 0:
+                counted += exchange.remote(place - 1, hits)
+                if counted > rule.near:
+                    exchange.near(place - 1)
+                    self.urgent = True
+            elif counted > rule.share:
+                exchange.heat(slot, TELL)
+                self.urgent = True
+        if counted <= rule.rate:
+            rule.allowed += 1
+            return _ALLOW
+        if rule.ladder:
+            text = self.reader.data[self.text_start : self.text_start + self.text_size]
+            self.until = self.strike(
+                rule, text, self.key.kind, table.words[slot], table.words[slot + 1], self.now
+            )
+            if self.until > table.now:
+                table.block(slot, self.until)
+                self.wait = self.until - table.now
+                rule.blocked += 1
+                return _BLOCK
+        self.wait = table.wait(slot, rule)
+        rule.throttled += 1
+        return _THROTTLE
+
+    def slot(self, rule: Rule, key: bytes) -> int:
+        """Return the slot of the client whose key is written as ``key``, an address or a string.
+
+        The table has it from then on. A network is known by its address.
+        """
+        self.key.text(key, 0, len(key))
+        return self.locate(rule)
+
+    def locate(self, rule: Rule) -> int:
+        """Return the slot of the client in ``key``, cut to the limit's prefix."""
         key = self.key
         hi = key.hi
         lo = key.lo
@@ -259,29 +344,15 @@ class Engine:
             else:
                 hi &= rule.hi_mask
                 lo &= rule.lo_mask
-        self.checks += 1
+        return self.table.find(hi, lo, key.kind << 16 | rule.index)
+
+    def announce(self, rule: Rule, hits: int) -> None:
+        """Have the store hear of a client's hits, unless it is blocked anyway."""
         rule.at(self.now)
-        slot = table.find(hi, lo, key.kind << 16 | rule.index)
-        self.until = table.until(slot)
-        if self.until > table.now:
-            self.wait = self.until - table.now
-            rule.blocked += 1
-            return _BLOCK
-        self.until = 0
-        if table.count(slot, rule, hits) <= rule.rate:
-            rule.allowed += 1
-            return _ALLOW
-        if rule.ladder:
-            text = self.reader.data[self.text_start : self.text_start + self.text_size]
-            self.until = self.strike(rule, text, key.kind, hi, lo, self.now)
-            if self.until > table.now:
-                table.block(slot, self.until)
-                self.wait = self.until - table.now
-                rule.blocked += 1
-                return _BLOCK
-        self.wait = table.wait(slot, rule)
-        rule.throttled += 1
-        return _THROTTLE
+        slot = self.locate(rule)
+        if self.table.until(slot) <= self.table.now:
+            exchange = self.exchanges[rule.index]
+            exchange.reserve(slot, hits)
 
     def refuse(self) -> None:
         """Write the variables of a refusal, all in scope txn."""
@@ -293,7 +364,10 @@ class Engine:
         writer.typed_string(b"block" if self.worst == _BLOCK else b"throttle")
         self.integer(b"retry_after", self.worst_wait)
         if self.worst == _BLOCK:
-            self.integer(b"block_until", self.worst_until)
+            # HAProxy compares it with its own clock, which is this machine's.
+            until = self.worst_until
+            until -= self.ahead
+            self.integer(b"block_until", max(until, 0))
         self.integer(b"limit", rule.rate)
         self.integer(b"remaining", 0)
         self.integer(b"reset", self.worst_wait)

@@ -22,5 +22,26 @@ RING = SUB_WINDOWS + 1
 WEIGHT_BITS = 20
 """Binary digits of the share of the oldest counter that still counts."""
 
+FIRST_COUNTER = 10
+"""Where the counters begin in a slot of the table, in 32-bit words."""
+
+HOT = 27
+"""Where a slot of the table says that its client is shared, in 32-bit words."""
+
+RECORD_BYTES = 92
+"""A client in a batch to the store: key, tick, counters."""
+
+ANSWER_BYTES = 76
+"""A client in the store's answer: tick, counters."""
+
+NOTICE_BYTES = 17
+"""A client that the other nodes are told of: key, kind."""
+
+TELL = 0
+TOLD = 1
+TELL_NEAR = 2
+TOLD_NEAR = 3
+"""What the other nodes know of a shared client; they are told twice, then near its limit."""
+
 SECOND = 1_000_000_000
 """In nanoseconds."""

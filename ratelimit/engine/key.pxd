@@ -13,6 +13,7 @@ cdef class Key:
     cdef uint64_t k0, k1, v0, v1, v2, v3
     cdef unsigned char[::1] digits, parts
 
+    cpdef rekey(self, bytes secret)
     @cython.locals(p='const unsigned char *', lo=uint64_t, i=int)
     cpdef void ipv4(self, bytes data, Py_ssize_t start) noexcept
     @cython.locals(p='const unsigned char *', hi=uint64_t, lo=uint64_t, i=int)

@@ -26,14 +26,18 @@ class Key:
     """
 
     def __init__(self, secret: bytes) -> None:
-        self.k0 = int.from_bytes(secret[:8], "little")
-        self.k1 = int.from_bytes(secret[8:16], "little")
+        self.rekey(secret)
         self.kind = 0
         self.hi = 0
         self.lo = 0
         self.v0 = self.v1 = self.v2 = self.v3 = 0
         self.digits = bytearray(20)
         self.parts = bytearray(16)
+
+    def rekey(self, secret: bytes) -> None:
+        """Take another secret; strings are other clients from then on."""
+        self.k0 = int.from_bytes(secret[:8], "little")
+        self.k1 = int.from_bytes(secret[8:16], "little")
 
     def ipv4(self, data: bytes, start: int) -> None:
         """Take the 4 bytes of an IPv4 address."""

@@ -12,7 +12,9 @@ cdef class Rule:
     cdef bytes name
     cdef Py_ssize_t name_size
     cdef readonly int index
-    cdef uint64_t rate, sub_window, window_seconds, ipv4_mask, hi_mask, lo_mask
+    cdef uint64_t share, near
+    cdef public uint64_t rate
+    cdef uint64_t sub_window, window_seconds, ipv4_mask, hi_mask, lo_mask
     cdef bint ladder, strict
     cdef uint64_t now, tick, elapsed, bucket, oldest, weight
     cdef public uint64_t allowed, throttled, blocked

@@ -12,6 +12,7 @@ from __future__ import annotations
 from ratelimit.engine.constants import RING, SECOND, WEIGHT_BITS
 from ratelimit.model import SUB_WINDOWS, Limit
 
+_NEVER = 1 << 62
 _ONES = 0xFFFFFFFFFFFFFFFF
 
 
@@ -29,6 +30,8 @@ class Rule:
         self.rate = limit.rate
         self.sub_window = limit.window // SUB_WINDOWS
         self.window_seconds = -(-limit.window // SECOND)
+        self.share = _NEVER
+        self.near = _NEVER
         self.ladder = bool(limit.block)
         self.strict = limit.strict
         self.ipv4_mask = (_ONES << (32 - limit.ipv4_prefix)) & _ONES
@@ -44,6 +47,15 @@ class Rule:
         self.allowed = 0
         self.throttled = 0
         self.blocked = 0
+
+    def divide(self, nodes: int) -> None:
+        """Share clients with this many nodes, this one included; 1 is to share none.
+
+        A client is shared above ``share`` hits, so that those who are not have at most half of the
+        limit on all nodes together; above ``near`` the others are told at once.
+        """
+        self.share = self.limit.rate // (2 * nodes) if nodes > 1 else _NEVER
+        self.near = self.limit.rate * 4 // 5 if nodes > 1 else _NEVER
 
     def at(self, now: int) -> None:
         """Set the time, in nanoseconds since the epoch."""

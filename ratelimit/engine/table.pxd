@@ -3,7 +3,7 @@ cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from ratelimit.engine.rule cimport Rule
 
-cdef int WAYS, _SET_WORDS, _SLOT_WORDS, _COUNTERS, _STAMP_BITS, WEIGHT_BITS
+cdef int WAYS, _SET_WORDS, _SLOT_WORDS, FIRST_COUNTER, _STAMP_BITS, WEIGHT_BITS
 cdef uint64_t RING, SECOND
 cdef uint64_t _MAX_COUNTER, _SPREAD, _M64, _M32
 
@@ -16,15 +16,17 @@ cdef class Table:
     cdef readonly uint64_t sets
     cdef uint64_t m0, m1, m2, m3, m4, m5
     cdef readonly uint64_t now, stamp
+    cdef Py_ssize_t base
+    cdef uint64_t tag
+    cdef int way
     cdef readonly uint64_t entries, evictions
     cdef readonly dict orphans
 
     cpdef void at(self, uint64_t now) noexcept
-    @cython.locals(
-        mixed=uint64_t, base=Py_ssize_t, tag=uint64_t, way=int,
-        word=uint64_t, slot=Py_ssize_t, i=int,
-    )
+    @cython.locals(slot=Py_ssize_t, i=int)
     cpdef Py_ssize_t find(self, uint64_t hi, uint64_t lo, uint64_t ident) except -1
+    @cython.locals(mixed=uint64_t, base=Py_ssize_t, tag=uint64_t, way=int, slot=Py_ssize_t)
+    cpdef Py_ssize_t peek(self, uint64_t hi, uint64_t lo, uint64_t ident) noexcept
     @cython.locals(way=int, slot=Py_ssize_t, key=tuple)
     cdef int vacate(self, Py_ssize_t base) except -1
     @cython.locals(stalest=int, longest=int64_t, idle=int64_t, way=int, word=uint64_t)

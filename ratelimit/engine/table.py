@@ -14,7 +14,8 @@ A set is 1,024 bytes in one piece, hence at most three cache lines for a check a
         2      kind of key and limit
         3      the tick of the newest counter
         4      sum of the counters | epoch second until which the client is blocked (32 bits each)
-        5-13   17 counters of 32 bits, a ring by tick, and 12 bytes to spare
+        5-14   17 counters of 32 bits, a ring by tick | place among the hot clients, 0 for none,
+               in the second 32 bits of word 13 | 8 bytes to spare
 
 No block is lost by eviction: a blocked client goes last, and if it must go, the end of its block
 is kept aside in ``orphans`` until the client returns or the block ends.
@@ -25,12 +26,18 @@ from __future__ import annotations
 import contextlib
 import mmap
 
-from ratelimit.engine.constants import CLIENT_BYTES, RING, SECOND, WAYS, WEIGHT_BITS
+from ratelimit.engine.constants import (
+    CLIENT_BYTES,
+    FIRST_COUNTER,
+    RING,
+    SECOND,
+    WAYS,
+    WEIGHT_BITS,
+)
 from ratelimit.engine.rule import Rule
 
 _SET_WORDS = 128
 _SLOT_WORDS = 15
-_COUNTERS = 10  # of a slot, in 32-bit words
 _MAX_COUNTER = 1 << 27  # 17 of them fit into the sum; more than any rate
 _STAMP_BITS = 24  # visits are told apart by 17 ms, and for two years
 _SPREAD = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, made odd
@@ -55,6 +62,9 @@ class Table:
         )
         self.now = 0
         self.stamp = 0
+        self.base = 0
+        self.tag = 0
+        self.way = 0
         self.entries = 0
         self.evictions = 0
         self.orphans: dict[tuple[int, int, int], int] = {}
@@ -76,6 +86,25 @@ class Table:
 
     def find(self, hi: int, lo: int, ident: int) -> int:
         """Return the slot of a client, new or known, and note the visit."""
+        slot = self.peek(hi, lo, ident)
+        if slot < 0:
+            self.way = self.vacate(self.base)
+            slot = self.base + WAYS + self.way * _SLOT_WORDS
+            self.words[slot] = hi
+            self.words[slot + 1] = lo
+            self.words[slot + 2] = ident
+            for i in range(3, _SLOT_WORDS):
+                self.words[slot + i] = 0
+            if self.orphans:
+                self.halves[2 * slot + 9] = self.orphans.pop((hi, lo, ident), 0)
+        self.words[self.base + self.way] = self.tag << 32 | self.stamp
+        return slot
+
+    def peek(self, hi: int, lo: int, ident: int) -> int:
+        """Return the slot of a client that is known, or -1.
+
+        The set, the tag and the way that were looked at stay in ``base``, ``tag`` and ``way``.
+        """
         mixed = (
             self.m0
             + self.m1 * (hi >> 32)
@@ -87,28 +116,19 @@ class Table:
         mixed = (mixed ^ mixed >> 32) * _SPREAD & _M64
         base = ((mixed >> 32) * self.sets >> 32) * _SET_WORDS
         tag = (mixed >> 8 & _M32) | 1
+        self.base = base
+        self.tag = tag
         for way in range(WAYS):
-            word = self.words[base + way]
-            if word >> 32 == tag:
+            if self.words[base + way] >> 32 == tag:
                 slot = base + WAYS + way * _SLOT_WORDS
                 if (
                     self.words[slot] == hi
                     and self.words[slot + 1] == lo
                     and self.words[slot + 2] == ident
                 ):
-                    self.words[base + way] = tag << 32 | self.stamp
+                    self.way = way
                     return slot
-        way = self.vacate(base)
-        self.words[base + way] = tag << 32 | self.stamp
-        slot = base + WAYS + way * _SLOT_WORDS
-        self.words[slot] = hi
-        self.words[slot + 1] = lo
-        self.words[slot + 2] = ident
-        for i in range(3, _SLOT_WORDS):
-            self.words[slot + i] = 0
-        if self.orphans:
-            self.halves[2 * slot + 9] = self.orphans.pop((hi, lo, ident), 0)
-        return slot
+        return -1
 
     def vacate(self, base: int) -> int:
         """Return the way of a set that a new client takes, and set aside who had it."""
@@ -148,7 +168,7 @@ class Table:
 
     def count(self, slot: int, rule: Rule, hits: int) -> int:
         """Add ``hits`` to a client and return its hits in the window that ends now."""
-        first = 2 * slot + _COUNTERS
+        first = 2 * slot + FIRST_COUNTER
         if self.words[slot + 3] != rule.tick:
             self.advance(slot, rule)
         counter = self.halves[first + rule.bucket]
@@ -162,7 +182,7 @@ class Table:
 
     def advance(self, slot: int, rule: Rule) -> None:
         """Clear the counters that the time since the last visit has turned out of the ring."""
-        first = 2 * slot + _COUNTERS
+        first = 2 * slot + FIRST_COUNTER
         last = self.words[slot + 3]
         if last > rule.tick or rule.tick - last >= RING:
             # Longer ago than the window; or in the future, since somebody set the clock back.
@@ -181,7 +201,7 @@ class Table:
 
     def wait(self, slot: int, rule: Rule) -> int:
         """Return seconds, at least 1, until one hit fits, if the client sends none before."""
-        first = 2 * slot + _COUNTERS
+        first = 2 * slot + FIRST_COUNTER
         left = self.halves[2 * slot + 8]
         at = rule.oldest
         parts = 0

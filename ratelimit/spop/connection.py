@@ -51,6 +51,12 @@ class Connection:
         """Part of a frame has come, and the rest has not."""
         return bool(self._pending)
 
+    def reserve(self, data: bytes) -> None:
+        """Have the store hear of what ``receive_data(data)`` will answer."""
+        if self.hello is not None and not self.closed:
+            whole = bytes(self._pending) + data if self._pending else data
+            self._engine.reserve(whole, 0, self.hello.max_frame_size)
+
     def receive_data(self, data: bytes, now: int) -> bytes:
         """Take what was read at ``now`` (nanoseconds since the epoch); return what to send."""
         if self.closed:

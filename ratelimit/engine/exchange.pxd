@@ -1,0 +1,63 @@
+# C types of exchange.py; the compiler reads this beside it, plain Python does not.
+cimport cython
+from libc.stdint cimport uint32_t, uint64_t
+from ratelimit.engine.rule cimport Rule
+from ratelimit.engine.table cimport Table
+from ratelimit.spop.codec cimport Writer
+
+cdef uint64_t RING
+cdef int WEIGHT_BITS, HOT, ANSWER_BYTES, NOTICE_BYTES, RECORD_BYTES, FIRST_COUNTER
+cdef int TELL, TELL_NEAR, TOLD, TOLD_NEAR
+cdef int _TELL, _MAX_RECORDS, _WORDS, _HALVES, _REMOTE, _SUM, _FRESH, _ASKED, _RESERVED
+
+
+@cython.final
+cdef class Exchange:
+    cdef Table table
+    cdef Rule rule
+    cdef readonly uint32_t capacity, size, next, flown, refresh
+    cdef uint64_t[::1] words
+    cdef uint32_t[::1] halves, places, flying
+    cdef bytes batch
+    cdef Writer writer, notices
+    cdef readonly uint64_t overflow
+
+    @cython.locals(table=Table, place=uint32_t, i=int)
+    cpdef void heat(self, Py_ssize_t slot, uint32_t told) noexcept
+    @cython.locals(n=Py_ssize_t, start=Py_ssize_t, slot=Py_ssize_t)
+    cpdef int warm(self, bytes notices) except -1
+    cpdef bytes notice(self)
+    @cython.locals(place=uint32_t)
+    cdef void reserve(self, Py_ssize_t slot, uint64_t hits) noexcept
+    cdef void near(self, uint32_t place) noexcept
+    @cython.locals(rule=Rule, first=Py_ssize_t, oldest=uint64_t, total=uint64_t)
+    cdef uint64_t remote(self, uint32_t place, uint64_t hits) noexcept
+    @cython.locals(
+        rule=Rule, first=Py_ssize_t, last=uint64_t, at=uint64_t, steps=uint64_t, _=int,
+    )
+    cdef void advance(self, uint32_t place) noexcept
+    @cython.locals(
+        table=Table, rule=Rule, looked=uint32_t, size=uint32_t, place=uint32_t, slot=Py_ssize_t,
+        quiet=uint64_t, first=Py_ssize_t,
+    )
+    cpdef bytes pack(self, uint64_t now)
+    @cython.locals(
+        table=Table, rule=Rule, writer=Writer, at=uint64_t, own=uint32_t, delta=uint32_t, _=int,
+    )
+    cdef void record(self, uint32_t place, Py_ssize_t slot) noexcept
+    @cython.locals(told=uint32_t)
+    cdef void tell(self, uint32_t place, Py_ssize_t slot) noexcept
+    @cython.locals(
+        rule=Rule, table=Table, batch=bytes, n=uint32_t, place=uint32_t, slot=Py_ssize_t,
+        first=Py_ssize_t, tick=uint64_t, i=uint64_t, at=uint64_t, total=uint64_t, sent=uint64_t,
+        others=uint64_t, ahead=uint64_t,
+    )
+    cpdef int learn(self, bytes answers) except -1
+    @cython.locals(table=Table, place=uint32_t, slot=Py_ssize_t)
+    cdef void drop(self, uint32_t index) noexcept
+    @cython.locals(i=int)
+    cdef void u64(self, Writer writer, uint64_t value) noexcept
+    @cython.locals(writer=Writer, i=int)
+    cdef void u32(self, uint64_t value) noexcept
+    @cython.locals(p='const unsigned char *', value=uint64_t, i=int)
+    cdef uint64_t number(self, bytes data, Py_ssize_t start, int size) noexcept

@@ -1,0 +1,303 @@
+"""Clients whose counts are shared with the other nodes, and the batches that do so.
+
+Most clients stay far below their limit and are no one else's business. With N nodes and a limit of
+L, a client that has at most L / 2N hits in the window on every node has at most L / 2 in all
+(distributed threshold monitoring: Cormode, Muthukrishnan and Yi, "Algorithms for Distributed
+Functional Monitoring", 2008). One that has more somewhere is *hot*: its counters are exchanged with
+the store, by every node that knows it, until it has been quiet for two windows.
+
+For each hot client two rings are kept beside the table's own, all by the same ticks: ``sent``, what
+the store was told of our hits, and ``remote``, what the others had when the store answered last.
+What a batch carried counts as sent, whether or not its answer ever comes: by an outage hits may be
+lost to the others, but none is counted twice.
+
+A record of a batch is 92 bytes, integers little-endian: the key (16), the tick (8) and 17 counters
+of 32 bits, the i-th for the i-th tick before. The store answers each with 76 bytes, the same
+without the key: the sums of all nodes.
+"""
+
+from __future__ import annotations
+
+from ratelimit.engine.constants import (
+    ANSWER_BYTES,
+    FIRST_COUNTER,
+    HOT,
+    NOTICE_BYTES,
+    RECORD_BYTES,
+    RING,
+    TELL,
+    TELL_NEAR,
+    TOLD,
+    TOLD_NEAR,
+    WEIGHT_BITS,
+)
+from ratelimit.engine.rule import Rule
+from ratelimit.engine.table import Table
+from ratelimit.spop.codec import Writer
+
+_MAX_RECORDS = 1000  # of a batch: 92,000 bytes, and a few milliseconds of the store's time
+_WORDS = 3  # of a client, 64 bits each: slot, tick of the rings, tick of the last hit
+_HALVES = 39  # of a client, 32 bits each
+_REMOTE = 17  # of them: 17 counters of sent, 17 of remote,
+_SUM = 34  # the sum of remote,
+_FRESH = 35  # whether there are hits that no batch has carried,
+_ASKED = 36  # batches since the last one it was in,
+_TELL = 37  # whether the other nodes are to be told of it,
+_RESERVED = 38  # and hits that are sent before the table counts them.
+
+
+class Exchange:
+    """The hot clients of one limit, at most ``capacity``.
+
+    A client without fresh hits is asked about all the same with every ``refresh``-th batch.
+    A client's place here, counted from 1, is kept in its slot of the table. ``overflow`` counts
+    clients that should be hot and found no room: this node counts them alone.
+    """
+
+    def __init__(self, table: Table, rule: Rule, capacity: int, refresh: int) -> None:
+        self.table = table
+        self.rule = rule
+        self.capacity = capacity
+        self.refresh = refresh
+        self.words = memoryview(bytearray(8 * _WORDS * capacity)).cast("Q")
+        self.halves = memoryview(bytearray(4 * _HALVES * capacity)).cast("I")
+        # The first ``size`` are the places in use, in any order; the rest are free.
+        self.places = memoryview(bytearray(4 * capacity)).cast("I")
+        for place in range(capacity):
+            self.places[place] = place
+        self.size = 0
+        self.next = 0
+        self.flying = memoryview(bytearray(4 * _MAX_RECORDS)).cast("I")
+        self.flown = 0
+        self.batch = b""
+        self.writer = Writer(RECORD_BYTES * _MAX_RECORDS)
+        self.notices = Writer(NOTICE_BYTES * _MAX_RECORDS)
+        self.overflow = 0
+
+    def heat(self, slot: int, told: int) -> None:
+        """Begin to share the client in a slot of the table.
+
+        ``told`` is TELL to tell the other nodes, or TOLD if one of them has told us.
+        """
+        table = self.table
+        if self.size >= self.capacity:
+            self.overflow += 1
+            return
+        place = self.places[self.size]
+        self.size += 1
+        self.words[_WORDS * place] = slot
+        self.words[_WORDS * place + 1] = self.rule.tick
+        self.words[_WORDS * place + 2] = self.rule.tick
+        for i in range(_HALVES):
+            self.halves[_HALVES * place + i] = 0
+        self.halves[_HALVES * place + _FRESH] = 1
+        self.halves[_HALVES * place + _TELL] = told
+        table.halves[2 * slot + HOT] = place + 1
+
+    def warm(self, notices: bytes) -> None:
+        """Share the clients that another node has told of, as far as this node knows them.
+
+        One that it does not know has no hits here. A rest of less than a notice is ignored.
+        """
+        for n in range(len(notices) // NOTICE_BYTES):
+            start = NOTICE_BYTES * n
+            slot = self.table.peek(
+                self.number(notices, start, 8),
+                self.number(notices, start + 8, 8),
+                self.number(notices, start + 16, 1) << 16 | self.rule.index,
+            )
+            if slot >= 0 and self.table.halves[2 * slot + HOT] == 0:
+                self.heat(slot, TOLD)
+
+    def notice(self) -> bytes:
+        """Return what the other nodes are to be told: 17 bytes a client, its key and kind."""
+        return self.notices.take()
+
+    def near(self, place: int) -> None:
+        """Tell the other nodes once more of a client that is near its limit.
+
+        Nodes that it has come to since the first notice are to share it too.
+        """
+        if self.halves[_HALVES * place + _TELL] == TOLD:
+            self.halves[_HALVES * place + _TELL] = TELL_NEAR
+
+    def reserve(self, slot: int, hits: int) -> None:
+        """Send ``hits`` of a client with the next batch, before the table counts them.
+
+        The store's answer then tells what the others had before these, and every one of them can be
+        judged by it.
+        """
+        if self.table.halves[2 * slot + HOT] == 0:
+            self.heat(slot, TOLD_NEAR)
+        place = self.table.halves[2 * slot + HOT]
+        if place > 0:
+            self.words[_WORDS * (place - 1) + 2] = self.rule.tick
+            self.halves[_HALVES * (place - 1) + _FRESH] = 1
+            self.halves[_HALVES * (place - 1) + _RESERVED] += hits
+
+    def remote(self, place: int, hits: int) -> int:
+        """Note ``hits`` of a client; return its hits at other nodes in the window that ends now."""
+        rule = self.rule
+        first = _HALVES * place
+        if self.words[_WORDS * place + 1] != rule.tick:
+            self.advance(place)
+        if hits > 0:
+            self.words[_WORDS * place + 2] = rule.tick
+            self.halves[first + _FRESH] = 1
+        oldest = self.halves[first + _REMOTE + rule.oldest]
+        total = self.halves[first + _SUM]
+        return total - oldest + (oldest * rule.weight >> WEIGHT_BITS)
+
+    def advance(self, place: int) -> None:
+        """Clear the counters that time has turned out of the rings."""
+        rule = self.rule
+        first = _HALVES * place
+        last = self.words[_WORDS * place + 1]
+        at = last % RING
+        steps = RING
+        if last <= rule.tick:
+            steps = min(steps, rule.tick - last)
+        for _ in range(steps):
+            at = at + 1 if at + 1 < RING else 0
+            self.halves[first + at] = 0
+            self.halves[first + _SUM] -= self.halves[first + _REMOTE + at]
+            self.halves[first + _REMOTE + at] = 0
+        self.words[_WORDS * place + 1] = rule.tick
+
+    def pack(self, now: int) -> bytes:
+        """Return the next batch at ``now`` (nanoseconds), empty if there is nothing to exchange.
+
+        Clients that have been quiet for two windows, or left the table, are dropped on the way.
+        """
+        table = self.table
+        rule = self.rule
+        rule.at(now)
+        self.flown = 0
+        looked = 0
+        size = self.size
+        while looked < size and self.flown < _MAX_RECORDS:
+            looked += 1
+            if self.next >= self.size:
+                self.next = 0
+            place = self.places[self.next]
+            slot = self.words[_WORDS * place]
+            quiet = rule.tick - self.words[_WORDS * place + 2]
+            if table.halves[2 * slot + HOT] != place + 1 or quiet > 2 * RING:
+                self.drop(self.next)
+                continue
+            self.next += 1
+            first = _HALVES * place
+            if self.halves[first + _FRESH] == 0 and self.halves[first + _ASKED] < self.refresh:
+                self.halves[first + _ASKED] += 1
+                continue
+            self.halves[first + _FRESH] = 0
+            self.halves[first + _ASKED] = 0
+            self.record(place, slot)
+            self.tell(place, slot)
+            self.flying[self.flown] = place
+            self.flown += 1
+        self.batch = self.writer.take()
+        return self.batch
+
+    def record(self, place: int, slot: int) -> None:
+        """Write a client's record, and count what it carries as sent."""
+        table = self.table
+        rule = self.rule
+        writer = self.writer
+        if table.words[slot + 3] != rule.tick:
+            table.advance(slot, rule)
+        if self.words[_WORDS * place + 1] != rule.tick:
+            self.advance(place)
+        self.u64(writer, table.words[slot])
+        self.u64(writer, table.words[slot + 1])
+        self.u64(writer, rule.tick)
+        at = rule.bucket
+        for _ in range(RING):
+            own = table.halves[2 * slot + FIRST_COUNTER + at]
+            if at == rule.bucket:
+                own += self.halves[_HALVES * place + _RESERVED]
+            delta = own - self.halves[_HALVES * place + at]
+            self.halves[_HALVES * place + at] = own
+            self.u32(delta)
+            at = at - 1 if at > 0 else RING - 1
+        self.halves[_HALVES * place + _RESERVED] = 0
+
+    def tell(self, place: int, slot: int) -> None:
+        """Write a client's notice, if it is due."""
+        told = self.halves[_HALVES * place + _TELL]
+        if told == TELL:
+            self.halves[_HALVES * place + _TELL] = TOLD
+        elif told == TELL_NEAR:
+            self.halves[_HALVES * place + _TELL] = TOLD_NEAR
+        else:
+            return
+        self.u64(self.notices, self.table.words[slot])
+        self.u64(self.notices, self.table.words[slot + 1])
+        self.notices.byte(self.table.words[slot + 2] >> 16 & 0xFF)
+
+    def learn(self, answers: bytes) -> None:
+        """Take the store's answers to the last batch.
+
+        Raises ValueError if they are not of the batch's shape.
+        """
+        rule = self.rule
+        table = self.table
+        batch = self.batch
+        if len(answers) != ANSWER_BYTES * self.flown:
+            raise ValueError(f"{len(answers)} bytes for {self.flown} records of {ANSWER_BYTES}")
+        for n in range(self.flown):
+            place = self.flying[n]
+            slot = self.words[_WORDS * place]
+            if table.halves[2 * slot + HOT] != place + 1:
+                continue  # it has left the table meanwhile
+            if table.words[slot] != self.number(batch, RECORD_BYTES * n, 8):
+                continue
+            if self.words[_WORDS * place + 1] != rule.tick:
+                self.advance(place)
+            first = _HALVES * place
+            tick = self.number(answers, ANSWER_BYTES * n, 8)
+            ahead = 0
+            for i in range(RING):
+                total = self.number(answers, ANSWER_BYTES * n + 8 + 4 * i, 4)
+                if tick > rule.tick + i:
+                    # Hits of a node whose time is a little ahead: to us they are of this tick.
+                    ahead += total
+                    continue
+                if tick < i or rule.tick - (tick - i) >= RING:
+                    break
+                at = (tick - i) % RING
+                if tick - i == rule.tick:
+                    total += ahead
+                sent = self.halves[first + at]
+                others = total - sent if total > sent else 0
+                self.halves[first + _SUM] += others - self.halves[first + _REMOTE + at]
+                self.halves[first + _REMOTE + at] = others
+        self.flown = 0
+
+    def drop(self, index: int) -> None:
+        """Share the client at ``places[index]`` no longer."""
+        table = self.table
+        place = self.places[index]
+        slot = self.words[_WORDS * place]
+        if table.halves[2 * slot + HOT] == place + 1:
+            table.halves[2 * slot + HOT] = 0
+        self.size -= 1
+        self.places[index] = self.places[self.size]
+        self.places[self.size] = place
+
+    def u64(self, writer: Writer, value: int) -> None:
+        for i in range(8):
+            writer.byte(value >> 8 * i & 0xFF)
+
+    def u32(self, value: int) -> None:
+        writer = self.writer
+        for i in range(4):
+            writer.byte(value >> 8 * i & 0xFF)
+
+    def number(self, data: bytes, start: int, size: int) -> int:
+        """Return the little-endian integer of ``size`` bytes."""
+        p = data
+        value = 0
+        for i in range(size):
+            value = value << 8 | p[start + size - 1 - i]
+        return value

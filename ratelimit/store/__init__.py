@@ -1,0 +1,40 @@
+"""Where blocks outlive the process and, with Redis, where all nodes share one count.
+
+``base`` says what a store is, ``memory`` is the embedded one, ``redis`` the shared one. A store is
+never on the request path.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ratelimit.exceptions import ConfigError
+from ratelimit.store.base import Events, Node, Store, StoreError
+from ratelimit.store.memory import MemoryStore
+from ratelimit.store.url import parse
+
+if TYPE_CHECKING:
+    from ratelimit.store.redis import RedisStore
+
+__all__ = ["Events", "MemoryStore", "Node", "Store", "StoreError", "open_store"]
+
+MEMORY = "memory://"
+
+
+def open_store(
+    url: str, *, prefix: str, state_dir: str, events: Events, node: Node
+) -> MemoryStore | RedisStore:
+    """Return the store of a URL, not started.
+
+    Raises ConfigError if the URL can't be meant so, or names files that are not there.
+    """
+    if url == MEMORY:
+        return MemoryStore(state_dir, events, node)
+    try:
+        target = parse(url)
+    except ValueError as error:
+        raise ConfigError([f"store.url: {error}"]) from error
+    # Takes a tenth of a second to import, which memory:// needs not.
+    from ratelimit.store.redis import RedisStore
+
+    return RedisStore(target, prefix, events, node=node)

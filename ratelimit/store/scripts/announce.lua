@@ -1,0 +1,53 @@
+-- The heartbeat of a node: says that it lives, learns the time and how many others do, and forgets
+-- a little of what the blocklist need not remember any more.
+--
+-- KEYS[1]  nodes: a hash from node id to "<ms until it counts as gone> <JSON>"
+-- KEYS[2]  blocklist, as in block.lua
+-- ARGV[1]  era for a new key
+-- ARGV[2]  id of the node
+-- ARGV[3]  what it says about itself, JSON; empty: it leaves
+-- ARGV[4]  milliseconds until it counts as gone
+-- ARGV[5]  where to go on forgetting: 0, or what the last call returned
+--
+-- Returns {seconds, microseconds, live nodes, era of the blocklist, where to go on forgetting}.
+
+own(KEYS[1], ARGV[1])
+local era = own(KEYS[2], ARGV[1])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+if ARGV[3] == '' then
+  redis.call('HDEL', KEYS[1], ARGV[2])
+else
+  redis.call('HSET', KEYS[1], ARGV[2], string.format('%.0f %s', now + ARGV[4], ARGV[3]))
+end
+redis.call('PEXPIRE', KEYS[1], HOUR)
+
+local live = 0
+local nodes = redis.call('HGETALL', KEYS[1])
+for i = 1, #nodes, 2 do
+  if nodes[i] ~= '' then
+    local gone = tonumber(string.match(nodes[i + 1], '^(%d+) '))
+    if gone and gone > now then
+      live = live + 1
+    else
+      redis.call('HDEL', KEYS[1], nodes[i])
+    end
+  end
+end
+
+local page = redis.call('HSCAN', KEYS[2], ARGV[5], 'COUNT', 50)
+for i = 1, #page[2], 2 do
+  if page[2][i] ~= '' then
+    local forget = tonumber(string.match(page[2][i + 1], '^(%d+) '))
+    if not forget or forget * 1000 <= now then
+      redis.call('HDEL', KEYS[2], page[2][i])
+    end
+  end
+end
+-- Entries prolong the life of the blocklist; without any, the nodes do.
+if redis.call('PTTL', KEYS[2]) < HOUR / 2 then
+  redis.call('PEXPIRE', KEYS[2], HOUR)
+end
+
+return {tonumber(time[1]), tonumber(time[2]), live, era, page[1]}

@@ -1,0 +1,108 @@
+-- Adds what one node has counted to what all nodes have counted, and returns the sums.
+--
+-- KEYS[1]  counts of this generation: a hash from client id to state
+-- KEYS[2]  counts of the generation before; read only
+-- ARGV[1]  era for a new key
+-- ARGV[2]  milliseconds that both keys live from now on
+-- ARGV[3]  records of 92 bytes: client id (16), tick (u64), 17 deltas (u32), the i-th for tick - i
+-- ARGV[4]  channel for hot clients; ARGV[5]  what to publish there, or empty
+--
+-- Returns the new states in the order of the records, 76 bytes each: tick (u64), 17 totals (u32),
+-- the i-th for tick - i. All numbers are little-endian; ticks are below 2^53. Totals stop at
+-- 2^32 - 1. What is older than 16 ticks before the newer tick of both is dropped.
+
+local RECORD, STATE, IDS = 92, 76, 500
+local MAX = 4294967295
+local ALL = '<I4I4I4I4I4I4I4I4I4I4I4I4I4I4I4I4I4'
+local NONE = string.rep('\0', 68)
+local NONE_BUT_2 = string.rep('\0', 60)
+local call, sub, len, unpack = redis.call, string.sub, string.len, unpack
+local decode, encode = struct.unpack, struct.pack
+local min = math.min
+
+own(KEYS[1], ARGV[1])
+
+local batch = ARGV[3]
+local count = len(batch) / RECORD
+local answer, writes = {}, {}
+
+-- Returns totals (68 bytes) with deltas added that are of `behind` ticks before.
+local function add(totals, deltas, behind)
+  if behind < 16 and sub(deltas, 9) == NONE_BUT_2 then
+    -- Nearly always: what was counted since the last exchange is of now or of just before.
+    local at = 4 * behind
+    local a, b = decode('<I4I4', totals, at + 1)
+    local c, d = decode('<I4I4', deltas)
+    return sub(totals, 1, at) .. encode('<I4I4', min(a + c, MAX), min(b + d, MAX)) ..
+      sub(totals, at + 9)
+  end
+  local a, b = {decode(ALL, totals)}, {decode(ALL, deltas)}
+  for i = 1, 17 - behind do
+    a[i + behind] = min(a[i + behind] + b[i], MAX)
+  end
+  return encode(ALL, unpack(a, 1, 17))
+end
+
+for first = 0, count - 1, IDS do
+  local last = min(first + IDS, count) - 1
+  local ids = {}
+  for i = first, last do
+    ids[#ids + 1] = sub(batch, i * RECORD + 1, i * RECORD + 16)
+  end
+  local states = call('HMGET', KEYS[1], unpack(ids))
+  local lost, places = {}, {}
+  for i = 1, #ids do
+    if not states[i] then
+      lost[#lost + 1] = ids[i]
+      places[#places + 1] = i
+    end
+  end
+  if #lost > 0 then
+    local before = call('HMGET', KEYS[2], unpack(lost))
+    for i = 1, #lost do
+      states[places[i]] = before[i]
+    end
+  end
+
+  local fields = {}
+  for i = 1, #ids do
+    local at = (first + i - 1) * RECORD
+    local state = states[i]
+    if not state then
+      state = sub(batch, at + 17, at + RECORD)
+    elseif len(state) ~= STATE then
+      error({err = 'FOREIGN ' .. KEYS[1]})
+    else
+      local tick, deltas = sub(batch, at + 17, at + 24), sub(batch, at + 25, at + RECORD)
+      local their_tick = sub(state, 1, 8)
+      if tick == their_tick then
+        state = tick .. add(sub(state, 9), deltas, 0)
+      else
+        local ahead = decode('<I8', tick) - decode('<I8', their_tick)
+        if ahead > 16 then
+          state = tick .. deltas
+        elseif ahead > 0 then
+          state = tick .. add(sub(NONE, 1, 4 * ahead) .. sub(state, 9, STATE - 4 * ahead), deltas, 0)
+        elseif ahead >= -16 then
+          state = their_tick .. add(sub(state, 9), deltas, -ahead)
+        end
+      end
+    end
+    answer[first + i] = state
+    fields[2 * i - 1] = ids[i]
+    fields[2 * i] = state
+  end
+  writes[#writes + 1] = fields
+end
+
+-- Only now, so that an error above has counted nothing.
+for i = 1, #writes do
+  call('HSET', KEYS[1], unpack(writes[i]))
+end
+
+call('PEXPIRE', KEYS[1], ARGV[2])
+call('PEXPIRE', KEYS[2], ARGV[2])
+if ARGV[5] ~= '' then
+  call('PUBLISH', ARGV[4], ARGV[5])
+end
+return table.concat(answer)

@@ -1,0 +1,223 @@
+"""The URL of a store, read and checked; nothing is opened but the files that it names."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from urllib.parse import parse_qsl, unquote
+
+DEFAULT_PORT = 6379
+SENTINEL_PORT = 26379
+
+
+class Kind(Enum):
+    """How the server for a key is found."""
+
+    SINGLE = "redis"
+    SENTINEL = "sentinel"
+    CLUSTER = "cluster"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a server listens: host and port, or the path of a unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    def __str__(self) -> str:
+        if self.path:
+            return self.path
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Who the agent is to a server; a password in a file is read at each connection."""
+
+    user: str = ""
+    password: str = field(default="", repr=False)
+    password_file: str = ""
+
+    def read_password(self) -> str:
+        """Return the password; OSError if its file can't be read."""
+        if self.password_file:
+            return Path(self.password_file).read_text("utf-8").rstrip("\r\n")
+        return self.password
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which Redis, and how to talk to it.
+
+    Attributes:
+        endpoints: the server; of Sentinel and Cluster some of theirs, enough to find the others.
+        service: the name that the Sentinels know the master by.
+        sentinel: the login to the Sentinels themselves.
+        tls: None without TLS.
+    """
+
+    kind: Kind
+    endpoints: tuple[Endpoint, ...]
+    db: int = 0
+    login: Login = Login()
+    service: str = ""
+    sentinel: Login = Login()
+    tls: ssl.SSLContext | None = None
+
+
+_SCHEMES = {
+    "redis": (Kind.SINGLE, False),
+    "rediss": (Kind.SINGLE, True),
+    "redis+sentinel": (Kind.SENTINEL, False),
+    "rediss+sentinel": (Kind.SENTINEL, True),
+    "redis+cluster": (Kind.CLUSTER, False),
+    "rediss+cluster": (Kind.CLUSTER, True),
+    "unix": (Kind.SINGLE, False),
+    "redis+unix": (Kind.SINGLE, False),
+}
+
+_PARAMETERS = {"password_file"}
+_TLS_PARAMETERS = {"cacert", "cert", "key"}
+_SENTINEL_PARAMETERS = {"sentinel_user", "sentinel_password", "sentinel_password_file"}
+
+
+def parse(url: str) -> Target:
+    """Return what a URL says.
+
+    ``redis://[USER:PASSWORD@]HOST[:PORT][/DB]``, ``rediss://`` the same with TLS,
+    ``unix://[USER:PASSWORD@]/PATH``, ``redis+sentinel://HOST[:PORT],…/SERVICE[/DB]`` and
+    ``redis+cluster://HOST[:PORT],…``, the last two also with ``rediss``. Query parameters:
+    ``password_file``; with TLS ``cacert``, ``cert`` and ``key``, all PEM; for Sentinels with a
+    password of their own ``sentinel_user``, ``sentinel_password``, ``sentinel_password_file``;
+    with a unix socket ``db``.
+
+    Raises ValueError, with a text that shows no password.
+    """
+    scheme, found, rest = url.partition("://")
+    if not found or scheme not in _SCHEMES:
+        schemes = ("memory", *_SCHEMES)
+        raise ValueError(f"must begin with one of {', '.join(f'{name}://' for name in schemes)}")
+    kind, tls = _SCHEMES[scheme]
+    rest, _, query = rest.partition("?")
+    if "#" in rest or "#" in query:
+        raise ValueError("a # in a user, a password or a path is written %23")
+    socket = scheme.endswith("unix")
+    allowed = _PARAMETERS | (_TLS_PARAMETERS if tls else set())
+    allowed |= _SENTINEL_PARAMETERS if kind is Kind.SENTINEL else {"db"} if socket else set()
+    options = _options(query, allowed)
+    # A password may hold any sign, a host and a path none of these; a path may hold an @.
+    authority, slash, path = rest.partition("/")
+    credentials, _, hosts = authority.rpartition("@")
+    user, _, password = credentials.partition(":")
+    if password and "password_file" in options:
+        raise ValueError("has a password and password_file, of which one is too many")
+    login = _login(unquote(user), unquote(password), options.get("password_file", ""))
+    context = _tls(options) if tls else None
+    if socket:
+        if hosts or not path:
+            raise ValueError(f"must have an absolute path: {scheme}:///run/redis/redis.sock")
+        return Target(
+            kind, (Endpoint(path=unquote(slash + path)),), _db(options.get("db", "")), login
+        )
+    default = SENTINEL_PORT if kind is Kind.SENTINEL else DEFAULT_PORT
+    endpoints = tuple(_endpoint(host, default) for host in hosts.split(","))
+    if kind is Kind.SINGLE:
+        if len(endpoints) > 1:
+            raise ValueError("names several servers; use redis+sentinel:// or redis+cluster://")
+        return Target(kind, endpoints, _db(path), login, tls=context)
+    if kind is Kind.CLUSTER:
+        if _db(path):
+            raise ValueError("a cluster has no database but 0")
+        return Target(kind, endpoints, 0, login, tls=context)
+    service, _, db = path.partition("/")
+    if not service:
+        raise ValueError(f"must name the service: {scheme}://HOST/SERVICE")
+    sentinel = _login(
+        options.get("sentinel_user", ""),
+        options.get("sentinel_password", ""),
+        options.get("sentinel_password_file", ""),
+    )
+    return Target(kind, endpoints, _db(db), login, unquote(service), sentinel, context)
+
+
+def _options(query: str, allowed: set[str]) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+    except ValueError:
+        raise ValueError("what follows the ? must be name=value, joined by &") from None
+    options = dict(pairs)
+    if len(options) != len(pairs):
+        raise ValueError("has the same parameter twice")
+    for name, value in pairs:
+        if name not in allowed:
+            raise ValueError(f"{name}: unknown parameter; known: {', '.join(sorted(allowed))}")
+        if not value:
+            raise ValueError(f"{name}: must not be empty")
+    return options
+
+
+def _login(user: str, password: str, password_file: str) -> Login:
+    if user and not password and not password_file:
+        raise ValueError("has a user without a password")
+    login = Login(user, password, password_file)
+    try:
+        empty = not login.read_password()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ValueError(f"password_file: {password_file}: {why}") from None
+    if password_file and empty:
+        raise ValueError(f"password_file: {password_file}: empty")
+    return login
+
+
+def _tls(options: dict[str, str]) -> ssl.SSLContext:
+    cacert, cert, key = (options.get(name) for name in ("cacert", "cert", "key"))
+    if key and not cert:
+        raise ValueError("key: needs cert beside it")
+    try:
+        # With a CA of one's own no other is trusted.
+        context = ssl.create_default_context(cafile=cacert)
+    except OSError as error:
+        raise ValueError(f"cacert: {cacert}: {_why(error)}") from None
+    if cert:
+        try:
+            # A key that needs a pass phrase would ask the terminal for it.
+            context.load_cert_chain(cert, key, password="")
+        except OSError as error:
+            shown = f"cert, key: {cert}, {key}" if key else f"cert: {cert}"
+            raise ValueError(f"{shown}: {_why(error)}") from None
+    return context
+
+
+def _why(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return f"not PEM, or they don't belong together ({error.reason or 'no certificate'})"
+    return error.strerror or str(error)
+
+
+def _endpoint(text: str, default_port: int) -> Endpoint:
+    host, port = text, ""
+    if text.startswith("["):
+        host, bracket, port = text[1:].partition("]")
+        if not bracket or (port and not port.startswith(":")):
+            raise ValueError("an IPv6 address is written [2001:db8::1]:6379")
+        port = port[1:]
+    elif text.count(":") == 1:
+        host, port = text.split(":")
+    elif ":" in text:
+        raise ValueError("an IPv6 address is written [2001:db8::1]:6379")
+    if not host or any(sign.isspace() for sign in host):
+        raise ValueError("must name a host")
+    if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise ValueError("a port is a number from 1 to 65535")
+    return Endpoint(unquote(host), int(port) if port else default_port)
+
+
+def _db(text: str) -> int:
+    if text and not (text.isascii() and text.isdigit() and len(text) < 6):
+        raise ValueError("a database is a number, as in redis://host:6379/0")
+    return int(text or 0)

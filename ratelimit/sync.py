@@ -1,0 +1,196 @@
+"""Keeps a node and the store in step: counts, blocks, time, and what is known of the fleet.
+
+Counts are exchanged every ``interval``, at once when a client is near its limit, and one exchange
+at a time for each limit: what comes up meanwhile goes with the next. None of it is on the request
+path, unless the operator asks for that with an interval of 0. Then what was read is held, the store
+hears of all of it in one exchange, and the answers follow by what it knows of the whole fleet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import Protocol
+
+from ratelimit.engine.constants import NOTICE_BYTES, SECOND
+from ratelimit.engine.rule import Rule
+from ratelimit.limiter import Limiter, Sharing
+from ratelimit.model import SUB_WINDOWS, Block
+from ratelimit.store.base import Events, SharedStore, Store, StoreError
+
+_GENERATION = 64 * SUB_WINDOWS  # ticks after which counts go to a new key, and the old one ends
+_DEADLINE = 0.03
+"""Seconds that an answer waits for the store; under HAProxy's ``timeout processing``."""
+_MAX_HELD = 1 << 20  # bytes that wait for the store; with more, nothing waits
+_SHARD = 0  # a limit's counts are one key, so the limits are what a cluster spreads
+
+
+class Peer(Protocol):
+    """A connection, as far as it matters here."""
+
+    def reserve(self, data: bytes) -> None:
+        """Have the store hear of what ``answer(data)`` will count."""
+
+    def answer(self, data: bytes, now: int) -> None:
+        """Answer what was read."""
+
+
+class Sync:
+    """What a node and its store tell each other.
+
+    Args:
+        limiter: of this node.
+        interval: seconds between exchanges.
+        share: whether, while the store is away, a node enforces its part of a limit only, by the
+            number of nodes known last, instead of the whole.
+
+    ``epoch`` added to ``time.monotonic_ns()`` is the time that all nodes go by, in nanoseconds
+    since the epoch: a wrong clock of this machine changes no verdict. ``waits`` says that answers
+    wait for the store: what was read then goes to ``hold()``. ``late`` counts the times that they
+    waited in vain, ``failures`` the exchanges that failed.
+    """
+
+    def __init__(self, limiter: Limiter, interval: float, share: bool) -> None:
+        self.limiter = limiter
+        self.interval = interval
+        self.share = share
+        self.epoch = time.time_ns() - time.monotonic_ns()
+        self.failures = 0
+        self.late = 0
+        self.flying = False
+        self.waits = limiter.sharing is Sharing.ALL
+        self._held: list[tuple[Peer, bytes]] = []
+        self._held_bytes = 0
+        self.store: Store | None = None
+        self.events = Events(
+            on_block=limiter.apply,
+            on_lift=limiter.lift,
+            on_loaded=self._loaded,
+            on_hot=self._warm,
+            on_lost=self._divide,
+            on_back=self._divide,
+            held=lambda: limiter.blocklist,
+            forget=self._forget,
+        )
+        self._urgent = asyncio.Event()
+        limiter.on_block = self._put
+
+    def now(self) -> int:
+        """Return the time that all nodes go by."""
+        return time.monotonic_ns() + self.epoch
+
+    def hurry(self) -> None:
+        """Exchange counts at once, if no exchange is under way."""
+        self.limiter.engine.urgent = False
+        self._urgent.set()
+
+    def hold(self, peer: Peer, data: bytes) -> None:
+        """Answer what was read as soon as the store has heard of it, in the order of the calls."""
+        self._held.append((peer, data))
+        self._held_bytes += len(data)
+        self._urgent.set()
+
+    def tick(self) -> None:
+        """Do what is due about once a second."""
+        if self.store is None:
+            return
+        offset = self.store.clock_offset
+        self.epoch = time.time_ns() + offset - time.monotonic_ns()
+        self.limiter.engine.ahead = offset // SECOND
+        self._divide()
+
+    async def run(self) -> None:
+        """Exchange counts until cancelled; does nothing where counts are not shared."""
+        store = self.store
+        if not isinstance(store, SharedStore):
+            await asyncio.Event().wait()
+            return
+        while True:
+            if self.waits:
+                await self._urgent.wait()
+                self._urgent.clear()
+                await self._flush(store)
+                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.interval):
+                    await self._urgent.wait()
+            self._urgent.clear()
+            if store.up:
+                rules = self.limiter.engine.rules
+                await asyncio.gather(*(self._exchange(store, rule, self.now()) for rule in rules))
+
+    async def _flush(self, store: SharedStore) -> None:
+        """Answer all that is held, after the store has heard of it."""
+        engine = self.limiter.engine
+        held, self._held = self._held, []
+        waits, self._held_bytes = self._held_bytes <= _MAX_HELD, 0
+        now = self.now()
+        engine.at(now)
+        if store.up and waits:
+            self.flying = True
+            try:
+                for peer, data in held:
+                    peer.reserve(data)
+                async with asyncio.timeout(_DEADLINE):
+                    await asyncio.gather(
+                        *(self._exchange(store, rule, now) for rule in engine.rules)
+                    )
+            except TimeoutError:
+                self.late += 1
+            finally:
+                self.flying = False
+        for peer, data in held:
+            peer.answer(data, now)
+
+    async def _exchange(self, store: SharedStore, rule: Rule, now: int) -> None:
+        """Exchange the counts of a limit; all of them where answers wait, else one batch."""
+        engine = self.limiter.engine
+        exchange = engine.exchanges[rule.index]
+        engine.at(now)
+        while batch := exchange.pack(now):
+            notice = exchange.notice()
+            hot = rule.limit.name.encode() + b"\0" + notice if notice else b""
+            sub_window = rule.limit.window // SUB_WINDOWS
+            ttl = 2 * _GENERATION * sub_window // 1_000_000
+            generation = now // sub_window // _GENERATION
+            # What the batch carried counts as sent if this fails: hits may be lost to the others,
+            # none is counted twice. The store tells of its outages itself.
+            try:
+                answers = await store.exchange(rule.limit.name, _SHARD, generation, ttl, batch, hot)
+            except StoreError:
+                self.failures += 1
+                return
+            exchange.learn(answers)
+            if not self.waits:
+                return
+
+    def _warm(self, hot: bytes) -> None:
+        name, _, notices = hot.partition(b"\0")
+        rule = self.limiter.rule(name.decode("ascii", "replace"))
+        if rule is not None and len(notices) % NOTICE_BYTES == 0:
+            self.limiter.engine.exchanges[rule.index].warm(notices)
+
+    def _put(self, block: Block) -> None:
+        if self.store is not None:
+            self.store.put(block)
+
+    def _loaded(self, blocks: list[Block]) -> None:
+        self.tick()
+        self.limiter.engine.at(self.now())
+        if isinstance(self.store, SharedStore):
+            self.limiter.rekey(self.store.secret)
+        self.limiter.load(blocks)
+
+    def _divide(self) -> None:
+        store = self.store
+        if store is None:
+            return
+        away = self.share and not store.up
+        self.limiter.degrade(store.nodes if away else 1)
+        if isinstance(store, SharedStore):
+            self.limiter.divide(store.nodes)
+
+    def _forget(self, limit: str) -> int:
+        rule = self.limiter.rule(limit)
+        return rule.limit.forget if rule is not None else 86_400

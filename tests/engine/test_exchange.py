@@ -1,0 +1,282 @@
+"""One count for several nodes: the engines are real, the store is a model, time is an argument."""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ratelimit.engine.answer import Engine
+from ratelimit.engine.constants import ANSWER_BYTES, NOTICE_BYTES, RECORD_BYTES, RING
+from ratelimit.engine.exchange import Exchange
+from ratelimit.model import Limit
+from tests import wire
+from tests.forms import plain_engine
+
+SECOND = 1_000_000_000
+MS = 1_000_000
+START = 1_700_000_000 * SECOND
+LIMIT = Limit(block=())
+SECRET = bytes(range(64))
+ASK = wire.notify(wire.message("default", key=wire.address("192.0.2.1")))
+
+
+class Store:
+    """What exchange.lua does, in plain words."""
+
+    def __init__(self) -> None:
+        self.totals: dict[bytes, dict[int, int]] = {}
+        self.records = 0
+
+    def exchange(self, batch: bytes) -> bytes:
+        answers = []
+        for at in range(0, len(batch), RECORD_BYTES):
+            key, tick, *deltas = struct.unpack("<16sQ17I", batch[at : at + RECORD_BYTES])
+            totals = self.totals.setdefault(key, {})
+            for i, delta in enumerate(deltas):
+                totals[tick - i] = totals.get(tick - i, 0) + delta
+            newest = max(totals)
+            answers.append(
+                struct.pack("<Q17I", newest, *(totals.get(newest - i, 0) for i in range(RING)))
+            )
+            self.records += 1
+        return b"".join(answers)
+
+
+class Fleet:
+    """Nodes that exchange every 10 ms, each at its own moment; an exchange takes half of one."""
+
+    def __init__(self, nodes: int, seed: int, engine: type[Engine] = Engine) -> None:
+        self.random = random.Random(seed)
+        self.store = Store()
+        self.engines = [engine([LIMIT], 1000, lambda *_: 0, SECRET, 100, 10) for _ in range(nodes)]
+        for node in self.engines:
+            node.rules[0].divide(nodes)
+        self.now = START + self.random.randrange(SECOND)
+        self.due = [self.now + self.random.randrange(10 * MS) for _ in self.engines]
+        self.flying: dict[int, tuple[int, bytes]] = {}
+        self.told: list[tuple[int, int, bytes]] = []
+
+    def ask(self, node: int, at: int) -> bool:
+        """Tell whether one request to a node passes."""
+        self.until(at)
+        engine = self.engines[node]
+        engine.at(at)
+        engine.answer(ASK, 0, 16380)
+        (answer,) = wire.frames(engine.take())
+        if engine.urgent and node not in self.flying:
+            self.send(node, at)
+        return "deny" not in answer.items
+
+    def until(self, at: int) -> None:
+        """Let everything happen that is due before ``at``."""
+        while True:
+            moments = [(due, 0, node) for node, due in enumerate(self.due)]
+            moments += [(when, 1, node) for node, (when, _) in self.flying.items()]
+            moments += [(when, 2, i) for i, (when, _, _) in enumerate(self.told)]
+            when, what, number = min(moments)
+            if when > at:
+                self.now = at
+                return
+            if what == 0:
+                self.due[number] += 10 * MS
+                if number not in self.flying:
+                    self.send(number, when)
+            elif what == 1:
+                _, answers = self.flying.pop(number)
+                self.engines[number].at(when)
+                self.engines[number].exchanges[0].learn(answers)
+            else:
+                _, teller, notice = self.told.pop(number)
+                for node, engine in enumerate(self.engines):
+                    if node != teller:
+                        engine.at(when)
+                        engine.exchanges[0].warm(notice)
+
+    def send(self, node: int, now: int) -> None:
+        engine = self.engines[node]
+        engine.at(now)
+        engine.urgent = False
+        batch = engine.exchanges[0].pack(now)
+        notice = engine.exchanges[0].notice()
+        if notice:
+            self.told.append((now + MS, node, notice))
+        if batch:
+            self.flying[node] = now + MS // 2, self.store.exchange(batch)
+
+
+def arrivals(fleet: Fleet, rate: float, seconds: float) -> Iterator[int]:
+    """Yield the moments of a client's requests: even ones below its limit, random ones above."""
+    at = float(fleet.now)
+    end = at + seconds * SECOND
+    while True:
+        at += fleet.random.expovariate(rate) * SECOND if rate > LIMIT.rate else SECOND / rate
+        if at >= end:
+            return
+        yield int(at)
+
+
+def pick(fleet: Fleet, uneven: bool) -> int:
+    if uneven and fleet.random.random() < 0.7:
+        return 0
+    return fleet.random.randrange(len(fleet.engines))
+
+
+def admitted_before_the_block(nodes: int, factor: float, seed: int, uneven: bool = False) -> int:
+    fleet = Fleet(nodes, seed)
+    admitted: list[int] = []
+    for at in arrivals(fleet, LIMIT.rate * factor, 3):
+        if not fleet.ask(pick(fleet, uneven), at):
+            break
+        admitted.append(at)
+    return max(sum(first <= at < first + SECOND for at in admitted) for first in admitted)
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+@pytest.mark.parametrize(("factor", "above"), [(2, 2), (10, 6), (30, 20)])
+def test_four_nodes_admit_little_above_the_limit(factor: float, above: int, uneven: bool) -> None:
+    found = [admitted_before_the_block(4, factor, seed, uneven) for seed in range(10)]
+    assert sum(found) / len(found) <= LIMIT.rate + above
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+@pytest.mark.parametrize("nodes", [2, 4, 8])
+def test_a_client_at_nine_tenths_is_never_refused(nodes: int, uneven: bool) -> None:
+    fleet = Fleet(nodes, seed=nodes)
+    for at in arrivals(fleet, 0.9 * LIMIT.rate, 5):
+        assert fleet.ask(pick(fleet, uneven), at)
+
+
+def test_a_client_below_its_share_costs_the_store_nothing() -> None:
+    fleet = Fleet(4, seed=1)
+    for at in arrivals(fleet, 0.1 * LIMIT.rate, 5):
+        assert fleet.ask(pick(fleet, False), at)
+    assert fleet.store.records == 0
+
+
+def test_a_node_alone_shares_nothing() -> None:
+    fleet = Fleet(1, seed=1)
+    for at in arrivals(fleet, 5 * LIMIT.rate, 2):
+        fleet.ask(0, at)
+    assert fleet.store.records == 0
+
+
+def test_a_quiet_client_is_dropped() -> None:
+    fleet = Fleet(2, seed=1)
+    for at in arrivals(fleet, 0.9 * LIMIT.rate, 1):
+        fleet.ask(pick(fleet, False), at)
+    assert all(engine.exchanges[0].size == 1 for engine in fleet.engines)
+    fleet.until(fleet.now + 3 * SECOND)
+    assert all(engine.exchanges[0].size == 0 for engine in fleet.engines)
+
+
+def node(limit: Limit = LIMIT, shared: int = 100) -> tuple[Engine, Exchange]:
+    engine = Engine([limit], 1000, lambda *_: 0, SECRET, shared, 10)
+    engine.rules[0].divide(2)
+    engine.at(START)
+    return engine, engine.exchanges[0]
+
+
+def ask(engine: Engine, times: int, client: str = "192.0.2.1") -> int:
+    """Ask a number of times; return how many passed."""
+    data = wire.notify(wire.message("default", key=wire.address(client)))
+    engine.answer(data * times, 0, 16380)
+    return sum("deny" not in frame.items for frame in wire.frames(engine.take()))
+
+
+def test_a_batch_is_sent_once_whether_or_not_it_is_answered() -> None:
+    engine, exchange = node()
+    ask(engine, 40)
+    first = exchange.pack(START)
+    assert sum(struct.unpack("<16sQ17I", first)[2:]) == 40
+    ask(engine, 10)
+    second = exchange.pack(START)
+    assert sum(struct.unpack("<16sQ17I", second)[2:]) == 10
+    assert exchange.pack(START) == b""
+
+
+def test_hits_of_other_nodes_count_here() -> None:
+    engine, exchange = node()
+    ask(engine, 40)
+    tick = struct.unpack("<16sQ17I", exchange.pack(START))[1]
+    exchange.learn(struct.pack("<Q17I", tick, 45, 50, *[0] * 15))
+    assert ask(engine, 10) == 5, "40 here, 5 and 50 elsewhere"
+
+
+def test_hits_of_a_node_whose_time_is_ahead_count_too() -> None:
+    engine, exchange = node()
+    ask(engine, 40)
+    tick = struct.unpack("<16sQ17I", exchange.pack(START))[1]
+    exchange.learn(struct.pack("<Q17I", tick + 2, 30, 20, 40, *[0] * 14))
+    assert ask(engine, 20) == 10
+
+
+def test_answers_of_another_shape_are_refused() -> None:
+    engine, exchange = node()
+    ask(engine, 40)
+    exchange.pack(START)
+    for answers in (b"", b"x" * (ANSWER_BYTES - 1), b"x" * 2 * ANSWER_BYTES):
+        with pytest.raises(ValueError, match="bytes for 1 records"):
+            exchange.learn(answers)
+
+
+@given(st.binary(max_size=5 * ANSWER_BYTES), st.binary(max_size=5 * NOTICE_BYTES))
+def test_any_answers_and_notices_do_no_harm(answers: bytes, notices: bytes) -> None:
+    engine, exchange = node()
+    clients = [f"192.0.2.{n}" for n in range(1, len(answers) // ANSWER_BYTES + 1)]
+    for client in clients:
+        ask(engine, 40, client)
+    exchange.pack(START)
+    exchange.learn(answers[: ANSWER_BYTES * len(clients)])
+    exchange.warm(notices)
+    assert ask(engine, 1, "192.0.2.200") == 1
+
+
+def test_without_room_a_client_is_counted_here_alone() -> None:
+    engine, exchange = node(shared=2)
+    for n in range(1, 5):
+        ask(engine, 40, f"192.0.2.{n}")
+    assert exchange.size == 2
+    assert exchange.overflow >= 2
+    assert ask(engine, 70, "192.0.2.4") == 60
+
+
+def test_a_client_that_left_the_table_is_dropped() -> None:
+    engine = Engine([LIMIT], 8, lambda *_: 0, SECRET, 100, 10)
+    engine.rules[0].divide(2)
+    engine.at(START)
+    ask(engine, 40)
+    for n in range(20):
+        engine.at(START + n * 100 * MS)
+        ask(engine, 1, f"198.51.100.{n}")
+    assert engine.exchanges[0].pack(START + 2 * SECOND) == b""
+    assert engine.exchanges[0].size == 0
+
+
+def test_reserved_hits_are_judged_by_what_all_had_before() -> None:
+    store = Store()
+    nodes = [Engine([LIMIT], 1000, lambda *_: 0, SECRET, 100, 1 << 31) for _ in range(3)]
+    admitted = 0
+    for turn in range(30):
+        engine = nodes[turn % 3]
+        engine.at(START + turn * MS)
+        engine.reserve(ASK * 7, 0, 16380)
+        engine.exchanges[0].learn(store.exchange(engine.exchanges[0].pack(START + turn * MS)))
+        admitted += ask(engine, 7)
+    assert admitted == LIMIT.rate
+
+
+@pytest.mark.both_forms
+def test_forms_agree() -> None:
+    fleets = [Fleet(3, 7, engine) for engine in (Engine, plain_engine())]
+    for step in range(400):
+        at = START + SECOND + step * 5 * MS
+        compiled, plain = (fleet.ask(step % 3, at) for fleet in fleets)
+        assert compiled == plain
+        assert fleets[0].store.totals == fleets[1].store.totals
+        assert fleets[0].flying == fleets[1].flying
+        assert fleets[0].told == fleets[1].told
