@@ -59,6 +59,7 @@ class Agent:
         self.refused = 0
         self.protocol_errors = 0
         self.lines = 0
+        self._told_refused = 0
         self._servers: list[asyncio.Server] = []
         self._paths: list[tuple[str, int]] = []
         self._quiet = asyncio.Event()
@@ -102,6 +103,7 @@ class Agent:
             # A successor may have put its own socket there.
             if os.path.exists(path) and os.stat(path).st_ino == inode:
                 os.unlink(path)
+        self.sync.release()
         for peer in tuple(self.peers):
             peer.close(Status.NORMAL, "the agent stops")
         self._quiet.clear()
@@ -118,11 +120,11 @@ class Agent:
         if not self.peers:
             self._quiet.set()
 
-    def broke(self, peer: str, error: SpopError) -> None:
-        self.protocol_errors += 1
+    def ended(self, peer: str, error: SpopError) -> None:
+        """Log why a connection ended that should not have."""
         self.lines += 1
         if self.lines <= _LINES_PER_SECOND:
-            log.warning("connection ended", peer=peer, status=error.status, why=str(error))
+            log.warning("connection ended", peer=peer, status=int(error.status), why=str(error))
 
     def _report(self) -> None:
         """Log what came up since the last second, in a number of lines that load can't raise."""
@@ -143,6 +145,11 @@ class Agent:
         if blocks > len(news):
             log.info("more blocked", count=blocks - len(news))
         news.clear()
+        blocklist = self.limiter.blocklist
+        if blocklist.refused > self._told_refused:
+            more = blocklist.refused - self._told_refused
+            log.warning("the blocklist is full: clients are throttled, not blocked", count=more)
+            self._told_refused = blocklist.refused
         notes = self.limiter.engine.notes
         for (problem, name), told in notes.items():
             if not told:
@@ -176,7 +183,7 @@ class _Peer(asyncio.Protocol):
         self._agent.peers.add(self)
         if full:
             self._agent.refused += 1
-            self.close(Status.RESOURCES, f"more than {MAX_CONNECTIONS} connections")
+            self._fail(Status.RESOURCES, f"more than {MAX_CONNECTIONS} connections")
 
     def data_received(self, data: bytes) -> None:
         if self._spop.closed:
@@ -218,6 +225,11 @@ class _Peer(asyncio.Protocol):
             self.stuck = False
         self._transport.resume_reading()
 
+    def _fail(self, status: int, message: str) -> None:
+        """End the connection, and say so in the log."""
+        self._agent.ended(self._name, SpopError(status, message))
+        self.close(status, message)
+
     def close(self, status: int, message: str) -> None:
         """End the connection from this side."""
         farewell = self._spop.close(status, message)
@@ -230,13 +242,18 @@ class _Peer(asyncio.Protocol):
         self.age += 1
         if self.stuck:
             if self.age > CLOSE_TIMEOUT:
+                if not self._spop.closed:
+                    error = SpopError(Status.TIMEOUT, "HAProxy does not read what it is sent")
+                    self._agent.ended(self._name, error)
                 self.abort()
         elif self._spop.hello is None:
             if self.age > HANDSHAKE_TIMEOUT:
-                self.close(Status.TIMEOUT, "no HAPROXY-HELLO in time")
+                self._fail(Status.TIMEOUT, "no HAPROXY-HELLO in time")
         elif self.seen:
             self.age = 0
-        elif self.age > (FRAME_TIMEOUT if self._spop.in_frame else IDLE_TIMEOUT):
+        elif self._spop.in_frame and self.age > FRAME_TIMEOUT:
+            self._fail(Status.TIMEOUT, "the rest of a frame did not come in time")
+        elif self.age > IDLE_TIMEOUT:
             self.close(Status.TIMEOUT, "silent for too long")
         self.seen = False
 
@@ -246,7 +263,8 @@ class _Peer(asyncio.Protocol):
 
     def _finish(self) -> None:
         if self._spop.error is not None:
-            self._agent.broke(self._name, self._spop.error)
+            self._agent.protocol_errors += 1
+            self._agent.ended(self._name, self._spop.error)
         self.stuck = True
         self.age = 0
         # Half-closed, and what still comes is read and dropped until the peer closes: a close with

@@ -1,17 +1,20 @@
 """Who is blocked until when, and how many strikes each has; off the request path.
 
-An entry stays ``forget`` seconds after the last strike, since the next block is chosen by the
-strikes before it. The number of entries is bounded: without room, a client is throttled instead of
-blocked, which ``refused`` counts.
+An entry stays ``forget`` seconds after its block has ended, since the next block is chosen by the
+strikes before it. The number of entries is bounded: a new one takes the place of one whose block
+has ended; without any such, a client is throttled instead of blocked, which ``refused`` counts.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from ratelimit.model import Block, Limit
+from ratelimit.notation import format_duration
 
 MAX_ENTRIES = 200_000
+_LOOKED_AT = 100
 
 
 class Blocklist:
@@ -21,7 +24,8 @@ class Blocklist:
         self.node = node
         self.max_entries = max_entries
         self.refused = 0
-        # Each limit's entries stand in the order of their last strike, hence of being forgotten.
+        # Each limit's entries stand in the order of their last strike. They are forgotten from the
+        # first on, so one may stay longer than it must, by no more than the longest block.
         self._entries: dict[str, dict[str, Block]] = {}
         self._size = 0
 
@@ -41,12 +45,22 @@ class Blocklist:
         entries = self._entries.setdefault(block.limit, {})
         if entries.pop(block.key, None) is not None:
             self._size -= 1
-        elif self._size >= self.max_entries:
+        elif self._size >= self.max_entries and not self._make_room(block.since):
             self.refused += 1
             return False
         entries[block.key] = block
         self._size += 1
         return True
+
+    def _make_room(self, now: int) -> bool:
+        """Drop an entry whose block has ended, of those that were made first."""
+        for entries in self._entries.values():
+            for key, block in itertools.islice(entries.items(), _LOOKED_AT):
+                if block.until <= now:
+                    del entries[key]
+                    self._size -= 1
+                    return True
+        return False
 
     def remove(self, limit: str, key: str) -> Block | None:
         """Take an entry off; return it if there was one."""
@@ -63,12 +77,12 @@ class Blocklist:
         """
         last = self.get(limit.name, key)
         strikes = 1
-        if last is not None and now - last.since < limit.forget:
+        if last is not None and now - max(last.since, last.until) < limit.forget:
             strikes = last.strikes + 1
         block = Block(
             key=key,
             limit=limit.name,
-            reason=f"over {limit.rate} in {limit.window / 1_000_000_000:g} s",
+            reason=f"over {limit.rate} in {format_duration(limit.window)}",
             strikes=strikes,
             since=now,
             until=now + limit.block[min(strikes, len(limit.block)) - 1],
@@ -81,7 +95,7 @@ class Blocklist:
         entries = self._entries.get(limit.name, {})
         while entries:
             key, block = next(iter(entries.items()))
-            if block.until > now or now - block.since < limit.forget:
+            if now - max(block.since, block.until) < limit.forget:
                 return
             del entries[key]
             self._size -= 1

@@ -30,7 +30,7 @@ class _Program(click.Group):
             for problem in error.problems:
                 click.echo(problem, err=True)
             sys.exit(2)
-        except RatelimitError as error:
+        except (RatelimitError, OSError) as error:
             click.echo(f"ratelimit: {error}", err=True)
             sys.exit(1)
 
@@ -38,10 +38,15 @@ class _Program(click.Group):
 def _host_port(
     _context: click.Context, _option: click.Parameter, value: str | None
 ) -> Address | None:
+    if value is None:
+        return None
     try:
-        return None if value is None else parse_host_port(value)
+        address = parse_host_port(value)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
+    if address.port == 0:
+        raise click.BadParameter("a port is from 1 to 65535")
+    return address
 
 
 _config_option = click.option(

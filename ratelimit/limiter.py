@@ -115,8 +115,11 @@ class Limiter:
         table = self.engine.table
         if rule is None or (until <= table.now and until > 0):
             return
-        # A network is written ADDRESS/BITS, and so may a string be: only the former is cut.
-        table.block(self.engine.slot(rule, key_bytes(key)), until)
+        slot = self.engine.slot(rule, key_bytes(key))
+        if until > table.now and table.until(slot) <= table.now:
+            self.engine.hold(rule, slot, until)
+        else:
+            table.block(slot, until)
 
     def _strike(self, rule: Rule, text: bytes, kind: int, hi: int, lo: int, now: int) -> int:
         limit = rule.limit

@@ -29,7 +29,7 @@ class Limit:
         rate: hits per window, 1 to ``MAX_RATE``.
         window: nanoseconds; a multiple of ``SUB_WINDOWS``, from 100 ms to 24 h.
         block: block lengths in seconds, by strikes; empty means that the client is throttled only.
-        forget: seconds without a strike after which strikes no longer count.
+        forget: seconds after the end of a block in which strikes still count.
         strict: count the oldest sub-window whole, so that no window ever holds more than ``rate``.
         ipv4_prefix: bits of an IPv4 address that make the client, 1 to 32.
         ipv6_prefix: bits of an IPv6 address that make the client, 1 to 128.

@@ -23,11 +23,12 @@ from ratelimit import __version__
 from ratelimit.agent import Agent
 from ratelimit.config import Config
 from ratelimit.engine import compiled
-from ratelimit.engine.constants import SECOND
+from ratelimit.engine.constants import CLIENT_BYTES, SECOND
 from ratelimit.exceptions import StartError
 from ratelimit.haproxy import HAProxy, find
 from ratelimit.limiter import Limiter, Sharing
 from ratelimit.model import Address
+from ratelimit.notation import format_duration
 from ratelimit.store import MEMORY, Node, open_store
 from ratelimit.sync import Sync
 
@@ -57,12 +58,15 @@ def up(config: Config, listen: Address | None, backend: Address | None) -> int:
 
 async def _serve(config: Config) -> int:
     stop = _stop_signal()
+    # There is nothing to reload yet, and no reason to end.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     async with _agent(config) as (agent, _):
         return await _first(_tick(agent), agent.sync.run(), stop.wait())
 
 
 async def _up(config: Config, listen: Address, application: Address | None) -> int:
-    stop = _stop_signal()
+    # Closing the terminal ends it too, and with it its children.
+    stop = _stop_signal(signal.SIGHUP)
     program = await find()
     async with contextlib.AsyncExitStack() as stack:
         agent, addresses = await stack.enter_async_context(_agent(config))
@@ -92,25 +96,33 @@ async def _announce(
 ) -> None:
     """Wait until HAProxy accepts clients, say what runs, and wait for the signal to stop."""
     limiter = _reachable(listen)
-    async with asyncio.timeout(_START_TIMEOUT):
-        while not stop.is_set():
-            try:
-                _, writer = await asyncio.open_connection(limiter.host, limiter.port)
-            except OSError:
-                await asyncio.sleep(0.02)
-            else:
-                writer.close()
-                break
+    try:
+        async with asyncio.timeout(_START_TIMEOUT):
+            await _accepts(limiter)
+    except TimeoutError:
+        what = f"HAProxy does not accept connections on {_written(listen)}"
+        raise StartError(f"{what} after {_START_TIMEOUT} s") from None
     url = f"http://{_written(limiter)}/"
     click.echo(f"limiter      {url}")
     click.echo(f"application  http://{_written(application)}/")
     for limit in config.limits_in_force():
-        click.echo(f"limit        {limit.name}: {limit.rate} in {limit.window / 1e9:g} s")
+        click.echo(f"limit        {limit.name}: {limit.rate} in {format_duration(limit.window)}")
     click.echo("try          300 requests from one address, and what became of them:")
     click.echo(
         f"             curl -s -o /dev/null -w '%{{http_code}}\\n' '{url}[1-300]' | sort | uniq -c"
     )
     await stop.wait()
+
+
+async def _accepts(address: Address) -> None:
+    while True:
+        try:
+            _, writer = await asyncio.open_connection(address.host, address.port)
+        except OSError:
+            await asyncio.sleep(0.02)
+        else:
+            writer.close()
+            return
 
 
 @contextlib.asynccontextmanager
@@ -124,16 +136,22 @@ async def _agent(config: Config) -> AsyncIterator[tuple[Agent, list[Address]]]:
         sharing = Sharing.NONE
     else:
         sharing = Sharing.HOT if config.store.sync_interval else Sharing.ALL
-    limiter = Limiter(limits, config.agent.max_clients, node=node, sharing=sharing)
+    clients = config.agent.max_clients
+    try:
+        limiter = Limiter(limits, clients, node=node, sharing=sharing)
+    except (OSError, MemoryError) as error:
+        size = clients * CLIENT_BYTES >> 20
+        raise config.wrong("agent.max_clients", f"there are no {size} MiB of memory") from error
     sync = Sync(limiter, config.store.sync_interval / SECOND, config.store.on_outage == "share")
+    about = Node(node, __version__, int(time.time()))
     store = open_store(
         config.store.url,
         prefix=config.store.prefix,
         state_dir=config.store.state_dir,
         events=sync.events,
-        node=Node(node, __version__, int(time.time())),
+        node=about,
     )
-    sync.store = store
+    sync.attach(store, about)
     agent = Agent(limiter, sync)
     addresses = []
     try:
@@ -206,9 +224,9 @@ async def _first(*parts: Awaitable[object]) -> int:
     return 0
 
 
-def _stop_signal() -> asyncio.Event:
+def _stop_signal(*more: signal.Signals) -> asyncio.Event:
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, *more):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     return stop
 

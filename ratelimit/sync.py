@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from dataclasses import replace
 from typing import Protocol
 
 from ratelimit.engine.constants import NOTICE_BYTES, SECOND
 from ratelimit.engine.rule import Rule
 from ratelimit.limiter import Limiter, Sharing
 from ratelimit.model import SUB_WINDOWS, Block
-from ratelimit.store.base import Events, SharedStore, Store, StoreError
+from ratelimit.store.base import Events, Node, SharedStore, Store, StoreError
 
 _GENERATION = 64 * SUB_WINDOWS  # ticks after which counts go to a new key, and the old one ends
 _DEADLINE = 0.03
@@ -63,6 +64,8 @@ class Sync:
         self._held: list[tuple[Peer, bytes]] = []
         self._held_bytes = 0
         self.store: Store | None = None
+        self._node: Node | None = None
+        self._ticked = (time.monotonic(), 0)
         self.events = Events(
             on_block=limiter.apply,
             on_lift=limiter.lift,
@@ -75,6 +78,11 @@ class Sync:
         )
         self._urgent = asyncio.Event()
         limiter.on_block = self._put
+
+    def attach(self, store: Store, node: Node) -> None:
+        """Take the store, which was made with ``events``, and what it tells of this node."""
+        self.store = store
+        self._node = node
 
     def now(self) -> int:
         """Return the time that all nodes go by."""
@@ -91,6 +99,13 @@ class Sync:
         self._held_bytes += len(data)
         self._urgent.set()
 
+    def release(self) -> None:
+        """Answer what is held without the store, and hold nothing more."""
+        self.waits = False
+        held, self._held = self._held, []
+        for peer, data in held:
+            peer.answer(data, self.now())
+
     def tick(self) -> None:
         """Do what is due about once a second."""
         if self.store is None:
@@ -99,6 +114,11 @@ class Sync:
         self.epoch = time.time_ns() + offset - time.monotonic_ns()
         self.limiter.engine.ahead = offset // SECOND
         self._divide()
+        if self._node is not None:
+            checks = self.limiter.engine.checks
+            (last, before), self._ticked = self._ticked, (time.monotonic(), checks)
+            rate = (checks - before) / max(self._ticked[0] - last, 0.001)
+            self.store.announce(replace(self._node, checks=round(rate, 1)))
 
     async def run(self) -> None:
         """Exchange counts until cancelled; does nothing where counts are not shared."""
@@ -127,21 +147,21 @@ class Sync:
         waits, self._held_bytes = self._held_bytes <= _MAX_HELD, 0
         now = self.now()
         engine.at(now)
-        if store.up and waits:
-            self.flying = True
-            try:
+        try:
+            if store.up and waits:
+                self.flying = True
                 for peer, data in held:
                     peer.reserve(data)
                 async with asyncio.timeout(_DEADLINE):
                     await asyncio.gather(
                         *(self._exchange(store, rule, now) for rule in engine.rules)
                     )
-            except TimeoutError:
-                self.late += 1
-            finally:
-                self.flying = False
-        for peer, data in held:
-            peer.answer(data, now)
+        except TimeoutError:
+            self.late += 1
+        finally:
+            self.flying = False
+            for peer, data in held:
+                peer.answer(data, now)
 
     async def _exchange(self, store: SharedStore, rule: Rule, now: int) -> None:
         """Exchange the counts of a limit; all of them where answers wait, else one batch."""

@@ -169,7 +169,9 @@ def test_a_reset_is_a_normal_end() -> None:
     run(test)
 
 
-def test_a_peer_that_says_nothing_is_told_and_dropped() -> None:
+def test_a_peer_that_says_nothing_is_told_and_dropped(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     async def test(agent: Agent, address: Address) -> None:
         async with connected(address, greet=False) as (reader, writer):
             writer.write(wire.hello()[:9])
@@ -178,6 +180,7 @@ def test_a_peer_that_says_nothing_is_told_and_dropped() -> None:
                 agent.tick()
             assert await ended(reader) == Status.TIMEOUT
         await peers(agent, 0)
+        assert "no HAPROXY-HELLO in time" in capsys.readouterr().out
 
     run(test)
 

@@ -8,6 +8,7 @@ from ratelimit.engine.table cimport Table
 from ratelimit.spop.codec cimport Reader, Writer
 
 cdef int _NOTIFY, _ACK, _FIN, _FRAGMENTED, _TOO_BIG, _ALLOW, _THROTTLE, _BLOCK
+cdef int _WRITTEN
 cdef int _SET_VAR, _SET_VAR_ARGUMENTS, _SCOPE_TXN, _TRUE, ADDRESS, HOT, TELL
 cdef int _NULL, _INT32, _INT64, _UINT64, _IPV4, _IPV6, _STRING, _BINARY
 cdef uint64_t SECOND, _MAPPED, _MAX_HITS
@@ -63,6 +64,8 @@ cdef class Engine:
     )
     cpdef int check(self, Rule rule, uint64_t hits) except -1
     cpdef Py_ssize_t slot(self, Rule rule, bytes key) except -1
+    @cython.locals(table=Table, exchange=Exchange)
+    cpdef int hold(self, Rule rule, Py_ssize_t slot, uint64_t until) except -1
     @cython.locals(key=Key, hi=uint64_t, lo=uint64_t)
     cdef Py_ssize_t locate(self, Rule rule) except -1
     @cython.locals(slot=Py_ssize_t, exchange=Exchange)

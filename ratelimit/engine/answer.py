@@ -45,12 +45,14 @@ _TRUE = 0x11
 
 _MAPPED = 0xFFFF
 _MAX_HITS = 1 << 27
+_WRITTEN = -1  # size of a text that is in the key, not in the frame
 
 MAX_ACK = 256
 """Bytes of the longest ACK: fits the smallest frame that a peer may ask for."""
 
 _OUTPUT = 1 << 16
 _MAX_NOTES = 64
+_MAX_NOTE = 64  # bytes
 
 Strike = Callable[[Rule, bytes, int, int, int, int], int]
 
@@ -269,12 +271,13 @@ class Engine:
             self.text_size = key_size
         else:
             self.key.number(number)
+            self.text_size = _WRITTEN
 
     def judge(self, rule: Rule, hits: int) -> None:
         """Check one message, and keep its verdict if it is the most severe of the frame so far."""
         verdict = self.check(rule, hits)
         if verdict > self.worst or (
-            verdict == _BLOCK and self.worst == _BLOCK and self.until > self.worst_until
+            verdict == self.worst and verdict != _ALLOW and self.wait > self.worst_wait
         ):
             self.worst = verdict
             self.worst_rule = rule
@@ -311,13 +314,16 @@ class Engine:
         if counted <= rule.rate:
             rule.allowed += 1
             return _ALLOW
-        if rule.ladder:
-            text = self.reader.data[self.text_start : self.text_start + self.text_size]
+        if rule.ladder and hits > 0:
+            if self.text_size == _WRITTEN:
+                text = self.key.written
+            else:
+                text = self.reader.data[self.text_start : self.text_start + self.text_size]
             self.until = self.strike(
                 rule, text, self.key.kind, table.words[slot], table.words[slot + 1], self.now
             )
             if self.until > table.now:
-                table.block(slot, self.until)
+                self.hold(rule, slot, self.until)
                 self.wait = self.until - table.now
                 rule.blocked += 1
                 return _BLOCK
@@ -332,6 +338,16 @@ class Engine:
         """
         self.key.text(key, 0, len(key))
         return self.locate(rule)
+
+    def hold(self, rule: Rule, slot: int, until: int) -> None:
+        """Block a client until an epoch second; what it had done before is settled by that."""
+        table = self.table
+        table.block(slot, until)
+        rule.at(self.now)
+        table.settle(slot, rule)
+        if self.exchanges and table.halves[2 * slot + HOT] > 0:
+            exchange = self.exchanges[rule.index]
+            exchange.settle(table.halves[2 * slot + HOT] - 1)
 
     def locate(self, rule: Rule) -> int:
         """Return the slot of the client in ``key``, cut to the limit's prefix."""
@@ -397,5 +413,5 @@ class Engine:
     def note(self, problem: str, start: int, size: int) -> None:
         """Remember the name of a message that could not be checked, for whoever logs."""
         if len(self.notes) < _MAX_NOTES:
-            name = self.reader.data[start : start + size]
+            name = self.reader.data[start : start + min(size, _MAX_NOTE)]
             self.notes.setdefault((problem, name.decode("ascii", "backslashreplace")), False)

@@ -28,6 +28,9 @@ FIRST_COUNTER = 10
 HOT = 27
 """Where a slot of the table says that its client is shared, in 32-bit words."""
 
+SETTLED = 14
+"""Where a slot of the table has the last tick that no longer counts, in 64-bit words."""
+
 RECORD_BYTES = 92
 """A client in a batch to the store: key, tick, counters."""
 

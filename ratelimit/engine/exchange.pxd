@@ -6,7 +6,7 @@ from ratelimit.engine.table cimport Table
 from ratelimit.spop.codec cimport Writer
 
 cdef uint64_t RING
-cdef int WEIGHT_BITS, HOT, ANSWER_BYTES, NOTICE_BYTES, RECORD_BYTES, FIRST_COUNTER
+cdef int WEIGHT_BITS, HOT, SETTLED, ANSWER_BYTES, NOTICE_BYTES, RECORD_BYTES, FIRST_COUNTER
 cdef int TELL, TELL_NEAR, TOLD, TOLD_NEAR
 cdef int _TELL, _MAX_RECORDS, _WORDS, _HALVES, _REMOTE, _SUM, _FRESH, _ASKED, _RESERVED
 
@@ -42,7 +42,8 @@ cdef class Exchange:
     )
     cpdef bytes pack(self, uint64_t now)
     @cython.locals(
-        table=Table, rule=Rule, writer=Writer, at=uint64_t, own=uint32_t, delta=uint32_t, _=int,
+        table=Table, rule=Rule, writer=Writer, at=uint64_t, own=uint32_t, delta=uint32_t,
+        sent=uint32_t, _=int,
     )
     cdef void record(self, uint32_t place, Py_ssize_t slot) noexcept
     @cython.locals(told=uint32_t)
@@ -53,6 +54,8 @@ cdef class Exchange:
         others=uint64_t, ahead=uint64_t,
     )
     cpdef int learn(self, bytes answers) except -1
+    @cython.locals(first=Py_ssize_t, i=int)
+    cdef void settle(self, uint32_t place) noexcept
     @cython.locals(table=Table, place=uint32_t, slot=Py_ssize_t)
     cdef void drop(self, uint32_t index) noexcept
     @cython.locals(i=int)

@@ -25,6 +25,7 @@ from ratelimit.engine.constants import (
     NOTICE_BYTES,
     RECORD_BYTES,
     RING,
+    SETTLED,
     TELL,
     TELL_NEAR,
     TOLD,
@@ -216,8 +217,11 @@ class Exchange:
             own = table.halves[2 * slot + FIRST_COUNTER + at]
             if at == rule.bucket:
                 own += self.halves[_HALVES * place + _RESERVED]
-            delta = own - self.halves[_HALVES * place + at]
-            self.halves[_HALVES * place + at] = own
+            sent = self.halves[_HALVES * place + at]
+            delta = 0
+            if own > sent:  # it is less where a block has settled what was sent
+                delta = own - sent
+                self.halves[_HALVES * place + at] = own
             self.u32(delta)
             at = at - 1 if at > 0 else RING - 1
         self.halves[_HALVES * place + _RESERVED] = 0
@@ -265,6 +269,8 @@ class Exchange:
                     continue
                 if tick < i or rule.tick - (tick - i) >= RING:
                     break
+                if tick - i <= table.words[slot + SETTLED]:
+                    break
                 at = (tick - i) % RING
                 if tick - i == rule.tick:
                     total += ahead
@@ -273,6 +279,13 @@ class Exchange:
                 self.halves[first + _SUM] += others - self.halves[first + _REMOTE + at]
                 self.halves[first + _REMOTE + at] = others
         self.flown = 0
+
+    def settle(self, place: int) -> None:
+        """Forget a client's hits at other nodes so far."""
+        first = _HALVES * place
+        self.halves[first + _SUM] = 0
+        for i in range(RING):
+            self.halves[first + _REMOTE + i] = 0
 
     def drop(self, index: int) -> None:
         """Share the client at ``places[index]`` no longer."""

@@ -11,6 +11,7 @@ cdef class Key:
     cdef readonly uint64_t hi, lo
     cdef readonly int kind
     cdef uint64_t k0, k1, v0, v1, v2, v3
+    cdef bytes written
     cdef unsigned char[::1] digits, parts
 
     cpdef rekey(self, bytes secret)

@@ -31,6 +31,7 @@ class Key:
         self.hi = 0
         self.lo = 0
         self.v0 = self.v1 = self.v2 = self.v3 = 0
+        self.written = b""
         self.digits = bytearray(20)
         self.parts = bytearray(16)
 
@@ -84,7 +85,8 @@ class Key:
         if negative:
             at -= 1
             self.digits[at] = 45
-        self.binary(bytes(self.digits), at, 20 - at)
+        self.written = bytes(self.digits)[at:]
+        self.binary(self.written, 0, 20 - at)
 
     def binary(self, data: bytes, start: int, size: int) -> None:
         """Take ``size`` bytes by their SipHash."""

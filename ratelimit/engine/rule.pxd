@@ -2,7 +2,7 @@
 cimport cython
 from libc.stdint cimport uint64_t
 
-cdef uint64_t RING, SECOND
+cdef uint64_t RING
 cdef int WEIGHT_BITS
 
 
@@ -14,7 +14,7 @@ cdef class Rule:
     cdef readonly int index
     cdef uint64_t share, near
     cdef public uint64_t rate
-    cdef uint64_t sub_window, window_seconds, ipv4_mask, hi_mask, lo_mask
+    cdef uint64_t sub_window, ipv4_mask, hi_mask, lo_mask
     cdef bint ladder, strict
     cdef uint64_t now, tick, elapsed, bucket, oldest, weight
     cdef public uint64_t allowed, throttled, blocked

@@ -9,9 +9,10 @@ all the checks of a read.
 
 from __future__ import annotations
 
-from ratelimit.engine.constants import RING, SECOND, WEIGHT_BITS
+from ratelimit.engine.constants import RING, WEIGHT_BITS
 from ratelimit.model import SUB_WINDOWS, Limit
 
+_MAX_NAME = 64  # an ACK with it still fits the smallest frame
 _NEVER = 1 << 62
 _ONES = 0xFFFFFFFFFFFFFFFF
 
@@ -23,13 +24,16 @@ class Rule:
     """
 
     def __init__(self, limit: Limit, index: int) -> None:
+        if not 1 <= len(limit.name.encode()) <= _MAX_NAME:
+            raise ValueError(f"the name of a limit has 1 to {_MAX_NAME} bytes")
+        if limit.window < SUB_WINDOWS:
+            raise ValueError(f"a window has at least {SUB_WINDOWS} ns")
         self.limit = limit
         self.name = limit.name.encode()
         self.name_size = len(self.name)
         self.index = index
         self.rate = limit.rate
         self.sub_window = limit.window // SUB_WINDOWS
-        self.window_seconds = -(-limit.window // SECOND)
         self.share = _NEVER
         self.near = _NEVER
         self.ladder = bool(limit.block)

@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from ratelimit.engine.rule cimport Rule
 
 cdef int WAYS, _SET_WORDS, _SLOT_WORDS, FIRST_COUNTER, _STAMP_BITS, WEIGHT_BITS
+cdef int SETTLED
 cdef uint64_t RING, SECOND
 cdef uint64_t _MAX_COUNTER, _SPREAD, _M64, _M32
 
@@ -46,5 +47,7 @@ cdef class Table:
         until=uint64_t, counter=uint64_t, spare=uint64_t,
     )
     cdef uint64_t wait(self, Py_ssize_t slot, Rule rule) noexcept
+    @cython.locals(first=Py_ssize_t, i=int)
+    cdef void settle(self, Py_ssize_t slot, Rule rule) noexcept
     cpdef uint64_t until(self, Py_ssize_t slot) noexcept
     cpdef void block(self, Py_ssize_t slot, uint64_t until) noexcept

@@ -15,7 +15,8 @@ A set is 1,024 bytes in one piece, hence at most three cache lines for a check a
         3      the tick of the newest counter
         4      sum of the counters | epoch second until which the client is blocked (32 bits each)
         5-14   17 counters of 32 bits, a ring by tick | place among the hot clients, 0 for none,
-               in the second 32 bits of word 13 | 8 bytes to spare
+               in the second 32 bits of word 13
+        14     the last tick whose hits a block has settled
 
 No block is lost by eviction: a blocked client goes last, and if it must go, the end of its block
 is kept aside in ``orphans`` until the client returns or the block ends.
@@ -31,6 +32,7 @@ from ratelimit.engine.constants import (
     FIRST_COUNTER,
     RING,
     SECOND,
+    SETTLED,
     WAYS,
     WEIGHT_BITS,
 )
@@ -228,8 +230,19 @@ class Table:
         """Keep the end of a block, an epoch second, with the client; 0 lifts it."""
         self.halves[2 * slot + 9] = until
 
+    def settle(self, slot: int, rule: Rule) -> None:
+        """Forget a client's hits so far; its next ones are the first."""
+        first = 2 * slot + FIRST_COUNTER
+        self.halves[2 * slot + 8] = 0
+        for i in range(RING):
+            self.halves[first + i] = 0
+        self.words[slot + 3] = rule.tick
+        self.words[slot + SETTLED] = rule.tick
+
     def sweep(self) -> None:
         """Drop what is kept aside of blocks that have ended."""
+        if not self.orphans:
+            return
         self.orphans = {key: until for key, until in self.orphans.items() if until > self.now}
 
 

@@ -259,7 +259,7 @@ class MemoryStore(Store):
                 "DELETE FROM blocks WHERE name = ? AND client = ?", (change.limit, change.key)
             )
             return lifted.rowcount > 0
-        forget = max(block.until, block.since + self.events.forget(block.limit))
+        forget = max(block.until, block.since) + self.events.forget(block.limit)
         file.execute(
             "INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?, ?)",
             (block.limit, block.key, block.since, forget, block_to_json(block)),

@@ -79,7 +79,7 @@ def test_up_runs_the_main_job_from_any_folder(
     with command("up", "--listen", listen, "--config", str(config)) as process:
         url = line(process, r"limiter +(http://\S+)")[1]
         assert url == f"http://{listen}/"
-        line(process, r"limit +default: 100 in 1 s")
+        line(process, r"limit +default: 100 in 1s")
         line(process, "curl .*1-300")
 
         found: Counter[int] = Counter()
@@ -153,6 +153,49 @@ def test_without_haproxy_it_says_how_to_install_it(
     monkeypatch.setattr(haproxy, "_SBIN", str(tmp_path))
     with pytest.raises(StartError, match="not installed; install it with: apt-get install haproxy"):
         asyncio.run(haproxy.find())
+
+
+def test_up_ends_when_haproxy_never_listens(config: Path, tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    script = 'case $1 in -v) echo "HAProxy version 2.6.12";; *) exec sleep 30;; esac'
+    (programs / "haproxy").write_text(f"#!/bin/sh\n{script}\n")
+    (programs / "haproxy").chmod(0o755)
+    path = f"{programs}:{os.environ['PATH']}"
+    with command(
+        "up", "--config", str(config), "--listen", f"127.0.0.1:{free_port()}", PATH=path
+    ) as process:
+        output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert "HAProxy does not accept connections on 127.0.0.1:" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_up_leaves_nobody_behind(config: Path, number: signal.Signals) -> None:
+    port = free_port()
+    with command("up", "--listen", f"127.0.0.1:{port}", "--config", str(config)) as process:
+        line(process, "limiter +http")
+        process.send_signal(number)
+        assert process.wait(PATIENCE) == 0
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+
+
+def test_a_table_larger_than_the_memory_names_the_field(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    small = (
+        "import resource, sys, os; "
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29)); "
+        "os.execv(sys.executable, [sys.executable, '-m', 'ratelimit', *sys.argv[1:]])"
+    )
+    limit = [sys.executable, "-c", small]
+    path.write_text("[agent]\nmax_clients = 100_000_000\n")
+    ran = subprocess.run(
+        [*limit, "serve", "--config", str(path)], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 2
+    assert ran.stderr == f"{path}: agent.max_clients: there are no 12207 MiB of memory\n"
 
 
 def test_an_address_that_is_taken_names_file_and_field(tmp_path: Path) -> None:

@@ -170,6 +170,10 @@ def test_behind_a_trusted_load_balancer_and_cdn_the_client_counts(tmp_path: Path
         spoofed = await balancer.get(X_Forwarded_For="198.51.100.9", CF_Connecting_IP="203.0.113.5")
         assert spoofed.status == 200, "only the CDN may name the client by its header"
 
+        for _ in range(150):
+            nameless = await balancer.get(X_Forwarded_For="unknown")
+        assert nameless.status == 200, "a proxy is not limited in its clients' stead"
+
     run(tmp_path, test)
 
 

@@ -41,12 +41,12 @@ for i = 3, #ARGV, 3 do
       last['until'] = math.max(last['until'], entry['until'])
       last.strikes = math.max(last.strikes, entry.strikes)
       entry, text = last, nil
-    elseif entry.since < last.since + memory and entry.strikes <= last.strikes then
+    elseif entry.since < math.max(last.since, last['until']) + memory and entry.strikes <= last.strikes then
       entry.strikes, text = last.strikes + 1, nil
     end
   end
   if entry then
-    local forget = math.max(entry['until'], entry.since + memory)
+    local forget = math.max(entry['until'], entry.since) + memory
     if forget > now then
       text = text or cjson.encode(entry)
       local value = string.format('%.0f %s', forget, text)
