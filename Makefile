@@ -42,8 +42,8 @@ help: ## list the targets
 run: system-run $(VENV)/compiled ## the agent and HAProxy in front of a demo application; ARGS="--backend HOST:PORT" STORE=redis
 ifeq ($(STORE),redis)
 	socket=$(abspath $(VENV))/redis.sock; \
-	redis-server --port 0 --unixsocket $$socket --save '' --appendonly no --loglevel warning & \
-	trap "kill $$!; wait $$!" EXIT; \
+	setsid redis-server --port 0 --unixsocket $$socket --save '' --appendonly no --loglevel warning & \
+	trap "kill $$! || true" EXIT; \
 	RATELIMIT_STORE__URL=unix://$$socket $(BIN)/ratelimit up $(ARGS)
 else
 	exec $(BIN)/ratelimit up $(ARGS)
