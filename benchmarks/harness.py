@@ -133,7 +133,8 @@ class Programs:
             file.write_text(f'[agent]\nlisten = ["{listen}"]\n{config}')
             command = [sys.executable, "-m", "benchmarks.launch", form]
             command += ["serve", "--config", str(file)]
-        program = self.start(name, command)
+        state = {"STATE_DIRECTORY": str(self.folder / f"{name}-state")}
+        program = self.start(name, command, state)
         wait_for(program, lambda: connect(address).close())
         return program
 

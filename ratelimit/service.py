@@ -154,8 +154,8 @@ async def _agent(config: Config) -> AsyncIterator[tuple[Agent, list[Address]]]:
     sync.attach(store, about)
     agent = Agent(limiter, sync)
     addresses = []
+    await store.start()
     try:
-        await store.start()
         for address in config.agent.listen:
             try:
                 addresses.append(await agent.listen(address))

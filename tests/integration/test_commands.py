@@ -198,6 +198,18 @@ def test_a_table_larger_than_the_memory_names_the_field(tmp_path: Path) -> None:
     assert ran.stderr == f"{path}: agent.max_clients: there are no 12207 MiB of memory\n"
 
 
+def test_two_agents_do_not_share_a_state_folder(config: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text(f'[agent]\nlisten = ["unix://{tmp_path}/other.sock"]\nmax_clients = 1000\n')
+    with command("serve", "--config", str(config)) as first:
+        line(first, "agent started")
+        with command("serve", "--config", str(other)) as second:
+            output, _ = second.communicate(timeout=PATIENCE)
+    assert second.returncode == 1
+    assert str(tmp_path / "state") in output
+    assert "Traceback" not in output
+
+
 def test_an_address_that_is_taken_names_file_and_field(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
