@@ -18,6 +18,7 @@ PYTHON_TEST := $(PYTHON) -c 'import ensurepip, pathlib, sys, sysconfig; \
 	sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())'
 base := { command -v gcc && $(PYTHON_TEST); } || missing+=" gcc libc6-dev python3-dev python3-venv";
 haproxy := command -v haproxy || missing+=" haproxy";
+ip := command -v ip || missing+=" iproute2";
 redis := command -v redis-server || missing+=" redis-server";
 curl := command -v curl || missing+=" curl";
 wrk := command -v wrk || missing+=" wrk";
@@ -71,7 +72,7 @@ clean: ## remove everything that was built
 system-base:
 	$(call system,base)
 system-run:
-	$(call system,base haproxy redis curl)
+	$(call system,base haproxy redis curl ip)
 system-bench:
 	$(call system,base haproxy redis wrk)
 

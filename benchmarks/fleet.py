@@ -5,8 +5,9 @@ the HAProxy of each node would.
 
 Accuracy: clients at a half to thirty times their limit, each spread over the nodes evenly or with
 70 % on one of them, in steady or random (Poisson) arrivals, and 100,000 light clients beside. Each
-is measured until its block is in force on all nodes, or for three windows. A refusal is false if the
-hits of the window that ends with it, on all nodes together, are within the limit.
+is measured until its block is in force on all nodes, or for three windows. A refusal is false if
+the hits of the window that ends with it, on all nodes together, are within the limit by more than
+what the weighting of the window's oldest part can be off.
 
 Cost: 100,000 light clients with 100 heavy ones, the same load in turns on nodes with Redis and on
 nodes without; then the worst case, in which every client is at 0.9 of its limit. CPU times are the
@@ -53,10 +54,12 @@ _LIGHT = 0x0A000000  # 10.0.0.0 on
 _HEAVY = 0x0B000000
 _MEASURED = 0x0C000000
 _PROBES = 0x0D000000
+_INEXACT = 3  # hits; one node that counts alone is off by up to 2 for random arrivals
 _LIGHT_RATE = 20_000  # checks a second of all light clients, beside those that are measured
 _TICK = 0.001  # seconds between pieces of a steady stream, and between looks for a block
 _GIVE_UP = 1.0  # seconds after the first refusal
 _SILENCE = 5.0
+_WARM_UP = 1.2
 _LONG_IDS = (240, 1)  # ids of the size that ``Frames`` uses
 _ALLOWED = len(wire.frame(wire.ACK, b""))  # bytes of an answer without variables
 _ALLOWED_LONG = len(wire.frame(wire.ACK, b"", _LONG_IDS))
@@ -275,7 +278,7 @@ class Client:
     @property
     def falsely_refused(self) -> bool:
         window = [at for at in self.hits if self.refused - 1 < at <= self.refused]
-        return self.refused < math.inf and len(window) <= RATE
+        return self.refused < math.inf and len(window) <= RATE - _INEXACT
 
     @property
     def spread(self) -> float:
@@ -297,8 +300,8 @@ class _Wire:
             self.sock.sendall(b"".join(self.unsent))
             self.unsent.clear()
 
-    def receive(self) -> list[tuple[Client, float, bool, bool]]:
-        """Return client, when the hit was sent, whether it was a probe, whether it was allowed."""
+    def receive(self) -> list[tuple[Client, float, bool, bool, bool]]:
+        """Return client, when its hit was sent, whether it was a probe, allowed, blocked."""
         data = self._rest + self.sock.recv(1 << 18)
         at = 0
         answers = []
@@ -306,13 +309,16 @@ class _Wire:
             size = 4 + int.from_bytes(data[at : at + 4])
             if at + size > len(data):
                 break
+            blocked = data.find(b"block_until", at, at + size) >= 0
             at += size
-            answers.append((*self.flying.popleft(), size == _ALLOWED))
+            answers.append((*self.flying.popleft(), size == _ALLOWED, blocked))
         self._rest = data[at:]
         return answers
 
 
-def measure(fleet: Fleet, clients: Sequence[Client], streams: Sequence[Stream]) -> tuple[int, float]:
+def measure(
+    fleet: Fleet, clients: Sequence[Client], streams: Sequence[Stream]
+) -> tuple[int, float]:
     """Send all hits of all clients; return checks, and by how much the worst hit was late."""
     clock = time.perf_counter
     wires = [_Wire(address) for address in fleet.addresses]
@@ -336,9 +342,7 @@ def measure(fleet: Fleet, clients: Sequence[Client], streams: Sequence[Stream]) 
                 continue
             late = max(late, now - due)
             if looks:
-                nodes: Iterable[int] = (
-                    n for n, at in enumerate(client.blocked) if at == math.inf
-                )
+                nodes: Iterable[int] = (n for n, at in enumerate(client.blocked) if at == math.inf)
                 due = now + _TICK
             else:
                 nodes = (client.node(),)
@@ -366,7 +370,7 @@ def measure(fleet: Fleet, clients: Sequence[Client], streams: Sequence[Stream]) 
             node = numbers[sock]
             answers = wires[node].receive()
             now = clock()
-            for client, sent, looks, allowed in answers:
+            for client, sent, looks, allowed, blocked in answers:
                 if allowed:
                     if not looks:
                         client.admitted.append(sent)
@@ -375,7 +379,8 @@ def measure(fleet: Fleet, clients: Sequence[Client], streams: Sequence[Stream]) 
                     client.first, client.refused = now, sent
                     heapq.heappush(events, (now, count, client, True))
                     count += 1
-                client.blocked[node] = min(client.blocked[node], now)
+                if blocked:
+                    client.blocked[node] = min(client.blocked[node], now)
     _drain(streams)
     for connection in wires:
         connection.sock.close()
@@ -383,7 +388,7 @@ def measure(fleet: Fleet, clients: Sequence[Client], streams: Sequence[Stream]) 
 
 
 def load(fleet: Fleet, streams: Sequence[Stream], seconds: float) -> Usage:
-    """Send steady streams for a while, after they have gone on for two windows."""
+    """Send steady streams for a while, after they have gone on for more than a window."""
     clock = time.perf_counter
     by_sock = {stream.sock: stream for stream in streams}
     begin = clock()
@@ -393,10 +398,10 @@ def load(fleet: Fleet, streams: Sequence[Stream], seconds: float) -> Usage:
     before = 0
     while True:
         now = clock()
-        if meter is None and now - begin > 2:
+        if meter is None and now - begin > _WARM_UP:
             meter, before = Meter(fleet), sum(stream.asked for stream in streams)
             now = clock()
-        if now - begin > 2 + seconds:
+        if now - begin > _WARM_UP + seconds:
             break
         for stream in streams:
             stream.send(now)
@@ -437,17 +442,25 @@ def _streams(fleet: Fleet, frames: Frames, rate: float) -> list[Stream]:
 def _accepts(programs: Programs, interval: str) -> bool:
     file = programs.folder / "probe.toml"
     file.write_text(f'[store]\nurl = "redis://127.0.0.1"\nsync_interval = "{interval}"\n')
-    command = [sys.executable, "-m", "benchmarks.launch", "compiled", "check", "--config", str(file)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.launch",
+        "compiled",
+        "check",
+        "--config",
+        str(file),
+    ]
     done = subprocess.run(command, cwd=harness.ROOT, capture_output=True, check=False)
     return done.returncode == 0
 
 
 def run_accuracy(programs: Programs, server: Server, runs: int, quick: bool) -> dict[str, Any]:
     """Measure what fleets of several sizes and intervals admit."""
-    settings = [(4, "10ms"), (1, "10ms"), (2, "10ms"), (8, "10ms"), (4, "5ms"), (4, "50ms")]
-    settings += [(4, "0")] if quick else [(n, "0") for n in (1, 2, 4, 8)]
-    if not quick:
-        settings += [(n, interval) for interval in ("5ms", "50ms") for n in (1, 2, 8)]
+    if quick:
+        settings = [(4, "10ms"), (1, "10ms"), (8, "10ms"), (4, "0")]
+    else:
+        settings = [(n, i) for i in ("10ms", "5ms", "50ms", "0") for n in (1, 2, 4, 8)]
     light = _frames(_LIGHT, LIGHT_CLIENTS)
     # Together at most so many hits at a time as the agents answer without delay.
     stagger = 1.0 if quick else 3.0
@@ -460,7 +473,7 @@ def run_accuracy(programs: Programs, server: Server, runs: int, quick: bool) -> 
     for number, (nodes, interval) in enumerate(settings):
         title = f"{nodes} at {interval}"
         if interval == "0" and not zero:
-            rows.append([title, *["not available"] + [""] * len(RATIOS), "", ""])
+            rows.append([title, *["not available"] + [""] * len(RATIOS)])
             continue
         harness.progress(f"{title} ({number + 1} of {len(settings)})")
         fleet = Fleet(programs, f"fleet{number}", nodes, server, interval)
@@ -487,7 +500,8 @@ def run_accuracy(programs: Programs, server: Server, runs: int, quick: bool) -> 
         above = {
             r: statistics.mean(max(0, c.worst / RATE - 1) for c in by_ratio[r]) for r in RATIOS
         }
-        false = {r: sum(c.falsely_refused for c in by_ratio[r]) for r in RATIOS}
+        below = [r for r in RATIOS if r < 1]
+        false = {r: sum(c.falsely_refused for c in by_ratio[r]) for r in below}
         refused = {r: sum(c.first < math.inf for c in by_ratio[r]) for r in RATIOS}
         # A client at random can exceed its limit at 0.9 of it on the mean, and is rightly blocked.
         spreads = Figure.of(1000 * c.spread for c in clients if c.first < math.inf)
@@ -495,7 +509,6 @@ def run_accuracy(programs: Programs, server: Server, runs: int, quick: bool) -> 
             [
                 title,
                 *(f"{above[r]:+.1%}" if r > 1 else f"{false[r]}/{refused[r]}" for r in RATIOS),
-                str(sum(false.values())),
                 spreads.text(0),
             ]
         )
@@ -532,7 +545,7 @@ def run_accuracy(programs: Programs, server: Server, runs: int, quick: bool) -> 
                         name,
                         f"{mean:.1f}",
                         f"{admitted.low:.0f}-{admitted.high:.0f}",
-                        str(sum(c.falsely_refused for c in those)),
+                        str(sum(c.falsely_refused for c in those)) if ratio < 1 else "",
                         f"{len(those_blocked)}/{len(those)}",
                         blocked.text(1) if blocked else "",
                     ]
@@ -548,9 +561,13 @@ def run_accuracy(programs: Programs, server: Server, runs: int, quick: bool) -> 
         )
         steady_below = [c for c in clients if c.ratio == 0.5 or (c.ratio == 0.9 and c.steady)]
         refusals = sum(c.first < math.inf for c in steady_below)
+        wrong = sum(false.values())
         light_excess = sum(stream.excess for stream in streams)
-        targets.append(Target(f"refused of those below the limit, {title}", refusals, 0, True))
-        targets.append(Target(f"bytes of refusals to light clients, {title}", light_excess, 0, True))
+        targets.append(Target(f"clients refused though always below, {title}", refusals, 0, True))
+        targets.append(Target(f"clients falsely refused at 0.5 and 0.9, {title}", wrong, 0, True))
+        targets.append(
+            Target(f"bytes of refusals to light clients, {title}", light_excess, 0, True)
+        )
         if (nodes, interval) == (4, "10ms"):
             for ratio, bound in BOUNDS.items():
                 for kind in kinds:
@@ -565,7 +582,8 @@ def run_accuracy(programs: Programs, server: Server, runs: int, quick: bool) -> 
                     )
             targets.append(Target(f"ms to the block on all, {title}", spreads.high, 30, True))
         if interval == "0":
-            most = max(c.worst for c in clients)
+            # Nearer the limit the window's edge passes through the hits: see _INEXACT.
+            most = max(c.worst for c in clients if c.ratio >= 2)
             targets.append(Target(f"hits in the worst window, {title}", most, RATE, True))
     print(f"{runs} clients of each kind, limit {RATE} in 1 s, {LIGHT_CLIENTS:,} light clients with")
     print(f"{_LIGHT_RATE:,} checks a second beside. 4 nodes at 10 ms:\n")
@@ -574,15 +592,16 @@ def run_accuracy(programs: Programs, server: Server, runs: int, quick: bool) -> 
     print("All fleets: of clients below their limit, false refusals/all refusals; of those above,")
     print("the mean of what is admitted above the limit in the worst window.\n")
     ratios = [f"{ratio:g}x" for ratio in RATIOS]
-    harness.table(["nodes", *ratios, "false", "ms to the block on all"], rows)
+    harness.table(["nodes", *ratios, "ms to the block on all"], rows)
     head = ["nodes", "checks", "Redis commands a check", "Redis CPU us", "bytes"]
     harness.table([*head, "agent CPU us", "late by ms"], costs)
     return {"accuracy": results, "targets": targets}
 
 
-def run_cost(programs: Programs, server: Server, rounds: int, seconds: float) -> dict[str, Any]:
+def run_cost(programs: Programs, server: Server, quick: bool) -> dict[str, Any]:
     """Compare nodes that share a Redis with nodes that share nothing, and look for the worst."""
     nodes = 4
+    rounds, seconds = (2, 1.0) if quick else (3, 2.0)
     fleets = {
         "memory": Fleet(programs, "memory", nodes, None, "10ms"),
         "redis": Fleet(programs, "redis", nodes, server, "10ms"),
@@ -596,6 +615,8 @@ def run_cost(programs: Programs, server: Server, rounds: int, seconds: float) ->
         "mix, 400,000 a second": [(light, 400_000 - heavy_rate), (heavy, heavy_rate)],
         "worst, 500 clients": [(_frames(_HEAVY, 500), 0.9 * RATE * 500)],
     }
+    if quick:
+        del loads["light, 100,000 a second"]
     rows = []
     results = []
     targets = []
@@ -652,7 +673,9 @@ def run_cost(programs: Programs, server: Server, rounds: int, seconds: float) ->
     for fleet in fleets.values():
         fleet.stop()
     print(f"{nodes} nodes at 10 ms, {rounds} rounds of {seconds:g} s: median (least-greatest).")
-    print(f"The mix has {HEAVY_CLIENTS} clients at 0.9 of their limit, the worst case has no other.\n")
+    print(
+        f"The mix has {HEAVY_CLIENTS} clients at 0.9 of their limit, the worst case has no other.\n"
+    )
     harness.table(
         [
             "load",
@@ -688,8 +711,7 @@ def main() -> None:
         if not options.cost:
             found.append(run_accuracy(programs, server, 3 if options.quick else 10, options.quick))
         if not options.accuracy:
-            rounds, seconds = (2, 1.0) if options.quick else (5, 2.0)
-            found.append(run_cost(programs, server, rounds, seconds))
+            found.append(run_cost(programs, server, options.quick))
     for part_of in found:
         targets = results["targets"] + part_of["targets"]
         results = {**results, **part_of, "targets": targets}

@@ -31,12 +31,11 @@ def folder() -> Iterator[Path]:
 @pytest.fixture
 def make_server(folder: Path) -> Iterator[Callable[..., Server]]:
     """Return a function that starts servers; all end with the test."""
-    if PROGRAM is None:
-        pytest.skip("no redis-server")
+    assert PROGRAM is not None, "redis-server is not installed"
     servers: list[Server] = []
 
-    def make(*options: str, tls: bool = False, start: bool = True) -> Server:
-        server = Server(folder, *options, tls=tls)
+    def make(*options: str, start: bool = True, **where: Any) -> Server:
+        server = Server(folder, *options, **where)
         servers.append(server)
         return server.start() if start else server
 

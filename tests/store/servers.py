@@ -1,9 +1,15 @@
-"""Real Redis servers for tests: on free ports, keeping nothing, ended with the test."""
+"""Real Redis servers for tests: on free ports, keeping nothing, ended with the test.
+
+``RATELIMIT_TEST_REDIS`` is the command that starts one, ``redis-server`` if it is not set; for
+example ``valkey-server`` or ``chroot FOLDER valkey-server``. The server's files are in the tests'
+temporary folder, so that one (``TMPDIR``) has to be mounted in the ``chroot`` under the same name.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -16,10 +22,14 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-PROGRAM = shutil.which("redis-server") or shutil.which("valkey-server")
+PROGRAM = shlex.split(os.environ.get("RATELIMIT_TEST_REDIS", "")) or (
+    ["redis-server"] if shutil.which("redis-server") else None
+)
+"""The command, or None if there is no server; one that was named has to be there."""
+
 LIMIT = 10
 """Seconds that anything a test waits for may take."""
 
@@ -35,18 +45,29 @@ def free_port() -> int:
 
 
 class Server:
-    """One server, on a port of loopback and on a unix socket; its folder is thrown away."""
+    """One server, on a port of a host and on a unix socket; its folder is thrown away.
 
-    def __init__(self, folder: Path, *options: str, tls: bool = False) -> None:
+    ``within`` is a command that starts the server's command somewhere else, where ``host`` is.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        tls: bool = False,
+        host: str = "127.0.0.1",
+        within: Sequence[str] = (),
+    ) -> None:
         assert PROGRAM is not None
         self.folder = folder
+        self.host = host
         self.port = free_port()
         self.socket = str(folder / f"{self.port}.sock")
         listen = ("--port", "0", "--tls-port", str(self.port)) if tls else (
             "--port", str(self.port)
         )  # fmt: skip
         self._command = [
-            PROGRAM, *listen, "--bind", "127.0.0.1", "--unixsocket", self.socket,
+            *within, *PROGRAM, *listen, "--bind", host, "--unixsocket", self.socket,
             "--dir", str(folder), "--dbfilename", f"{self.port}.rdb",
             "--save", "", "--appendonly", "no", "--enable-debug-command", "yes", *options,
         ]  # fmt: skip
@@ -54,7 +75,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}"
+        return f"redis://{self.host}:{self.port}"
 
     def start(self) -> Server:
         """Start it and wait until it answers, be it with an error."""
@@ -69,8 +90,8 @@ class Server:
                 except (redis.AuthenticationError, redis.ResponseError, redis.BusyLoadingError):
                     break
                 except redis.ConnectionError:
-                    assert time.monotonic() < deadline, "redis-server does not start"
-                    assert self.process.poll() is None, "redis-server ended"
+                    assert time.monotonic() < deadline, "the server does not start"
+                    assert self.process.poll() is None, "the server ended"
                     time.sleep(0.01)
                 else:
                     break

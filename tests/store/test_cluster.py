@@ -12,6 +12,8 @@ from ratelimit.store import StoreError
 from tests.store.conftest import block, nodes, run
 from tests.store.servers import LIMIT, Server, until
 
+pytestmark = pytest.mark.integration
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 

@@ -9,8 +9,11 @@ import pytest
 
 from ratelimit.store import StoreError
 from ratelimit.store import redis as module
+from ratelimit.store.life import Script
 from tests.store.conftest import nodes, run
 from tests.store.servers import Server
+
+pytestmark = pytest.mark.integration
 
 TTL = 60_000
 KEY = "test:{default.0}:counts:7"
@@ -175,7 +178,7 @@ def test_a_state_of_another_size_counts_nothing(server: Server) -> None:
 def test_an_answer_of_another_shape_is_an_outage(
     server: Server, reply: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Odd(module.Script):
+    class Odd(Script):
         def __init__(self) -> None:
             super().__init__("exchange")
             self.text, self.sha = reply, "0" * 40

@@ -98,8 +98,8 @@ def test_forgotten_entries_are_deleted(tmp_path: Path) -> None:
     async def main() -> None:
         async with opened(tmp_path) as (store, _):
             await store.save(block("long", since=-150, length=200))
-            await store.save(block("gone", since=-100, length=10))
-            await store.save(block("kept", since=-90, length=10))
+            await store.save(block("gone", since=-110, length=10))
+            await store.save(block("kept", since=-100, length=10))
             assert {entry.key for entry in await store.load()} == {"long", "kept"}
         async with opened(tmp_path) as (_, seen):
             assert seen.clients() == {"long", "kept"}

@@ -19,6 +19,8 @@ from ratelimit.store.url import parse
 from tests.store.conftest import block, nodes, run
 from tests.store.servers import Server, until
 
+pytestmark = pytest.mark.integration
+
 RECORD = b"0123456789abcdef" + (1000).to_bytes(8, "little") + (1).to_bytes(4, "little") + bytes(64)
 TTL = 600_000
 

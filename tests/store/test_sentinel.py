@@ -5,8 +5,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from tests.store.conftest import block, nodes, run
 from tests.store.servers import PROGRAM, Server, until
+
+pytestmark = pytest.mark.integration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +37,7 @@ def watch(sentinel: Server, primary: Server, *lines: str) -> Server:
         )
     )
     assert PROGRAM is not None
-    sentinel._command = [PROGRAM, str(path), "--sentinel"]
+    sentinel._command = [*PROGRAM, str(path), "--sentinel"]
     return sentinel.start()
 
 

@@ -5,6 +5,7 @@
 -- ARGV[1]  era for a new key
 -- ARGV[2]  channel for news
 -- ARGV[3]… for each entry: "limit|key", the entry as JSON, seconds that its strikes are remembered
+--          after its end
 --
 -- An entry that begins while the last one still runs is the same strike: the later end holds. One
 -- that begins later is one strike more than the last. An operator's entry (with "by") replaces what

@@ -1,0 +1,154 @@
+"""One life of the store's connections, from connecting to whatever fails first.
+
+Requests go to the server of their key and messages come on a connection of their own; no request is
+sent twice. A failure of any of them ends all of it, for after a gap in the messages, or at another
+server, what was learned before does not hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from importlib import resources
+from typing import Any
+
+from redis.exceptions import NoScriptError, ResponseError
+
+from ratelimit.store.base import StoreError
+from ratelimit.store.explain import explain, too_old
+from ratelimit.store.link import Link
+from ratelimit.store.routes import Routes
+from ratelimit.store.url import Endpoint, Target
+
+
+class Script:
+    """A Lua script and the hash by which the server knows it."""
+
+    def __init__(self, name: str) -> None:
+        folder = resources.files("ratelimit.store") / "scripts"
+        parts = [(folder / f"{part}.lua").read_text("utf-8") for part in ("own", name)]
+        self.text = "\n".join(parts)
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+class Life:
+    """Connections to the servers; ``failure`` says what has ended this life, and is empty before.
+
+    Args:
+        target: the servers.
+        timeout: seconds for a connection, and for a request that does not say another.
+        home: a key of the server that has the channels.
+        on_failure: called at the first failure, unless the life was closed before.
+    """
+
+    def __init__(
+        self, target: Target, timeout: float, home: bytes, on_failure: Callable[[str], object]
+    ) -> None:
+        self.failure = ""
+        self.timeout = timeout
+        self._home = home
+        self._on_failure = on_failure
+        self._routes = Routes(target, timeout)
+        self._messages: Link | None = None
+        self._confirmed: set[bytes] = set()
+
+    @property
+    def known(self) -> tuple[Endpoint, ...]:
+        """Servers of the cluster, to ask first the next time."""
+        return self._routes.known
+
+    async def open(self, known: tuple[Endpoint, ...]) -> str:
+        """Find the servers and return what they are, such as ``redis 7.2.4``."""
+        await self._routes.open(known)
+        answer = await self.call(self._home, "HELLO")
+        try:
+            name, version = answer[b"server"].decode(), answer[b"version"].decode()
+        except (AttributeError, KeyError, TypeError):
+            raise self.odd("the answer to HELLO") from None
+        problem = too_old(name, version)
+        if problem:
+            raise self.fail(problem)
+        return f"{name} {version}"
+
+    async def close(self) -> None:
+        # A late answer says nothing about the next life.
+        self.failure = self.failure or "closed"
+        await self._routes.close()
+        if self._messages is not None:
+            await self._messages.close()
+
+    async def subscribe(
+        self, channels: tuple[bytes, ...], hear: Callable[[bytes, bytes], object]
+    ) -> None:
+        """From now on call ``hear`` with the channel and the text of each message."""
+
+        def push(message: list[Any]) -> None:
+            match message:
+                case []:
+                    if self._messages is not None:
+                        self.fail(self._messages.broken)
+                case [b"subscribe", bytes(channel), _]:
+                    self._confirmed.add(channel)
+                case [b"message", bytes(channel), bytes(text)]:
+                    hear(channel, text)
+
+        link = self._messages = await self._routes.subscribe(self._home, push)
+        # It is confirmed by messages, one for each channel, so the next answer comes after.
+        await link.send(self.timeout, "SUBSCRIBE", *channels)
+        await self.ping()
+        if not self._confirmed.issuperset(channels):
+            raise self.fail("SUBSCRIBE was not confirmed")
+
+    async def ping(self) -> None:
+        """See that messages would still come."""
+        if self._messages is not None:
+            try:
+                await self._messages.call(self.timeout, "PING")
+            except ResponseError as error:
+                raise self.fail(explain(error, self._messages.endpoint)) from error
+
+    async def follow(self) -> None:
+        """Where keys of a cluster have moved, learn where to."""
+        if self._routes.moved:
+            await self._routes.refresh()
+
+    async def call(self, key: bytes, *args: bytes | str | int, timeout: float | None = None) -> Any:
+        """Send a command that belongs to a key; whatever goes wrong is a StoreError."""
+        try:
+            return await self._routes.call(self.timeout if timeout is None else timeout, key, *args)
+        except NoScriptError:
+            raise
+        except ResponseError as error:
+            # An error is an answer: nothing has been done, but by a script that began well.
+            problem = explain(error, self._routes.home(key))
+            raise self.fail(problem, unsent=True) from error
+        except StoreError as error:
+            raise self.fail(str(error), error.unsent) from error
+
+    async def run(
+        self,
+        script: Script,
+        keys: tuple[bytes, ...],
+        *args: bytes | str | int,
+        timeout: float | None = None,
+    ) -> Any:
+        """Run a script on keys of one server; raises as ``call()`` does."""
+        rest = (len(keys), *keys, *args)
+        try:
+            return await self.call(keys[0], "EVALSHA", script.sha, *rest, timeout=timeout)
+        except NoScriptError:
+            # Also loads it; a server forgets scripts when it starts or fails over.
+            return await self.call(keys[0], "EVAL", script.text, *rest, timeout=timeout)
+
+    def fail(self, problem: str, unsent: bool = False) -> StoreError:
+        """End this life, and return the error that says so."""
+        if not self.failure:
+            self.failure = problem
+            self._on_failure(problem)
+        return StoreError(problem, unsent)
+
+    def odd(self, what: str) -> StoreError:
+        """Return the error for an answer of the wrong shape, which counts as an outage."""
+        return self.fail(
+            f"{self._routes.home(self._home)}: {what} has an unknown form; is this Redis?"
+        )

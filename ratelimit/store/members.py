@@ -1,0 +1,92 @@
+"""The nodes of a store: this one announces itself, which also tells the store's time.
+
+The key ``PREFIX:{fleet}:nodes``; see ``scripts/announce.lua``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import time
+from dataclasses import asdict
+from typing import Any
+
+from ratelimit.store.base import Node, StoreError
+from ratelimit.store.clock import Clock
+from ratelimit.store.life import Life, Script
+from ratelimit.store.shared import SharedBlocklist
+
+HEARTBEAT = 1.0
+"""Seconds between announcements."""
+
+NODE_LIFE = 3000
+"""Milliseconds after the last heartbeat until a node counts as gone."""
+
+_ANNOUNCE = Script("announce")
+
+
+class Members:
+    """The live nodes.
+
+    Attributes:
+        node: this one, as it announces itself.
+        live: how many there are, this one included; also what it was when last known.
+        clock: the store's time.
+    """
+
+    def __init__(self, key: bytes, node: Node | None) -> None:
+        self.key = key
+        self.node = node or Node(secrets.token_hex(8), "", int(time.time()))
+        self.live = 1
+        self.clock = Clock()
+        self._began = 0.0
+        self._forget_at = b"0"
+
+    def begin(self) -> None:
+        """Expect the others, and the time, of another server."""
+        self._began = time.monotonic()
+        self.clock.forget()
+
+    async def heartbeat(self, life: Life, blocklist: SharedBlocklist) -> bytes:
+        """Announce this node; return the era of the blocklist, a new one if it had none."""
+        about = json.dumps(asdict(self.node), separators=(",", ":"))
+        sent = time.monotonic_ns()
+        answer = await self._announce(life, blocklist, about)
+        received = time.monotonic_ns()
+        try:
+            seconds, microseconds, live, era, forget_at = answer
+            self.clock.sample(sent, received, (seconds * 1_000_000 + microseconds) * 1000)
+            self._count(int(live))
+            self._forget_at = bytes(forget_at)
+        except (ValueError, TypeError):
+            raise life.odd("the answer to a heartbeat") from None
+        await life.ping()
+        return era  # type: ignore[no-any-return]
+
+    async def leave(self, life: Life, blocklist: SharedBlocklist) -> None:
+        with contextlib.suppress(StoreError):
+            await self._announce(life, blocklist, "")
+
+    async def read(self, life: Life, now: int) -> list[Node]:
+        """Return those that are live at a time in milliseconds."""
+        answer = await life.call(self.key, "HGETALL", self.key)
+        try:
+            nodes = []
+            for field, value in answer.items():
+                gone, _, text = value.partition(b" ")
+                if field and int(gone) > now:
+                    nodes.append(Node(**(json.loads(text) | {"id": field.decode()})))
+        except (AttributeError, ValueError, TypeError):
+            raise life.odd("the list of nodes") from None
+        return nodes
+
+    async def _announce(self, life: Life, blocklist: SharedBlocklist, about: str) -> Any:
+        keys = (self.key, blocklist.key)
+        era = blocklist.new_era()
+        return await life.run(_ANNOUNCE, keys, era, self.node.id, about, NODE_LIFE, self._forget_at)
+
+    def _count(self, live: int) -> None:
+        # After an outage the others need a while to come back too.
+        settled = time.monotonic() - self._began > NODE_LIFE / 1000
+        self.live = max(live, 1 if settled else self.live)

@@ -1,0 +1,155 @@
+"""Packets lost without a word between the nodes and Redis, which is in a network of its own."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import subprocess
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ratelimit.store import StoreError
+from ratelimit.store.members import HEARTBEAT
+from ratelimit.store.redis import BACKOFF, EXCHANGE_TIMEOUT, TIMEOUT
+from tests.store.conftest import block, nodes, run
+from tests.store.servers import Server, until
+
+pytestmark = pytest.mark.integration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+RECORD = b"0123456789abcdef" + (1000).to_bytes(8, "little") + (1).to_bytes(4, "little") + bytes(64)
+TTL = 600_000
+NOBODY = "02:00:00:00:00:01"
+SLACK = 0.5
+"""Seconds that a machine under load may take beside the time limits."""
+
+# Addresses for tests of networks (RFC 2544), four for each run of the tests.
+_NETWORKS = list(ipaddress.IPv4Network("198.18.0.0/15").subnets(new_prefix=30))
+
+
+def ip(*command: str) -> None:
+    done = subprocess.run(["ip", *command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.fail(f"needs root and iproute2: ip {' '.join(command)}: {done.stderr}")
+
+
+class Network:
+    """A network namespace and the link to it; ``here`` and ``there`` are its two ends."""
+
+    def __init__(self) -> None:
+        self.name = f"rl{os.getpid()}"
+        self.here, self.there = map(str, _NETWORKS[os.getpid() % len(_NETWORKS)].hosts())
+        neighbour = ("neighbour", "replace")
+        self._ends = (
+            (*neighbour, self.there, "dev", f"{self.name}a"),
+            ("-n", self.name, *neighbour, self.here, "dev", f"{self.name}b"),
+        )
+
+    def make(self) -> None:
+        near, far, inside = f"{self.name}a", f"{self.name}b", ("-n", self.name)
+        ip("netns", "add", self.name)
+        ip("link", "add", near, "type", "veth", "peer", "name", far, "netns", self.name)
+        ip("address", "add", f"{self.here}/30", "dev", near)
+        ip(*inside, "address", "add", f"{self.there}/30", "dev", far)
+        ip("link", "set", near, "up")
+        ip(*inside, "link", "set", far, "up")
+
+    def remove(self) -> None:
+        # The link goes with it, but later.
+        subprocess.run(["ip", "link", "delete", f"{self.name}a"], check=False, capture_output=True)
+        subprocess.run(["ip", "netns", "delete", self.name], check=False, capture_output=True)
+
+    def lose(self, *, requests: bool, answers: bool) -> None:
+        """Lose all packets of a direction: send them to a network card that is not there."""
+        for end, lost in zip(self._ends, (requests, answers), strict=True):
+            if lost:
+                ip(*end, "lladdr", NOBODY, "nud", "permanent")
+
+    def restore(self) -> None:
+        """Have both ends ask for the other's card again."""
+        for end in self._ends:
+            ip(*end, "nud", "failed")
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    network = Network()
+    try:
+        network.make()
+        yield network
+    finally:
+        network.remove()
+
+
+@pytest.mark.parametrize(
+    ("requests", "answers"),
+    [(True, True), (True, False), (False, True)],
+    ids=["all", "requests", "answers"],
+)
+def test_lost_packets(
+    network: Network,
+    make_server: Callable[..., Server],
+    logs: list[Any],
+    requests: bool,
+    answers: bool,
+) -> None:
+    server = make_server(
+        "--protected-mode", "no", host=network.there, within=("ip", "netns", "exec", network.name)
+    )
+
+    async def main() -> None:
+        async with nodes(server.url, 2) as [(busy, one), (idle, two)]:
+            await until(lambda: busy.nodes == idle.nodes == 2)
+            await busy.save(block("before"))
+            await until(lambda: "before" in two.clients())
+            sent = answered = 1
+            await busy.exchange("default", 0, 7, TTL, RECORD)
+            network.lose(requests=requests, answers=answers)
+            began = time.monotonic()
+            sent += 1
+            with pytest.raises(StoreError) as caught:
+                await busy.exchange("default", 0, 7, TTL, RECORD)
+            # It may have been counted: the answer is as lost as the request.
+            assert not caught.value.unsent
+            assert not busy.up
+            assert time.monotonic() - began < EXCHANGE_TIMEOUT + SLACK
+            busy.put(block("meanwhile"))
+            await until(lambda: not idle.up)
+            assert time.monotonic() - began < HEARTBEAT + TIMEOUT + SLACK
+            idle.put(block("meanwhile too"))
+            # New connections fare no better.
+            answer = f"{server.host}:{server.port}: no answer within {TIMEOUT * 1000:.0f} ms"
+            await until(lambda: busy.problem == idle.problem == answer)
+            assert busy.nodes == idle.nodes == 2
+            with pytest.raises(StoreError) as caught:
+                await busy.exchange("default", 0, 7, TTL, RECORD)
+            assert caught.value.unsent
+            network.restore()
+            ended = time.monotonic()
+            await until(lambda: busy.up and idle.up)
+            # The attempt under way fails, the next one succeeds.
+            assert time.monotonic() - ended < TIMEOUT + BACKOFF[1] + SLACK
+            everything = {"before", "meanwhile", "meanwhile too"}
+            await until(lambda: one.clients() == two.clients() == everything)
+            for store in (busy, idle):
+                sent += 1
+                answered += 1
+                total = await store.exchange("default", 0, 7, TTL, RECORD)
+                assert answered <= int.from_bytes(total[8:12], "little") <= sent
+            for store, seen in ((busy, one), (idle, two)):
+                assert store.outages == 1
+                assert store.problem == ""
+                assert seen.states == ["back", "lost", "back"]
+
+    run(main)
+    assert sorted(line["event"] for line in logs) == [
+        *("store back", "store back"),
+        *("store lost", "store lost"),
+        *("store reached", "store reached"),
+    ]
+    reasons = [line["why"] for line in logs if line["event"] == "store lost"]
+    assert all("no answer within" in reason for reason in reasons)
