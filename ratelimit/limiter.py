@@ -16,7 +16,7 @@ from ratelimit.model import Block, Limit
 _MAX_NEWS = 16
 _SHARED = 16_384  # clients of each limit that are shared at a time, 180 bytes each
 _SHARED_ALL = 262_144  # likewise, where every client is
-_REFRESH = 10  # exchanges after which a client is asked about though it sent nothing
+_REFRESH = 50  # milliseconds after which a client is asked about though it sent nothing
 _NEVER = 1 << 31
 
 

@@ -9,7 +9,6 @@ hears of all of it in one exchange, and the answers follow by what it knows of t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from dataclasses import replace
 from typing import Protocol
@@ -61,7 +60,7 @@ class Sync:
         self.late = 0
         self.flying = False
         self.waits = limiter.sharing is Sharing.ALL
-        self._held: list[tuple[Peer, bytes]] = []
+        self._held: dict[Peer, bytes] = {}
         self._held_bytes = 0
         self.store: Store | None = None
         self._node: Node | None = None
@@ -77,6 +76,8 @@ class Sync:
             forget=self._forget,
         )
         self._urgent = asyncio.Event()
+        for exchange in limiter.engine.exchanges:
+            exchange.horizon = round(3 * interval * SECOND)
         limiter.on_block = self._put
 
     def attach(self, store: Store, node: Node) -> None:
@@ -95,15 +96,16 @@ class Sync:
 
     def hold(self, peer: Peer, data: bytes) -> None:
         """Answer what was read as soon as the store has heard of it, in the order of the calls."""
-        self._held.append((peer, data))
+        # A frame may be spread over reads, so those of a peer are joined.
+        self._held[peer] = self._held.get(peer, b"") + data
         self._held_bytes += len(data)
         self._urgent.set()
 
     def release(self) -> None:
         """Answer what is held without the store, and hold nothing more."""
         self.waits = False
-        held, self._held = self._held, []
-        for peer, data in held:
+        held, self._held = self._held, {}
+        for peer, data in held.items():
             peer.answer(data, self.now())
 
     def tick(self) -> None:
@@ -112,7 +114,8 @@ class Sync:
             return
         offset = self.store.clock_offset
         self.epoch = time.time_ns() + offset - time.monotonic_ns()
-        self.limiter.engine.ahead = offset // SECOND
+        # A tenth of a second is let pass: else half of the nodes with a right clock would add one.
+        self.limiter.engine.ahead = (offset + SECOND // 10) // SECOND
         self._divide()
         if self._node is not None:
             checks = self.limiter.engine.checks
@@ -132,25 +135,33 @@ class Sync:
                 self._urgent.clear()
                 await self._flush(store)
                 continue
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.interval):
-                    await self._urgent.wait()
-            self._urgent.clear()
+            await self._pause()
             if store.up:
-                rules = self.limiter.engine.rules
-                await asyncio.gather(*(self._exchange(store, rule, self.now()) for rule in rules))
+                for rule in self.limiter.engine.rules:
+                    await self._exchange(store, rule, self.now())
+
+    async def _pause(self) -> None:
+        """Wait for the interval, or until it is urgent; with no client to share, for the latter."""
+        loop = asyncio.get_running_loop()
+        timer = None
+        if any(exchange.size for exchange in self.limiter.engine.exchanges):
+            timer = loop.call_later(self.interval, self._urgent.set)
+        await self._urgent.wait()
+        self._urgent.clear()
+        if timer is not None:
+            timer.cancel()
 
     async def _flush(self, store: SharedStore) -> None:
         """Answer all that is held, after the store has heard of it."""
         engine = self.limiter.engine
-        held, self._held = self._held, []
+        held, self._held = self._held, {}
         waits, self._held_bytes = self._held_bytes <= _MAX_HELD, 0
         now = self.now()
         engine.at(now)
         try:
             if store.up and waits:
                 self.flying = True
-                for peer, data in held:
+                for peer, data in held.items():
                     peer.reserve(data)
                 async with asyncio.timeout(_DEADLINE):
                     await asyncio.gather(
@@ -160,7 +171,7 @@ class Sync:
             self.late += 1
         finally:
             self.flying = False
-            for peer, data in held:
+            for peer, data in held.items():
                 peer.answer(data, now)
 
     async def _exchange(self, store: SharedStore, rule: Rule, now: int) -> None:
@@ -168,7 +179,7 @@ class Sync:
         engine = self.limiter.engine
         exchange = engine.exchanges[rule.index]
         engine.at(now)
-        while batch := exchange.pack(now):
+        while batch := exchange.pack(engine.now):
             notice = exchange.notice()
             hot = rule.limit.name.encode() + b"\0" + notice if notice else b""
             sub_window = rule.limit.window // SUB_WINDOWS
@@ -190,6 +201,7 @@ class Sync:
         rule = self.limiter.rule(name.decode("ascii", "replace"))
         if rule is not None and len(notices) % NOTICE_BYTES == 0:
             self.limiter.engine.exchanges[rule.index].warm(notices)
+            self._urgent.set()
 
     def _put(self, block: Block) -> None:
         if self.store is not None:

@@ -307,6 +307,7 @@ class Engine:
                 counted += exchange.remote(place - 1, hits)
                 if counted > rule.near:
                     exchange.near(place - 1)
+                if counted > rule.rate // 2 and exchange.presses(slot, place - 1, counted):
                     self.urgent = True
             elif counted > rule.share:
                 exchange.heat(slot, TELL)

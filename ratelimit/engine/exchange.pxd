@@ -7,6 +7,7 @@ from ratelimit.spop.codec cimport Writer
 
 cdef uint64_t RING
 cdef int WEIGHT_BITS, HOT, SETTLED, ANSWER_BYTES, NOTICE_BYTES, RECORD_BYTES, FIRST_COUNTER
+cdef uint64_t _HORIZON, _MAX_OTHERS
 cdef int TELL, TELL_NEAR, TOLD, TOLD_NEAR
 cdef int _TELL, _MAX_RECORDS, _WORDS, _HALVES, _REMOTE, _SUM, _FRESH, _ASKED, _RESERVED
 
@@ -21,12 +22,19 @@ cdef class Exchange:
     cdef bytes batch
     cdef Writer writer, notices
     cdef readonly uint64_t overflow
+    cdef public uint64_t horizon
+    cdef bint announced
 
     @cython.locals(table=Table, place=uint32_t, i=int)
     cpdef void heat(self, Py_ssize_t slot, uint32_t told) noexcept
     @cython.locals(n=Py_ssize_t, start=Py_ssize_t, slot=Py_ssize_t)
     cpdef int warm(self, bytes notices) except -1
     cpdef bytes notice(self)
+    @cython.locals(
+        rule=Rule, last=Py_ssize_t, own=Py_ssize_t, others=Py_ssize_t, recent=uint64_t,
+        span=uint64_t,
+    )
+    cdef bint presses(self, Py_ssize_t slot, uint32_t place, uint64_t counted) noexcept
     @cython.locals(place=uint32_t)
     cdef void reserve(self, Py_ssize_t slot, uint64_t hits) noexcept
     cdef void near(self, uint32_t place) noexcept
@@ -38,7 +46,7 @@ cdef class Exchange:
     cdef void advance(self, uint32_t place) noexcept
     @cython.locals(
         table=Table, rule=Rule, looked=uint32_t, size=uint32_t, place=uint32_t, slot=Py_ssize_t,
-        quiet=uint64_t, first=Py_ssize_t,
+        milliseconds=uint64_t, first=Py_ssize_t,
     )
     cpdef bytes pack(self, uint64_t now)
     @cython.locals(

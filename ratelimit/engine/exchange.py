@@ -37,12 +37,14 @@ from ratelimit.engine.table import Table
 from ratelimit.spop.codec import Writer
 
 _MAX_RECORDS = 1000  # of a batch: 92,000 bytes, and a few milliseconds of the store's time
+_HORIZON = 30_000_000  # nanoseconds
+_MAX_OTHERS = 1 << 27  # hits of a tick; 17 of them fit into the sum
 _WORDS = 3  # of a client, 64 bits each: slot, tick of the rings, tick of the last hit
 _HALVES = 39  # of a client, 32 bits each
 _REMOTE = 17  # of them: 17 counters of sent, 17 of remote,
 _SUM = 34  # the sum of remote,
 _FRESH = 35  # whether there are hits that no batch has carried,
-_ASKED = 36  # batches since the last one it was in,
+_ASKED = 36  # the millisecond of the last batch it was in,
 _TELL = 37  # whether the other nodes are to be told of it,
 _RESERVED = 38  # and hits that are sent before the table counts them.
 
@@ -50,7 +52,9 @@ _RESERVED = 38  # and hits that are sent before the table counts them.
 class Exchange:
     """The hot clients of one limit, at most ``capacity``.
 
-    A client without fresh hits is asked about all the same with every ``refresh``-th batch.
+    A client without fresh hits is asked about all the same every ``refresh`` milliseconds. One that
+    could exceed its limit within ``horizon`` nanoseconds is urgent; it should be somewhat more than
+    the time between two batches.
     A client's place here, counted from 1, is kept in its slot of the table. ``overflow`` counts
     clients that should be hot and found no room: this node counts them alone.
     """
@@ -60,6 +64,8 @@ class Exchange:
         self.rule = rule
         self.capacity = capacity
         self.refresh = refresh
+        self.horizon = _HORIZON
+        self.announced = False
         self.words = memoryview(bytearray(8 * _WORDS * capacity)).cast("Q")
         self.halves = memoryview(bytearray(4 * _HALVES * capacity)).cast("I")
         # The first ``size`` are the places in use, in any order; the rest are free.
@@ -122,12 +128,27 @@ class Exchange:
         if self.halves[_HALVES * place + _TELL] == TOLD:
             self.halves[_HALVES * place + _TELL] = TELL_NEAR
 
+    def presses(self, slot: int, place: int, counted: int) -> bool:
+        """Tell whether a client, as fast as it is now, could exceed the limit within ``horizon``.
+
+        How fast it is, is seen by the present part of the window and the one before.
+        """
+        rule = self.rule
+        last = rule.bucket - 1 if rule.bucket > 0 else RING - 1
+        own = 2 * slot + FIRST_COUNTER
+        others = _HALVES * place + _REMOTE
+        recent = self.table.halves[own + rule.bucket] + self.table.halves[own + last]
+        recent += self.halves[others + rule.bucket] + self.halves[others + last]
+        span = rule.elapsed + rule.sub_window
+        return counted + recent * self.horizon // span > rule.rate
+
     def reserve(self, slot: int, hits: int) -> None:
         """Send ``hits`` of a client with the next batch, before the table counts them.
 
         The store's answer then tells what the others had before these, and every one of them can be
         judged by it.
         """
+        self.announced = True
         if self.table.halves[2 * slot + HOT] == 0:
             self.heat(slot, TOLD_NEAR)
         place = self.table.halves[2 * slot + HOT]
@@ -144,7 +165,8 @@ class Exchange:
             self.advance(place)
         if hits > 0:
             self.words[_WORDS * place + 2] = rule.tick
-            self.halves[first + _FRESH] = 1
+            if not self.announced:
+                self.halves[first + _FRESH] = 1
         oldest = self.halves[first + _REMOTE + rule.oldest]
         total = self.halves[first + _SUM]
         return total - oldest + (oldest * rule.weight >> WEIGHT_BITS)
@@ -173,6 +195,7 @@ class Exchange:
         table = self.table
         rule = self.rule
         rule.at(now)
+        milliseconds = now // 1_000_000 & 0xFFFFFFFF
         self.flown = 0
         looked = 0
         size = self.size
@@ -182,17 +205,19 @@ class Exchange:
                 self.next = 0
             place = self.places[self.next]
             slot = self.words[_WORDS * place]
-            quiet = rule.tick - self.words[_WORDS * place + 2]
-            if table.halves[2 * slot + HOT] != place + 1 or quiet > 2 * RING:
+            if table.halves[2 * slot + HOT] != place + 1 or (
+                rule.tick > self.words[_WORDS * place + 2] + 2 * RING
+            ):
                 self.drop(self.next)
                 continue
             self.next += 1
             first = _HALVES * place
-            if self.halves[first + _FRESH] == 0 and self.halves[first + _ASKED] < self.refresh:
-                self.halves[first + _ASKED] += 1
+            if self.halves[first + _FRESH] == 0 and (
+                (milliseconds - self.halves[first + _ASKED]) & 0xFFFFFFFF < self.refresh
+            ):
                 continue
             self.halves[first + _FRESH] = 0
-            self.halves[first + _ASKED] = 0
+            self.halves[first + _ASKED] = milliseconds
             self.record(place, slot)
             self.tell(place, slot)
             self.flying[self.flown] = place
@@ -275,7 +300,7 @@ class Exchange:
                 if tick - i == rule.tick:
                     total += ahead
                 sent = self.halves[first + at]
-                others = total - sent if total > sent else 0
+                others = min(total - sent, _MAX_OTHERS) if total > sent else 0
                 self.halves[first + _SUM] += others - self.halves[first + _REMOTE + at]
                 self.halves[first + _REMOTE + at] = others
         self.flown = 0

@@ -53,7 +53,7 @@ class Fleet:
     def __init__(self, nodes: int, seed: int, engine: type[Engine] = Engine) -> None:
         self.random = random.Random(seed)
         self.store = Store()
-        self.engines = [engine([LIMIT], 1000, lambda *_: 0, SECRET, 100, 10) for _ in range(nodes)]
+        self.engines = [engine([LIMIT], 1000, lambda *_: 0, SECRET, 100, 50) for _ in range(nodes)]
         for node in self.engines:
             node.rules[0].divide(nodes)
         self.now = START + self.random.randrange(SECOND)
@@ -175,7 +175,7 @@ def test_a_quiet_client_is_dropped() -> None:
 
 
 def node(limit: Limit = LIMIT, shared: int = 100) -> tuple[Engine, Exchange]:
-    engine = Engine([limit], 1000, lambda *_: 0, SECRET, shared, 10)
+    engine = Engine([limit], 1000, lambda *_: 0, SECRET, shared, 50)
     engine.rules[0].divide(2)
     engine.at(START)
     return engine, engine.exchanges[0]
@@ -215,6 +215,15 @@ def test_hits_of_a_node_whose_time_is_ahead_count_too() -> None:
     assert ask(engine, 20) == 10
 
 
+def test_a_time_before_the_last_hit_drops_nobody() -> None:
+    engine, exchange = node()
+    engine.at(START + LIMIT.window // 16)
+    ask(engine, 40)
+    assert sum(struct.unpack("<16sQ17I", exchange.pack(START + LIMIT.window // 16))[2:]) == 40
+    assert exchange.pack(START + LIMIT.window // 16 - 1) == b""
+    assert exchange.size == 1
+
+
 def test_answers_of_another_shape_are_refused() -> None:
     engine, exchange = node()
     ask(engine, 40)
@@ -246,7 +255,7 @@ def test_without_room_a_client_is_counted_here_alone() -> None:
 
 
 def test_a_client_that_left_the_table_is_dropped() -> None:
-    engine = Engine([LIMIT], 8, lambda *_: 0, SECRET, 100, 10)
+    engine = Engine([LIMIT], 8, lambda *_: 0, SECRET, 100, 50)
     engine.rules[0].divide(2)
     engine.at(START)
     ask(engine, 40)
