@@ -17,7 +17,9 @@ MODULES = [
     "ratelimit.engine.key",
     "ratelimit.engine.rule",
     "ratelimit.engine.table",
+    "ratelimit.engine.networks",
     "ratelimit.engine.exchange",
+    "ratelimit.engine.acknowledge",
     "ratelimit.engine.answer",
 ]
 

@@ -77,7 +77,11 @@ class Blocklist:
         """
         last = self.get(limit.name, key)
         strikes = 1
-        if last is not None and now - max(last.since, last.until) < limit.forget:
+        if (
+            last is not None
+            and last.shadow == limit.shadow
+            and now - max(last.since, last.until) < limit.forget
+        ):
             strikes = last.strikes + 1
         block = Block(
             key=key,
@@ -87,15 +91,24 @@ class Blocklist:
             since=now,
             until=now + limit.block[min(strikes, len(limit.block)) - 1],
             node=self.node,
+            shadow=limit.shadow,
         )
         return block if self.put(block) else None
 
-    def forget(self, limit: Limit, now: int) -> None:
-        """Drop the entries of a limit whose block has ended and whose strikes are forgotten."""
-        entries = self._entries.get(limit.name, {})
+    def limits(self) -> list[str]:
+        """Return the names of the limits that there are entries of."""
+        return list(self._entries)
+
+    def of(self, limit: str) -> Iterator[Block]:
+        """Yield the entries of a limit, the one made first first."""
+        yield from self._entries.get(limit, {}).values()
+
+    def forget(self, limit: str, seconds: int, now: int) -> None:
+        """Drop the entries of a limit whose block ended so many seconds ago."""
+        entries = self._entries.get(limit, {})
         while entries:
             key, block = next(iter(entries.items()))
-            if now - max(block.since, block.until) < limit.forget:
+            if now - max(block.since, block.until) < seconds:
                 return
             del entries[key]
             self._size -= 1

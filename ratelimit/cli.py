@@ -98,8 +98,11 @@ def serve(path: Path | None) -> None:
 def check(path: Path | None) -> None:
     """Validate the configuration and show the limits in it."""
     config = load(path)
+    lists = config.read_lists()
     click.echo(f"{path or 'defaults'}: ok")
     click.echo(_summary(config))
+    if lists.allow or lists.deny:
+        click.echo(f"lists: {lists.allow} networks never counted, {lists.deny} always refused")
 
 
 @main.command()
@@ -117,4 +120,5 @@ def _limit(limit: Limit) -> str:
     return (
         f"{limit.name}: {limit.rate} in {format_duration(limit.window)}, "
         f"{f'then blocked for {blocks}' if blocks else 'throttled only'}"
+        f"{', in shadow' if limit.shadow else ''}"
     )

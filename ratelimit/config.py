@@ -29,6 +29,8 @@ from pydantic import (
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from ratelimit.exceptions import ConfigError
+from ratelimit.keys import parse_network
+from ratelimit.lists import Lists, read_lists
 from ratelimit.model import MAX_RATE, Address, Limit
 from ratelimit.notation import (
     DAY,
@@ -79,6 +81,11 @@ def _sync_interval(value: int) -> int:
     return value if value == 0 else _between(MILLISECOND, 10 * SECOND, MILLISECOND)(value)
 
 
+def _network(text: str) -> str:
+    parse_network(text)
+    return text
+
+
 def _store_url(url: str) -> str:
     if url != "memory://":
         parse(url)
@@ -93,6 +100,9 @@ Window = Annotated[Duration, AfterValidator(_between(100 * MILLISECOND, DAY, MIL
 BlockLength = Annotated[Duration, AfterValidator(_between(SECOND, 30 * DAY, SECOND))]
 Forget = Annotated[Duration, AfterValidator(_between(SECOND, 366 * DAY, SECOND))]
 SyncInterval = Annotated[Duration, AfterValidator(_sync_interval)]
+NetworkText = Annotated[str, AfterValidator(_network)]
+"""An address or a network."""
+
 LimitName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
 """What HAProxy takes as the name of a SPOE message, of at most 64 characters."""
 
@@ -155,8 +165,6 @@ class StoreSection(_Section):
 class LimitSection(_Section):
     """``[limits.NAME]``: at most ``rate`` hits of one client in any ``window``."""
 
-    later = frozenset({"shadow", "headers"})
-
     rate: int = Field(100, ge=1, le=MAX_RATE)
     window: Window = SECOND
     block: tuple[BlockLength, ...] = Field(
@@ -168,6 +176,7 @@ class LimitSection(_Section):
     ipv4_prefix: int = Field(32, ge=1, le=32)
     ipv6_prefix: int = Field(64, ge=1, le=128)
     headers: bool = False
+    fuse: float = Field(0.2, ge=0, le=1, strict=False)
 
     @field_validator("block")
     @classmethod
@@ -178,12 +187,12 @@ class LimitSection(_Section):
 
 
 class ListsSection(_Section):
-    """``[lists]``: who is never counted, and who is always blocked."""
+    """``[lists]``: who is never counted, and who is always refused."""
 
-    later = frozenset({"allow", "deny"})
-
-    allow: tuple[str, ...] = Field((), strict=False)
-    deny: tuple[str, ...] = Field((), strict=False)
+    allow: tuple[NetworkText, ...] = Field((), strict=False)
+    deny: tuple[NetworkText, ...] = Field((), strict=False)
+    allow_files: tuple[str, ...] = Field((), strict=False)
+    deny_files: tuple[str, ...] = Field((), strict=False)
 
 
 class HaproxySection(_Section):
@@ -264,6 +273,16 @@ class Config(BaseSettings):
         """Return the error for a field, such as ``agent.listen``, that shows only in use."""
         return ConfigError([_line(self._path, tuple(field.split(".")), what)])
 
+    @property
+    def path(self) -> Path | None:
+        """The file that this was read from."""
+        return self._path
+
+    def read_lists(self) -> Lists:
+        """Read the files of the lists; ConfigError with all that is wrong in them."""
+        lists = self.lists
+        return read_lists(lists.allow, lists.deny, lists.allow_files, lists.deny_files)
+
     def limits_in_force(self) -> tuple[Limit, ...]:
         """Return the limits in the order of the file."""
         return tuple(
@@ -276,6 +295,9 @@ class Config(BaseSettings):
                 strict=limit.strict,
                 ipv4_prefix=limit.ipv4_prefix,
                 ipv6_prefix=limit.ipv6_prefix,
+                shadow=limit.shadow,
+                headers=limit.headers,
+                fuse=limit.fuse,
             )
             for name, limit in self.limits.items()
         )

@@ -10,6 +10,8 @@ from ratelimit.engine.constants import ADDRESS
 _MAPPED = 0xFFFF
 _MAX_TEXT = 200
 
+Network = IPv4Network | IPv6Network
+
 
 def key_text(kind: int, hi: int, lo: int, text: bytes, ipv4_prefix: int, ipv6_prefix: int) -> str:
     """Return the key of a client: ``192.0.2.1``, ``2001:db8::/64``, or the string itself.
@@ -22,10 +24,47 @@ def key_text(kind: int, hi: int, lo: int, text: bytes, ipv4_prefix: int, ipv6_pr
         shown = text[:_MAX_TEXT].decode("utf-8", "backslashreplace")
         return shown if len(text) <= _MAX_TEXT else f"{shown}~{hi:016x}{lo:016x}"
     if hi == 0 and lo >> 32 == _MAPPED:
-        network = IPv4Network((lo & 0xFFFFFFFF, ipv4_prefix))
-        return str(network.network_address if ipv4_prefix == 32 else network)
-    network6 = IPv6Network((hi << 64 | lo, ipv6_prefix))
-    return str(network6.network_address if ipv6_prefix == 128 else network6)
+        return network_text(IPv4Network((lo & 0xFFFFFFFF, ipv4_prefix)))
+    return network_text(IPv6Network((hi << 64 | lo, ipv6_prefix)))
+
+
+def parse_network(text: str) -> Network:
+    """Return the network, or the address as a network of one; raises ValueError.
+
+    An IPv4-mapped IPv6 address is the IPv4 one.
+    """
+    if "%" in text:
+        raise ValueError(f"a zone is not part of an address: {text!a}")
+    try:
+        network = ip_network(text)
+    except ValueError:
+        try:
+            network = ip_network(text, strict=False)
+        except ValueError:
+            raise ValueError(f"not an address or a network: {text!a}") from None
+        raise ValueError(f"{text!a} has bits set beyond its prefix; is it {network}?") from None
+    if network.version == 6:
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None and network.prefixlen >= 96:
+            return IPv4Network((mapped, network.prefixlen - 96))
+    return network
+
+
+def network_text(network: Network) -> str:
+    """Return a network as a key: that of one address as the address."""
+    if network.prefixlen == network.max_prefixlen:
+        return str(network.network_address)
+    return str(network)
+
+
+def key_network(text: str) -> Network | None:
+    """Return the network that a key is; None for a key that is another string."""
+    if "." not in text and ":" not in text:
+        return None
+    try:
+        return parse_network(text)
+    except ValueError:
+        return None
 
 
 def key_bytes(text: str) -> bytes:

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from ratelimit.blocklist import Blocklist
 from ratelimit.engine.answer import Engine
-from ratelimit.engine.constants import SECOND
+from ratelimit.engine.constants import ALLOW, DENY, MIXED, SECOND
 from ratelimit.engine.rule import Rule
-from ratelimit.keys import key_bytes, key_text
-from ratelimit.model import Block, Limit
+from ratelimit.keys import (
+    Network,
+    key_bytes,
+    key_network,
+    key_text,
+    network_text,
+    parse_network,
+)
+from ratelimit.lists import Lists, cut, span
+from ratelimit.model import EVERY_LIMIT, Block, Limit
 
 _MAX_NEWS = 16
 _SHARED = 16_384  # clients of each limit that are shared at a time, 180 bytes each
 _SHARED_ALL = 262_144  # likewise, where every client is
 _REFRESH = 50  # milliseconds after which a client is asked about though it sent nothing
 _NEVER = 1 << 31
+_MINUTE = 60
+_FORGET_UNKNOWN = 86_400  # seconds, for the blocks of a limit that is no more
+_SLICE = 50  # blocks put back at a time; each takes some 10 us
+_M64 = 0xFFFFFFFFFFFFFFFF
+
+FUSE_CLIENTS = 50
+"""Refused clients of a minute below which no fuse blows."""
 
 
 class Sharing(enum.Enum):
@@ -30,6 +46,25 @@ class Sharing(enum.Enum):
     """Those of every client, before it is answered."""
 
 
+@dataclass(frozen=True, slots=True)
+class ClientState:
+    """What a limit has of a client.
+
+    Attributes:
+        limit: whose it is.
+        key: as whom the limit counts it.
+        hits: in the window that ends now, on all nodes as far as known.
+        known: the table has it.
+        block: its last one, which may have ended.
+    """
+
+    limit: Limit
+    key: str
+    hits: int
+    known: bool
+    block: Block | None
+
+
 class Limiter:
     """The limiter of one node; no I/O, and time is always an argument.
 
@@ -39,9 +74,11 @@ class Limiter:
         secret: 64 bytes that key the hashes; random by default.
         node: the name of this node in the blocks that it makes.
         sharing: which counts are shared with other nodes.
+        lists: who is never counted, and who is always refused.
 
     ``blocks`` counts the blocks since the start, ``blocks_unreported`` those that nobody has logged
-    yet, and ``news`` holds the latest of them. ``on_block`` is called with each that is made here.
+    yet, and ``news`` holds the latest of them. ``on_block`` is called with each that is made here,
+    ``on_fuse`` with a limit and whether its fuse has blown or is whole again.
     """
 
     def __init__(
@@ -51,6 +88,7 @@ class Limiter:
         secret: bytes | None = None,
         node: str = "",
         sharing: Sharing = Sharing.NONE,
+        lists: Lists | None = None,
     ) -> None:
         self.blocklist = Blocklist(node)
         self.sharing = sharing
@@ -61,7 +99,12 @@ class Limiter:
         self.blocks_unreported = 0
         self.news: deque[Block] = deque(maxlen=_MAX_NEWS)
         self.on_block: Callable[[Block], object] = lambda block: None
+        self.on_fuse: Callable[[Limit, bool], object] = lambda limit, blown: None
+        self.lists = lists or Lists()
         self._rules = {rule.limit.name: rule for rule in self.engine.rules}
+        self._barred: dict[str, int] = {}
+        self._minute = 0
+        self._relist()
 
     def rule(self, limit: str) -> Rule | None:
         """Return the rule of a limit by name, if it is in force."""
@@ -71,18 +114,123 @@ class Limiter:
         """Do what is due about once a second; ``now`` in nanoseconds since the epoch."""
         self.engine.at(now)
         self.engine.table.sweep()
+        seconds = now // SECOND
+        for name in self.blocklist.limits():
+            self.blocklist.forget(name, self.forget(name), seconds)
+        ended = [key for key, until in self._barred.items() if until <= seconds]
+        if ended:
+            for key in ended:
+                del self._barred[key]
+            self._relist()
+        if not 0 <= seconds - self._minute < _MINUTE:
+            self._minute = seconds
+            for rule in self.engine.rules:
+                if rule.fused and not _too_many(rule.limit, rule.seen, rule.refused):
+                    self.clear_fuse(rule.limit.name)
+            self.engine.begin_minute()
+
+    def forget(self, limit: str) -> int:
+        """Return how many seconds after its end a block of a limit counts as a strike."""
+        rule = self._rules.get(limit)
+        if rule is not None:
+            return rule.limit.forget
+        return 0 if limit == EVERY_LIMIT else _FORGET_UNKNOWN
+
+    def reload(self, limits: Sequence[Limit], lists: Lists) -> Iterator[None]:
+        """Enforce other limits and lists at once.
+
+        What the iterator does is to put blocks back where clients are now counted differently; it
+        stops after each few, so that answers need not wait. Raises ValueError, as the engine does,
+        before anything has changed.
+        """
+        before = {name: rule.limit for name, rule in self._rules.items()}
+        fresh = self.engine.reload(limits)
+        self._rules = {rule.limit.name: rule for rule in self.engine.rules}
+        self.lists = lists
+        self._barred = {}
+        for block in self.blocklist.of(EVERY_LIMIT):
+            if self._is_barred(block.key):
+                self._barred[block.key] = block.until
+        self._relist()
+        changed = {rule.limit.name for rule in fresh}
+        for name, rule in self._rules.items():
+            old = before.get(name, rule.limit)
+            if (old.ipv4_prefix, old.ipv6_prefix, old.shadow) != (
+                rule.limit.ipv4_prefix,
+                rule.limit.ipv6_prefix,
+                rule.limit.shadow,
+            ):
+                changed.add(name)
+        return self._restore([EVERY_LIMIT, *sorted(changed)] if changed else [])
+
+    def _restore(self, names: list[str]) -> Iterator[None]:
+        for name in names:
+            for number, block in enumerate(list(self.blocklist.of(name))):
+                if number % _SLICE == 0:
+                    yield
+                self._update(name, block.key)
+
+    def listed(self, key: str) -> str:
+        """Return ``allow`` or ``deny`` for what a list has, ``mixed`` for parts, else nothing."""
+        network = key_network(key)
+        if network is None:
+            return ""
+        first, last, _ = span(network, 0)
+        found = self.engine.lists.uniform(first >> 64, first & _M64, last >> 64, last & _M64)
+        return {ALLOW: "allow", DENY: "deny", MIXED: "mixed"}.get(found, "")
+
+    def explain(self, key: str) -> list[ClientState]:
+        """Return what each limit has of a client, which is not counted as seen by that."""
+        states = []
         for rule in self.engine.rules:
-            self.blocklist.forget(rule.limit, now // SECOND)
+            slot = self.engine.known(rule, key_bytes(key))
+            states.append(
+                ClientState(
+                    limit=rule.limit,
+                    key=self.client(rule.limit, key),
+                    hits=self.engine.hits(rule, slot) if slot >= 0 else 0,
+                    known=slot >= 0,
+                    block=self.blocklist.get(rule.limit.name, self.client(rule.limit, key)),
+                )
+            )
+        return states
+
+    def client(self, limit: Limit, key: str) -> str:
+        """Return as whom a limit counts an address; other keys stay as they are."""
+        network = key_network(key)
+        if network is None:
+            return key
+        bits = limit.ipv4_prefix if network.version == 4 else limit.ipv6_prefix
+        if network.prefixlen <= bits:
+            return network_text(network)
+        return network_text(network.supernet(new_prefix=bits))
+
+    def clear_fuse(self, limit: str) -> bool:
+        """Let a limit block again; false if it does."""
+        rule = self._rules.get(limit)
+        if rule is None or not rule.fused:
+            return False
+        rule.blow(False)
+        rule.refused = rule.refused_before = 0
+        self.on_fuse(rule.limit, False)
+        return True
 
     def apply(self, block: Block) -> None:
         """Take an entry that the store has, made here or elsewhere."""
         if self.blocklist.put(block):
-            self._hold(block.limit, block.key, block.until)
+            if block.limit == EVERY_LIMIT and self._is_barred(block.key):
+                self._barred[block.key] = block.until
+                self._relist()
+            else:
+                self._update(block.limit, block.key)
 
     def lift(self, limit: str, key: str) -> None:
         """Take an entry off: the client may come at once, and its strikes are forgotten."""
         self.blocklist.remove(limit, key)
-        self._hold(limit, key, 0)
+        if limit == EVERY_LIMIT and self._barred.pop(key, None) is not None:
+            self._relist()
+        else:
+            self._update(limit, key)
 
     def load(self, blocks: list[Block]) -> None:
         """Replace the whole list."""
@@ -97,7 +245,7 @@ class Limiter:
         """Take the secret by which all nodes know strings; 16 bytes."""
         self.engine.key.rekey(secret)
         for block in self.blocklist:
-            self._hold(block.limit, block.key, block.until)
+            self._update(block.limit, block.key)
 
     def divide(self, nodes: int) -> None:
         """Share clients with this many nodes, this one included."""
@@ -110,19 +258,52 @@ class Limiter:
         for rule in self.engine.rules:
             rule.rate = max(1, rule.limit.rate // nodes)
 
-    def _hold(self, limit: str, key: str, until: int) -> None:
-        rule = self._rules.get(limit)
-        table = self.engine.table
-        if rule is None or (until <= table.now and until > 0):
+    def _update(self, limit: str, key: str) -> None:
+        """Have the table hold what the blocklist has of a client."""
+        network = key_network(key)
+        by_hand = None if key in self._barred else self.blocklist.get(EVERY_LIMIT, key)
+        for rule in self.engine.rules if limit == EVERY_LIMIT else [self._rules.get(limit)]:
+            # Under another prefix than today's, the client would be another one.
+            if rule is None or not _is_client(rule.limit, network):
+                continue
+            block = self.blocklist.get(rule.limit.name, key)
+            if block is not None and block.shadow and not rule.limit.shadow:
+                block = None
+            if by_hand is not None and (block is None or by_hand.until >= block.until):
+                self._hold(rule, key, by_hand.until, True)
+            else:
+                self._hold(rule, key, block.until if block else 0, False)
+
+    def _hold(self, rule: Rule, key: str, until: int, by_hand: bool) -> None:
+        engine = self.engine
+        table = engine.table
+        if 0 < until <= table.now:
             return
-        slot = self.engine.slot(rule, key_bytes(key))
+        slot = engine.slot(rule, key_bytes(key))
         if until > table.now and table.until(slot) <= table.now:
-            self.engine.hold(rule, slot, until)
+            engine.hold(rule, slot, until, by_hand)
         else:
-            table.block(slot, until)
+            table.block(slot, until, by_hand)
+
+    def _is_barred(self, key: str) -> bool:
+        """Tell whether a block by hand is of other addresses than some limit counts as one."""
+        network = key_network(key)
+        return not all(_is_client(rule.limit, network) for rule in self.engine.rules)
+
+    def _relist(self) -> None:
+        engine = self.engine
+        engine.lists.load(self.lists.starts, self.lists.values)
+        ranges = [span(parse_network(key), until) for key, until in self._barred.items()]
+        engine.barred.load(*cut(ranges))
+        engine.relist()
 
     def _strike(self, rule: Rule, text: bytes, kind: int, hi: int, lo: int, now: int) -> int:
         limit = rule.limit
+        seen = max(rule.seen, rule.seen_before)
+        if _too_many(limit, seen, max(rule.refused, rule.refused_before)):
+            rule.blow(True)
+            self.on_fuse(limit, True)
+            return 0
         key = key_text(kind, hi, lo, text, limit.ipv4_prefix, limit.ipv6_prefix)
         # Up to the next whole second, so that no block is shorter than the ladder says.
         block = self.blocklist.strike(limit, key, -(-now // SECOND))
@@ -133,3 +314,16 @@ class Limiter:
         self.news.append(block)
         self.on_block(block)
         return block.until
+
+
+def _too_many(limit: Limit, seen: int, refused: int) -> bool:
+    """Tell whether so many of a minute's clients were refused that the limit must be wrong."""
+    return limit.fuse > 0 and refused >= FUSE_CLIENTS and refused > limit.fuse * seen
+
+
+def _is_client(limit: Limit, network: Network | None) -> bool:
+    """Tell whether a limit counts a network as one client; None is a key that is none."""
+    if network is None:
+        return True
+    bits = limit.ipv4_prefix if network.version == 4 else limit.ipv6_prefix
+    return network.prefixlen == bits

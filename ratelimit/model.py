@@ -8,6 +8,9 @@ from dataclasses import dataclass
 SUB_WINDOWS = 16
 """Parts into which a window is divided; see ``engine.table``."""
 
+EVERY_LIMIT = "*"
+"""What a block names that holds whatever the limit; no limit can have this name."""
+
 MAX_RATE = 10_000_000
 """Highest rate of a limit, in hits per window."""
 
@@ -33,6 +36,10 @@ class Limit:
         strict: count the oldest sub-window whole, so that no window ever holds more than ``rate``.
         ipv4_prefix: bits of an IPv4 address that make the client, 1 to 32.
         ipv6_prefix: bits of an IPv6 address that make the client, 1 to 128.
+        shadow: count, evaluate and show, but refuse nothing.
+        headers: tell allowed requests, too, what is left.
+        fuse: share of all clients, 0 to 1, above which so many are refused at once that no more
+            are blocked; 0 for never.
     """
 
     name: str = "default"
@@ -43,6 +50,9 @@ class Limit:
     strict: bool = False
     ipv4_prefix: int = 32
     ipv6_prefix: int = 64
+    shadow: bool = False
+    headers: bool = False
+    fuse: float = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +62,8 @@ class Block:
     Whole seconds, because that is what HAProxy's ``date`` compares at the edge: agent and edge see
     a block end at the same moment. ``strikes`` counts the blocks of this client that are not yet
     forgotten, this one included; 0 for a block that a person made. ``by`` is that person, and
-    ``node`` the node that made the entry.
+    ``node`` the node that made the entry. ``limit`` is ``EVERY_LIMIT`` for a block by hand. A
+    ``shadow`` block is one that a limit would have made, was it not in shadow: it refuses nothing.
     """
 
     key: str
@@ -63,6 +74,7 @@ class Block:
     until: int
     by: str = ""
     node: str = ""
+    shadow: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,9 @@ from ratelimit.engine.constants import CLIENT_BYTES, SECOND
 from ratelimit.exceptions import StartError
 from ratelimit.haproxy import HAProxy, find
 from ratelimit.limiter import Limiter, Sharing
-from ratelimit.model import Address
+from ratelimit.model import Address, Limit
 from ratelimit.notation import format_duration
+from ratelimit.reload import Reloader
 from ratelimit.store import MEMORY, Node, open_store
 from ratelimit.sync import Sync
 
@@ -57,16 +58,16 @@ def up(config: Config, listen: Address | None, backend: Address | None) -> int:
 
 
 async def _serve(config: Config) -> int:
-    stop = _stop_signal()
-    # There is nothing to reload yet, and no reason to end.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = _on_signal(signal.SIGTERM, signal.SIGINT)
+    again = _on_signal(signal.SIGHUP)
     async with _agent(config) as (agent, _):
-        return await _first(_tick(agent), agent.sync.run(), stop.wait())
+        reloader = Reloader(config, agent.limiter, agent.sync)
+        return await _first(_tick(agent), agent.sync.run(), _reload(reloader, again), stop.wait())
 
 
 async def _up(config: Config, listen: Address, application: Address | None) -> int:
     # Closing the terminal ends it too, and with it its children.
-    stop = _stop_signal(signal.SIGHUP)
+    stop = _on_signal(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     program = await find()
     async with contextlib.AsyncExitStack() as stack:
         agent, addresses = await stack.enter_async_context(_agent(config))
@@ -131,17 +132,18 @@ async def _agent(config: Config) -> AsyncIterator[tuple[Agent, list[Address]]]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    limits, node = config.limits_in_force(), secrets.token_hex(8)
+    limits, lists, node = config.limits_in_force(), config.read_lists(), secrets.token_hex(8)
     if config.store.url == MEMORY:
         sharing = Sharing.NONE
     else:
         sharing = Sharing.HOT if config.store.sync_interval else Sharing.ALL
     clients = config.agent.max_clients
     try:
-        limiter = Limiter(limits, clients, node=node, sharing=sharing)
+        limiter = Limiter(limits, clients, node=node, sharing=sharing, lists=lists)
     except (OSError, MemoryError) as error:
         size = clients * CLIENT_BYTES >> 20
         raise config.wrong("agent.max_clients", f"there are no {size} MiB of memory") from error
+    limiter.on_fuse = _tell_fuse
     sync = Sync(limiter, config.store.sync_interval / SECOND, config.store.on_outage == "share")
     about = Node(node, __version__, int(time.time()))
     store = open_store(
@@ -199,6 +201,18 @@ async def _demo() -> AsyncIterator[Address]:
                 process.kill()
 
 
+def _tell_fuse(limit: Limit, blown: bool) -> None:
+    if blown:
+        log.error(
+            "FUSE BLOWN: this limit refuses so many of all clients that it throttles only now",
+            limit=limit.name,
+            rate=limit.rate,
+            fuse=limit.fuse,
+        )
+    else:
+        log.warning("fuse whole again: this limit blocks", limit=limit.name)
+
+
 async def _tick(agent: Agent) -> None:
     while True:
         await asyncio.sleep(1)
@@ -224,11 +238,18 @@ async def _first(*parts: Awaitable[object]) -> int:
     return 0
 
 
-def _stop_signal(*more: signal.Signals) -> asyncio.Event:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT, *more):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
+async def _reload(reloader: Reloader, again: asyncio.Event) -> None:
+    while True:
+        await again.wait()
+        again.clear()
+        await reloader.reload()
+
+
+def _on_signal(*numbers: signal.Signals) -> asyncio.Event:
+    event = asyncio.Event()
+    for number in numbers:
+        asyncio.get_running_loop().add_signal_handler(number, event.set)
+    return event
 
 
 def _reachable(address: Address) -> Address:

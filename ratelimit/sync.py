@@ -73,17 +73,24 @@ class Sync:
             on_lost=self._divide,
             on_back=self._divide,
             held=lambda: limiter.blocklist,
-            forget=self._forget,
+            forget=limiter.forget,
         )
         self._urgent = asyncio.Event()
-        for exchange in limiter.engine.exchanges:
-            exchange.horizon = round(3 * interval * SECOND)
         limiter.on_block = self._put
+        self.reloaded()
 
     def attach(self, store: Store, node: Node) -> None:
         """Take the store, which was made with ``events``, and what it tells of this node."""
         self.store = store
         self._node = node
+
+    def reloaded(self) -> None:
+        """Take the limits that the limiter now has."""
+        for rule in self.limiter.engine.rules:
+            if self.limiter.sharing is not Sharing.NONE:
+                exchange = self.limiter.engine.exchanges[rule.index]
+                exchange.horizon = round(3 * self.interval * SECOND)
+        self._divide()
 
     def now(self) -> int:
         """Return the time that all nodes go by."""
@@ -222,7 +229,3 @@ class Sync:
         self.limiter.degrade(store.nodes if away else 1)
         if isinstance(store, SharedStore):
             self.limiter.divide(store.nodes)
-
-    def _forget(self, limit: str) -> int:
-        rule = self.limiter.rule(limit)
-        return rule.limit.forget if rule is not None else 86_400

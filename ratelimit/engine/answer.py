@@ -10,19 +10,32 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 
-from ratelimit.engine.constants import ADDRESS, HOT, SECOND, TELL
+from ratelimit.engine.acknowledge import Acknowledge
+from ratelimit.engine.constants import (
+    ADDRESS,
+    ALLOW,
+    APART,
+    DENY,
+    HOT,
+    LISTED_BITS,
+    LOOK,
+    MIXED,
+    NONE,
+    SECOND,
+    TELL,
+)
 from ratelimit.engine.exchange import Exchange
 from ratelimit.engine.key import Key
+from ratelimit.engine.networks import Networks
 from ratelimit.engine.rule import Rule
 from ratelimit.engine.table import Table
 from ratelimit.exceptions import SpopError
 from ratelimit.model import Limit, Verdict
-from ratelimit.spop.codec import Reader, Writer
+from ratelimit.spop.codec import Reader
 from ratelimit.spop.constants import DataType, FrameType, Status
 
 # Of C's int type when compiled.
 _NOTIFY = int(FrameType.NOTIFY)
-_ACK = int(FrameType.ACK)
 _FRAGMENTED = int(Status.FRAGMENTED)
 _TOO_BIG = int(Status.TOO_BIG)
 _NULL = int(DataType.NULL)
@@ -36,23 +49,30 @@ _BINARY = int(DataType.BINARY)
 _ALLOW = int(Verdict.ALLOW)
 _THROTTLE = int(Verdict.THROTTLE)
 _BLOCK = int(Verdict.BLOCK)
+_DENYLIST = 3  # always refused
 
 _FIN = 1
-_SET_VAR = 1
-_SET_VAR_ARGUMENTS = 3
-_SCOPE_TXN = 2
-_TRUE = 0x11
 
 _MAPPED = 0xFFFF
 _MAX_HITS = 1 << 27
 _WRITTEN = -1  # size of a text that is in the key, not in the frame
 
-MAX_ACK = 256
-"""Bytes of the longest ACK: fits the smallest frame that a peer may ask for."""
-
-_OUTPUT = 1 << 16
 _MAX_NOTES = 64
 _MAX_NOTE = 64  # bytes
+
+# A client's mark in the table, beside what constants.py has: the minute in which it was refused
+# last, and the lists that it was looked up in.
+_MINUTE_SHIFT = LISTED_BITS + 1
+_MAX_MINUTE = 255
+_GENERATION_SHIFT = _MINUTE_SHIFT + 8
+_MAX_GENERATION = (1 << 32 - _GENERATION_SHIFT) - 1
+
+_MAX_INDEX = (1 << 16) - 1
+_DENY_WAIT = 3600
+"""What a client on the deny list is told to wait, in seconds."""
+
+_M32 = 0xFFFFFFFF
+_M64 = 0xFFFFFFFFFFFFFFFF
 
 Strike = Callable[[Rule, bytes, int, int, int, int], int]
 
@@ -70,6 +90,10 @@ class Engine:
         secret: 64 bytes that key the hashes; random by default.
         shared: how many clients of each limit can be shared with other nodes at a time.
         refresh: see ``Exchange``.
+
+    ``lists`` has the networks that are never counted or always refused (ALLOW, DENY), ``barred``
+    those that are blocked by hand, with the epoch second until which; call ``relist()`` after
+    every change.
 
     ``urgent`` says that the other nodes should hear of a client at once. ``ahead`` is how many
     seconds the time given to ``at()`` is ahead of this machine's clock, rounded down.
@@ -89,17 +113,25 @@ class Engine:
         refresh: int = 0,
     ) -> None:
         secret = secret or secrets.token_bytes(64)
-        self.rules = [Rule(limit, index) for index, limit in enumerate(limits)]
+        self.rules: list[Rule] = []
         self.table = Table(capacity, secret[:48])
-        self.exchanges = [
-            Exchange(self.table, rule, shared, refresh) for rule in self.rules if shared
-        ]
+        self.exchanges: list[Exchange] = []
+        self.shared = shared
+        self.refresh = refresh
+        self.index = 0
+        self.lists = Networks()
+        self.barred = Networks()
+        self.listing = False
+        self.generation = 0
+        self.minute_start = 0
+        self.minute_id = 1
+        self.minute = 0
         self.urgent = False
         self.reserving = False
         self.ahead = 0
         self.key = Key(secret[48:])
         self.reader = Reader()
-        self.writer = Writer(_OUTPUT)
+        self.ack = Acknowledge()
         self.strike = strike
         self.now = 0
         self.checks = 0
@@ -108,12 +140,63 @@ class Engine:
         self.notes: dict[tuple[str, str], bool] = {}
         self.text_start = 0
         self.text_size = 0
+        self.hi = 0
+        self.lo = 0
         self.until = 0
         self.wait = 0
+        self.counted = 0
+        self.sure = False
+        self.apart = False
+        self.exempt = False
         self.worst = 0
-        self.worst_rule = self.rules[0]
         self.worst_until = 0
         self.worst_wait = 0
+        self.told = False
+        self.least = 0
+        self.reload(limits)
+        self.worst_rule = self.rules[0]
+
+    def reload(self, limits: Sequence[Limit]) -> list[Rule]:
+        """Enforce other limits from now on; return the rules that know no client yet.
+
+        One of the same name and window goes on with all that it has counted. Raises ValueError if
+        there were too many others.
+        """
+        known = {rule.limit.name: rule for rule in self.rules}
+        rules = []
+        fresh = []
+        for limit in limits:
+            rule = known.get(limit.name)
+            if rule is not None and rule.limit.window == limit.window:
+                rule.change(limit)
+            else:
+                # Not a place that was used before: the table may still have clients of that.
+                if self.index > _MAX_INDEX:
+                    raise ValueError("too many other limits since the start; restart")
+                rule = Rule(limit, self.index)
+                self.index += 1
+                fresh.append(rule)
+                if self.shared:
+                    self.exchanges.append(Exchange(self.table, rule, self.shared, self.refresh))
+            rules.append(rule)
+        for rule in self.rules:
+            if self.shared and rule not in rules:
+                self.exchanges[rule.index] = Exchange(self.table, rule, 0, 0)
+        self.rules = rules
+        return fresh
+
+    def relist(self) -> None:
+        """Look every client up in the lists again when it comes next."""
+        self.listing = self.lists.size > 1 or self.barred.size > 1
+        self.generation = self.generation % _MAX_GENERATION + 1
+
+    def begin_minute(self) -> None:
+        """Begin another minute of the rules' counts of clients."""
+        self.minute_start = self.table.stamp
+        self.minute_id = self.minute_id % _MAX_MINUTE + 1
+        self.minute = 0
+        for rule in self.rules:
+            rule.minute()
 
     def at(self, now: int) -> None:
         """Set the time, in nanoseconds since the epoch, for the checks that follow.
@@ -125,6 +208,7 @@ class Engine:
             return
         self.now = now
         self.table.at(now)
+        self.minute = self.table.stamp - self.minute_start & _M32
 
     def answer(self, data: bytes, start: int, max_frame_size: int) -> int:
         """Answer the NOTIFY frames from ``data[start:]``; return where the pass stopped.
@@ -147,7 +231,7 @@ class Engine:
                 )
             if p[pos + 4] != _NOTIFY or size - pos - 4 < length:
                 break
-            if self.writer.room() < MAX_ACK:
+            if self.ack.full():
                 break
             self.reader.reset(data, pos + 5, pos + 4 + length)
             self.notify()
@@ -169,7 +253,7 @@ class Engine:
 
     def take(self) -> bytes:
         """Return the ACK frames written since the last call."""
-        return self.writer.take()
+        return self.ack.take()
 
     def notify(self) -> None:
         reader = self.reader
@@ -183,23 +267,30 @@ class Engine:
         reader.varint()
         ids_size = reader.pos - ids
         self.worst = _ALLOW
+        self.told = False
         while reader.pos < reader.end:
             self.message()
         if not self.reserving:
             self.acknowledge(ids, ids_size)
 
     def acknowledge(self, ids: int, ids_size: int) -> None:
-        reader = self.reader
-        writer = self.writer
-        frame = writer.pos
-        writer.pos += 4
-        writer.byte(_ACK)
-        writer.u32(writer.pos, _FIN)
-        writer.pos += 4
-        writer.copy(reader.data, ids, ids_size)
+        ack = self.ack
+        ack.begin(self.reader.data, ids, ids_size)
         if self.worst != _ALLOW:
-            self.refuse()
-        writer.u32(frame, writer.pos - frame - 4)
+            until = self.worst_until
+            if until > 0:
+                # HAProxy compares it with its own clock, which is this machine's.
+                until = max(until - self.ahead, 1)
+            if self.worst == _THROTTLE:
+                ack.refuse(b"throttle", self.worst_wait, 0)
+            elif self.worst == _BLOCK:
+                ack.refuse(b"block", self.worst_wait, until)
+            else:
+                ack.refuse(b"denylist", self.worst_wait, 0)
+            ack.tell(self.worst_rule, 0, self.worst_wait)
+        elif self.told:
+            ack.tell(self.worst_rule, self.least, self.worst_wait)
+        ack.end()
 
     def message(self) -> None:
         reader = self.reader
@@ -276,31 +367,61 @@ class Engine:
     def judge(self, rule: Rule, hits: int) -> None:
         """Check one message, and keep its verdict if it is the most severe of the frame so far."""
         verdict = self.check(rule, hits)
-        if verdict > self.worst or (
-            verdict == self.worst and verdict != _ALLOW and self.wait > self.worst_wait
-        ):
+        if verdict == _ALLOW:
+            if rule.headers and self.worst == _ALLOW and not rule.shadow and not self.exempt:
+                left = rule.rate - self.counted if rule.rate > self.counted else 0
+                if not self.told or left < self.least:
+                    self.told = True
+                    self.least = left
+                    self.worst_rule = rule
+                    self.worst_wait = rule.refill
+        elif rule.shadow and not self.sure:
+            pass
+        elif verdict > self.worst or (verdict == self.worst and self.wait > self.worst_wait):
             self.worst = verdict
             self.worst_rule = rule
-            self.worst_until = self.until
+            # Where one address is unlike its network, the edge must not remember the network.
+            self.worst_until = 0 if self.apart else self.until
             self.worst_wait = self.wait
 
     def check(self, rule: Rule, hits: int) -> int:
         """Count ``hits`` of the client in ``key`` against a limit and return the verdict.
 
-        A refusal leaves in ``wait`` the seconds to wait, and a block its end in ``until``.
+        A refusal leaves in ``wait`` the seconds to wait, and a block its end in ``until``; what was
+        counted is in ``counted``. ``sure`` says that a list or a person refused, which holds in
+        shadow too.
         """
         table = self.table
         self.checks += 1
         rule.at(self.now)
         slot = self.locate(rule)
-        self.until = table.until(slot)
+        if table.idle > self.minute:
+            rule.seen += 1
+        self.until = 0
+        self.sure = False
+        self.apart = False
+        self.exempt = False
+        if self.listing:
+            listed = self.listed(rule, slot)
+            if listed == ALLOW:
+                self.exempt = True
+                rule.allowed += 1
+                return _ALLOW
+            if listed == DENY:
+                self.sure = True
+                self.wait = _DENY_WAIT
+                rule.denied += 1
+                return _DENYLIST
+        if table.until(slot) > self.until:
+            self.until = table.until(slot)
+            self.sure = table.by_hand(slot) == 1
         if self.until > table.now:
             self.wait = self.until - table.now
             rule.blocked += 1
             return _BLOCK
         self.until = 0
         counted = table.count(slot, rule, hits)
-        if self.exchanges:
+        if self.shared:
             exchange = self.exchanges[rule.index]
             place = table.halves[2 * slot + HOT]
             if place > 0:
@@ -312,9 +433,15 @@ class Engine:
             elif counted > rule.share:
                 exchange.heat(slot, TELL)
                 self.urgent = True
+        self.counted = counted
         if counted <= rule.rate:
             rule.allowed += 1
             return _ALLOW
+        mark = table.mark(slot)
+        if mark >> _MINUTE_SHIFT & _MAX_MINUTE != self.minute_id:
+            rule.refused += 1
+            mark &= ~(_MAX_MINUTE << _MINUTE_SHIFT)
+            table.set_mark(slot, mark | self.minute_id << _MINUTE_SHIFT)
         if rule.ladder and hits > 0:
             if self.text_size == _WRITTEN:
                 text = self.key.written
@@ -324,7 +451,7 @@ class Engine:
                 rule, text, self.key.kind, table.words[slot], table.words[slot + 1], self.now
             )
             if self.until > table.now:
-                self.hold(rule, slot, self.until)
+                self.hold(rule, slot, self.until, False)
                 self.wait = self.until - table.now
                 rule.blocked += 1
                 return _BLOCK
@@ -340,28 +467,96 @@ class Engine:
         self.key.text(key, 0, len(key))
         return self.locate(rule)
 
-    def hold(self, rule: Rule, slot: int, until: int) -> None:
+    def known(self, rule: Rule, key: bytes) -> int:
+        """Return the slot of a client as ``slot()`` does, or -1 if the table has it not."""
+        self.key.text(key, 0, len(key))
+        self.mask(rule)
+        return self.table.peek(self.hi, self.lo, self.key.kind << 16 | rule.index)
+
+    def hits(self, rule: Rule, slot: int) -> int:
+        """Return a client's hits in the window that ends now, those at other nodes too."""
+        table = self.table
+        rule.at(self.now)
+        counted = table.count(slot, rule, 0)
+        if self.shared:
+            exchange = self.exchanges[rule.index]
+            place = table.halves[2 * slot + HOT]
+            if place > 0:
+                counted += exchange.remote(place - 1, 0)
+        return counted
+
+    def hold(self, rule: Rule, slot: int, until: int, by_hand: bool) -> None:
         """Block a client until an epoch second; what it had done before is settled by that."""
         table = self.table
-        table.block(slot, until)
+        table.block(slot, until, by_hand)
         rule.at(self.now)
         table.settle(slot, rule)
-        if self.exchanges and table.halves[2 * slot + HOT] > 0:
+        if self.shared and table.halves[2 * slot + HOT] > 0:
             exchange = self.exchanges[rule.index]
             exchange.settle(table.halves[2 * slot + HOT] - 1)
 
+    def listed(self, rule: Rule, slot: int) -> int:
+        """Return what the lists say of the client in ``key``; the end of a block is in ``until``.
+
+        What they say of a client is kept with it until they change.
+        """
+        table = self.table
+        mark = table.mark(slot)
+        if mark >> _GENERATION_SHIFT != self.generation:
+            mark &= (1 << _GENERATION_SHIFT) - (1 << LISTED_BITS)
+            mark |= self.generation << _GENERATION_SHIFT
+            mark |= self.classify(rule)
+            table.set_mark(slot, mark)
+        found = mark & (1 << LISTED_BITS) - 1
+        if found < LOOK:
+            return found
+        self.apart = found == APART
+        found = self.lists.value(self.key.hi, self.key.lo)
+        if found != NONE:
+            return found
+        self.until = self.barred.value(self.key.hi, self.key.lo)
+        self.sure = self.until > table.now
+        return NONE
+
+    def classify(self, rule: Rule) -> int:
+        """Look up the network that is counted as the client in ``key``."""
+        key = self.key
+        if key.kind != ADDRESS:
+            return NONE
+        self.mask(rule)
+        hi = self.hi
+        lo = self.lo
+        last_hi = hi
+        last_lo = lo
+        if hi == 0 and lo >> 32 == _MAPPED:
+            last_lo |= ~rule.ipv4_mask & _M32
+        else:
+            last_hi |= ~rule.hi_mask & _M64
+            last_lo |= ~rule.lo_mask & _M64
+        listed = self.lists.uniform(hi, lo, last_hi, last_lo)
+        if DENY <= listed <= ALLOW:
+            return listed
+        barred = self.barred.uniform(hi, lo, last_hi, last_lo)
+        if listed == MIXED or barred == MIXED:
+            return APART
+        return LOOK if barred > 0 else NONE
+
+    def mask(self, rule: Rule) -> None:
+        """Cut the client in ``key`` to the limit's prefix, into ``hi`` and ``lo``."""
+        key = self.key
+        self.hi = key.hi
+        self.lo = key.lo
+        if key.kind == ADDRESS:
+            if self.hi == 0 and self.lo >> 32 == _MAPPED:
+                self.lo &= rule.ipv4_mask
+            else:
+                self.hi &= rule.hi_mask
+                self.lo &= rule.lo_mask
+
     def locate(self, rule: Rule) -> int:
         """Return the slot of the client in ``key``, cut to the limit's prefix."""
-        key = self.key
-        hi = key.hi
-        lo = key.lo
-        if key.kind == ADDRESS:
-            if hi == 0 and lo >> 32 == _MAPPED:
-                lo &= rule.ipv4_mask
-            else:
-                hi &= rule.hi_mask
-                lo &= rule.lo_mask
-        return self.table.find(hi, lo, key.kind << 16 | rule.index)
+        self.mask(rule)
+        return self.table.find(self.hi, self.lo, self.key.kind << 16 | rule.index)
 
     def announce(self, rule: Rule, hits: int) -> None:
         """Have the store hear of a client's hits, unless it is blocked anyway."""
@@ -370,37 +565,6 @@ class Engine:
         if self.table.until(slot) <= self.table.now:
             exchange = self.exchanges[rule.index]
             exchange.reserve(slot, hits)
-
-    def refuse(self) -> None:
-        """Write the variables of a refusal, all in scope txn."""
-        rule = self.worst_rule
-        writer = self.writer
-        self.variable(b"deny")
-        writer.byte(_TRUE)
-        self.variable(b"reason")
-        writer.typed_string(b"block" if self.worst == _BLOCK else b"throttle")
-        self.integer(b"retry_after", self.worst_wait)
-        if self.worst == _BLOCK:
-            # HAProxy compares it with its own clock, which is this machine's.
-            until = self.worst_until
-            until -= self.ahead
-            self.integer(b"block_until", max(until, 0))
-        self.integer(b"limit", rule.rate)
-        self.integer(b"remaining", 0)
-        self.integer(b"reset", self.worst_wait)
-        self.variable(b"limit_name")
-        writer.typed_string(rule.name)
-
-    def variable(self, name: bytes) -> None:
-        writer = self.writer
-        writer.byte(_SET_VAR)
-        writer.byte(_SET_VAR_ARGUMENTS)
-        writer.byte(_SCOPE_TXN)
-        writer.string(name)
-
-    def integer(self, name: bytes, value: int) -> None:
-        self.variable(name)
-        self.writer.typed_int(value)
 
     def same(self, data: bytes, start: int, name: bytes, size: int) -> bool:
         """Tell whether ``data`` has the ``size`` bytes of ``name`` at ``start``."""

@@ -40,6 +40,19 @@ ANSWER_BYTES = 76
 NOTICE_BYTES = 17
 """A client that the other nodes are told of: key, kind."""
 
+NONE = 0
+MIXED = 1
+DENY = 2
+ALLOW = 3
+LOOK = 4
+APART = 5
+"""What the lists say of a client. LOOK: it is to be looked up each time, for a block that ends.
+APART: its addresses are not all alike, which ``networks`` calls MIXED."""
+
+LISTED_BITS = 3
+BY_HAND = 1 << LISTED_BITS
+"""In a client's mark: its block was made by a person."""
+
 TELL = 0
 TOLD = 1
 TELL_NEAR = 2

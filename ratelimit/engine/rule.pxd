@@ -2,7 +2,7 @@
 cimport cython
 from libc.stdint cimport uint64_t
 
-cdef uint64_t RING
+cdef uint64_t RING, SECOND
 cdef int WEIGHT_BITS
 
 
@@ -15,8 +15,14 @@ cdef class Rule:
     cdef uint64_t share, near
     cdef public uint64_t rate
     cdef uint64_t sub_window, ipv4_mask, hi_mask, lo_mask
-    cdef bint ladder, strict
+    cdef bint ladder, strict, shadow, headers
+    cdef readonly bint fused
+    cdef uint64_t seconds, refill
     cdef uint64_t now, tick, elapsed, bucket, oldest, weight
-    cdef public uint64_t allowed, throttled, blocked
+    cdef public uint64_t allowed, throttled, blocked, denied
+    cdef public uint64_t seen, refused, seen_before, refused_before
 
+    cpdef change(self, object limit)
+    cpdef blow(self, bint fused)
+    cpdef void minute(self) noexcept
     cpdef void at(self, uint64_t now) noexcept

@@ -9,7 +9,7 @@ all the checks of a read.
 
 from __future__ import annotations
 
-from ratelimit.engine.constants import RING, WEIGHT_BITS
+from ratelimit.engine.constants import RING, SECOND, WEIGHT_BITS
 from ratelimit.model import SUB_WINDOWS, Limit
 
 _MAX_NAME = 64  # an ACK with it still fits the smallest frame
@@ -18,9 +18,12 @@ _ONES = 0xFFFFFFFFFFFFFFFF
 
 
 class Rule:
-    """One limit; ``index`` is its place among the engine's rules.
+    """One limit; ``index`` is what its clients are known by in the table.
 
-    ``allowed``, ``throttled`` and ``blocked`` count verdicts since the start.
+    ``allowed``, ``throttled``, ``blocked`` and ``denied`` (by a list) count verdicts since the
+    start, which a limit in shadow comes to as well. ``seen`` and ``refused`` count different
+    clients of the present minute, ``seen_before`` and ``refused_before`` those of the last.
+    ``fused`` says that for now no client is blocked.
     """
 
     def __init__(self, limit: Limit, index: int) -> None:
@@ -28,20 +31,18 @@ class Rule:
             raise ValueError(f"the name of a limit has 1 to {_MAX_NAME} bytes")
         if limit.window < SUB_WINDOWS:
             raise ValueError(f"a window has at least {SUB_WINDOWS} ns")
-        self.limit = limit
         self.name = limit.name.encode()
         self.name_size = len(self.name)
         self.index = index
-        self.rate = limit.rate
         self.sub_window = limit.window // SUB_WINDOWS
+        # In whole seconds, as the answers have it; 0 where it is not whole.
+        self.seconds = limit.window // SECOND if limit.window % SECOND == 0 else 0
+        # Seconds after which a client that stays away has all of its limit back.
+        self.refill = -(-limit.window // SECOND)
         self.share = _NEVER
         self.near = _NEVER
-        self.ladder = bool(limit.block)
-        self.strict = limit.strict
-        self.ipv4_mask = (_ONES << (32 - limit.ipv4_prefix)) & _ONES
-        mask = ((1 << 128) - 1) << (128 - limit.ipv6_prefix)
-        self.hi_mask = mask >> 64 & _ONES
-        self.lo_mask = mask & _ONES
+        self.fused = False
+        self.change(limit)
         self.now = 0
         self.tick = 0
         self.elapsed = 0
@@ -51,6 +52,37 @@ class Rule:
         self.allowed = 0
         self.throttled = 0
         self.blocked = 0
+        self.denied = 0
+        self.seen = 0
+        self.refused = 0
+        self.seen_before = 0
+        self.refused_before = 0
+
+    def change(self, limit: Limit) -> None:
+        """Take other figures for a limit of the same name and window; what is counted stays."""
+        self.limit = limit
+        self.rate = limit.rate
+        self.strict = limit.strict
+        self.shadow = limit.shadow
+        self.headers = limit.headers
+        self.ipv4_mask = (_ONES << (32 - limit.ipv4_prefix)) & _ONES
+        mask = ((1 << 128) - 1) << (128 - limit.ipv6_prefix)
+        self.hi_mask = mask >> 64 & _ONES
+        self.lo_mask = mask & _ONES
+        self.now = 0  # the weight depends on what has changed
+        self.blow(self.fused)
+
+    def blow(self, fused: bool) -> None:
+        """Block no client from now on, or do so again."""
+        self.fused = fused
+        self.ladder = bool(self.limit.block) and not fused
+
+    def minute(self) -> None:
+        """Begin another minute."""
+        self.seen_before = self.seen
+        self.refused_before = self.refused
+        self.seen = 0
+        self.refused = 0
 
     def divide(self, nodes: int) -> None:
         """Share clients with this many nodes, this one included; 1 is to share none.

@@ -5,7 +5,7 @@ from ratelimit.engine.rule cimport Rule
 
 cdef int WAYS, _SET_WORDS, _SLOT_WORDS, FIRST_COUNTER, _STAMP_BITS, WEIGHT_BITS
 cdef int SETTLED
-cdef uint64_t RING, SECOND
+cdef uint64_t RING, SECOND, BY_HAND
 cdef uint64_t _MAX_COUNTER, _SPREAD, _M64, _M32
 
 
@@ -20,11 +20,11 @@ cdef class Table:
     cdef Py_ssize_t base
     cdef uint64_t tag
     cdef int way
-    cdef readonly uint64_t entries, evictions
+    cdef readonly uint64_t entries, evictions, idle
     cdef readonly dict orphans
 
     cpdef void at(self, uint64_t now) noexcept
-    @cython.locals(slot=Py_ssize_t, i=int)
+    @cython.locals(slot=Py_ssize_t, i=int, kept=uint64_t)
     cpdef Py_ssize_t find(self, uint64_t hi, uint64_t lo, uint64_t ident) except -1
     @cython.locals(mixed=uint64_t, base=Py_ssize_t, tag=uint64_t, way=int, slot=Py_ssize_t)
     cpdef Py_ssize_t peek(self, uint64_t hi, uint64_t lo, uint64_t ident) noexcept
@@ -50,4 +50,8 @@ cdef class Table:
     @cython.locals(first=Py_ssize_t, i=int)
     cdef void settle(self, Py_ssize_t slot, Rule rule) noexcept
     cpdef uint64_t until(self, Py_ssize_t slot) noexcept
-    cpdef void block(self, Py_ssize_t slot, uint64_t until) noexcept
+    cdef int by_hand(self, Py_ssize_t slot) noexcept
+    @cython.locals(mark=uint64_t)
+    cpdef void block(self, Py_ssize_t slot, uint64_t until, bint by_hand) noexcept
+    cpdef uint64_t mark(self, Py_ssize_t slot) noexcept
+    cpdef void set_mark(self, Py_ssize_t slot, uint64_t mark) noexcept

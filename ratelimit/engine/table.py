@@ -11,7 +11,7 @@ A set is 1,024 bytes in one piece, hence at most three cache lines for a check a
     8 tags of 8 bytes: 32 bits of hash (never 0), 32 bits of when the client was last seen
     8 slots of 120 bytes, as 64-bit words:
         0, 1   the key
-        2      kind of key and limit
+        2      kind of key and limit | mark, of those who use the table (32 bits each)
         3      the tick of the newest counter
         4      sum of the counters | epoch second until which the client is blocked (32 bits each)
         5-14   17 counters of 32 bits, a ring by tick | place among the hot clients, 0 for none,
@@ -28,6 +28,7 @@ import contextlib
 import mmap
 
 from ratelimit.engine.constants import (
+    BY_HAND,
     CLIENT_BYTES,
     FIRST_COUNTER,
     RING,
@@ -51,7 +52,8 @@ class Table:
     """Counters and ends of blocks of up to ``capacity`` clients, rounded up to whole sets.
 
     ``secret`` is 48 bytes. Whoever uses the table sets the time first. ``entries`` counts the ways
-    in use, ``evictions`` the clients that had to go.
+    in use, ``evictions`` the clients that had to go. ``idle`` says how long the client found last
+    had not been seen, in units of ``stamp``, at most 2^32 - 1, which is what a new one has.
     """
 
     def __init__(self, capacity: int, secret: bytes) -> None:
@@ -67,6 +69,7 @@ class Table:
         self.base = 0
         self.tag = 0
         self.way = 0
+        self.idle = 0
         self.entries = 0
         self.evictions = 0
         self.orphans: dict[tuple[int, int, int], int] = {}
@@ -97,8 +100,12 @@ class Table:
             self.words[slot + 2] = ident
             for i in range(3, _SLOT_WORDS):
                 self.words[slot + i] = 0
+            self.idle = _M32
             if self.orphans:
-                self.halves[2 * slot + 9] = self.orphans.pop((hi, lo, ident), 0)
+                kept = self.orphans.pop((hi, lo, ident), 0)
+                self.block(slot, kept >> 1, kept & 1 == 1)
+        else:
+            self.idle = self.stamp - (self.words[self.base + self.way] & _M32) & _M32
         self.words[self.base + self.way] = self.tag << 32 | self.stamp
         return slot
 
@@ -126,7 +133,7 @@ class Table:
                 if (
                     self.words[slot] == hi
                     and self.words[slot + 1] == lo
-                    and self.words[slot + 2] == ident
+                    and self.words[slot + 2] & _M32 == ident
                 ):
                     self.way = way
                     return slot
@@ -145,8 +152,8 @@ class Table:
             way = self.stalest(base, True)
             slot = base + WAYS + way * _SLOT_WORDS
             if self.until(slot) > self.now:
-                key = (self.words[slot], self.words[slot + 1], self.words[slot + 2])
-                self.orphans[key] = self.until(slot)
+                key = (self.words[slot], self.words[slot + 1], self.words[slot + 2] & _M32)
+                self.orphans[key] = self.until(slot) << 1 | self.by_hand(slot)
         return way
 
     def stalest(self, base: int, unblocked: bool) -> int:
@@ -226,9 +233,26 @@ class Table:
         """Return the epoch second at which the client's block ends or ended; 0 without one."""
         return self.halves[2 * slot + 9]
 
-    def block(self, slot: int, until: int) -> None:
+    def by_hand(self, slot: int) -> int:
+        """Return 1 if the client's block was made by a person, else 0."""
+        return self.mark(slot) // BY_HAND & 1
+
+    def block(self, slot: int, until: int, by_hand: bool) -> None:
         """Keep the end of a block, an epoch second, with the client; 0 lifts it."""
         self.halves[2 * slot + 9] = until
+        mark = self.mark(slot)
+        mark &= ~BY_HAND
+        if by_hand:
+            mark |= BY_HAND
+        self.set_mark(slot, mark)
+
+    def mark(self, slot: int) -> int:
+        """Return the 32 bits that whoever uses the table keeps with a client; 0 for a new one."""
+        return self.words[slot + 2] >> 32
+
+    def set_mark(self, slot: int, mark: int) -> None:
+        """Keep 32 bits with a client."""
+        self.words[slot + 2] = self.words[slot + 2] & _M32 | mark << 32
 
     def settle(self, slot: int, rule: Rule) -> None:
         """Forget a client's hits so far; its next ones are the first."""
@@ -243,7 +267,7 @@ class Table:
         """Drop what is kept aside of blocks that have ended."""
         if not self.orphans:
             return
-        self.orphans = {key: until for key, until in self.orphans.items() if until > self.now}
+        self.orphans = {key: kept for key, kept in self.orphans.items() if kept >> 1 > self.now}
 
 
 def _allocate(size: int) -> memoryview:

@@ -56,6 +56,7 @@ def test_the_hundred_and_first_request_is_blocked() -> None:
         "limit": 100,
         "remaining": 0,
         "reset": 11,
+        "window": 1,
         "limit_name": "default",
     }
     assert not node.ask(0.2)
@@ -74,6 +75,7 @@ def test_without_a_ladder_the_client_is_throttled() -> None:
         "limit": 100,
         "remaining": 0,
         "reset": 2,
+        "window": 1,
         "limit_name": "default",
     }
     assert node.ask(1.1)

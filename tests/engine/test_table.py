@@ -75,7 +75,7 @@ def test_eviction_loses_no_block() -> None:
     until = NOW // SECOND + 60
     blocked = range(3 * WAYS)
     for client in blocked:
-        made.block(made.find(0, client, 1), until + client)
+        made.block(made.find(0, client, 1), until + client, False)
     assert len(made.orphans) == 2 * WAYS
     for client in blocked:
         assert made.until(made.find(0, client, 1)) == until + client
@@ -86,7 +86,7 @@ def test_eviction_loses_no_block() -> None:
 
 def test_a_blocked_client_outlives_fresher_ones() -> None:
     made = table(WAYS)
-    made.block(made.find(0, 1, 1), NOW // SECOND + 60)
+    made.block(made.find(0, 1, 1), NOW // SECOND + 60, False)
     for client in range(2, 100):
         made.at(NOW + client * 20_000_000)
         made.find(0, client, 1)

@@ -1,0 +1,24 @@
+# C types of acknowledge.py; the compiler reads this beside it, plain Python does not.
+cimport cython
+from libc.stdint cimport uint64_t
+from ratelimit.engine.rule cimport Rule
+from ratelimit.spop.codec cimport Writer
+
+cdef int _ACK, _FIN, _SET_VAR, _SET_VAR_ARGUMENTS, _SCOPE_TXN, _TRUE
+
+
+@cython.final
+cdef class Acknowledge:
+    cdef Writer writer
+    cdef Py_ssize_t frame
+
+    cpdef bint full(self) noexcept
+    cpdef bytes take(self)
+    @cython.locals(writer=Writer)
+    cdef void begin(self, bytes data, Py_ssize_t ids, Py_ssize_t ids_size) noexcept
+    cdef void end(self) noexcept
+    cdef void refuse(self, bytes reason, uint64_t wait, uint64_t until) noexcept
+    cdef void tell(self, Rule rule, uint64_t remaining, uint64_t reset) noexcept
+    @cython.locals(writer=Writer)
+    cdef void variable(self, bytes name) noexcept
+    cdef void integer(self, bytes name, uint64_t value) noexcept
