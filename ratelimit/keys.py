@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from ratelimit.engine.constants import ADDRESS
@@ -67,9 +66,12 @@ def key_network(text: str) -> Network | None:
         return None
 
 
+def first_address(key: str) -> str:
+    """Return the first address of a key that is a network; other keys as they are."""
+    network = key_network(key)
+    return key if network is None else str(network.network_address)
+
+
 def key_bytes(text: str) -> bytes:
-    """Return what ``engine.key`` takes for a key as text: of a network its address."""
-    if "/" in text:
-        with contextlib.suppress(ValueError):
-            return str(ip_network(text).network_address).encode()
-    return text.encode("utf-8", "surrogateescape")
+    """Return what ``engine.key`` takes for a key as text: of a network its first address."""
+    return first_address(text).encode("utf-8", "surrogateescape")

@@ -13,6 +13,7 @@ from ratelimit.engine.constants import ALLOW, DENY, MIXED, SECOND
 from ratelimit.engine.rule import Rule
 from ratelimit.keys import (
     Network,
+    first_address,
     key_bytes,
     key_network,
     key_text,
@@ -29,7 +30,7 @@ _REFRESH = 50  # milliseconds after which a client is asked about though it sent
 _NEVER = 1 << 31
 _MINUTE = 60
 _FORGET_UNKNOWN = 86_400  # seconds, for the blocks of a limit that is no more
-_SLICE = 50  # blocks put back at a time; each takes some 10 us
+_SLICE = 20  # blocks put back at a time; each takes some 20 us a limit
 _M64 = 0xFFFFFFFFFFFFFFFF
 
 FUSE_CLIENTS = 50
@@ -168,7 +169,10 @@ class Limiter:
             for number, block in enumerate(list(self.blocklist.of(name))):
                 if number % _SLICE == 0:
                     yield
-                self._update(name, block.key)
+                rules = self.engine.rules if name == EVERY_LIMIT else [self._rules[name]]
+                for rule in rules:
+                    # A network begun by another prefix is in the same place of the table.
+                    self._update(rule.limit.name, self.client(rule.limit, first_address(block.key)))
 
     def listed(self, key: str) -> str:
         """Return ``allow`` or ``deny`` for what a list has, ``mixed`` for parts, else nothing."""

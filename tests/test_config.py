@@ -47,10 +47,13 @@ shadow = false
 ipv4_prefix = 32
 ipv6_prefix = 64
 headers = false
+fuse = 0.2
 
 [lists]
 allow = []
 deny = []
+allow_files = []
+deny_files = []
 
 [haproxy]
 sockets = []
@@ -378,10 +381,6 @@ def test_stores_that_can_not_be(
         ("[agent]\nhttp_listen = ['tcp://127.0.0.1:1']", "agent.http_listen"),
         ("[ops]\nlisten = '0.0.0.0:1'", "ops.listen"),
         ("[ops]\ntoken_file = 'x'", "ops.token_file"),
-        ("[limits.default]\nshadow = true", "limits.default.shadow"),
-        ("[limits.default]\nheaders = true", "limits.default.headers"),
-        ("[lists]\nallow = ['192.0.2.1']", "lists.allow"),
-        ("[lists]\ndeny = ['192.0.2.1']", "lists.deny"),
         ("[haproxy]\nsockets = ['x']", "haproxy.sockets"),
         ("[load]\nhigh = 1", "load.high"),
         ("[load]\nlow = 1", "load.low"),

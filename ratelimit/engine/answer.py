@@ -187,7 +187,7 @@ class Engine:
 
     def relist(self) -> None:
         """Look every client up in the lists again when it comes next."""
-        self.listing = self.lists.size > 1 or self.barred.size > 1
+        self.listing = not (self.lists.empty and self.barred.empty)
         self.generation = self.generation % _MAX_GENERATION + 1
 
     def begin_minute(self) -> None:

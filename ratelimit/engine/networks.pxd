@@ -8,7 +8,8 @@ cdef uint64_t MIXED
 @cython.final
 cdef class Networks:
     cdef const uint64_t[::1] starts, values
-    cdef readonly Py_ssize_t size
+    cdef Py_ssize_t size
+    cdef readonly bint empty
 
     cpdef int load(self, bytes starts, bytes values) except -1
     @cython.locals(low=Py_ssize_t, high=Py_ssize_t, middle=Py_ssize_t, start=uint64_t)

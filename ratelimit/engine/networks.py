@@ -14,6 +14,7 @@ class Networks:
 
     ``starts`` are the cuts in rising order, the first of them 0: the upper and the lower 64 bits
     of each. ``values`` has one of 64 bits for each; 0 stands for none, and 1 is not to be used.
+    ``empty`` says that all are 0.
     """
 
     def __init__(self, starts: bytes = bytes(16), values: bytes = bytes(8)) -> None:
@@ -24,6 +25,7 @@ class Networks:
         self.starts = memoryview(starts).cast("Q")
         self.values = memoryview(values).cast("Q")
         self.size = len(self.values)
+        self.empty = self.size == 1 and self.values[0] == 0
 
     def place(self, hi: int, lo: int) -> int:
         """Return the number of the last cut that is not after an address."""

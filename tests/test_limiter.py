@@ -1,0 +1,375 @@
+"""What lists, blocks by hand, shadow, the fuse and a reload do to verdicts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ratelimit.engine.acknowledge import MAX_ACK
+from ratelimit.limiter import FUSE_CLIENTS, Limiter
+from ratelimit.lists import Lists, read_lists
+from ratelimit.model import EVERY_LIMIT, MAX_RATE, Block, Limit
+from tests import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SECOND = 1_000_000_000
+START = 1_700_000_000 * SECOND
+NO_LISTS = Lists()
+
+
+class Node:
+    """A limiter that is asked in frames, at seconds after the start."""
+
+    def __init__(self, *limits: Limit, lists: Lists = NO_LISTS, max_clients: int = 10_000) -> None:
+        self.now = 0.0
+        self.fuses: list[tuple[str, bool]] = []
+        self.limiter = Limiter(limits or [Limit()], max_clients, lists=lists, node="here")
+        self.limiter.on_fuse = lambda limit, blown: self.fuses.append((limit.name, blown))
+        self.tick()
+
+    def tick(self, now: float | None = None) -> None:
+        self.now = self.now if now is None else now
+        self.limiter.tick(START + round(self.now * SECOND))
+
+    def frame(self, *messages: bytes) -> dict[str, wire.Value]:
+        engine = self.limiter.engine
+        engine.at(START + round(self.now * SECOND))
+        data = wire.notify(*messages)
+        assert engine.answer(data, 0, 16380) == len(data)
+        (ack,) = wire.frames(engine.take())
+        return ack.items
+
+    def ask(self, client: str, limit: str = "default", hits: int = 1) -> str:
+        """Return the reason of a refusal, or that there is none."""
+        key = wire.text(client)
+        asked = self.frame(wire.message(limit, key=key, hits=wire.int64(hits)))
+        return str(asked.get("reason", "allow"))
+
+    def by_hand(self, key: str, seconds: float = 60) -> None:
+        since = START // SECOND + round(self.now)
+        until = since + round(seconds)
+        self.limiter.apply(Block(key, EVERY_LIMIT, "said so", 0, since, until, by="ann"))
+
+    def reload(self, *limits: Limit, lists: Lists = NO_LISTS) -> None:
+        for _ in self.limiter.reload(limits, lists):
+            pass
+
+
+def lists(allow: str = "", deny: str = "") -> Lists:
+    return read_lists(allow.split(), deny.split(), [], [])
+
+
+# ---- lists --------------------------------------------------------------------------------------
+
+
+def test_who_is_allowed_is_never_counted() -> None:
+    node = Node(Limit(rate=1), lists=lists(allow="192.0.2.0/24 2001:db8::/48"))
+    for client in ("192.0.2.7", "2001:db8::7"):
+        assert {node.ask(client) for _ in range(5)} == {"allow"}
+    assert [node.ask("192.0.3.1") for _ in range(2)] == ["allow", "block"]
+    node.reload(Limit(rate=1))
+    assert [node.ask("192.0.2.7") for _ in range(2)] == ["allow", "block"], "nothing was counted"
+
+
+def test_who_is_denied_is_refused_from_the_first_request() -> None:
+    node = Node(lists=lists(deny="192.0.2.0/24 2001:db8::1"))
+    refused = node.frame(wire.message("default", key=wire.address("192.0.2.1")))
+    assert refused["reason"] == "denylist"
+    assert refused["retry_after"] == 3600
+    assert "block_until" not in refused
+    assert node.limiter.rule("default").denied == 1  # type: ignore[union-attr]
+    assert not list(node.limiter.blocklist)
+    assert node.ask("2001:db8::1") == "denylist"
+    assert node.ask("2001:db8::2") == "allow", "of the same /64, but not listed"
+    assert node.ask("192.0.3.1") == "allow"
+
+
+def test_the_allow_list_beats_every_block() -> None:
+    node = Node(Limit(rate=1))
+    assert [node.ask("192.0.2.1") for _ in range(2)] == ["allow", "block"]
+    node.by_hand("192.0.2.0/24")
+    node.reload(Limit(rate=1), lists=lists(allow="192.0.2.1"))
+    assert node.ask("192.0.2.1") == "allow"
+    assert node.ask("192.0.2.2") == "block"
+    node.reload(Limit(rate=1))
+    assert node.ask("192.0.2.1") == "block", "off the list, it is blocked as before"
+
+
+def test_an_exempt_address_within_a_blocked_network() -> None:
+    node = Node(Limit(rate=1), lists=lists(allow="2001:db8::a"))
+    assert [node.ask("2001:db8::1") for _ in range(2)] == ["allow", "block"]
+    assert node.ask("2001:db8::a") == "allow"
+    refused = node.frame(wire.message("default", key=wire.text("2001:db8::2")))
+    assert refused["reason"] == "block"
+    assert "block_until" not in refused, "else the edge would refuse the whole /64"
+
+
+def test_lists_are_of_addresses_not_of_strings() -> None:
+    node = Node(Limit(name="api"), lists=lists(deny="0.0.0.0/0 ::/0"))
+    assert node.ask("a key", "api") == "allow"
+    assert node.ask("1.2.3.4", "api") == "denylist"
+
+
+# ---- blocks by hand -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "blocked", "free"),
+    [
+        ("192.0.2.1", ["192.0.2.1"], ["192.0.2.2"]),
+        ("192.0.2.0/24", ["192.0.2.1", "192.0.2.255"], ["192.0.3.1"]),
+        ("2001:db8::/64", ["2001:db8::1", "2001:db8::2"], ["2001:db8:0:1::1"]),
+        ("2001:db8::1", ["2001:db8::1"], ["2001:db8::2"]),
+        ("2001:db8::/32", ["2001:db8:ffff::1"], ["2001:db9::1"]),
+        ("0.0.0.0/0", ["1.1.1.1"], ["2001:db8::1"]),
+        ("a key", ["a key"], ["another"]),
+    ],
+)
+def test_a_block_by_hand_holds_for_every_limit(
+    key: str, blocked: list[str], free: list[str]
+) -> None:
+    node = Node(Limit(), Limit(name="login", ipv4_prefix=24), Limit(name="quiet", shadow=True))
+    node.by_hand(key)
+    for limit in ("default", "login", "quiet"):
+        for client in blocked:
+            assert node.ask(client, limit) == "block"
+        for client in free:
+            assert node.ask(client, limit) == "allow"
+    node.tick(60)
+    assert {node.ask(client) for client in blocked} == {"allow"}, "it has ended"
+    node.by_hand(key)
+    assert node.ask(blocked[0]) == "block"
+    node.limiter.lift(EVERY_LIMIT, key)
+    assert {node.ask(client) for client in blocked} == {"allow"}
+
+
+def test_lifting_one_block_leaves_the_other() -> None:
+    node = Node(Limit(rate=1))
+    node.ask("192.0.2.1")
+    node.ask("192.0.2.1")
+    node.by_hand("192.0.2.1", 1000)
+    node.limiter.lift(EVERY_LIMIT, "192.0.2.1")
+    assert node.ask("192.0.2.1") == "block", "it has earned one itself"
+    node.by_hand("192.0.2.1", 1000)
+    node.limiter.lift("default", "192.0.2.1")
+    assert node.ask("192.0.2.1") == "block"
+    node.limiter.lift(EVERY_LIMIT, "192.0.2.1")
+    assert node.ask("192.0.2.1") == "allow"
+
+
+def test_a_block_by_hand_is_no_strike() -> None:
+    node = Node(Limit(rate=1, block=(10, 60)))
+    node.by_hand("192.0.2.1", 5)
+    node.tick(10)
+    node.ask("192.0.2.1")
+    node.ask("192.0.2.1")
+    block = node.limiter.blocklist.get("default", "192.0.2.1")
+    assert block is not None
+    assert block.strikes == 1
+
+
+def test_a_block_by_hand_outlives_eviction() -> None:
+    node = Node(Limit(shadow=True), max_clients=8)
+    node.by_hand("192.0.2.1", 1000)
+    for n in range(100):
+        node.by_hand(f"198.51.100.{n}", 1000)
+    assert node.ask("192.0.2.1") == "block", "still by hand, for the limit is in shadow"
+
+
+# ---- shadow -------------------------------------------------------------------------------------
+
+
+def test_shadow_refuses_nothing_and_shows_all() -> None:
+    shadow = Limit(rate=2, block=(10, 60), shadow=True, headers=True)
+    node = Node(shadow, Limit(name="login", rate=4, block=()))
+    assert [node.ask("192.0.2.1") for _ in range(10)] == ["allow"] * 10
+    rule = node.limiter.rule("default")
+    assert rule is not None
+    assert (rule.allowed, rule.blocked) == (2, 8)
+    block = node.limiter.blocklist.get("default", "192.0.2.1")
+    assert block is not None
+    assert (block.shadow, block.strikes) == (True, 1)
+    both = [wire.message(limit, key=wire.text("192.0.2.1")) for limit in ("default", "login")]
+    found = [node.frame(*both) for _ in range(5)]
+    assert found[:4] == [{}] * 4
+    assert found[4]["limit_name"] == "login", "a limit in shadow hides no other"
+
+
+def test_out_of_shadow_everybody_starts_without_blocks() -> None:
+    shadow = Limit(rate=2, block=(10, 60), shadow=True)
+    node = Node(shadow)
+    for _ in range(5):
+        node.ask("192.0.2.1")
+    node.reload(replace(shadow, shadow=False))
+    node.tick(2)
+    assert [node.ask("192.0.2.1") for _ in range(3)] == ["allow", "allow", "block"]
+    block = node.limiter.blocklist.get("default", "192.0.2.1")
+    assert block is not None
+    assert (block.shadow, block.strikes) == (False, 1)
+
+
+# ---- headers ------------------------------------------------------------------------------------
+
+
+def test_headers_tell_what_is_left_of_the_tightest_limit() -> None:
+    node = Node(
+        Limit(rate=10, headers=True),
+        Limit(name="login", rate=3, window=90 * SECOND, headers=True),
+        Limit(name="plain", rate=1),
+    )
+    messages = [wire.message(limit, key=wire.text("192.0.2.1")) for limit in ("default", "login")]
+    assert node.frame(*messages) == {
+        "limit": 3,
+        "remaining": 2,
+        "reset": 90,
+        "window": 90,
+        "limit_name": "login",
+    }
+    assert node.frame(messages[0])["remaining"] == 8
+    assert node.frame(wire.message("plain", key=wire.text("192.0.2.1"))) == {}
+
+
+def test_a_window_of_no_whole_seconds_is_not_told() -> None:
+    node = Node(Limit(window=1500 * 1_000_000, headers=True))
+    told = node.frame(wire.message("default", key=wire.text("192.0.2.1")))
+    assert told["reset"] == 2
+    assert "window" not in told
+
+
+def test_the_longest_answer_fits_the_smallest_frame() -> None:
+    limit = Limit(
+        name="n" * 64, rate=MAX_RATE, window=86_400 * SECOND, block=(30 * 86_400,), headers=True
+    )
+    node = Node(limit)
+    engine = node.limiter.engine
+    for hits, denied in ((0, False), (1 << 27, True)):
+        message = wire.message(limit.name, key=wire.text("x"), hits=wire.int64(hits))
+        data = wire.notify(message, ids=((1 << 64) - 1, (1 << 64) - 1))
+        assert engine.answer(data, 0, 16380) == len(data)
+        answer = engine.take()
+        assert (b"deny" in answer) is denied
+        assert len(answer) <= MAX_ACK
+
+
+# ---- the fuse -----------------------------------------------------------------------------------
+
+
+def clients(count: int, net: int = 10) -> Iterator[str]:
+    return (f"{net}.0.{n >> 8}.{n & 255}" for n in range(count))
+
+
+def test_the_fuse_blows_when_too_many_clients_are_refused() -> None:
+    node = Node(Limit(rate=1, fuse=0.2))
+    for client in clients(300):
+        assert node.ask(client) == "allow"
+    reasons = [node.ask(client) for client in clients(100)]
+    blocked = reasons.count("block")
+    # More than a fifth of the 300 that were seen.
+    assert blocked == 60
+    assert reasons[60:] == ["throttle"] * 40
+    assert node.fuses == [("default", True)]
+    assert node.ask("10.0.0.1") == "block", "what was blocked before stays so"
+
+
+def test_a_few_clients_blow_no_fuse() -> None:
+    node = Node(Limit(rate=1, fuse=0.01))
+    reasons = [node.ask(client) for client in clients(FUSE_CLIENTS - 1) for _ in range(3)]
+    assert reasons.count("block") == 2 * (FUSE_CLIENTS - 1)
+    assert node.fuses == []
+
+
+def test_without_a_fuse_all_are_blocked() -> None:
+    node = Node(Limit(rate=1, fuse=0))
+    assert {[node.ask(client) for _ in range(2)][1] for client in clients(500)} == {"block"}
+
+
+def test_a_fuse_is_whole_after_a_quiet_minute() -> None:
+    node = Node(Limit(rate=1))
+    for client in clients(200):
+        node.ask(client, hits=2)
+    assert node.fuses == [("default", True)]
+    node.tick(61)
+    for client in clients(200):
+        node.ask(client, hits=2)
+    node.tick(122)
+    assert node.fuses == [("default", True)], "the minute was not quiet"
+    node.ask("192.0.2.1", hits=2)
+    node.tick(183)
+    assert node.fuses == [("default", True), ("default", False)]
+    assert node.ask("192.0.2.2", hits=2) == "block"
+
+
+def test_an_operator_clears_a_fuse() -> None:
+    node = Node(Limit(rate=1))
+    for client in clients(200):
+        node.ask(client, hits=2)
+    assert node.limiter.clear_fuse("default")
+    assert not node.limiter.clear_fuse("default")
+    assert not node.limiter.clear_fuse("no such")
+    assert node.fuses == [("default", True), ("default", False)]
+    assert node.ask("192.0.2.1", hits=2) == "block"
+
+
+# ---- reload -------------------------------------------------------------------------------------
+
+
+def test_a_reload_keeps_the_counts_where_the_window_stays() -> None:
+    node = Node(Limit(rate=10, block=()), Limit(name="login", rate=10, block=()))
+    for limit in ("default", "login"):
+        assert node.ask("192.0.2.1", limit, hits=10) == "allow"
+    node.reload(Limit(rate=11, block=()), Limit(name="login", rate=10, window=2 * SECOND, block=()))
+    assert [node.ask("192.0.2.1") for _ in range(2)] == ["allow", "throttle"]
+    assert node.ask("192.0.2.1", "login", hits=10) == "allow", "another window counts anew"
+    assert node.ask("192.0.2.1", "login") == "throttle"
+
+
+def test_limits_come_and_go() -> None:
+    node = Node(Limit(rate=1, block=()))
+    assert node.ask("192.0.2.1") == "allow"
+    node.reload(Limit(name="new", rate=1, block=()), Limit(rate=1, block=()))
+    assert [node.ask("192.0.2.1", "new") for _ in range(2)] == ["allow", "throttle"]
+    assert node.ask("192.0.2.1") == "throttle"
+    node.reload(Limit(rate=1, block=()))
+    assert node.ask("192.0.2.1", "new") == "allow"
+    assert node.limiter.engine.unknown == 1
+    assert node.limiter.rule("new") is None
+
+
+def test_blocks_hold_on_through_a_reload() -> None:
+    node = Node(Limit(rate=1))
+    assert [node.ask("192.0.2.1") for _ in range(2)] == ["allow", "block"]
+    node.by_hand("2001:db8::/64")
+    for limits in (
+        [Limit(rate=1, window=3 * SECOND)],
+        [Limit(rate=1, window=3 * SECOND, ipv6_prefix=56)],
+        [Limit(rate=5, window=3 * SECOND), Limit(name="login")],
+    ):
+        node.reload(*limits)
+        assert node.ask("192.0.2.1") == "block"
+        assert node.ask("2001:db8::9") == "block"
+        assert node.ask("2001:db8:0:1::9") == "allow"
+
+
+def test_a_block_of_another_prefix_is_of_nobody() -> None:
+    node = Node(Limit(rate=1))
+    node.ask("192.0.2.1", hits=2)
+    node.reload(Limit(rate=1, ipv4_prefix=24))
+    assert node.ask("192.0.2.2") == "allow", "its neighbour's block is not its own"
+
+
+def test_explain_says_what_each_limit_has() -> None:
+    node = Node(Limit(rate=10), Limit(name="login", rate=1), lists=lists(allow="192.0.2.9"))
+    node.ask("2001:db8::1", hits=4)
+    node.ask("2001:db8::2", hits=3)
+    default, login = node.limiter.explain("2001:db8::5")
+    assert (default.key, default.hits, default.known) == ("2001:db8::/64", 7, True)
+    assert (login.hits, login.known, login.block) == (0, False, None)
+    assert node.limiter.engine.table.entries == 1, "to ask is not to come"
+    node.ask("2001:db8::1", "login", hits=2)
+    block = node.limiter.explain("2001:db8::5")[1].block
+    assert block is not None
+    assert block.node == "here"

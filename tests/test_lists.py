@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ratelimit.exceptions import ConfigError
+from ratelimit.keys import parse_network
+from ratelimit.limiter import Limiter
+from ratelimit.lists import read_lists
+from ratelimit.model import Limit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize(
+    ("text", "network"),
+    [
+        ("192.0.2.1", "192.0.2.1/32"),
+        ("192.0.2.0/24", "192.0.2.0/24"),
+        ("192.0.2.0/255.255.255.0", "192.0.2.0/24"),
+        ("2001:DB8::/32", "2001:db8::/32"),
+        ("::ffff:192.0.2.1", "192.0.2.1/32"),
+        ("::ffff:192.0.2.0/120", "192.0.2.0/24"),
+        ("::/0", "::/0"),
+    ],
+)
+def test_networks_as_they_are_written(text: str, network: str) -> None:
+    assert str(parse_network(text)) == network
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("192.0.2.1/24", "bits set beyond its prefix; is it 192.0.2.0/24?"),
+        ("192.0.2.0/33", "not an address or a network"),
+        ("fe80::1%eth0", "a zone is not part of an address"),
+        ("example.com", "not an address or a network"),
+        ("", "not an address or a network"),
+        ("17", "not an address or a network"),
+    ],
+)
+def test_what_is_no_network(text: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        parse_network(text)
+
+
+def test_a_file_has_one_a_line_and_comments(tmp_path: Path) -> None:
+    file = tmp_path / "deny.lst"
+    file.write_text("# bad ones\n192.0.2.0/24\t# all of them\n\n 2001:db8::1 \r\n", "utf-8-sig")
+    lists = read_lists([], ["198.51.100.1"], [], [str(file)])
+    assert (lists.allow, lists.deny) == (0, 3)
+    limiter = Limiter([Limit()], 8, lists=lists)
+    for key, found in {
+        "192.0.2.255": "deny",
+        "192.0.3.0": "",
+        "2001:db8::1": "deny",
+        "2001:db8::2": "",
+        "2001:db8::/64": "mixed",
+        "198.51.100.1": "deny",
+        "::ffff:198.51.100.1": "deny",
+        "a string": "",
+    }.items():
+        assert limiter.listed(key) == found
+
+
+def test_who_is_allowed_is_not_denied() -> None:
+    lists = read_lists(["10.1.0.0/16"], ["10.0.0.0/8", "10.1.2.0/24"], [], [])
+    limiter = Limiter([Limit()], 8, lists=lists)
+    assert limiter.listed("10.1.2.3") == "allow"
+    assert limiter.listed("10.2.0.0") == "deny"
+
+
+def test_all_that_is_wrong_in_files_is_told_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "allow.lst"
+    file.write_text("192.0.2.1\nexample.com\n192.0.2.1/24\n")
+    bad = tmp_path / "bad.lst"
+    bad.write_bytes(b"\xff\n" * 20)
+    with pytest.raises(ConfigError) as caught:
+        read_lists([], [], [str(file), str(tmp_path / "none")], [str(bad)])
+    problems = caught.value.problems
+    assert problems[0] == f"{file}: line 2: not an address or a network: 'example.com'"
+    assert problems[1].startswith(f"{file}: line 3: '192.0.2.1/24' has bits set")
+    assert problems[2] == f"{tmp_path / 'none'}: No such file or directory"
+    assert problems[-1] == f"{bad}: 10 more lines are wrong"
+    assert len(problems) == 14
