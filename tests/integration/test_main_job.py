@@ -11,8 +11,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from http_sfv.list import List
 
-from tests.integration.world import World, run, until
+from tests.integration.world import World, free_port, run, until
 
 pytestmark = pytest.mark.integration
 
@@ -131,10 +132,28 @@ def test_ipv6(tmp_path: Path) -> None:
         client = w.client("::1")
         assert await client.statuses(200) == [200] * 100 + [429] * 100
         assert w.requests == {"::1": 100}
-        assert "key=::1 " in await w.runtime("show table t_block")
+        assert "key=:: " in await w.runtime("show table t_block"), "as its /64"
         assert (await w.client("127.0.0.1").get()).status == 200
 
     run(tmp_path, test)
+
+
+@pytest.mark.parametrize("direct", [{}, {"RATELIMIT_DIRECT": "reject"}])
+def test_ipv4_clients_of_a_socket_of_both_kinds(tmp_path: Path, direct: dict[str, str]) -> None:
+    async def test(w: World) -> None:
+        one, other = w.client("127.4.1.1"), w.client("127.4.1.2")
+        assert await one.statuses(101) == [200] * 100 + [429]
+        assert "key=::ffff:127.4.1.1 " in await w.runtime("show table t_block")
+        assert (await other.get()).status == 200, "all of them are not one /64"
+
+        w.stop_agent()
+        await until(lambda: w.agent_is("DOWN"), "HAProxy misses the agent")
+        others = [w.client(f"127.4.2.{n}") for n in range(1, 5)]
+        for client in others:
+            assert await client.statuses(60) == [200] * 60, "nor while HAProxy counts alone"
+
+    port = free_port()
+    run(tmp_path, test, port=port, RATELIMIT_LISTEN=f"[::]:{port}", **direct)
 
 
 def test_a_header_of_an_untrusted_peer_is_not_believed(tmp_path: Path) -> None:
@@ -209,3 +228,93 @@ def test_the_direct_variant_refuses_at_the_connection(tmp_path: Path) -> None:
         assert w.requests["127.8.0.1"] == 100
 
     run(tmp_path, test, RATELIMIT_DIRECT="reject")
+
+
+def test_limits_of_their_own_for_logins_and_api_keys(tmp_path: Path) -> None:
+    limits = "[limits.default]\nrate = 50\n[limits.login]\nrate = 5\n[limits.api_key]\nrate = 20\n"
+
+    async def test(w: World) -> None:
+        client = w.client("127.9.0.1")
+        posted = [(await client.send("POST", "/login")).status for _ in range(8)]
+        assert posted == [200] * 5 + [429] * 3
+        assert (await client.get("/login")).status == 200, "who can't log in may still read"
+        assert "127.9.0.1" not in await w.runtime("show table t_block")
+
+        keyed = [(await client.get(X_API_Key="k1")).status for _ in range(22)]
+        assert keyed == [200] * 20 + [429] * 2
+        other = w.client("127.9.0.2")
+        assert (await other.get(X_API_Key="k1")).status == 429, "the key is blocked, wherever from"
+        assert (await other.get(X_API_Key="k2")).status == 200
+        refused = await other.get(X_API_Key="k1")
+        assert refused.headers["ratelimit-policy"] == '"api_key";q=20;w=1'
+
+    run(tmp_path, test, limits, RATELIMIT_LOGIN_PATH="/login", RATELIMIT_API_KEYS="1")
+
+
+def test_the_header_fields_are_structured_fields(tmp_path: Path) -> None:
+    limits = "[limits.default]\nrate = 3\nwindow = '2s'\nheaders = true\nblock = []\n"
+
+    async def test(w: World) -> None:
+        client = w.client("127.9.0.3")
+        left = []
+        for _ in range(5):
+            answer = await client.get()
+            policy = List()
+            policy.parse(answer.headers["ratelimit-policy"].encode())
+            assert [(item.value, dict(item.params)) for item in policy] == [
+                ("default", {"q": 3, "w": 2})
+            ]
+            quota = List()
+            quota.parse(answer.headers["ratelimit"].encode())
+            (item,) = quota
+            assert item.value == "default"
+            assert item.params["t"] >= 1
+            left.append((answer.status, item.params["r"]))
+        assert left == [(200, 2), (200, 1), (200, 0), (429, 0), (429, 0)]
+
+    run(tmp_path, test, limits)
+
+
+def test_shadow_lets_all_pass_and_the_edge_remembers_nothing(tmp_path: Path) -> None:
+    async def test(w: World) -> None:
+        client = w.client("127.9.0.4")
+        assert await client.statuses(300) == [200] * 300
+        assert "127.9.0.4" not in await w.runtime("show table t_block")
+        assert w.checks() == 300
+
+    run(tmp_path, test, "[limits.default]\nshadow = true\n")
+
+
+def test_a_network_is_blocked_at_the_edge_as_it_is_counted(tmp_path: Path) -> None:
+    async def test(w: World) -> None:
+        assert Counter(await w.client("127.10.0.1").statuses(150)) == {200: 100, 429: 50}
+        assert (await w.client("127.10.0.200").get()).status == 429
+        assert "key=::ffff:127.10.0.0 " in await w.runtime("show table t_block")
+        assert (await w.client("127.10.1.1").get()).status == 200
+        assert w.checks() == 102, "of the network, 101 were asked about"
+
+    limits = "[limits.default]\nipv4_prefix = 24\n"
+    run(tmp_path, test, limits, RATELIMIT_IPV4_PREFIX="24")
+
+
+def test_a_reload_changes_limits_and_lists_under_load(tmp_path: Path) -> None:
+    async def test(w: World) -> None:
+        listed, other = w.client("127.11.0.1"), w.client("127.11.0.2")
+        assert await listed.statuses(150) == [200] * 150, "on the allow list"
+        assert await other.statuses(60) == [200] * 60
+
+        w.configure("[limits.default]\nrate = 80\nwindow = '1m'\nblock = []\n" + deny)
+        await until(lambda: w.agent_log().count("configuration reloaded") == 1, "a reload")
+        assert (await listed.get()).status == 429
+        assert Counter(await other.statuses(60)) == {200: 20, 429: 40}, "60 were counted before"
+
+        w.configure("[limits.default]\nrate = 0\n")
+        await until(lambda: "limits.default.rate" in w.agent_log(), "what is wrong")
+        assert (await listed.get()).status == 429
+        w.configure("[lists]\ndeny_files = ['no such']\n")
+        await until(lambda: "no such: No such file" in w.agent_log(), "what is wrong")
+        assert (await listed.get()).status == 429, "a bad file changes nothing"
+
+    deny = "[lists]\ndeny = ['127.11.0.1']\n"
+    start = "[limits.default]\nrate = 100\nwindow = '1m'\n[lists]\nallow = ['127.11.0.1']\n"
+    run(tmp_path, test, start)

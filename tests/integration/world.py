@@ -72,7 +72,10 @@ class Client:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def get(self, path: str = "/", **headers: str) -> Answer:
-        """Send a request.
+        return await self.send("GET", path, **headers)
+
+    async def send(self, method: str, path: str, **headers: str) -> Answer:
+        """Send a request without a body.
 
         A kept connection that turns out closed is opened again (RFC 9112, section 9.3.1): the
         server may close it at any time between two requests.
@@ -80,17 +83,17 @@ class Client:
         kept = self._streams is not None
         started = time.monotonic()
         try:
-            answer = await self._get(path, headers)
+            answer = await self._send(method, path, headers)
         except (ConnectionError, asyncio.IncompleteReadError) as error:
             await self.close()
             partial = error.partial if isinstance(error, asyncio.IncompleteReadError) else b""
             if not kept or partial:
                 raise
-            answer = await self._get(path, headers)
+            answer = await self._send(method, path, headers)
         answer.seconds = time.monotonic() - started
         return answer
 
-    async def _get(self, path: str, headers: dict[str, str]) -> Answer:
+    async def _send(self, method: str, path: str, headers: dict[str, str]) -> Answer:
         listed = "".join(f"{k.replace('_', '-')}: {v}\r\n" for k, v in headers.items())
         if self._streams is None:
             self._streams = await asyncio.open_connection(
@@ -99,7 +102,7 @@ class Client:
                 local_addr=(self.source, 0),
             )
         reader, writer = self._streams
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: test\r\n{listed}\r\n".encode())
+        writer.write(f"{method} {path} HTTP/1.1\r\nHost: test\r\n{listed}\r\n".encode())
         head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
         first, *rest = head.decode("latin-1").split("\r\n")
         found = {k.lower(): v.strip() for k, v in (h.split(":", 1) for h in rest if h)}
@@ -120,7 +123,7 @@ class Client:
 @dataclass
 class World:
     folder: Path
-    port: int = field(default_factory=free_port)
+    port: int
     spop: str = ""
     env: dict[str, str] = field(default_factory=dict)
     requests: Counter[str] = field(default_factory=Counter)
@@ -152,14 +155,24 @@ class World:
 
     def start_agent(self, config: str = "") -> None:
         """Start ``ratelimit serve``; ``config`` is appended to its file."""
-        path = self.folder / "ratelimit.toml"
-        path.write_text(f'[agent]\nlisten = ["unix://{self.folder}/spop.sock"]\n{config}')
+        path = self.write_config(config)
         with open(self.folder / "agent.log", "ab") as log:
             self.agent = subprocess.Popen(
                 [sys.executable, "-m", "ratelimit", "serve", "--config", str(path)],
                 stdout=log,
                 stderr=log,
             )
+
+    def write_config(self, config: str) -> Path:
+        path = self.folder / "ratelimit.toml"
+        path.write_text(f'[agent]\nlisten = ["unix://{self.folder}/spop.sock"]\n{config}')
+        return path
+
+    def configure(self, config: str) -> None:
+        """Have the agent take another configuration."""
+        assert self.agent is not None
+        self.write_config(config)
+        self.agent.send_signal(signal.SIGHUP)
 
     def agent_log(self) -> str:
         return (self.folder / "agent.log").read_text()
@@ -254,10 +267,10 @@ class World:
 
 @contextlib.asynccontextmanager
 async def world(
-    folder: Path, config: str = "", agent: bool = True, **env: str
+    folder: Path, config: str = "", agent: bool = True, port: int | None = None, **env: str
 ) -> AsyncIterator[World]:
     """Yield a world in which HAProxy has seen the agent's health."""
-    made = World(folder, env=env)
+    made = World(folder, port=port or free_port(), env=env)
     shutil.copytree(files(), folder / "haproxy", ignore=shutil.ignore_patterns("__pycache__"))
     application = await asyncio.start_server(made.application, "127.0.0.1", 0)
     try:
@@ -281,12 +294,13 @@ def run(
     test: Callable[[World], Awaitable[None]],
     config: str = "",
     agent: bool = True,
+    port: int | None = None,
     **env: str,
 ) -> None:
     """Run ``test`` in a world of its own."""
 
     async def main() -> None:
-        async with asyncio.timeout(60), world(folder, config, agent, **env) as made:
+        async with asyncio.timeout(60), world(folder, config, agent, port, **env) as made:
             await test(made)
 
     asyncio.run(main())
