@@ -8,6 +8,7 @@ import re
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -139,7 +140,7 @@ def test_ipv6(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("direct", [{}, {"RATELIMIT_DIRECT": "reject"}])
-def test_ipv4_clients_of_a_socket_of_both_kinds(tmp_path: Path, direct: dict[str, str]) -> None:
+def test_ipv4_clients_of_a_socket_of_both_kinds(tmp_path: Path, direct: dict[str, Any]) -> None:
     async def test(w: World) -> None:
         one, other = w.client("127.4.1.1"), w.client("127.4.1.2")
         assert await one.statuses(101) == [200] * 100 + [429]
