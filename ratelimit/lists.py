@@ -39,10 +39,10 @@ class Lists:
 def span(network: Network, value: int) -> Range:
     """Return the range of a network."""
     first = int(network.network_address)
-    last = int(network.broadcast_address)
     if network.version == 4:
-        return first | _MAPPED, last | _MAPPED, value
-    return first, last, value
+        first |= _MAPPED
+    # ipaddress has this too, and makes an object for it.
+    return first, first | (1 << network.max_prefixlen - network.prefixlen) - 1, value
 
 
 def cut(ranges: Iterable[Range]) -> tuple[bytes, bytes]:

@@ -1,13 +1,14 @@
 """Takes the configuration anew while answers go on.
 
-The files are read and checked by a process of its own: for a hundred thousand networks that takes
-most of a second, which no answer may wait for. ``python -m ratelimit.reload [FILE]`` is that
-process.
+The files are read and checked by a process of its own: a hundred thousand networks take a second,
+which no answer may wait for, and much memory for a moment. ``python -m ratelimit.reload [FILE]`` is
+that process.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import pickle
 import sys
 import time
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ratelimit.sync import Sync
 
 _TIMEOUT = 30  # seconds to read it
+_NICENESS = 10  # answers go first
 _SECTIONS = ("agent", "ops", "store", "haproxy", "webhooks", "load")
 """What is taken at the start only."""
 
@@ -67,7 +69,7 @@ class Reloader:
         """Read the configuration again, and put it in force if nothing is wrong with it."""
         async with self._lock:
             try:
-                config, lists = await _read(self.config.path)
+                config, lists = await read(self.config.path)
                 restore = self._limiter.reload(config.limits_in_force(), lists)
             except ConfigError as error:
                 return self._failed(error.problems)
@@ -97,8 +99,11 @@ class Reloader:
         return self.last
 
 
-async def _read(path: Path | None) -> tuple[Config, Lists]:
-    """Have the configuration read by another process; raises ConfigError or ReloadError."""
+async def read(path: Path | None) -> tuple[Config, Lists]:
+    """Have the configuration read by another process.
+
+    Raises ConfigError with all that is wrong in it, or ReloadError if it can't be read at all.
+    """
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -127,6 +132,7 @@ async def _read(path: Path | None) -> tuple[Config, Lists]:
 
 def main() -> None:
     """Read the configuration and write it, or a list of what is wrong, to standard output."""
+    os.nice(_NICENESS)
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else None
     found: list[str] | tuple[Config, Lists]
     try:

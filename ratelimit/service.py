@@ -27,9 +27,10 @@ from ratelimit.engine.constants import CLIENT_BYTES, SECOND
 from ratelimit.exceptions import StartError
 from ratelimit.haproxy import HAProxy, find
 from ratelimit.limiter import Limiter, Sharing
+from ratelimit.lists import Lists
 from ratelimit.model import Address, Limit
 from ratelimit.notation import format_duration
-from ratelimit.reload import Reloader
+from ratelimit.reload import Reloader, read
 from ratelimit.store import MEMORY, Node, open_store
 from ratelimit.sync import Sync
 
@@ -132,7 +133,7 @@ async def _agent(config: Config) -> AsyncIterator[tuple[Agent, list[Address]]]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    limits, lists, node = config.limits_in_force(), config.read_lists(), secrets.token_hex(8)
+    limits, lists, node = config.limits_in_force(), await _read_lists(config), secrets.token_hex(8)
     if config.store.url == MEMORY:
         sharing = Sharing.NONE
     else:
@@ -175,6 +176,12 @@ async def _agent(config: Config) -> AsyncIterator[tuple[Agent, list[Address]]]:
     finally:
         await agent.close(DRAIN_TIMEOUT)
         await store.close()
+
+
+async def _read_lists(config: Config) -> Lists:
+    if config.lists == type(config.lists)():
+        return Lists()
+    return (await read(config.path))[1]
 
 
 @contextlib.asynccontextmanager
