@@ -9,7 +9,9 @@ Both ends share one core, where what they exchange is in its cache and no other 
 and then have a core each, as HAProxy and its agent have when both are busy. They are pinned, for
 else the kernel changes from one to the other as it likes.
 
-``--table`` instead fills the table of 1,000,000 clients with ten times as many addresses, and
+``--limits`` instead compares frames that ask for one limit with such that ask for three, and with
+an agent that has 100,000 networks in its lists or tells all clients what is left. ``--table`` fills
+the table of 1,000,000 clients with ten times as many addresses, and
 ``--start`` measures the time from the start of the process to its first answer.
 """
 
@@ -28,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import harness
 from benchmarks.harness import Figure, Programs, Target
+from benchmarks.reload import NETWORKS, networks
 from tests import wire
 
 if TYPE_CHECKING:
@@ -67,14 +70,21 @@ class Frames:
     size: int
 
     @classmethod
-    def of(cls, addresses: Sequence[int], **arguments: bytes) -> Frames:
-        """Build one frame for each IPv4 address."""
-        message = wire.message("default", **arguments, key=wire.address("0.0.0.0"))
+    def of(
+        cls, addresses: Sequence[int], limits: Sequence[str] = ("default",), **arguments: bytes
+    ) -> Frames:
+        """Build one frame for each IPv4 address, that asks for each limit."""
+        address = wire.address("0.0.0.0")
+        messages = [wire.message(limit, **arguments, key=address) for limit in limits]
         heads = [
-            wire.notify(message, ids=(stream, 1))[:-4]
+            wire.notify(*messages, ids=(stream, 1))[: -len(b"".join(messages))] + messages[0][:-4]
             for stream in range(_FIRST_STREAM, _FIRST_STREAM + _STREAMS)
         ]
-        built = [heads[i % _STREAMS] + a.to_bytes(4) for i, a in enumerate(addresses)]
+        rest = [message[:-4] for message in messages[1:]]
+        built = [
+            heads[i % _STREAMS] + a.to_bytes(4).join([b"", *rest, b""])
+            for i, a in enumerate(addresses)
+        ]
         built += built[: max(DEPTHS)]
         return cls(memoryview(b"".join(built)), len(addresses), len(built[0]))
 
@@ -215,11 +225,11 @@ def _address(programs: Programs, name: str, unix: bool) -> str:
     return str(programs.folder / f"{name}.sock") if unix else harness.free_address()
 
 
-def known() -> Frames:
+def known(limits: Sequence[str] = ("default",)) -> Frames:
     """Return the frames of the addresses that come again and again, in no order."""
     addresses = [_KNOWN + i for i in range(ADDRESSES)]
     random.Random(1).shuffle(addresses)
-    return Frames.of(addresses)
+    return Frames.of(addresses, limits)
 
 
 def run_load(programs: Programs, rounds: int, seconds: float, unix: bool) -> dict[str, Any]:
@@ -310,6 +320,51 @@ def run_load(programs: Programs, rounds: int, seconds: float, unix: bool) -> dic
     return {"load": results, "targets": targets}
 
 
+def run_limits(programs: Programs, rounds: int, seconds: float, unix: bool) -> dict[str, Any]:
+    """Load agents in turns that have more to do for a frame than to count one client once."""
+    names = ("default", "login", "api")
+    three = "".join(f"[limits.{name}]\nrate = 10_000_000\nblock = []\n" for name in names)
+    lists = programs.folder / "allow.lst"
+    lists.write_text("\n".join(networks(NETWORKS, 1)))
+    listed = f'[lists]\nallow_files = ["{lists}"]\n'
+    one, all_three = known(), known(names)
+    turns: dict[str, tuple[Bench, Frames]] = {}
+    for name, config, frames in (
+        ("one limit", ALLOWING, one),
+        ("three limits in a frame", three, all_three),
+        (
+            f"one, {NETWORKS:,} networks listed",
+            f'{ALLOWING}[lists]\nallow_files = ["{lists}"]\n',
+            one,
+        ),
+        ("one, headers = true", f"{ALLOWING}headers = true\n", one),
+    ):
+        bench = Bench(programs, name, "compiled", unix, config)
+        bench.move(next(iter(PLACES)))
+        bench.probe(frames)
+        bench.load(frames, max(DEPTHS), checks=ADDRESSES)
+        turns[name] = bench, frames
+    rows = []
+    found = []
+    targets = []
+    for depth in (8, 64):
+        costs: dict[str, list[float]] = {name: [] for name in turns}
+        for number in range(rounds):
+            harness.progress(f"{depth} in flight, round {number + 1} of {rounds}")
+            for name, (bench, frames) in turns.items():
+                costs[name].append(bench.load(frames, depth, seconds).cost)
+        for name, taken in costs.items():
+            cost = Figure.of(taken)
+            ratio = Figure.of(b / a for a, b in zip(costs["one limit"], taken, strict=True))
+            rows.append([name, str(depth), cost.text(), ratio.text()])
+            found.append({"agent": name, "in_flight": depth, "cpu_us": cost, "ratio": ratio})
+            if name == "three limits in a frame":
+                title = f"CPU a check, three limits in a frame to one, {depth} in flight"
+                targets.append(Target(title, ratio.median / len(names), 2, at_most=True))
+    harness.table(["", "in flight", "CPU us a frame", "to one limit"], rows)
+    return {"limits": found, "targets": targets}
+
+
 def run_table(programs: Programs, rounds: int, seconds: float, unix: bool) -> dict[str, Any]:
     """Fill the table with ten times as many addresses as it holds."""
     depth = max(DEPTHS)
@@ -389,6 +444,7 @@ def run_start(programs: Programs, rounds: int, unix: bool) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.agent", description=__doc__)
     mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--limits", action="store_true", help="three limits, lists, headers instead")
     mode.add_argument("--table", action="store_true", help="fill the table instead")
     mode.add_argument("--start", action="store_true", help="measure the start instead")
     parser.add_argument("--unix", action="store_true", help="unix sockets instead of TCP")
@@ -406,6 +462,8 @@ def main() -> None:
             results = run_table(programs, rounds, seconds, options.unix)
         elif options.start:
             results = run_start(programs, rounds, options.unix)
+        elif options.limits:
+            results = run_limits(programs, rounds, seconds, options.unix)
         else:
             results = run_load(programs, rounds, seconds, options.unix)
     harness.finish(results, options.json)
