@@ -334,7 +334,7 @@ def run_limits(programs: Programs, rounds: int, seconds: float, unix: bool) -> d
         ("three limits in a frame", three, all_three),
         (
             f"one, {NETWORKS:,} networks listed",
-            f'{ALLOWING}[lists]\nallow_files = ["{lists}"]\n',
+            f"{ALLOWING}{listed}",
             one,
         ),
         ("one, headers = true", f"{ALLOWING}headers = true\n", one),
