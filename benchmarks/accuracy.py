@@ -190,10 +190,8 @@ def run(rounds: int, seconds: int) -> dict[str, Any]:
             for name, make in COUNTERS.items():
                 found[load][name].append(measure(times, make()))
     harness.progress("")
-    print(
-        f"requests decided otherwise than by an exact sliding log, in %; a limit of {RATE} a second\n"
-        f"{rounds} rounds of {seconds} s: the median, with the least and the greatest\n"
-    )
+    print(f"a limit of {RATE} a second, {rounds} rounds of {seconds} s; requests decided otherwise")
+    print("than by an exact sliding log, in %: the median, with the least and the greatest\n")
     rows = []
     for load, counters in found.items():
         for name, errors in counters.items():
