@@ -59,7 +59,8 @@ lint: system-base $(VENV)/compiled $(VENV)/group-lint ## style, format, types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: system-bench $(VENV)/compiled $(VENV)/group-test ## what a check costs, without HAProxy and with it
+bench: system-bench $(VENV)/compiled $(VENV)/group-test ## how exact a count is, and what a check costs
+	$(BIN)/python -m benchmarks.accuracy $(ARGS)
 	$(BIN)/python -m benchmarks.agent $(ARGS)
 	$(BIN)/python -m benchmarks.end_to_end $(ARGS)
 

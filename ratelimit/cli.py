@@ -6,6 +6,7 @@ line on standard error, never as a stack trace.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,6 +104,45 @@ def check(path: Path | None) -> None:
     click.echo(_summary(config))
     if lists.allow or lists.deny:
         click.echo(f"lists: {lists.allow} networks never counted, {lists.deny} always refused")
+
+
+@main.command()
+@click.argument("log")
+@_config_option
+@click.option("--limit", "name", default="default", metavar="NAME", help="The limit to try.")
+@click.option(
+    "-n",
+    "rows",
+    type=click.IntRange(1, 100_000),
+    default=20,
+    show_default=True,
+    metavar="ROWS",
+    help="How many clients to show.",
+)
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def replay(log: str, path: Path | None, name: str, rows: int, as_json: bool) -> None:
+    """Show whom a limit would have refused, by the access log LOG.
+
+    LOG is HAProxy's HTTP log, or in the common or combined format, plain or gzip; - is standard
+    input.
+    """
+    from ratelimit.accesslog import AccessLog
+    from ratelimit.replay import run
+    from ratelimit.report import Watch
+
+    config = load(path)
+    names = [limit.name for limit in config.limits_in_force()]
+    if name not in names:
+        raise click.BadParameter(
+            f"no such limit; there are {', '.join(names)}", param_hint="--limit"
+        )
+    with AccessLog(log) as opened, Watch(opened) as watch:
+        report = run(opened, config, name, rows, watch)
+    if as_json:
+        click.echo(json.dumps(report.json(), indent=2))
+    else:
+        click.echo(f"limit {_limit(report.limit)}")
+        report.show()
 
 
 @main.command()

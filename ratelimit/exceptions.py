@@ -2,6 +2,7 @@
 
 RatelimitError
 ├── ConfigError      a file or a variable says something impossible
+├── LogError         an access log can't be read
 ├── StartError       what is needed to run is missing: a free address, HAProxy
 └── SpopError        a peer broke the SPOP; carries the status that it is told
 """
@@ -22,6 +23,10 @@ class ConfigError(RatelimitError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+class LogError(RatelimitError):
+    """An access log can't be read, or is of no known format."""
 
 
 class StartError(RatelimitError):

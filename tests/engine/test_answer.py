@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
@@ -435,22 +436,45 @@ def test_the_window_counts_as_its_definition_says(
         assert node.ask(now / SECOND, hits=wire.int64(hits)) == expected
 
 
-@settings(max_examples=150)
+STRICT = [
+    wire.notify(wire.message("default", key=wire.address("192.0.2.1"), hits=wire.int64(hits)))
+    for hits in range(41)
+]
+MOMENTS = st.one_of(
+    st.just(0),
+    st.integers(1, 3),  # nanoseconds
+    st.fractions(0, 2),  # of a sub-window
+    st.integers(1, SUB_WINDOWS + 2).map(Fraction),
+    st.sampled_from([SUB_WINDOWS - Fraction(1, 1000), SUB_WINDOWS + Fraction(1, 1000)]),
+)
+"""Steps of an attacker who knows where sub-windows begin and how long the window is."""
+
+
+@settings(max_examples=500, deadline=None)
 @given(
-    st.lists(st.integers(0, 120_000_000), min_size=1, max_size=300),
-    st.integers(1, 30),
-    st.integers(0, 1_000_000_000),
+    data=st.data(),
+    steps=st.lists(st.tuples(MOMENTS, st.integers(1, 40)), min_size=1, max_size=120),
+    rate=st.integers(1, 60),
+    window=st.sampled_from([100, 250, 1000, 60_000, 86_400_000]).map(lambda ms: ms * 1_000_000),
 )
 def test_strict_admits_no_more_than_the_rate_in_any_window(
-    steps: list[int], rate: int, phase: int
+    data: st.DataObject, steps: list[tuple[Fraction | int, int]], rate: int, window: int
 ) -> None:
-    limit = Limit(rate=rate, block=(), strict=True)
-    node = Node(limit)
-    now = phase
-    admitted = []
-    for step in steps:
-        now += step
-        if node.ask(now / SECOND):
-            admitted.append(now)
-    for first in admitted:
-        assert sum(first <= hit < first + limit.window for hit in admitted) <= rate
+    width = window // SUB_WINDOWS
+    # At any moment of a sub-window, its edges and those of a window before all others.
+    phase = data.draw(
+        st.one_of(st.sampled_from([0, 1, width - 1, window - 1]), st.integers(0, window - 1))
+    )
+    limit = Limit(rate=rate, window=window, block=(), strict=True)
+    engine = Limiter([limit], 8, secret=bytes(range(64))).engine
+    now = START - START % window + phase
+    admitted: list[tuple[int, int]] = []
+    for step, hits in steps:
+        now += step if isinstance(step, int) else int(step * width)
+        engine.at(now)
+        engine.answer(STRICT[hits], 0, 16380)
+        if b"deny" not in engine.take():
+            admitted.append((now, hits))
+    # A window that holds the most begins with a hit.
+    for first, _ in admitted:
+        assert sum(hits for at, hits in admitted if first <= at < first + window) <= rate

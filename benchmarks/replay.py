@@ -1,0 +1,116 @@
+"""How fast ``ratelimit replay`` reads a log, and in how much memory.
+
+``python -m benchmarks.replay`` writes a log of a million lines in each format, 25,000 clients of
+whom ten attack a third of the time, and has the command read it. Times are CPU times of the
+command, from its start to its end, user and system.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import harness
+from benchmarks.harness import Figure, Programs, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+START = datetime(2026, 11, 24, 9, 10, tzinfo=UTC)
+RATE = 2000  # requests a second
+SPREAD = 50  # milliseconds by which lines are out of order
+ATTACKED = 20_000  # lines, of each 60,000
+LIMIT = 10  # seconds a million lines
+
+HTTPLOG = (
+    "{client}:40112 [{at:%d/%b/%Y:%H:%M:%S}.{ms:03}] web app/app1 0/0/0/1/1 200 104 - - ---- "
+    '1/1/0/0/0 0/0 "GET /some/path?n={n} HTTP/1.1" allow - 0 -'
+)
+FORMATS = {
+    "HAProxy": HTTPLOG,
+    "HAProxy, syslog": "{at:%b %d %H:%M:%S} lb1 haproxy[812]: " + HTTPLOG,
+    "combined": (
+        '{client} - - [{at:%d/%b/%Y:%H:%M:%S} +0000] "GET /some/path?n={n} HTTP/1.1" 200 104 '
+        '"https://example.org/" "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101"'
+    ),
+}
+
+
+def lines(form: str, count: int) -> Iterator[str]:
+    rng = random.Random(1)
+    clients = [f"10.{rng.randrange(256)}.{rng.randrange(256)}.{n % 256}" for n in range(20_000)]
+    clients += [f"2001:db8:{rng.randrange(65_536):x}:{n:x}::1" for n in range(5000)]
+    for n in range(count):
+        attack = n // ATTACKED % 3 == 1 and rng.random() < 0.6
+        client = clients[rng.randrange(10 if attack else len(clients))]
+        at = START + timedelta(milliseconds=n * 1000 // RATE + rng.randrange(SPREAD))
+        yield FORMATS[form].format(client=client, at=at, ms=at.microsecond // 1000, n=n)
+
+
+def measure(file: Path, output: Path) -> tuple[float, int]:
+    """Return the CPU seconds and the most memory, in bytes, of one replay.
+
+    The memory that Linux tells is at least what this process had when it started the other.
+    """
+    command = [sys.executable, "-m", "ratelimit", "replay", str(file), "--json"]
+    with output.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, cwd=harness.ROOT)
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(process.returncode)
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+
+
+def run(folder: Path, rounds: int, count: int) -> dict[str, Any]:
+    logs: dict[str, Path] = {}
+    for form in FORMATS:
+        harness.progress(f"writing: {form}")
+        logs[form] = folder / f"{len(logs)}.log"
+        with logs[form].open("w") as file:
+            file.writelines(f"{line}\n" for line in lines(form, count))
+    logs["HAProxy, gzip"] = folder / "gzip.log"
+    with logs["HAProxy"].open("rb") as plain, gzip.open(logs["HAProxy, gzip"], "wb", 6) as packed:
+        shutil.copyfileobj(plain, packed)
+    rows, targets, found = [], [], {}
+    for form, log in logs.items():
+        harness.progress(f"reading: {form}")
+        runs = [measure(log, folder / "found.json") for _ in range(rounds)]
+        report = json.loads((folder / "found.json").read_text())
+        assert report["requests"] == count
+        seconds = Figure.of(cpu for cpu, _ in runs)
+        memory = Figure.of(size / 2**20 for _, size in runs)
+        speed, refused = f"{count / seconds.median:,.0f}", f"{report['refused'] / count:.1%}"
+        rows.append([form, seconds.text(), speed, memory.text(0), refused])
+        found[form] = {"cpu_seconds": seconds, "rss_mib": memory, "lines": count}
+        million = seconds.median / count * 1e6
+        targets.append(Target(f"CPU seconds a million lines, {form}", million, LIMIT, at_most=True))
+    harness.progress("")
+    print(f"ratelimit replay of {count:,} lines, {rounds} times\n")
+    harness.table(["", "CPU s", "lines a CPU s", "memory, MiB", "refused"], rows)
+    return {"logs": found, "targets": targets}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.replay", description=__doc__)
+    parser.add_argument("--rounds", type=int, help="how often each is read (5; quick: 1)")
+    parser.add_argument("--quick", action="store_true", help="a short run, of 200,000 lines")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    options = parser.parse_args()
+    rounds = options.rounds or (1 if options.quick else 5)
+    with Programs() as programs:
+        results = run(programs.folder, rounds, 200_000 if options.quick else 1_000_000)
+    harness.finish(results, options.json)
+
+
+if __name__ == "__main__":
+    main()
