@@ -7,7 +7,7 @@ from ratelimit.spop.codec cimport Writer
 
 cdef uint64_t RING
 cdef int WEIGHT_BITS, HOT, SETTLED, ANSWER_BYTES, NOTICE_BYTES, RECORD_BYTES, FIRST_COUNTER
-cdef uint64_t _HORIZON, _MAX_OTHERS
+cdef uint64_t _HALF, _HORIZON, _MAX_OTHERS
 cdef int TELL, TELL_NEAR, TOLD, TOLD_NEAR
 cdef int _TELL, _MAX_RECORDS, _WORDS, _HALVES, _REMOTE, _SUM, _FRESH, _ASKED, _RESERVED
 

@@ -37,6 +37,7 @@ from ratelimit.engine.table import Table
 from ratelimit.spop.codec import Writer
 
 _MAX_RECORDS = 1000  # of a batch: 92,000 bytes, and a few milliseconds of the store's time
+_HALF = 1 << WEIGHT_BITS - 1  # to round a share to the nearest
 _HORIZON = 30_000_000  # nanoseconds
 _MAX_OTHERS = 1 << 27  # hits of a tick; 17 of them fit into the sum
 _WORDS = 3  # of a client, 64 bits each: slot, tick of the rings, tick of the last hit
@@ -169,7 +170,7 @@ class Exchange:
                 self.halves[first + _FRESH] = 1
         oldest = self.halves[first + _REMOTE + rule.oldest]
         total = self.halves[first + _SUM]
-        return total - oldest + (oldest * rule.weight >> WEIGHT_BITS)
+        return total - oldest + (oldest * rule.weight + _HALF >> WEIGHT_BITS)
 
     def advance(self, place: int) -> None:
         """Clear the counters that time has turned out of the rings."""

@@ -41,6 +41,7 @@ from ratelimit.engine.rule import Rule
 
 _SET_WORDS = 128
 _SLOT_WORDS = 15
+_HALF = 1 << WEIGHT_BITS - 1  # to round a share to the nearest
 _MAX_COUNTER = 1 << 27  # 17 of them fit into the sum; more than any rate
 _STAMP_BITS = 24  # visits are told apart by 17 ms, and for two years
 _SPREAD = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, made odd
@@ -187,7 +188,7 @@ class Table:
         total = self.halves[2 * slot + 8] + hits
         self.halves[2 * slot + 8] = total
         oldest = self.halves[first + rule.oldest]
-        return total - oldest + (oldest * rule.weight >> WEIGHT_BITS)
+        return total - oldest + (oldest * rule.weight + _HALF >> WEIGHT_BITS)
 
     def advance(self, slot: int, rule: Rule) -> None:
         """Clear the counters that the time since the last visit has turned out of the ring."""
@@ -225,7 +226,7 @@ class Table:
         until = parts * rule.sub_window - rule.elapsed
         if counter > 0 and not rule.strict:
             # A counter leaves the window bit by bit: what fits beside the rest may stay.
-            spare = rule.sub_window // counter * (rule.rate - left)
+            spare = rule.sub_window // (2 * counter) * (2 * (rule.rate - left) - 1)
             until = until - spare if until > spare else 1
         return (until + SECOND - 1) // SECOND
 

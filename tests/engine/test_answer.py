@@ -412,7 +412,7 @@ class Model:
         inside = sum(n for t, n in self.hits if tick - SUB_WINDOWS < t)
         oldest = sum(n for t, n in self.hits if tick - SUB_WINDOWS == t)
         share = width - now % width if not self.limit.strict else width
-        return inside + oldest * share // width <= self.limit.rate
+        return inside + (2 * oldest * share + width) // (2 * width) <= self.limit.rate
 
 
 @settings(max_examples=200)
