@@ -16,8 +16,7 @@ from ratelimit.model import Block, Limit
 _MAX_NEWS = 16
 _SHARED = 16_384  # clients of each limit that are shared at a time, 180 bytes each
 _SHARED_ALL = 262_144  # likewise, where every client is
-_REFRESH = 50  # milliseconds after which a client is asked about though it sent nothing
-_NEVER = 1 << 31
+_ROUND = 50  # milliseconds between exchanges of a client that is far from its limit
 
 
 class Sharing(enum.Enum):
@@ -55,7 +54,7 @@ class Limiter:
         self.blocklist = Blocklist(node)
         self.sharing = sharing
         shared = {Sharing.NONE: 0, Sharing.HOT: _SHARED, Sharing.ALL: _SHARED_ALL}[sharing]
-        refresh = _REFRESH if sharing is Sharing.HOT else _NEVER
+        refresh = _ROUND if sharing is Sharing.HOT else 0
         self.engine = Engine(limits, max_clients, self._strike, secret, shared, refresh)
         self.blocks = 0
         self.blocks_unreported = 0

@@ -34,6 +34,7 @@ class Rule:
         self.index = index
         self.rate = limit.rate
         self.sub_window = limit.window // SUB_WINDOWS
+        self.nodes = 1
         self.share = _NEVER
         self.near = _NEVER
         self.ladder = bool(limit.block)
@@ -58,6 +59,7 @@ class Rule:
         A client is shared above ``share`` hits, so that those who are not have at most half of the
         limit on all nodes together; above ``near`` the others are told at once.
         """
+        self.nodes = nodes
         self.share = self.limit.rate // (2 * nodes) if nodes > 1 else _NEVER
         self.near = self.limit.rate * 4 // 5 if nodes > 1 else _NEVER
 

@@ -68,7 +68,7 @@ class Fleet:
         engine.at(at)
         engine.answer(ASK, 0, 16380)
         (answer,) = wire.frames(engine.take())
-        if engine.urgent and node not in self.flying:
+        if engine.exchanges[0].urgent and node not in self.flying:
             self.send(node, at)
         return "deny" not in answer.items
 
@@ -268,7 +268,7 @@ def test_a_client_that_left_the_table_is_dropped() -> None:
 
 def test_reserved_hits_are_judged_by_what_all_had_before() -> None:
     store = Store()
-    nodes = [Engine([LIMIT], 1000, lambda *_: 0, SECRET, 100, 1 << 31) for _ in range(3)]
+    nodes = [Engine([LIMIT], 1000, lambda *_: 0, SECRET, 100, 0) for _ in range(3)]
     admitted = 0
     for turn in range(30):
         engine = nodes[turn % 3]
