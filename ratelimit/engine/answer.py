@@ -71,8 +71,9 @@ class Engine:
         shared: how many clients of each limit can be shared with other nodes at a time.
         refresh: see ``Exchange``.
 
-    ``urgent`` says that the other nodes should hear of a client soon; its ``Exchange`` says when. ``ahead`` is how many
-    seconds the time given to ``at()`` is ahead of this machine's clock, rounded down.
+    ``urgent`` says that the other nodes should hear of a client soon; its ``Exchange`` says when.
+    ``ahead`` is how many seconds the time given to ``at()`` is ahead of this machine's clock,
+    rounded down.
 
     ``checks`` counts messages answered, ``unknown`` those whose name is no limit, ``keyless`` those
     without a usable key or hits. ``notes`` holds the first of these as (problem, name), for the

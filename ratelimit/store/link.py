@@ -124,7 +124,8 @@ class Link(asyncio.Protocol):
         """Send a command, whose answers are messages; StoreError if that can't be done."""
         if self.broken or self._transport is None:
             raise StoreError(self.broken, unsent=True)
-        self._transport.write(hiredis.pack_command(args))
+        # Its stub says one argument; it takes any number.
+        self._transport.write(hiredis.pack_command(args))  # type: ignore[arg-type]
 
     async def close(self) -> None:
         """Close; whoever waits for an answer gets an error."""
