@@ -89,10 +89,7 @@ class RedisStore(SharedStore):
         self._blocklist = SharedBlocklist(prefix, self.events, self.outbox)
         self._life: Life | None = None
         self._known = target.endpoints[:0]
-        self._task: asyncio.Task[None] | None = None
-        self._work = asyncio.Event()
         self._tried = asyncio.Event()
-        self._closing = False
         self._lost_at = 0.0
         self._back_at = math.inf
         self._emptied = False
@@ -124,17 +121,9 @@ class RedisStore(SharedStore):
                 await self._tried.wait()
 
     async def close(self) -> None:
-        self._closing = True
-        self._work.set()
-        if self._task is not None:
-            await asyncio.wait([self._task], timeout=_CLOSE_TIMEOUT)
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        await self._finish(_CLOSE_TIMEOUT)
         await self._hang_up()
         self.up = False
-        if len(self.outbox):
-            log.warning("blocks are lost, for the store stops first", count=len(self.outbox))
 
     def announce(self, node: Node) -> None:
         self._members.node = replace(node, id=self._members.node.id)
@@ -185,9 +174,6 @@ class RedisStore(SharedStore):
         await self._connected().call(
             self._members.key, "PUBLISH", self._hot, ids, timeout=self._exchange_timeout
         )
-
-    def _wake(self) -> None:
-        self._work.set()
 
     # The life of the store.
 
