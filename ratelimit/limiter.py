@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 from ratelimit.blocklist import Blocklist
 from ratelimit.engine.answer import Engine
-from ratelimit.engine.constants import SECOND
+from ratelimit.engine.constants import SECOND, TEXT
 from ratelimit.engine.rule import Rule
-from ratelimit.keys import key_bytes, key_text
+from ratelimit.keys import key_bytes, key_hash, key_text
 from ratelimit.model import Block, Limit
 
 _MAX_NEWS = 16
@@ -114,7 +114,11 @@ class Limiter:
         table = self.engine.table
         if rule is None or (until <= table.now and until > 0):
             return
-        slot = self.engine.slot(rule, key_bytes(key))
+        hashed = key_hash(key)
+        if hashed is None:
+            slot = self.engine.slot(rule, key_bytes(key))
+        else:
+            slot = table.find(*hashed, TEXT << 16 | rule.index)
         if until > table.now and table.until(slot) <= table.now:
             self.engine.hold(rule, slot, until)
         else:

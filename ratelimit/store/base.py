@@ -11,7 +11,7 @@ import contextlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 import structlog
 
@@ -265,6 +265,13 @@ class Outbox:
         change = self._take(limit, key, True)
         if change is not None:
             self.written([change], [False])
+
+    def shift(self, seconds: int) -> None:
+        """Move the times of all entries, which were made by another clock."""
+        for change in self._changes.values():
+            if change.block is not None:
+                since, until = change.block.since + seconds, change.block.until + seconds
+                change.block = replace(change.block, since=since, until=until)
 
     def apply(self, blocks: dict[tuple[str, str], Block]) -> None:
         """Change a list as it will be once all is written."""

@@ -25,7 +25,7 @@ from dataclasses import replace
 
 import structlog
 
-from ratelimit.engine.constants import ANSWER_BYTES, RECORD_BYTES
+from ratelimit.engine.constants import ANSWER_BYTES, RECORD_BYTES, SECOND
 from ratelimit.exceptions import ConfigError
 from ratelimit.model import Block
 from ratelimit.store.base import Events, Node, SharedStore, StoreError
@@ -261,7 +261,11 @@ class RedisStore(SharedStore):
         self._reload = False
 
     async def _heartbeat(self, life: Life) -> None:
+        known = self._members.clock.known
         era = await self._members.heartbeat(life, self._blocklist)
+        if not known:
+            # Blocks of before the first contact have times of this machine's clock.
+            self.outbox.shift(round(self.clock_offset / SECOND))
         self.nodes = self._members.live
         if self._blocklist.learn_era(era):
             if self.up:
