@@ -21,7 +21,7 @@ from ratelimit.model import SUB_WINDOWS, Block
 from ratelimit.store.base import Events, Node, SharedStore, Store, StoreError
 
 _GENERATION = 64 * SUB_WINDOWS  # ticks after which counts go to a new key, and the old one ends
-_GAP = 0.2  # intervals from the beginning of an exchange to that of the next, at least
+_GAP = 0.002  # seconds from the beginning of an exchange to that of the next, at least
 _DEADLINE = 0.03
 """Seconds that an answer waits for the store; under HAProxy's ``timeout processing``."""
 _MAX_HELD = 1 << 20  # bytes that wait for the store; with more, nothing waits
@@ -156,7 +156,7 @@ class Sync:
         due = math.inf
         for exchange in self.limiter.engine.exchanges:
             if exchange.urgent:
-                due = min(due, self._last + _GAP * self.interval)
+                due = min(due, self._last + min(_GAP, self.interval))
             elif exchange.due:
                 due = min(due, self._last + self.interval)
             elif wait := exchange.wait(self.now()):
