@@ -120,7 +120,14 @@ class Programs:
         self._stack.callback(program.stop)
         return program
 
-    def agent(self, name: str, form: Form, address: str, config: str = "") -> Program:
+    def agent(
+        self,
+        name: str,
+        form: Form,
+        address: str,
+        config: str = "",
+        settings: Mapping[str, str] | None = None,
+    ) -> Program:
         """Start an agent on HOST:PORT or a path and wait until it answers.
 
         ``config`` is what its configuration file holds beside ``[agent] listen``.
@@ -134,7 +141,7 @@ class Programs:
             command = [sys.executable, "-m", "benchmarks.launch", form]
             command += ["serve", "--config", str(file)]
         state = {"STATE_DIRECTORY": str(self.folder / f"{name}-state")}
-        program = self.start(name, command, state)
+        program = self.start(name, command, {**state, **(settings or {})})
         wait_for(program, lambda: connect(address).close())
         return program
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from ratelimit.engine.constants import ADDRESS
 
 _MAPPED = 0xFFFF
-_MAX_TEXT = 200
+_MAX_TEXT = 200  # bytes
+_HASHED = re.compile(r".*~([0-9a-f]{16})([0-9a-f]{16})", re.DOTALL)
 
 Network = IPv4Network | IPv6Network
 
@@ -16,12 +18,14 @@ def key_text(kind: int, hi: int, lo: int, text: bytes, ipv4_prefix: int, ipv6_pr
     """Return the key of a client: ``192.0.2.1``, ``2001:db8::/64``, or the string itself.
 
     ``kind``, ``hi`` and ``lo`` are those of ``engine.key``, already cut to the prefix. A string
-    that is not UTF-8 keeps its other bytes as ``\\xNN``, and one of more than 200 bytes is cut and
-    told apart by its hash.
+    that is not UTF-8 keeps its other bytes as ``\\xNN``, and one of more than 200 bytes is cut;
+    both are known by the hash at their end.
     """
     if kind != ADDRESS:
         shown = text[:_MAX_TEXT].decode("utf-8", "backslashreplace")
-        return shown if len(text) <= _MAX_TEXT else f"{shown}~{hi:016x}{lo:016x}"
+        # Also one that looks like it, so that every key that ends so was made here.
+        told = shown.encode() != text or key_hash(shown) is not None
+        return f"{shown}~{hi:016x}{lo:016x}" if told else shown
     if hi == 0 and lo >> 32 == _MAPPED:
         return network_text(IPv4Network((lo & 0xFFFFFFFF, ipv4_prefix)))
     return network_text(IPv6Network((hi << 64 | lo, ipv6_prefix)))
@@ -70,6 +74,12 @@ def first_address(key: str) -> str:
     """Return the first address of a key that is a network; other keys as they are."""
     network = key_network(key)
     return key if network is None else str(network.network_address)
+
+
+def key_hash(text: str) -> tuple[int, int] | None:
+    """Return the hash that a key as text ends with, its upper and lower 64 bits; None without."""
+    found = _HASHED.fullmatch(text)
+    return (int(found[1], 16), int(found[2], 16)) if found else None
 
 
 def key_bytes(text: str) -> bytes:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 from ratelimit.blocklist import Blocklist
 from ratelimit.engine.answer import Engine
-from ratelimit.engine.constants import ALLOW, DENY, MIXED, SECOND
+from ratelimit.engine.constants import ALLOW, DENY, MIXED, SECOND, TEXT
 from ratelimit.engine.rule import Rule
 from ratelimit.keys import (
     Network,
     first_address,
     key_bytes,
+    key_hash,
     key_network,
     key_text,
     network_text,
@@ -26,8 +27,7 @@ from ratelimit.model import EVERY_LIMIT, Block, Limit
 _MAX_NEWS = 16
 _SHARED = 16_384  # clients of each limit that are shared at a time, 180 bytes each
 _SHARED_ALL = 262_144  # likewise, where every client is
-_REFRESH = 50  # milliseconds after which a client is asked about though it sent nothing
-_NEVER = 1 << 31
+_ROUND = 50  # milliseconds between exchanges of a client that is far from its limit
 _MINUTE = 60
 _FORGET_UNKNOWN = 86_400  # seconds, for the blocks of a limit that is no more
 _SLICE = 20  # blocks put back at a time; each takes some 20 us a limit
@@ -94,7 +94,7 @@ class Limiter:
         self.blocklist = Blocklist(node)
         self.sharing = sharing
         shared = {Sharing.NONE: 0, Sharing.HOT: _SHARED, Sharing.ALL: _SHARED_ALL}[sharing]
-        refresh = _REFRESH if sharing is Sharing.HOT else _NEVER
+        refresh = _ROUND if sharing is Sharing.HOT else 0
         self.engine = Engine(limits, max_clients, self._strike, secret, shared, refresh)
         self.blocks = 0
         self.blocks_unreported = 0
@@ -283,7 +283,11 @@ class Limiter:
         table = engine.table
         if 0 < until <= table.now:
             return
-        slot = engine.slot(rule, key_bytes(key))
+        hashed = key_hash(key)
+        if hashed is None:
+            slot = engine.slot(rule, key_bytes(key))
+        else:
+            slot = table.find(*hashed, TEXT << 16 | rule.index)
         if until > table.now and table.until(slot) <= table.now:
             engine.hold(rule, slot, until, by_hand)
         else:

@@ -9,6 +9,7 @@ hears of all of it in one exchange, and the answers follow by what it knows of t
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import replace
 from typing import Protocol
@@ -20,6 +21,7 @@ from ratelimit.model import SUB_WINDOWS, Block
 from ratelimit.store.base import Events, Node, SharedStore, Store, StoreError
 
 _GENERATION = 64 * SUB_WINDOWS  # ticks after which counts go to a new key, and the old one ends
+_GAP = 0.002  # seconds from the beginning of an exchange to that of the next, at least
 _DEADLINE = 0.03
 """Seconds that an answer waits for the store; under HAProxy's ``timeout processing``."""
 _MAX_HELD = 1 << 20  # bytes that wait for the store; with more, nothing waits
@@ -71,11 +73,14 @@ class Sync:
             on_loaded=self._loaded,
             on_hot=self._warm,
             on_lost=self._divide,
-            on_back=self._divide,
+            on_back=self._resume,
             held=lambda: limiter.blocklist,
             forget=limiter.forget,
         )
         self._urgent = asyncio.Event()
+        self._last = 0.0  # when the last exchange began, and when the next one is to, in loop time
+        self._next = math.inf
+        self._timer: asyncio.TimerHandle | None = None
         limiter.on_block = self._put
         self.reloaded()
 
@@ -97,9 +102,9 @@ class Sync:
         return time.monotonic_ns() + self.epoch
 
     def hurry(self) -> None:
-        """Exchange counts at once, if no exchange is under way."""
+        """Exchange counts as soon as some client needs it, if no exchange is under way."""
         self.limiter.engine.urgent = False
-        self._urgent.set()
+        self._plan()
 
     def hold(self, peer: Peer, data: bytes) -> None:
         """Answer what was read as soon as the store has heard of it, in the order of the calls."""
@@ -142,21 +147,40 @@ class Sync:
                 self._urgent.clear()
                 await self._flush(store)
                 continue
-            await self._pause()
+            await self._urgent.wait()
+            self._urgent.clear()
+            self._last = asyncio.get_running_loop().time()
             if store.up:
                 for rule in self.limiter.engine.rules:
                     await self._exchange(store, rule, self.now())
+                self._plan()
 
-    async def _pause(self) -> None:
-        """Wait for the interval, or until it is urgent; with no client to share, for the latter."""
+    def _plan(self) -> None:
+        """See to it that the next exchange begins in time; without the store, its return does."""
+        if self.store is None or not self.store.up or self.waits:
+            return
         loop = asyncio.get_running_loop()
-        timer = None
-        if any(exchange.size for exchange in self.limiter.engine.exchanges):
-            timer = loop.call_later(self.interval, self._urgent.set)
-        await self._urgent.wait()
-        self._urgent.clear()
-        if timer is not None:
-            timer.cancel()
+        due = math.inf
+        for exchange in self.limiter.engine.exchanges:
+            if exchange.urgent:
+                due = min(due, self._last + min(_GAP, self.interval))
+            elif exchange.due:
+                due = min(due, self._last + self.interval)
+            elif wait := exchange.wait(self.now()):
+                due = min(due, max(loop.time() + wait / SECOND, self._last + self.interval))
+        if due < self._next:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._next = due
+            self._timer = loop.call_at(due, self._begin)
+
+    def _begin(self) -> None:
+        self._next = math.inf
+        self._urgent.set()
+
+    def _resume(self) -> None:
+        self._divide()
+        self._urgent.set()
 
     async def _flush(self, store: SharedStore) -> None:
         """Answer all that is held, after the store has heard of it."""
@@ -208,7 +232,7 @@ class Sync:
         rule = self.limiter.rule(name.decode("ascii", "replace"))
         if rule is not None and len(notices) % NOTICE_BYTES == 0:
             self.limiter.engine.exchanges[rule.index].warm(notices)
-            self._urgent.set()
+            self._plan()
 
     def _put(self, block: Block) -> None:
         if self.store is not None:

@@ -95,8 +95,9 @@ class Engine:
     those that are blocked by hand, with the epoch second until which; call ``relist()`` after
     every change.
 
-    ``urgent`` says that the other nodes should hear of a client at once. ``ahead`` is how many
-    seconds the time given to ``at()`` is ahead of this machine's clock, rounded down.
+    ``urgent`` says that the other nodes should hear of a client soon; its ``Exchange`` says when.
+    ``ahead`` is how many seconds the time given to ``at()`` is ahead of this machine's clock,
+    rounded down.
 
     ``checks`` counts messages answered, ``unknown`` those whose name is no limit, ``keyless`` those
     without a usable key or hits. ``notes`` holds the first of these as (problem, name), for the
@@ -426,12 +427,12 @@ class Engine:
             place = table.halves[2 * slot + HOT]
             if place > 0:
                 counted += exchange.remote(place - 1, hits)
-                if counted > rule.near:
-                    exchange.near(place - 1)
-                if counted > rule.rate // 2 and exchange.presses(slot, place - 1, counted):
+                exchange.press(slot, place - 1, counted)
+                if exchange.due:
                     self.urgent = True
             elif counted > rule.share:
                 exchange.heat(slot, TELL)
+                exchange.urgent = True
                 self.urgent = True
         self.counted = counted
         if counted <= rule.rate:

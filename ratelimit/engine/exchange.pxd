@@ -7,9 +7,10 @@ from ratelimit.spop.codec cimport Writer
 
 cdef uint64_t RING
 cdef int WEIGHT_BITS, HOT, SETTLED, ANSWER_BYTES, NOTICE_BYTES, RECORD_BYTES, FIRST_COUNTER
-cdef uint64_t _HALF, _HORIZON, _MAX_OTHERS
+cdef uint64_t _HALF, _HORIZON, _MAX_OTHERS, _MAX_UNSENT, _MILLISECOND, _M32
 cdef int TELL, TELL_NEAR, TOLD, TOLD_NEAR
-cdef int _TELL, _MAX_RECORDS, _WORDS, _HALVES, _REMOTE, _SUM, _FRESH, _ASKED, _RESERVED
+cdef int _TELL, _MAX_RECORDS, _WORDS, _HALVES, _REMOTE, _SUM, _UNSENT, _ASKED, _RESERVED
+cdef int _DUE
 
 
 @cython.final
@@ -23,7 +24,9 @@ cdef class Exchange:
     cdef Writer writer, notices
     cdef readonly uint64_t overflow
     cdef public uint64_t horizon
+    cdef public bint due, urgent
     cdef bint announced
+    cdef uint64_t round
 
     @cython.locals(table=Table, place=uint32_t, i=int)
     cpdef void heat(self, Py_ssize_t slot, uint32_t told) noexcept
@@ -31,21 +34,22 @@ cdef class Exchange:
     cpdef int warm(self, bytes notices) except -1
     cpdef bytes notice(self)
     @cython.locals(
-        rule=Rule, last=Py_ssize_t, own=Py_ssize_t, others=Py_ssize_t, recent=uint64_t,
-        span=uint64_t,
+        rule=Rule, mine=Py_ssize_t, left=uint64_t, last=Py_ssize_t, own=Py_ssize_t,
+        recent=uint64_t, span=uint64_t, unsent=uint64_t, beyond=bint,
     )
-    cdef bint presses(self, Py_ssize_t slot, uint32_t place, uint64_t counted) noexcept
+    cdef void press(self, Py_ssize_t slot, uint32_t place, uint64_t counted) noexcept
     @cython.locals(place=uint32_t)
     cdef void reserve(self, Py_ssize_t slot, uint64_t hits) noexcept
-    cdef void near(self, uint32_t place) noexcept
-    @cython.locals(rule=Rule, first=Py_ssize_t, oldest=uint64_t, total=uint64_t)
+    @cython.locals(rule=Rule, first=Py_ssize_t, oldest=uint64_t, total=uint64_t, unsent=uint64_t)
     cdef uint64_t remote(self, uint32_t place, uint64_t hits) noexcept
     @cython.locals(
         rule=Rule, first=Py_ssize_t, last=uint64_t, at=uint64_t, steps=uint64_t, _=int,
     )
     cdef void advance(self, uint32_t place) noexcept
+    @cython.locals(since=uint64_t)
+    cpdef uint64_t wait(self, uint64_t now) noexcept
     @cython.locals(
-        table=Table, rule=Rule, looked=uint32_t, size=uint32_t, place=uint32_t, slot=Py_ssize_t,
+        table=Table, rule=Rule, age=uint64_t, looked=uint32_t, size=uint32_t, place=uint32_t, slot=Py_ssize_t,
         milliseconds=uint64_t, first=Py_ssize_t,
     )
     cpdef bytes pack(self, uint64_t now)
@@ -59,7 +63,7 @@ cdef class Exchange:
     @cython.locals(
         rule=Rule, table=Table, batch=bytes, n=uint32_t, place=uint32_t, slot=Py_ssize_t,
         first=Py_ssize_t, tick=uint64_t, i=uint64_t, at=uint64_t, total=uint64_t, sent=uint64_t,
-        others=uint64_t, ahead=uint64_t,
+        others=uint64_t, ahead=uint64_t, counted=uint64_t,
     )
     cpdef int learn(self, bytes answers) except -1
     @cython.locals(first=Py_ssize_t, i=int)

@@ -39,23 +39,29 @@ from ratelimit.spop.codec import Writer
 _MAX_RECORDS = 1000  # of a batch: 92,000 bytes, and a few milliseconds of the store's time
 _HALF = 1 << WEIGHT_BITS - 1  # to round a share to the nearest
 _HORIZON = 30_000_000  # nanoseconds
+_M32 = 0xFFFFFFFF
 _MAX_OTHERS = 1 << 27  # hits of a tick; 17 of them fit into the sum
+_MAX_UNSENT = 1 << 27
+_MILLISECOND = 1_000_000  # nanoseconds
 _WORDS = 3  # of a client, 64 bits each: slot, tick of the rings, tick of the last hit
-_HALVES = 39  # of a client, 32 bits each
+_HALVES = 40  # of a client, 32 bits each
 _REMOTE = 17  # of them: 17 counters of sent, 17 of remote,
 _SUM = 34  # the sum of remote,
-_FRESH = 35  # whether there are hits that no batch has carried,
+_UNSENT = 35  # hits that no batch has carried,
 _ASKED = 36  # the millisecond of the last batch it was in,
 _TELL = 37  # whether the other nodes are to be told of it,
-_RESERVED = 38  # and hits that are sent before the table counts them.
+_RESERVED = 38  # hits that are sent before the table counts them,
+_DUE = 39  # and whether it goes with the next batch.
 
 
 class Exchange:
     """The hot clients of one limit, at most ``capacity``.
 
-    A client without fresh hits is asked about all the same every ``refresh`` milliseconds. One that
-    could exceed its limit within ``horizon`` nanoseconds is urgent; it should be somewhat more than
-    the time between two batches.
+    Every ``refresh`` milliseconds a round of batches carries them all, whether or not they have
+    fresh hits; ``refresh`` of 0 means that every batch carries those that have. One that could
+    exceed its limit before the next round is due with the next batch, which ``due`` tells of, and
+    one that could within ``horizon`` nanoseconds should be sent at once, which ``urgent`` tells of;
+    the horizon should be somewhat more than the time between two batches.
     A client's place here, counted from 1, is kept in its slot of the table. ``overflow`` counts
     clients that should be hot and found no room: this node counts them alone.
     """
@@ -67,6 +73,9 @@ class Exchange:
         self.refresh = refresh
         self.horizon = _HORIZON
         self.announced = False
+        self.due = False
+        self.urgent = False
+        self.round = 0
         self.words = memoryview(bytearray(8 * _WORDS * capacity)).cast("Q")
         self.halves = memoryview(bytearray(4 * _HALVES * capacity)).cast("I")
         # The first ``size`` are the places in use, in any order; the rest are free.
@@ -98,8 +107,10 @@ class Exchange:
         self.words[_WORDS * place + 2] = self.rule.tick
         for i in range(_HALVES):
             self.halves[_HALVES * place + i] = 0
-        self.halves[_HALVES * place + _FRESH] = 1
+        self.halves[_HALVES * place + _UNSENT] = 1
+        self.halves[_HALVES * place + _DUE] = 1
         self.halves[_HALVES * place + _TELL] = told
+        self.due = True
         table.halves[2 * slot + HOT] = place + 1
 
     def warm(self, notices: bytes) -> None:
@@ -121,27 +132,34 @@ class Exchange:
         """Return what the other nodes are to be told: 17 bytes a client, its key and kind."""
         return self.notices.take()
 
-    def near(self, place: int) -> None:
-        """Tell the other nodes once more of a client that is near its limit.
+    def press(self, slot: int, place: int, counted: int) -> None:
+        """See when the other nodes are to hear of a client that has ``counted`` hits in all.
 
-        Nodes that it has come to since the first notice are to share it too.
-        """
-        if self.halves[_HALVES * place + _TELL] == TOLD:
-            self.halves[_HALVES * place + _TELL] = TELL_NEAR
-
-    def presses(self, slot: int, place: int, counted: int) -> bool:
-        """Tell whether a client, as fast as it is now, could exceed the limit within ``horizon``.
-
-        How fast it is, is seen by the present part of the window and the one before.
+        As long as no node has more than its part of what is left of the limit unsent, all of them
+        together have not exceeded it. And as fast as the client is now, which is seen by the
+        present part of the window and the one before, it should not before the next round.
         """
         rule = self.rule
+        mine = _HALVES * place
+        left = 0
+        if counted < rule.rate:
+            left = rule.rate - counted
+        if counted > rule.near and self.halves[mine + _TELL] == TOLD:
+            # Nodes that it has come to since the first notice are to share it too.
+            self.halves[mine + _TELL] = TELL_NEAR
         last = rule.bucket - 1 if rule.bucket > 0 else RING - 1
         own = 2 * slot + FIRST_COUNTER
-        others = _HALVES * place + _REMOTE
         recent = self.table.halves[own + rule.bucket] + self.table.halves[own + last]
-        recent += self.halves[others + rule.bucket] + self.halves[others + last]
+        recent += self.halves[mine + _REMOTE + rule.bucket] + self.halves[mine + _REMOTE + last]
         span = rule.elapsed + rule.sub_window
-        return counted + recent * self.horizon // span > rule.rate
+        unsent = self.halves[mine + _UNSENT]
+        beyond = unsent > 0 and 2 * unsent * (rule.nodes - 1) > left
+        if beyond or recent * (self.horizon + self.refresh * _MILLISECOND) // span > left:
+            self.halves[mine + _DUE] = 1
+            self.due = True
+        # Beyond the limit nothing can be missed any more.
+        if left > 0 and unsent > 0 and (beyond or recent * self.horizon // span > left):
+            self.urgent = True
 
     def reserve(self, slot: int, hits: int) -> None:
         """Send ``hits`` of a client with the next batch, before the table counts them.
@@ -155,7 +173,7 @@ class Exchange:
         place = self.table.halves[2 * slot + HOT]
         if place > 0:
             self.words[_WORDS * (place - 1) + 2] = self.rule.tick
-            self.halves[_HALVES * (place - 1) + _FRESH] = 1
+            self.halves[_HALVES * (place - 1) + _UNSENT] = 1
             self.halves[_HALVES * (place - 1) + _RESERVED] += hits
 
     def remote(self, place: int, hits: int) -> int:
@@ -167,7 +185,8 @@ class Exchange:
         if hits > 0:
             self.words[_WORDS * place + 2] = rule.tick
             if not self.announced:
-                self.halves[first + _FRESH] = 1
+                unsent = self.halves[first + _UNSENT] + min(hits, _MAX_UNSENT)
+                self.halves[first + _UNSENT] = min(unsent, _MAX_UNSENT)
         oldest = self.halves[first + _REMOTE + rule.oldest]
         total = self.halves[first + _SUM]
         return total - oldest + (oldest * rule.weight + _HALF >> WEIGHT_BITS)
@@ -188,19 +207,36 @@ class Exchange:
             self.halves[first + _REMOTE + at] = 0
         self.words[_WORDS * place + 1] = rule.tick
 
+    def wait(self, now: int) -> int:
+        """Return nanoseconds from ``now`` to the next round; 0 if nobody is shared."""
+        if self.size == 0:
+            return 0
+        since = (now // _MILLISECOND - self.round) & _M32
+        return (self.refresh - since) * _MILLISECOND if since < self.refresh else 1
+
     def pack(self, now: int) -> bytes:
         """Return the next batch at ``now`` (nanoseconds), empty if there is nothing to exchange.
 
-        Clients that have been quiet for two windows, or left the table, are dropped on the way.
+        Clients that have been quiet for two windows, or left the table, are dropped on the way, and
+        blocked ones left out: their hits do not count.
         """
         table = self.table
         rule = self.rule
         rule.at(now)
-        milliseconds = now // 1_000_000 & 0xFFFFFFFF
+        milliseconds = now // _MILLISECOND & _M32
+        if (milliseconds - self.round) & _M32 >= self.refresh:
+            self.round = milliseconds
+        # How long ago, in milliseconds, one was asked about that this round has had.
+        age = (milliseconds - self.round) & _M32
         self.flown = 0
+        self.due = False
+        self.urgent = False
         looked = 0
         size = self.size
-        while looked < size and self.flown < _MAX_RECORDS:
+        while looked < size:
+            if self.flown == _MAX_RECORDS:
+                self.due = True
+                break
             looked += 1
             if self.next >= self.size:
                 self.next = 0
@@ -213,11 +249,17 @@ class Exchange:
                 continue
             self.next += 1
             first = _HALVES * place
-            if self.halves[first + _FRESH] == 0 and (
-                (milliseconds - self.halves[first + _ASKED]) & 0xFFFFFFFF < self.refresh
+            if self.refresh == 0:
+                if self.halves[first + _UNSENT] == 0:
+                    continue
+            elif self.halves[first + _DUE] == 0 and (
+                (milliseconds - self.halves[first + _ASKED]) & _M32 <= age
             ):
                 continue
-            self.halves[first + _FRESH] = 0
+            elif table.until(slot) > table.now:
+                continue
+            self.halves[first + _UNSENT] = 0
+            self.halves[first + _DUE] = 0
             self.halves[first + _ASKED] = milliseconds
             self.record(place, slot)
             self.tell(place, slot)
@@ -257,6 +299,9 @@ class Exchange:
         told = self.halves[_HALVES * place + _TELL]
         if told == TELL:
             self.halves[_HALVES * place + _TELL] = TOLD
+            # What the others have of it, they say only now.
+            self.halves[_HALVES * place + _DUE] = 1
+            self.due = True
         elif told == TELL_NEAR:
             self.halves[_HALVES * place + _TELL] = TOLD_NEAR
         else:
@@ -304,11 +349,15 @@ class Exchange:
                 others = min(total - sent, _MAX_OTHERS) if total > sent else 0
                 self.halves[first + _SUM] += others - self.halves[first + _REMOTE + at]
                 self.halves[first + _REMOTE + at] = others
+            if self.refresh > 0:
+                counted = table.count(slot, rule, 0) + self.remote(place, 0)
+                self.press(slot, place, counted)
         self.flown = 0
 
     def settle(self, place: int) -> None:
         """Forget a client's hits at other nodes so far."""
         first = _HALVES * place
+        self.halves[first + _DUE] = 0
         self.halves[first + _SUM] = 0
         for i in range(RING):
             self.halves[first + _REMOTE + i] = 0

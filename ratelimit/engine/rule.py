@@ -39,6 +39,7 @@ class Rule:
         self.seconds = limit.window // SECOND if limit.window % SECOND == 0 else 0
         # Seconds after which a client that stays away has all of its limit back.
         self.refill = -(-limit.window // SECOND)
+        self.nodes = 1
         self.share = _NEVER
         self.near = _NEVER
         self.fused = False
@@ -90,6 +91,7 @@ class Rule:
         A client is shared above ``share`` hits, so that those who are not have at most half of the
         limit on all nodes together; above ``near`` the others are told at once.
         """
+        self.nodes = nodes
         self.share = self.limit.rate // (2 * nodes) if nodes > 1 else _NEVER
         self.near = self.limit.rate * 4 // 5 if nodes > 1 else _NEVER
 

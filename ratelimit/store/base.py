@@ -11,10 +11,14 @@ import contextlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+
+import structlog
 
 from ratelimit.exceptions import RatelimitError
 from ratelimit.model import Block
+
+log = structlog.get_logger()
 
 MAX_UNWRITTEN = 100_000
 """Changes that wait for the store; the next one is refused, see ``Outbox.dropped``."""
@@ -82,7 +86,7 @@ class Store(ABC):
         problem: while it is not up: what is wrong and what to do, in a line for operators.
         outages: since the start.
         nodes: live nodes, this one included; during an outage as it was last known.
-        outbox: what is still to be written.
+        outbox: what is still to be written; ``_work`` wakes the ``_task`` that does so.
     """
 
     def __init__(self, events: Events) -> None:
@@ -92,6 +96,9 @@ class Store(ABC):
         self.outages = 0
         self.nodes = 1
         self.outbox = Outbox()
+        self._task: asyncio.Task[None] | None = None
+        self._work = asyncio.Event()
+        self._closing = False
 
     @property
     def clock_offset(self) -> int:
@@ -122,14 +129,10 @@ class Store(ABC):
     def announce(self, node: Node) -> None:
         """Say this about this node from the next heartbeat on."""
 
-    @abstractmethod
-    def _wake(self) -> None:
-        """Something waits in the outbox."""
-
     def put(self, block: Block) -> None:
         """Write an entry as soon as possible."""
         self.outbox.add(Change(block.limit, block.key, block))
-        self._wake()
+        self._work.set()
 
     async def save(self, block: Block, timeout: float = 1) -> None:
         """Write an entry, and return when it can't be lost any more.
@@ -151,12 +154,25 @@ class Store(ABC):
         change.waiters.append(written)
         if not self.outbox.add(change):
             raise StoreError("too many changes wait for the store", unsent=True)
-        self._wake()
+        self._work.set()
         try:
             async with asyncio.timeout(timeout):
                 return bool(await written)
         except TimeoutError:
             raise StoreError(self.problem or "the store gave no answer in time") from None
+
+    async def _finish(self, timeout: float) -> None:
+        """Let the task write the rest, for so many seconds at most, and end it."""
+        self._closing = True
+        self._work.set()
+        if self._task is None:
+            return
+        await asyncio.wait([self._task], timeout=timeout)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._task = None
+        if len(self.outbox):
+            log.warning("blocks are lost, for the store stops first", count=len(self.outbox))
 
 
 class SharedStore(Store):
@@ -249,6 +265,13 @@ class Outbox:
         change = self._take(limit, key, True)
         if change is not None:
             self.written([change], [False])
+
+    def shift(self, seconds: int) -> None:
+        """Move the times of all entries, which were made by another clock."""
+        for change in self._changes.values():
+            if change.block is not None:
+                since, until = change.block.since + seconds, change.block.until + seconds
+                change.block = replace(change.block, since=since, until=until)
 
     def apply(self, blocks: dict[tuple[str, str], Block]) -> None:
         """Change a list as it will be once all is written."""

@@ -94,7 +94,7 @@ class Life:
 
         link = self._messages = await self._routes.subscribe(self._home, push)
         # It is confirmed by messages, one for each channel, so the next answer comes after.
-        await link.send(self.timeout, "SUBSCRIBE", *channels)
+        link.send("SUBSCRIBE", *channels)
         await self.ping()
         if not self._confirmed.issuperset(channels):
             raise self.fail("SUBSCRIBE was not confirmed")

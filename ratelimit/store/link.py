@@ -1,20 +1,21 @@
 """One connection to a Redis server: requests sent without waiting for the answers before them.
 
-redis-py connects, logs in and parses; which request gets which answer, and until when, is decided
-here. It never sends a request twice: what is counted must not be counted again.
+redis-py connects and logs in; from then on the transport is ours, and hiredis packs and parses. So
+an exchange of counts costs one write and one read, and no task, stream or timer of its own; which
+request gets which answer, and until when, is decided here. It never sends a request twice: what is
+counted must not be counted again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
+import hiredis
 import structlog
-from hiredis import PushNotification
 from redis.asyncio.connection import (
     AbstractConnection,
     Connection,
@@ -23,7 +24,8 @@ from redis.asyncio.connection import (
 )
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import InvalidResponse, RedisError, ResponseError
 
 from ratelimit.store.base import StoreError
 from ratelimit.store.explain import explain
@@ -32,12 +34,17 @@ from ratelimit.store.url import Endpoint, Login, Target
 MAX_PENDING = 1024
 """Requests without an answer; the next one is refused."""
 
+MAX_UNSENT = 1 << 20
+"""Bytes that a server has not read; with more, the connection is broken."""
+
 log = structlog.get_logger()
 
 Push = Callable[[list[Any]], object]
 
+_NOTHING = object()
 
-class Link:
+
+class Link(asyncio.Protocol):
     """A connection; ``broken`` says why it can't be used any more, and is empty until then.
 
     ``push`` gets the messages that are no answers, and an empty one when the connection breaks.
@@ -48,9 +55,14 @@ class Link:
         self.broken = ""
         self._push = push
         self._connection: AbstractConnection
-        # With the time by which each is to be answered, also if its caller waits no longer.
-        self._pending: deque[tuple[asyncio.Future[Any], float]] = deque()
-        self._reader: asyncio.Task[None] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._reader: hiredis.Reader
+        self._loop = asyncio.get_running_loop()
+        # With the time by which each is to be answered, also if its caller waits no longer, and how
+        # many seconds that gave it.
+        self._pending: deque[tuple[asyncio.Future[Any], float, float]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
 
     @classmethod
     async def open(
@@ -83,7 +95,7 @@ class Link:
         except BaseException:
             await link.close()
             raise
-        link._reader = asyncio.create_task(link._read(), name=f"store {endpoint}")
+        link._take_over()
         return link
 
     async def call(self, timeout: float, *args: bytes | str | int, asking: bool = False) -> Any:
@@ -92,99 +104,114 @@ class Link:
         Raises redis.ResponseError for an answer that is an error; StoreError for everything else,
         after which the connection is closed, for its answers can't be told apart any more.
         """
-        if self.broken:
-            raise StoreError(self.broken, unsent=True)
         if len(self._pending) >= MAX_PENDING:
             raise StoreError(f"{self.endpoint}: {MAX_PENDING} requests without an answer", True)
-        loop = asyncio.get_running_loop()
-        if self._pending and self._pending[0][1] < loop.time():
-            self._break(f"{self.endpoint}: no answer in time")
-            raise StoreError(self.broken, unsent=True)
-        packed = self._connection.pack_command(*args)
-        deadline = loop.time() + timeout
+        deadline = self._loop.time() + timeout
         if asking:
             # Its answer is dropped; it is about the next command of this connection only.
-            packed[:0] = self._connection.pack_command("ASKING")
-            dropped = loop.create_future()
+            self.send("ASKING")
+            dropped = self._loop.create_future()
             dropped.cancel()
-            self._pending.append((dropped, deadline))
-        answer = loop.create_future()
-        self._pending.append((answer, deadline))
-        try:
-            async with asyncio.timeout_at(deadline):
-                # Nothing is awaited before the bytes are handed over, so the order is kept.
-                await self._connection.send_packed_command(packed, check_health=False)
-                return await answer
-        except TimeoutError:
-            self._break(f"{self.endpoint}: no answer within {timeout * 1000:.0f} ms")
-            raise StoreError(self.broken) from None
-        except ResponseError:
-            raise
-        except (RedisError, OSError) as error:
-            self._break(explain(error, self.endpoint))
-            raise StoreError(self.broken) from error
+            self._pending.append((dropped, deadline, timeout))
+        self.send(*args)
+        answer = self._loop.create_future()
+        self._pending.append((answer, deadline, timeout))
+        if self._timer is None or deadline < self._timer_at:
+            self._watch(deadline)
+        return await answer
 
-    async def send(self, timeout: float, *args: bytes | str | int) -> None:
-        """Send a command that is answered by messages; StoreError if that can't be done."""
-        if self.broken:
+    def send(self, *args: bytes | str | int) -> None:
+        """Send a command, whose answers are messages; StoreError if that can't be done."""
+        if self.broken or self._transport is None:
             raise StoreError(self.broken, unsent=True)
-        try:
-            async with asyncio.timeout(timeout):
-                await self._connection.send_packed_command(
-                    self._connection.pack_command(*args), check_health=False
-                )
-        except TimeoutError:
-            self._break(f"{self.endpoint}: nothing was read within {timeout * 1000:.0f} ms")
-            raise StoreError(self.broken) from None
-        except (RedisError, OSError) as error:
-            self._break(explain(error, self.endpoint))
-            raise StoreError(self.broken) from error
+        # Its stub says one argument; it takes any number.
+        self._transport.write(hiredis.pack_command(args))  # type: ignore[arg-type]
 
     async def close(self) -> None:
         """Close; whoever waits for an answer gets an error."""
         self._break(f"{self.endpoint}: closed")
-        if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
         with contextlib.suppress(RedisError, OSError):
             await self._connection.disconnect(nowait=True)
 
-    async def _read(self) -> None:
-        while not self.broken:
+    def _take_over(self) -> None:
+        """Read and write without redis-py, which has no interface for a protocol of others."""
+        connection: Any = self._connection
+        self._reader = hiredis.Reader(
+            protocolError=InvalidResponse,
+            replyError=connection._parser.parse_error,  # noqa: SLF001
+            notEnoughData=_NOTHING,
+        )
+        self._transport = cast(asyncio.Transport, connection._writer.transport)  # noqa: SLF001
+        self._transport.set_write_buffer_limits(high=MAX_UNSENT)
+        self._transport.set_protocol(self)
+        if self._transport.is_closing():
+            self.connection_lost(None)
+
+    def _watch(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = when
+        self._timer = self._loop.call_at(when, self._look)
+
+    def _look(self) -> None:
+        """Break the connection if a request is overdue, or look again when the next one is."""
+        self._timer = None
+        if not self._pending:
+            return
+        _, deadline, timeout = min(self._pending, key=lambda request: request[1])
+        if deadline <= self._loop.time():
+            self._break(f"{self.endpoint}: no answer within {timeout * 1000:.0f} ms")
+        else:
+            self._watch(deadline)
+
+    # What the transport calls.
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._reader.feed(data)
+            while (answer := self._reader.gets()) is not _NOTHING and not self.broken:
+                self._take(answer)
+        except RedisError as error:
+            self._break(explain(error, self.endpoint))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        error = RedisConnectionError("Connection closed by server.")
+        error.__cause__ = exc
+        self._break(explain(error, self.endpoint))
+
+    def pause_writing(self) -> None:
+        self._break(f"{self.endpoint}: reads nothing of what it is sent")
+
+    def _take(self, answer: Any) -> None:
+        if isinstance(answer, hiredis.PushNotification):
             try:
-                answer: Any = await self._connection.read_response(
-                    timeout=math.inf, disconnect_on_error=False, push_request=True
-                )
-            except ResponseError as error:
-                answer = error
-            except (RedisError, OSError) as error:
-                self._break(explain(error, self.endpoint))
-                break
-            if isinstance(answer, PushNotification):
-                try:
-                    self._push(list(answer))
-                except Exception:
-                    log.exception("a message could not be handled")
-                    self._break(f"{self.endpoint}: a message could not be handled")
-                continue
-            if not self._pending:
-                self._break(f"{self.endpoint}: an answer that nobody asked for")
-                break
-            waiter, _ = self._pending.popleft()
-            if waiter.done():
-                continue
-            if isinstance(answer, ResponseError):
-                waiter.set_exception(answer)
-            else:
-                waiter.set_result(answer)
-        with contextlib.suppress(RedisError, OSError):
-            await self._connection.disconnect(nowait=True)
+                self._push(list(answer))
+            except Exception:
+                log.exception("a message could not be handled")
+                self._break(f"{self.endpoint}: a message could not be handled")
+            return
+        if isinstance(answer, RedisError) and not isinstance(answer, ResponseError):
+            raise answer
+        if not self._pending:
+            self._break(f"{self.endpoint}: an answer that nobody asked for")
+            return
+        waiter, _, _ = self._pending.popleft()
+        if waiter.done():
+            return
+        if isinstance(answer, ResponseError):
+            waiter.set_exception(answer)
+        else:
+            waiter.set_result(answer)
 
     def _break(self, why: str) -> None:
         if self.broken:
             return
         self.broken = why
-        for waiter, _ in self._pending:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+        for waiter, _, _ in self._pending:
             if not waiter.done():
                 waiter.set_exception(StoreError(why))
         self._pending.clear()

@@ -86,9 +86,6 @@ class MemoryStore(Store):
         self.path = state_folder(state_dir) / FILE
         self._file: sqlite3.Connection | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="blocklist")
-        self._task: asyncio.Task[None] | None = None
-        self._work = asyncio.Event()
-        self._closing = False
         self._node = node or Node("", "", int(time.time()))
 
     async def start(self) -> None:
@@ -106,15 +103,7 @@ class MemoryStore(Store):
 
     async def close(self) -> None:
         """Write the rest and close the file."""
-        self._closing = True
-        self._work.set()
-        if self._task is not None:
-            await asyncio.wait([self._task], timeout=_CLOSE_TIMEOUT)
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
-            if len(self.outbox):
-                log.warning("blocks are lost, for the store stops first", count=len(self.outbox))
+        await self._finish(_CLOSE_TIMEOUT)
         self.up = False
         await self._in_thread(self._close)
         self._thread.shutdown(wait=False)
@@ -130,9 +119,6 @@ class MemoryStore(Store):
 
     def announce(self, node: Node) -> None:
         self._node = node
-
-    def _wake(self) -> None:
-        self._work.set()
 
     async def _run(self) -> None:
         """Write what comes, and once in a while remove what is forgotten."""

@@ -25,7 +25,7 @@ from dataclasses import replace
 
 import structlog
 
-from ratelimit.engine.constants import ANSWER_BYTES, RECORD_BYTES
+from ratelimit.engine.constants import ANSWER_BYTES, RECORD_BYTES, SECOND
 from ratelimit.exceptions import ConfigError
 from ratelimit.model import Block
 from ratelimit.store.base import Events, Node, SharedStore, StoreError
@@ -89,10 +89,7 @@ class RedisStore(SharedStore):
         self._blocklist = SharedBlocklist(prefix, self.events, self.outbox)
         self._life: Life | None = None
         self._known = target.endpoints[:0]
-        self._task: asyncio.Task[None] | None = None
-        self._work = asyncio.Event()
         self._tried = asyncio.Event()
-        self._closing = False
         self._lost_at = 0.0
         self._back_at = math.inf
         self._emptied = False
@@ -124,17 +121,9 @@ class RedisStore(SharedStore):
                 await self._tried.wait()
 
     async def close(self) -> None:
-        self._closing = True
-        self._work.set()
-        if self._task is not None:
-            await asyncio.wait([self._task], timeout=_CLOSE_TIMEOUT)
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        await self._finish(_CLOSE_TIMEOUT)
         await self._hang_up()
         self.up = False
-        if len(self.outbox):
-            log.warning("blocks are lost, for the store stops first", count=len(self.outbox))
 
     def announce(self, node: Node) -> None:
         self._members.node = replace(node, id=self._members.node.id)
@@ -185,9 +174,6 @@ class RedisStore(SharedStore):
         await self._connected().call(
             self._members.key, "PUBLISH", self._hot, ids, timeout=self._exchange_timeout
         )
-
-    def _wake(self) -> None:
-        self._work.set()
 
     # The life of the store.
 
@@ -275,7 +261,11 @@ class RedisStore(SharedStore):
         self._reload = False
 
     async def _heartbeat(self, life: Life) -> None:
+        known = self._members.clock.known
         era = await self._members.heartbeat(life, self._blocklist)
+        if not known:
+            # Blocks of before the first contact have times of this machine's clock.
+            self.outbox.shift(round(self.clock_offset / SECOND))
         self.nodes = self._members.live
         if self._blocklist.learn_era(era):
             if self.up:

@@ -68,7 +68,7 @@ class Fleet:
         engine.at(at)
         engine.answer(ASK, 0, 16380)
         (answer,) = wire.frames(engine.take())
-        if engine.urgent and node not in self.flying:
+        if engine.exchanges[0].urgent and node not in self.flying:
             self.send(node, at)
         return "deny" not in answer.items
 
@@ -219,9 +219,77 @@ def test_a_time_before_the_last_hit_drops_nobody() -> None:
     engine, exchange = node()
     engine.at(START + LIMIT.window // 16)
     ask(engine, 40)
-    assert sum(struct.unpack("<16sQ17I", exchange.pack(START + LIMIT.window // 16))[2:]) == 40
-    assert exchange.pack(START + LIMIT.window // 16 - 1) == b""
+    now = START + LIMIT.window // 16
+    assert sum(struct.unpack("<16sQ17I", exchange.pack(now))[2:]) == 40
+    assert sum(struct.unpack("<16sQ17I", exchange.pack(now - 1))[2:]) == 0
     assert exchange.size == 1
+
+
+def record(exchange: Exchange, now: int) -> list[int]:
+    """Return the deltas of the one client that a batch carries; none if it is empty."""
+    batch = exchange.pack(now)
+    return list(struct.unpack("<16sQ17I", batch)[2:]) if batch else []
+
+
+def learn(exchange: Exchange, now: int, others: int) -> None:
+    """Send a batch of one client, and answer what it has elsewhere."""
+    tick, *deltas = struct.unpack("<Q17I", exchange.pack(now)[16:])
+    exchange.learn(struct.pack("<Q17I", tick, deltas[0] + others, *deltas[1:]))
+
+
+def test_far_from_its_limit_a_client_goes_with_the_next_round() -> None:
+    engine, exchange = node()
+    ask(engine, 26)
+    learn(exchange, START, 0)  # which begins a round, and tells the others of it
+    learn(exchange, START + 10 * MS, 0)  # which brings what they have
+    ask(engine, 5)
+    assert not exchange.due
+    assert record(exchange, START + 20 * MS) == []
+    assert exchange.wait(START + 20 * MS) == 30 * MS
+    assert sum(record(exchange, START + 50 * MS)) == 5
+    assert sum(record(exchange, START + 100 * MS)) == 0, "asked about without hits of its own"
+
+
+def test_with_more_than_its_part_of_the_slack_a_node_sends_at_once() -> None:
+    engine, exchange = node()
+    engine.at(START + 60 * MS)
+    ask(engine, 26)
+    for at in (60, 70):
+        learn(exchange, START + at * MS, 0)
+    engine.at(START + 900 * MS)
+    ask(engine, 24)
+    assert not exchange.urgent, "24 of 74 left are less than half"
+    ask(engine, 2)
+    assert exchange.urgent
+    assert sum(record(exchange, START + 900 * MS)) == 26
+
+
+def test_near_its_limit_a_client_is_asked_about_at_every_interval() -> None:
+    engine, exchange = node()
+    ask(engine, 40)
+    learn(exchange, START, 55)
+    for interval in range(1, 4):
+        assert exchange.due
+        learn(exchange, START + 10 * interval * MS, 55)
+    assert not exchange.urgent, "this node has nothing new to tell"
+
+
+def test_over_its_limit_a_client_is_not_urgent_any_more() -> None:
+    engine, exchange = node()
+    ask(engine, 40)
+    learn(exchange, START, 70)
+    ask(engine, 10)
+    assert exchange.due
+    assert not exchange.urgent
+
+
+def test_a_blocked_client_is_not_exchanged() -> None:
+    engine, exchange = node()
+    ask(engine, 40)
+    slot = engine.slot(engine.rules[0], b"192.0.2.1")
+    engine.hold(engine.rules[0], slot, START // SECOND + 60, False)
+    for turn in range(20):
+        assert exchange.pack(START + turn * 50 * MS) == b""
 
 
 def test_answers_of_another_shape_are_refused() -> None:
@@ -268,7 +336,7 @@ def test_a_client_that_left_the_table_is_dropped() -> None:
 
 def test_reserved_hits_are_judged_by_what_all_had_before() -> None:
     store = Store()
-    nodes = [Engine([LIMIT], 1000, lambda *_: 0, SECRET, 100, 1 << 31) for _ in range(3)]
+    nodes = [Engine([LIMIT], 1000, lambda *_: 0, SECRET, 100, 0) for _ in range(3)]
     admitted = 0
     for turn in range(30):
         engine = nodes[turn % 3]

@@ -103,6 +103,28 @@ def test_a_string_is_one_client_on_all_nodes(folder: Path) -> None:
         until(lambda: all(blocks(node, key) for node in nodes), "both block it")
 
 
+@pytest.mark.parametrize("key", [b"long " * 100, b"not \xff UTF-8", b"like~" + 32 * b"a"])
+def test_a_block_of_a_string_that_can_not_be_shown_whole_holds_on_all(
+    folder: Path, key: bytes
+) -> None:
+    with fleet(folder, LIMIT) as it:
+        one, other = it.add(), it.add()
+        it.settled(RATE)
+        assert one.ask(key, RATE + 1).reason == BLOCKED
+        until(lambda: blocks(other, key), "the other node blocks it too")
+        assert not blocks(other, key + b"!")
+
+
+def test_a_block_of_before_the_first_contact_ends_by_the_time_of_the_store(folder: Path) -> None:
+    with fleet(folder, LIMIT, redis=False) as it:
+        right, wrong = it.add(), it.add(clock=-420)
+        assert wrong.ask(CLIENT, RATE + 1).reason == BLOCKED
+        it.server.start()
+        until(lambda: blocks(right, CLIENT), "the block is told")
+        assert abs(right.ask(CLIENT, 0).number("block_until") - (time.time() + 60)) <= 3
+        assert blocks(wrong, CLIENT)
+
+
 def test_a_node_that_starts_later_knows_the_blocks(folder: Path) -> None:
     with fleet(folder, LIMIT) as it:
         one = it.add()

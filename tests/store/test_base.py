@@ -79,6 +79,16 @@ def test_it_shows_what_a_list_will_be() -> None:
     assert {key: entry.strikes for (_, key), entry in blocks.items()} == {"b": 5, "c": 1}
 
 
+def test_times_of_another_clock_are_moved() -> None:
+    outbox = Outbox()
+    entry = replace(block("a"), since=1000, until=1060)
+    put(outbox, "a", entry)
+    put(outbox, "b")
+    outbox.shift(-7)
+    (change,) = outbox.first(1)
+    assert change.block == replace(entry, since=993, until=1053)
+
+
 def test_a_block_lifted_elsewhere_is_not_written() -> None:
     outbox = Outbox()
     put(outbox, "a", block("a"))

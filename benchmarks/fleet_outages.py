@@ -1,0 +1,264 @@
+"""How a fleet answers while Redis hangs, and its memory while Redis is gone; see ``fleet.py``."""
+
+from __future__ import annotations
+
+import itertools
+import select
+import socket
+import statistics
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import harness
+from benchmarks.fleet_load import (
+    HEAVY,
+    HEAVY_CLIENTS,
+    LIGHT,
+    LIGHT_CLIENTS,
+    RATE,
+    TICK,
+    Fleet,
+    Stream,
+    drain,
+    frames_of,
+    streams_to,
+)
+from benchmarks.harness import Figure, Programs, Target
+from ratelimit.store.redis import BACKOFF
+from tests import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from tests.store.servers import Server
+
+HUNG = 10.0
+"""Seconds that Redis hangs; the answers before are watched for as long."""
+
+ATTEMPTS = round(3600 / (BACKOFF[1] / 2))
+"""As many attempts as an hour can have: each waits for half of the longest back-off at least."""
+
+_NODES = 4
+_LIGHT_RATE = 20_000
+_AFTER = 3.0
+_EVERY = 0.02  # seconds between clients that show whether counts are shared
+_PAIRS = 0x0E000000
+_PROBE = 0x0F000000
+_BACKOFF = 0.002  # seconds between attempts, instead of up to half a second
+_WARM = ATTEMPTS // 10  # attempts until memory is first read
+
+
+class _Probe:
+    """Asks one node a question at a time, and notes how long each answer took."""
+
+    def __init__(self, address: str, number: int) -> None:
+        self.sock = harness.connect(address)
+        self.seconds: list[float] = []
+        self._frame = wire.notify(
+            wire.message("default", hits=wire.int64(0), key=b"\x06" + (_PROBE + number).to_bytes(4))
+        )
+        self._asked: float | None = None
+
+    def send(self, now: float) -> None:
+        if self._asked is None:
+            self._asked = now
+            self.sock.sendall(self._frame)
+
+    def receive(self) -> None:
+        self.sock.recv(1 << 16)
+        assert self._asked is not None
+        self.seconds.append(time.perf_counter() - self._asked)
+        self._asked = None
+
+
+class _Pairs:
+    """Clients that spend more than their limit, half on one node and half on another.
+
+    ``shared`` is when the first of them began that both nodes refused.
+    """
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self.shared: float | None = None
+        self._socks = [harness.connect(address) for address in addresses[:2]]
+        self._keys = (b"\x06" + (_PAIRS + n).to_bytes(4) for n in itertools.count())
+        self._began: float | None = None
+        self._key = b""
+
+    def step(self, now: float) -> None:
+        """Look what became of the last client, and begin another."""
+        if self._began is not None:
+            refused = [self._ask(sock, 0) for sock in self._socks]
+            if all(refused):
+                self.shared = self._began
+                return
+        self._key = next(self._keys)
+        self._began = now
+        for sock in self._socks:
+            self._ask(sock, RATE * 6 // 10)
+
+    def _ask(self, sock: socket.socket, hits: int) -> bool:
+        sock.sendall(wire.notify(wire.message("default", key=self._key, hits=wire.int64(hits))))
+        (answer,) = wire.frames(sock.recv(1 << 16))
+        return "deny" in answer.items
+
+    def close(self) -> None:
+        for sock in self._socks:
+            sock.close()
+
+
+def _mix(fleet: Fleet) -> list[Stream]:
+    light = frames_of(LIGHT, LIGHT_CLIENTS)
+    heavy = frames_of(HEAVY, HEAVY_CLIENTS)
+    heavy_rate = 0.9 * RATE * HEAVY_CLIENTS
+    return [*streams_to(fleet, light, _LIGHT_RATE), *streams_to(fleet, heavy, heavy_rate)]
+
+
+def _keep_busy(
+    streams: Sequence[Stream], probes: Sequence[_Probe], until: Callable[[float], bool]
+) -> Iterator[float]:
+    """Send the streams, and a question of each probe every millisecond; yield between."""
+    socks = {stream.sock: stream.receive for stream in streams}
+    socks |= {probe.sock: probe.receive for probe in probes}
+    while not until(now := time.perf_counter()):
+        yield now
+        for stream in streams:
+            stream.send(now)
+        for probe in probes:
+            probe.send(time.perf_counter())
+        while (left := now + TICK - time.perf_counter()) > 0:
+            for sock in select.select(list(socks), [], [], left)[0]:
+                socks[sock]()
+
+
+def _hang_once(fleet: Fleet, server: Server) -> tuple[list[list[float]], float]:
+    """Return the answer times before, during and after, and seconds until counts were shared."""
+    streams = _mix(fleet)
+    probes = [_Probe(address, n) for n, address in enumerate(fleet.addresses)]
+    pairs = _Pairs(fleet.addresses)
+    begin = time.perf_counter()
+    for stream in streams:
+        stream.begin(begin)
+    times: list[list[float]] = []
+    resumed = 0.0
+    for part in (1.0, HUNG, HUNG, _AFTER):  # the first is not counted
+        if len(times) == 2:
+            server.pause()
+        elif len(times) == 3:
+            server.resume()
+            resumed = time.perf_counter()
+        for probe in probes:
+            probe.seconds = []
+        end = time.perf_counter() + part
+        due = 0.0
+        for now in _keep_busy(streams, probes, lambda now, end=end: now >= end):  # type: ignore[misc]
+            if resumed and pairs.shared is None and now >= due:
+                due = now + _EVERY
+                pairs.step(now)
+        times.append([1000 * seconds for probe in probes for seconds in probe.seconds])
+    if pairs.shared is None:
+        sys.exit("counts are not shared again")
+    drain(streams)
+    pairs.close()
+    for sock in [stream.sock for stream in streams] + [probe.sock for probe in probes]:
+        sock.close()
+    return times[1:], pairs.shared - resumed
+
+
+def run_hang(programs: Programs, server: Server, quick: bool) -> dict[str, Any]:
+    """Measure answer times before, while and after Redis hangs."""
+    rounds = 2 if quick else 5
+    fleet = Fleet(programs, "hang", _NODES, server, "10ms")
+    rows = []
+    above = []
+    shared = []
+    for number in range(rounds):
+        harness.progress(f"Redis hangs, round {number + 1} of {rounds}")
+        times, seconds = _hang_once(fleet, server)
+        slowest = [max(part) for part in times]
+        above.append(slowest[1] - slowest[0])
+        shared.append(seconds)
+        nearly = [statistics.quantiles(part, n=1000)[-1] for part in times]
+        rows.append(
+            [
+                str(number + 1),
+                *(f"{ms:.2f}" for ms in slowest),
+                *(f"{ms:.2f}" for ms in nearly),
+                f"{seconds:.2f}",
+            ]
+        )
+    fleet.stop()
+    print(f"{_NODES} nodes at 10 ms, the mix at {_LIGHT_RATE:,} light checks a second. Redis hangs")
+    print(f"for {HUNG:g} s; ms from question to answer in {HUNG:g} s before, then, and after.\n")
+    head = ["round", "slowest before", "while hung", "after"]
+    head += ["99.9 % before", "while hung", "after", "s until shared again"]
+    harness.table(head, rows)
+    figures = {"slowest_above_ms": Figure.of(above), "shared_again_s": Figure.of(shared)}
+    targets = [
+        Target(
+            "ms of the slowest answer above before", figures["slowest_above_ms"].median, 5, True
+        ),
+        Target("s until counts are shared again, worst", figures["shared_again_s"].high, 1, True),
+    ]
+    return {"hang": figures, "targets": targets}
+
+
+class _Closer:
+    """A server that closes every connection at once, and counts them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            connection.close()
+            self.count += 1
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+
+def run_gone(programs: Programs, server: Server, quick: bool) -> dict[str, Any]:
+    """Measure memory while nodes try as often to reach a store as they would in an hour."""
+    nodes = 2
+    closer = _Closer()
+    settings = {"BENCHMARK_BACKOFF": str(_BACKOFF)}
+    fleet = Fleet(programs, "gone", nodes, None, "10ms", closer.url, settings)
+    streams = _mix(fleet)
+    begin = time.perf_counter()
+    for stream in streams:
+        stream.begin(begin)
+    rows = []
+    grown = 0.0
+    first: list[int] = []
+    parts = 4
+    for part in range(parts + 1):
+        goal = nodes * (_WARM + part * (ATTEMPTS - _WARM) // parts)
+        for _ in _keep_busy(streams, [], lambda _, goal=goal: closer.count >= goal):  # type: ignore[misc]
+            harness.progress(f"Redis is gone, attempt {closer.count // nodes:,} of {ATTEMPTS:,}")
+        memory = [agent.rss() for agent in fleet.agents]
+        first = first or memory
+        grown = max(after / before - 1 for before, after in zip(first, memory, strict=True))
+        rows.append([f"{closer.count / nodes:,.0f}", *(f"{size / 2**20:.2f}" for size in memory)])
+    checks = sum(stream.asked for stream in streams)
+    drain(streams)
+    for stream in streams:
+        stream.sock.close()
+    fleet.stop()
+    closer.close()
+    print(f"{nodes} nodes whose store closes every connection, {checks:,} checks meanwhile.")
+    print(f"Attempts come every {_BACKOFF * 1000:g} ms; no hour has more than {ATTEMPTS:,}.\n")
+    harness.table(["attempts of a node", *(f"MiB, node {n + 1}" for n in range(nodes))], rows)
+    targets = [Target("growth of memory while Redis is gone", grown, 0.02, at_most=True)]
+    return {"gone": {"attempts": closer.count / nodes, "growth": grown}, "targets": targets}
