@@ -187,7 +187,7 @@ class Limiter:
         """Return what each limit has of a client, which is not counted as seen by that."""
         states = []
         for rule in self.engine.rules:
-            slot = self.engine.known(rule, key_bytes(key))
+            slot = self._known(rule, key)
             states.append(
                 ClientState(
                     limit=rule.limit,
@@ -277,6 +277,13 @@ class Limiter:
                 self._hold(rule, key, by_hand.until, True)
             else:
                 self._hold(rule, key, block.until if block else 0, False)
+
+    def _known(self, rule: Rule, key: str) -> int:
+        """Return the slot of a client, or -1 if the table has it not."""
+        hashed = key_hash(key)
+        if hashed is not None:
+            return self.engine.table.peek(*hashed, TEXT << 16 | rule.index)
+        return self.engine.known(rule, key_bytes(key))
 
     def _hold(self, rule: Rule, key: str, until: int, by_hand: bool) -> None:
         engine = self.engine
