@@ -37,6 +37,7 @@ from ratelimit.notation import (
     format_duration,
     parse_duration,
     parse_listen,
+    parse_unix_path,
 )
 from ratelimit.store.url import parse
 
@@ -93,6 +94,7 @@ Window = Annotated[Duration, AfterValidator(_between(100 * MILLISECOND, DAY, MIL
 BlockLength = Annotated[Duration, AfterValidator(_between(SECOND, 30 * DAY, SECOND))]
 Forget = Annotated[Duration, AfterValidator(_between(SECOND, 366 * DAY, SECOND))]
 SyncInterval = Annotated[Duration, AfterValidator(_sync_interval)]
+StatsSocket = Annotated[str, AfterValidator(parse_unix_path)]
 LimitName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
 """What HAProxy takes as the name of a SPOE message, of at most 64 characters."""
 
@@ -189,9 +191,14 @@ class ListsSection(_Section):
 class HaproxySection(_Section):
     """``[haproxy]``: the HAProxy processes beside this agent."""
 
-    later = frozenset({"sockets"})
+    sockets: tuple[StatsSocket, ...] = Field((), strict=False, max_length=64)
 
-    sockets: tuple[str, ...] = Field((), strict=False)
+    @field_validator("sockets")
+    @classmethod
+    def _differ(cls, sockets: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(sockets)) < len(sockets):
+            raise ValueError("names a socket twice")
+        return sockets
 
 
 class LoadSection(_Section):

@@ -382,7 +382,6 @@ def test_stores_that_can_not_be(
         ("[limits.default]\nheaders = true", "limits.default.headers"),
         ("[lists]\nallow = ['192.0.2.1']", "lists.allow"),
         ("[lists]\ndeny = ['192.0.2.1']", "lists.deny"),
-        ("[haproxy]\nsockets = ['x']", "haproxy.sockets"),
         ("[load]\nhigh = 1", "load.high"),
         ("[load]\nlow = 1", "load.low"),
         ("[load]\nhold = '1s'", "load.hold"),
@@ -462,3 +461,27 @@ def test_a_mistake_that_shows_in_use(
     assert told() == "r.toml: agent.listen: in use"
     monkeypatch.setenv("RATELIMIT_AGENT__LISTEN", "tcp://127.0.0.1:1")
     assert told() == "environment: RATELIMIT_AGENT__LISTEN: in use"
+
+
+def test_sockets_of_haproxy(read: Callable[[str], Config]) -> None:
+    config = read("[haproxy]\nsockets = ['/run/a.sock', 'unix:///run/b.sock', 'unix@/run/c.sock']")
+    assert config.haproxy.sockets == ("/run/a.sock", "/run/b.sock", "/run/c.sock")
+
+
+@pytest.mark.parametrize(
+    ("sockets", "problem"),
+    [
+        ("['a.sock']", "haproxy.sockets.0: must be the path of a unix socket"),
+        ("['tcp://127.0.0.1:9999']", "haproxy.sockets.0: must be the path of a unix socket"),
+        ("['/run/haproxy/']", "haproxy.sockets.0: not the path of a socket file"),
+        (f"['/{107 * 'x'}']", "haproxy.sockets.0: the path of a socket has at most 107 bytes"),
+        ("['/run/a.sock', 'unix:///run/a.sock']", "haproxy.sockets: names a socket twice"),
+        (f"{[f'/run/{n}' for n in range(65)]}", "haproxy.sockets: Tuple should have at most 64"),
+        ("'/run/a.sock'", "haproxy.sockets: must be a list"),
+    ],
+)
+def test_what_is_no_socket_of_haproxy(
+    problems: Callable[[str], list[str]], sockets: str, problem: str
+) -> None:
+    (found,) = problems(f"[haproxy]\nsockets = {sockets}")
+    assert found.startswith(f"r.toml: {problem}")
