@@ -7,6 +7,7 @@ line on standard error, never as a stack trace.
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,20 @@ if TYPE_CHECKING:
     from ratelimit.model import Limit
 
 
+_LAZY = {"doctor": "ratelimit.commands.doctor"}
+"""Commands in modules of their own, whose imports the others need not wait for."""
+
+
 class _Program(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_LAZY])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _LAZY:
+            command: click.Command = getattr(import_module(_LAZY[cmd_name]), cmd_name)
+            return command
+        return super().get_command(ctx, cmd_name)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)

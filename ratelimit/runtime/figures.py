@@ -31,13 +31,18 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Frontend:
-    """Where clients come in. Counters are since HAProxy's start, or since somebody cleared them."""
+    """Where clients come in. Counters are since HAProxy's start, or since somebody cleared them.
+
+    ``requests`` may include connections without a request; ``answered`` are those that got a status
+    of 2xx or 3xx.
+    """
 
     name: str
     status: str
     sessions: int
     request_rate: int
     requests: int
+    answered: int
     denied_requests: int
     denied_connections: int
 
@@ -66,7 +71,7 @@ class Backend:
 
     name: str
     status: str
-    sessions: int
+    sessions_total: int
     servers: tuple[Server, ...]
 
 
@@ -80,6 +85,7 @@ class Report:
         version: such as ``2.6.12``, with whatever its packager added.
         uptime: seconds.
         level: what the socket may do: ``user``, ``operator`` or ``admin``.
+        files: of its configuration; empty if it does not tell.
         clock: HAProxy's time, in epoch seconds; 0 if it does not tell.
         frontends, backends: by name; those that have servers only.
         agent: health of the backend of agents, ``UP`` or ``DOWN``; empty if there is none.
@@ -91,6 +97,7 @@ class Report:
     version: str = ""
     uptime: int = 0
     level: str = ""
+    files: tuple[str, ...] = ()
     clock: float = 0
     frontends: tuple[Frontend, ...] = ()
     backends: tuple[Backend, ...] = ()
@@ -110,7 +117,7 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
-REPORT = "show info;show stat;show table;show cli level;show activity"
+REPORT = "show info;show stat;show table;show cli level;show activity;show env HAPROXY_CFGFILES"
 
 
 def read_report(socket: str, answer: Sequence[str]) -> Report:
@@ -119,6 +126,7 @@ def read_report(socket: str, answer: Sequence[str]) -> Report:
     rows: list[dict[str, str]] = []
     tables: dict[str, Table] = {}
     level = ""
+    files: tuple[str, ...] = ()
     for section in _sections(answer):
         first = section[0]
         if first.startswith("# pxname"):
@@ -127,6 +135,8 @@ def read_report(socket: str, answer: Sequence[str]) -> Report:
             tables |= {table.name: table for table in read_tables(section)}
         elif first in ("user", "operator", "admin"):
             level = first
+        elif first.startswith("HAPROXY_CFGFILES="):
+            files = tuple(filter(None, first.partition("=")[2].split(";")))
         else:
             info |= {name: value for name, _, value in (line.partition(": ") for line in section)}
     backends = _backends(rows)
@@ -135,6 +145,7 @@ def read_report(socket: str, answer: Sequence[str]) -> Report:
         version=info.get("Version", ""),
         uptime=_number(info.get("Uptime_sec")),
         level=level,
+        files=files,
         clock=float(info.get("date_now", 0)),
         frontends=tuple(_frontend(row) for row in rows if row["svname"] == "FRONTEND"),
         backends=tuple(backend for backend in backends if backend.servers),
@@ -168,6 +179,7 @@ def _frontend(row: dict[str, str]) -> Frontend:
         sessions=_number(row.get("scur")),
         request_rate=_number(row.get("req_rate")),
         requests=_number(row.get("req_tot")),
+        answered=_number(row.get("hrsp_2xx")) + _number(row.get("hrsp_3xx")),
         denied_requests=_number(row.get("dreq")),
         denied_connections=_number(row.get("dcon")),
     )
@@ -182,7 +194,7 @@ def _backends(rows: Sequence[dict[str, str]]) -> list[Backend]:
         Backend(
             name=row["pxname"],
             status=row["status"],
-            sessions=_number(row.get("stot")),
+            sessions_total=_number(row.get("stot")),
             servers=tuple(servers.get(row["pxname"], ())),
         )
         for row in rows

@@ -120,6 +120,11 @@ def show_entries(keys: Iterable[str] = ()) -> str:
     return ";".join(f"show table {TABLE} key {key}" for key in keys) or f"show table {TABLE}"
 
 
+def show_live_entries(now: int) -> str:
+    """Return the command that shows the entries whose block ends after an epoch second."""
+    return f"show table {TABLE} data.gpt0 gt {int(now)}"
+
+
 def batches(commands: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], str]]:
     """Join commands to lines that HAProxy can read; each comes with the names of its commands."""
     names: list[str] = []
