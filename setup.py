@@ -19,6 +19,7 @@ MODULES = [
     "ratelimit.engine.table",
     "ratelimit.engine.exchange",
     "ratelimit.engine.answer",
+    "ratelimit.engine.scan",
 ]
 
 DIRECTIVES = {

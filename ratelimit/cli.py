@@ -18,6 +18,7 @@ from ratelimit.config import Config, load
 from ratelimit.exceptions import ConfigError, RatelimitError
 from ratelimit.model import Address
 from ratelimit.notation import SECOND, format_duration, parse_host_port
+from ratelimit.operate import COMMANDS
 
 if TYPE_CHECKING:
     from ratelimit.model import Limit
@@ -120,6 +121,10 @@ def check(path: Path | None) -> None:
 def version() -> None:
     """Show the version, and whether the request path is compiled."""
     click.echo(f"ratelimit {__version__} ({'compiled' if engine.compiled() else 'pure'})")
+
+
+for command in COMMANDS:
+    main.add_command(command)
 
 
 def _summary(config: Config) -> str:

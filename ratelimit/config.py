@@ -26,7 +26,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from ratelimit.exceptions import ConfigError
 from ratelimit.model import MAX_RATE, Address, Limit
@@ -36,6 +36,7 @@ from ratelimit.notation import (
     SECOND,
     format_duration,
     parse_duration,
+    parse_host_port,
     parse_listen,
     parse_unix_path,
 )
@@ -61,6 +62,10 @@ def _duration(value: object) -> int:
 
 def _listen(value: object) -> Address:
     return parse_listen(value if isinstance(value, str) else "")
+
+
+def _host_port(value: object) -> Address:
+    return parse_host_port(value if isinstance(value, str) else "")
 
 
 def _between(low: int, high: int, unit: int) -> Callable[[int], int]:
@@ -90,6 +95,7 @@ Duration = Annotated[int, BeforeValidator(_duration)]
 """Written as text, held in nanoseconds."""
 
 Listen = Annotated[Address, BeforeValidator(_listen)]
+HostPort = Annotated[Address, NoDecode, BeforeValidator(_host_port)]
 Window = Annotated[Duration, AfterValidator(_between(100 * MILLISECOND, DAY, MILLISECOND))]
 BlockLength = Annotated[Duration, AfterValidator(_between(SECOND, 30 * DAY, SECOND))]
 Forget = Annotated[Duration, AfterValidator(_between(SECOND, 366 * DAY, SECOND))]
@@ -138,10 +144,15 @@ class AgentSection(_Section):
 class OpsSection(_Section):
     """``[ops]``: the HTTP API for operators."""
 
-    later = frozenset({"listen", "token_file"})
-
-    listen: str = "127.0.0.1:9191"
     token_file: str = ""
+    listen: HostPort = Address("127.0.0.1", 9191)
+
+    @field_validator("listen")
+    @classmethod
+    def _is_safe(cls, listen: Address, info: ValidationInfo) -> Address:
+        if not listen.is_loopback and not info.data.get("token_file"):
+            raise ValueError("beyond loopback needs ops.token_file, for anybody could unblock")
+        return listen
 
 
 class StoreSection(_Section):
@@ -266,6 +277,11 @@ class Config(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment before the file; nothing else, a .env file least of all."""
         return _Environment(settings_cls), init_settings
+
+    @property
+    def path(self) -> Path | None:
+        """The file that it was read from."""
+        return self._path
 
     def wrong(self, field: str, what: str) -> ConfigError:
         """Return the error for a field, such as ``agent.listen``, that shows only in use."""

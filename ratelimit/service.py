@@ -22,6 +22,7 @@ import uvloop
 from ratelimit import __version__
 from ratelimit.agent import Agent
 from ratelimit.config import Config
+from ratelimit.control import Control
 from ratelimit.engine import compiled
 from ratelimit.engine.constants import CLIENT_BYTES, SECOND
 from ratelimit.exceptions import StartError
@@ -29,6 +30,7 @@ from ratelimit.haproxy import HAProxy, find
 from ratelimit.limiter import Limiter, Sharing
 from ratelimit.model import Address
 from ratelimit.notation import format_duration
+from ratelimit.ops.server import Server
 from ratelimit.store import MEMORY, Node, open_store
 from ratelimit.sync import Sync
 
@@ -60,8 +62,8 @@ async def _serve(config: Config) -> int:
     stop = _stop_signal()
     # There is nothing to reload yet, and no reason to end.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    async with _agent(config) as (agent, _):
-        return await _first(_tick(agent), agent.sync.run(), stop.wait())
+    async with _agent(config) as (running, _):
+        return await _first(*running.parts(), stop.wait())
 
 
 async def _up(config: Config, listen: Address, application: Address | None) -> int:
@@ -69,7 +71,7 @@ async def _up(config: Config, listen: Address, application: Address | None) -> i
     stop = _stop_signal(signal.SIGHUP)
     program = await find()
     async with contextlib.AsyncExitStack() as stack:
-        agent, addresses = await stack.enter_async_context(_agent(config))
+        running, addresses = await stack.enter_async_context(_agent(config))
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ratelimit-"))
         if application is None:
             application = await stack.enter_async_context(_demo())
@@ -84,8 +86,7 @@ async def _up(config: Config, listen: Address, application: Address | None) -> i
         )
         stack.push_async_callback(haproxy.stop)
         return await _first(
-            _tick(agent),
-            agent.sync.run(),
+            *running.parts(),
             _failed(haproxy),
             _announce(config, listen, application, stop),
         )
@@ -125,9 +126,22 @@ async def _accepts(address: Address) -> None:
             return
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Running:
+    """The agent and its API."""
+
+    control: Control
+    server: Server
+
+    def parts(self) -> list[Awaitable[object]]:
+        """Return what has to run all the time."""
+        agent = self.control.agent
+        return [_tick(agent), agent.sync.run(), self.control.run(), self.server.run()]
+
+
 @contextlib.asynccontextmanager
-async def _agent(config: Config) -> AsyncIterator[tuple[Agent, list[Address]]]:
-    """Run the agent; yield it and where it listens."""
+async def _agent(config: Config) -> AsyncIterator[tuple[_Running, list[Address]]]:
+    """Run the agent and the API; yield them and where the agent listens."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -144,18 +158,22 @@ async def _agent(config: Config) -> AsyncIterator[tuple[Agent, list[Address]]]:
         raise config.wrong("agent.max_clients", f"there are no {size} MiB of memory") from error
     sync = Sync(limiter, config.store.sync_interval / SECOND, config.store.on_outage == "share")
     about = Node(node, __version__, int(time.time()))
+    agent = Agent(limiter, sync)
+    control = Control(config, agent, about)
+    server = Server(control)
     store = open_store(
         config.store.url,
         prefix=config.store.prefix,
         state_dir=config.store.state_dir,
-        events=sync.events,
+        events=control.follow(sync.events),
         node=about,
     )
     sync.attach(store, about)
-    agent = Agent(limiter, sync)
     addresses = []
-    await store.start()
+    # First, so that who asks while the store is waited for is told that the node starts.
+    ops = await server.start()
     try:
+        await store.start()
         for address in config.agent.listen:
             try:
                 addresses.append(await agent.listen(address))
@@ -166,12 +184,16 @@ async def _agent(config: Config) -> AsyncIterator[tuple[Agent, list[Address]]]:
             version=__version__,
             compiled=compiled(),
             listen=[str(address) for address in addresses],
+            ops=_written(ops),
             table_bytes=agent.limiter.engine.table.size,
         )
-        yield agent, addresses
+        control.ready = True
+        yield _Running(control, server), addresses
         log.info("agent stops", checks=agent.limiter.engine.checks, blocks=agent.limiter.blocks)
     finally:
+        control.ready = False
         await agent.close(DRAIN_TIMEOUT)
+        await server.close()
         await store.close()
 
 

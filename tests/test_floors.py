@@ -18,13 +18,14 @@ FLOORS = [
     ["notation", "engine.constants", "spop", "spop.constants"],
     ["engine.key", "engine.rule", "keys", "spop.codec"],
     ["engine.table", "blocklist", "spop.frames"],
-    ["engine.exchange"],
+    ["engine.exchange", "engine.scan"],
     ["engine.answer"],
     ["engine", "limiter", "spop.connection"],
     ["runtime.words"],
     ["runtime.figures"],
-    ["demo", "haproxy", "runtime.edge", "store.base", "store.clock", "store.url"],
-    ["runtime", "store.explain", "store.memory"],
+    ["bus", "demo", "haproxy", "ops.tokens", "runtime.edge"],
+    ["client", "runtime", "store.base", "store.clock", "store.url"],
+    ["store.explain", "store.memory"],
     ["store.link"],
     ["store.routes"],
     ["store.life"],
@@ -38,7 +39,16 @@ FLOORS = [
     ["doctor"],
     ["sync"],
     ["agent"],
+    ["control"],
+    ["ops.models", "ops.stream"],
+    ["ops.problems"],
+    ["ops.access", "ops.handlers"],
+    ["ops.routes"],
+    ["ops.openapi"],
+    ["ops.server"],
+    ["ops"],
     ["service"],
+    ["operate"],
     ["commands", "commands.doctor"],
     ["cli"],
     ["__main__"],
@@ -47,7 +57,7 @@ FLOORS = [
 
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 
-SILENT = FLOOR["store.base"]
+SILENT = FLOOR["demo"]
 """Below this floor there is no clock, no socket and no event loop: time is an argument."""
 
 OUTSIDE = {"aiohttp", "asyncio", "select", "selectors", "socket", "ssl", "threading", "time"}
