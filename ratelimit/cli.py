@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from ratelimit.model import Limit
 
 
-_LAZY = {"doctor": "ratelimit.commands.doctor"}
+_LAZY = {
+    "doctor": "ratelimit.commands.doctor",
+    "haproxy": "ratelimit.commands.haproxy",
+}
 """Commands in modules of their own, whose imports the others need not wait for."""
 
 

@@ -26,7 +26,7 @@ _INTERVAL = 1.0  # seconds between two looks
 _Command = Callable[..., None]
 
 
-def _asks(function: _Command) -> _Command:
+def asks(function: _Command) -> _Command:
     """Give a command the options that say where the API is, and its client."""
 
     @click.option(
@@ -45,7 +45,7 @@ def _asks(function: _Command) -> _Command:
     @click.option("--json", "as_json", is_flag=True, help="For programs.")
     @click.pass_context
     def command(
-        context: click.Context, url: str, token_file: Path | None, **arguments: Any
+        context: click.Context, /, url: str, token_file: Path | None, **arguments: Any
     ) -> None:
         token = read_token(token_file) if token_file else os.environ.get("RATELIMIT_TOKEN", "")
         try:
@@ -66,7 +66,7 @@ def _asks(function: _Command) -> _Command:
 @click.option("-n", "count", default=1000, help="list: entries of the table.", show_default=True)
 @click.option("--ended", is_flag=True, help="list: also those that ended, for their strikes.")
 @click.option("--watch", is_flag=True, help="list: until Ctrl-C.")
-@_asks
+@asks
 def blocks(
     client: Client,
     action: str,
@@ -90,11 +90,11 @@ def blocks(
             click.echo(json.dumps(made))
             return
         if made["note"]:
-            click.echo(_shown(made["note"]), err=True)
-        click.echo(f"{_shown(made['key'])} is blocked for {_left(made['until'])}")
+            click.echo(printable(made["note"]), err=True)
+        click.echo(f"{printable(made['key'])} is blocked for {_left(made['until'])}")
     elif action == "remove":
         client.delete(path_of("/v1/blocks", key or ""))
-        click.echo(json.dumps({"lifted": key}) if as_json else f"{_shown(key or '')} is lifted")
+        click.echo(json.dumps({"lifted": key}) if as_json else f"{printable(key or '')} is lifted")
     elif as_json and not watch:
         # As it comes, for there may be many.
         before = "["
@@ -103,7 +103,7 @@ def blocks(
             before = ",\n "
         click.echo("[]" if before == "[" else "]")
     else:
-        _show(lambda: _blocks_now(client, q, count, ended), _blocks_table, as_json, watch)
+        show(lambda: _blocks_now(client, q, count, ended), _blocks_table, as_json, watch)
 
 
 @click.command()
@@ -116,11 +116,11 @@ def blocks(
     help="By hits a second, by hits to the limit, or those blocked.",
 )
 @click.option("--once", is_flag=True, help="One look also where it could be live.")
-@_asks
+@asks
 def top(client: Client, count: int, sort: str, once: bool, as_json: bool) -> None:
     """Show the busiest clients of a node, live on a terminal."""
     live = sys.stdout.isatty() and not once and not as_json
-    _show(
+    show(
         lambda: client.get("/v1/clients", n=count, sort=sort)["clients"],
         _clients_table,
         as_json,
@@ -130,25 +130,25 @@ def top(client: Client, count: int, sort: str, once: bool, as_json: bool) -> Non
 
 @click.command()
 @click.argument("key")
-@_asks
+@asks
 def explain(client: Client, key: str, as_json: bool) -> None:
     """Show everything known about a KEY."""
     known = client.get(path_of("/v1/clients", key))
-    _show(lambda: known, _explanation, as_json, watch=False)
+    show(lambda: known, _explanation, as_json, watch=False)
 
 
 @click.command()
-@_asks
+@asks
 def status(client: Client, as_json: bool) -> None:
     """Show a node, its store, the fleet and HAProxy."""
     state = client.get("/v1/status")
     with contextlib.suppress(ApiError):  # the store's part; the rest is known without it
         state["fleet"] = client.get("/v1/nodes")["nodes"]
-    _show(lambda: state, _status, as_json, watch=False)
+    show(lambda: state, _status, as_json, watch=False)
 
 
 @click.command()
-@_asks
+@asks
 def reload(client: Client, as_json: bool) -> None:
     """Have a node read its configuration again."""
     result = client.post("/v1/reload", {})
@@ -178,7 +178,7 @@ def _blocks_now(client: Client, q: str, count: int, ended: bool) -> list[dict[st
     return found
 
 
-def _show(
+def show(
     look: Callable[[], Any], table: Callable[[Any], RenderableType], as_json: bool, watch: bool
 ) -> None:
     """Print what ``look`` returns, again and again with ``watch`` until Ctrl-C."""
@@ -206,7 +206,7 @@ def _show(
                 live.update(table(look()), refresh=True)
 
 
-def _table(*columns: str, title: str = "") -> Any:
+def new_table(*columns: str, title: str = "") -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -218,27 +218,27 @@ def _table(*columns: str, title: str = "") -> Any:
 
 
 def _blocks_table(entries: list[dict[str, Any]]) -> RenderableType:
-    made = _table("key", "limit", "left#", "strikes#", "by", "reason", "node")
+    made = new_table("key", "limit", "left#", "strikes#", "by", "reason", "node")
     for entry in entries:
         made.add_row(
-            _shown(entry["key"]),
-            _shown(entry["limit"]),
+            printable(entry["key"]),
+            printable(entry["limit"]),
             _left(entry["until"]),
             str(entry["strikes"]),
-            _shown(entry["by"]),
-            _shown(entry["reason"]),
-            _shown(entry["node"][:8]),
+            printable(entry["by"]),
+            printable(entry["reason"]),
+            printable(entry["node"][:8]),
         )
     made.caption = f"{len(entries)} entries"
     return made  # type: ignore[no-any-return]
 
 
 def _clients_table(clients: list[dict[str, Any]]) -> RenderableType:
-    made = _table("client", "limit", "hits a second#", "in the window#", "blocked for#")
+    made = new_table("client", "limit", "hits a second#", "in the window#", "blocked for#")
     for one in clients:
         made.add_row(
             f"#{one['key']}" if one["hashed"] else one["key"],
-            _shown(one["limit"]),
+            printable(one["limit"]),
             f"{one['rate']:,.1f}",
             f"{one['hits']:,}",
             _left(one["until"]) if one["until"] > time.time() else "",
@@ -249,14 +249,14 @@ def _clients_table(clients: list[dict[str, Any]]) -> RenderableType:
 def _explanation(known: dict[str, Any]) -> RenderableType:
     from rich.console import Group
 
-    title = f"{_shown(known['key'])}{' is listed: ' + known['lists'] if known['lists'] else ''}"
-    limits = _table(
+    title = f"{printable(known['key'])}{' is listed: ' + known['lists'] if known['lists'] else ''}"
+    limits = new_table(
         "limit", "counts", "hits#", "of#", "in", "left#", "strikes#", "blocked for#", title=title
     )
     for one in known["limits"]:
         limits.add_row(
-            _shown(one["limit"]),
-            _shown(one["key"]),
+            printable(one["limit"]),
+            printable(one["key"]),
             f"{one['hits']:,}",
             f"{one['rate']:,}",
             one["window"],
@@ -271,7 +271,7 @@ def _explanation(known: dict[str, Any]) -> RenderableType:
     if known["edge"]:
         parts.append(_records("HAProxy's edge", known["edge"]))
     if known["note"]:
-        parts.append(_shown(known["note"]))
+        parts.append(printable(known["note"]))
     return Group(*parts)
 
 
@@ -279,9 +279,9 @@ def _status(state: dict[str, Any]) -> RenderableType:
     from rich.console import Group
 
     store, table = state["store"], state["table"]
-    node = _table("node", state["node"])
+    node = new_table("node", state["node"])
     health = "degraded: own counts only" if state["degraded"] else "ready"
-    away = f"away: {_shown(store['problem'])}"
+    away = f"away: {printable(store['problem'])}"
     rows = {
         "state": health if state["ready"] else "starting or draining",
         "version": f"{state['version']} ({'compiled' if state['compiled'] else 'pure'})",
@@ -295,13 +295,13 @@ def _status(state: dict[str, Any]) -> RenderableType:
         "nodes": str(state["nodes"]),
     }
     if state["reload"] and not state["reload"]["ok"]:
-        rows["last reload"] = "; ".join(_shown(one) for one in state["reload"]["problems"])
+        rows["last reload"] = "; ".join(printable(one) for one in state["reload"]["problems"])
     for name, value in rows.items():
         node.add_row(name, value)
-    limits = _table("limit", "allowed#", "throttled#", "blocked#")
+    limits = new_table("limit", "allowed#", "throttled#", "blocked#")
     for one in state["limits"]:
         limits.add_row(
-            _shown(one["name"]), *(f"{one[k]:,}" for k in ("allowed", "throttled", "blocked"))
+            printable(one["name"]), *(f"{one[k]:,}" for k in ("allowed", "throttled", "blocked"))
         )
     parts: list[RenderableType] = [node, limits]
     for name, records in (("fleet", state.get("fleet", [])), ("HAProxy", state["haproxy"])):
@@ -313,13 +313,13 @@ def _status(state: dict[str, Any]) -> RenderableType:
 def _records(title: str, records: list[dict[str, Any]]) -> RenderableType:
     """Return a table of objects that have the same fields."""
     plain = [name for name, value in records[0].items() if not isinstance(value, (list, dict))]
-    made = _table(*plain, title=title)
+    made = new_table(*plain, title=title)
     for record in records:
-        made.add_row(*(_shown(str(record.get(name, ""))) for name in plain))
+        made.add_row(*(printable(str(record.get(name, ""))) for name in plain))
     return made  # type: ignore[no-any-return]
 
 
-def _shown(text: str) -> str:
+def printable(text: str) -> str:
     """Return a client's text so that a terminal only shows it."""
     return text if text.isprintable() else ascii(text)[1:-1]
 

@@ -31,6 +31,7 @@ from ratelimit.limiter import Limiter, Sharing
 from ratelimit.model import Address
 from ratelimit.notation import format_duration
 from ratelimit.ops.server import Server
+from ratelimit.runtime import Runtime
 from ratelimit.store import MEMORY, Node, open_store
 from ratelimit.sync import Sync
 
@@ -71,8 +72,9 @@ async def _up(config: Config, listen: Address, application: Address | None) -> i
     stop = _stop_signal(signal.SIGHUP)
     program = await find()
     async with contextlib.AsyncExitStack() as stack:
-        running, addresses = await stack.enter_async_context(_agent(config))
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ratelimit-"))
+        stats = str(Path(folder) / "haproxy.sock")
+        running, addresses = await stack.enter_async_context(_agent(config, stats))
         if application is None:
             application = await stack.enter_async_context(_demo())
         haproxy = await HAProxy.start(
@@ -81,7 +83,8 @@ async def _up(config: Config, listen: Address, application: Address | None) -> i
                 "RATELIMIT_LISTEN": _written(listen),
                 "RATELIMIT_SPOP": _written(_reachable(addresses[0])),
                 "RATELIMIT_BACKEND": _written(application),
-                "RATELIMIT_STATS_SOCKET": str(Path(folder) / "haproxy.sock"),
+                "RATELIMIT_STATS_SOCKET": stats,
+                "RATELIMIT_STATS_LEVEL": "admin",  # in a folder that nobody else can enter
             },
         )
         stack.push_async_callback(haproxy.stop)
@@ -140,8 +143,11 @@ class _Running:
 
 
 @contextlib.asynccontextmanager
-async def _agent(config: Config) -> AsyncIterator[tuple[_Running, list[Address]]]:
-    """Run the agent and the API; yield them and where the agent listens."""
+async def _agent(config: Config, *sockets: str) -> AsyncIterator[tuple[_Running, list[Address]]]:
+    """Run the agent and the API; yield them and where the agent listens.
+
+    ``sockets`` are those of HAProxy that the configuration can't name.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -159,7 +165,8 @@ async def _agent(config: Config) -> AsyncIterator[tuple[_Running, list[Address]]
     sync = Sync(limiter, config.store.sync_interval / SECOND, config.store.on_outage == "share")
     about = Node(node, __version__, int(time.time()))
     agent = Agent(limiter, sync)
-    control = Control(config, agent, about)
+    runtime = Runtime([*config.haproxy.sockets, *sockets])
+    control = Control(config, agent, about, runtime)
     server = Server(control)
     store = open_store(
         config.store.url,
@@ -194,6 +201,7 @@ async def _agent(config: Config) -> AsyncIterator[tuple[_Running, list[Address]]
         control.ready = False
         await agent.close(DRAIN_TIMEOUT)
         await server.close()
+        await runtime.close()
         await store.close()
 
 

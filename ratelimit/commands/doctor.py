@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from ratelimit.client import Client, read_token
 from ratelimit.config import load
 from ratelimit.doctor import Check, State, diagnose
 
@@ -49,9 +50,9 @@ def doctor(
     table and removed.
     """
     config = load(path)
-    token = token_file.read_text().strip() if token_file else os.environ.get("RATELIMIT_TOKEN", "")
-    address = url or f"http://{config.ops.listen}"
-    checks = asyncio.run(diagnose(config, address, token, probe))
+    token = read_token(token_file) if token_file else os.environ.get("RATELIMIT_TOKEN", "")
+    client = Client(url or f"http{str(config.ops.listen).removeprefix('tcp')}", token)
+    checks = asyncio.run(diagnose(config, client, probe))
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(check) for check in checks], indent=1))
     else:

@@ -79,9 +79,9 @@ def _api(moment: Moment, url: str) -> Check:
         return Check(
             "ops API",
             State.BROKEN,
-            f"{url} can't be used: {moment.status_problem}",
-            "see whether the agent runs and `[ops] listen` is the address given here, --url says "
-            "another one",
+            moment.status_problem,
+            "see whether the agent runs, with this `[ops] listen`; --url names another address, "
+            "--token-file a token that may view",
         )
     return Check("ops API", State.OK, f"{url} answers, node {moment.status.node}")
 
@@ -120,7 +120,7 @@ def _questions(facts: Facts) -> Iterator[Check]:
 
 
 def _noted(status: Status, word: str) -> str:
-    found = [ascii(note.message) for note in status.notes if word in note.problem]
+    found = [ascii(note.message) for note in status.unchecked if word in note.problem]
     return ", ".join(found[:_SHOWN])
 
 

@@ -7,12 +7,12 @@ import contextlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 import aiohttp
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ratelimit.exceptions import RatelimitError, SpopError
+from ratelimit.client import Client, path_of
+from ratelimit.exceptions import ApiError, RatelimitError, SpopError
 from ratelimit.model import Address
 from ratelimit.runtime import Report, Runtime
 from ratelimit.runtime.edge import MAX_SCANNED, Edge
@@ -62,7 +62,7 @@ class Status(BaseModel):
     checks: int
     unknown: int = 0
     keyless: int = 0
-    notes: tuple[Note, ...] = ()
+    unchecked: list[Note] = []
 
 
 class _Limit(BaseModel):
@@ -132,48 +132,28 @@ class Facts:
 
 
 class Api:
-    """The ops API of the agent."""
+    """The ops API of the agent, without waiting for it in the loop."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
-        self.url = url
-        self._session = session
+    def __init__(self, client: Client) -> None:
+        self.url = client.url
+        self._client = client
 
     async def status(self) -> Status:
         """Return the agent's state; RatelimitError says why not."""
-        code, text = await self._get("/v1/status")
-        if code != 200:
-            raise RatelimitError(_refused(code))
+        answer = await asyncio.to_thread(self._client.get, "/v1/status")
         try:
-            return Status.model_validate_json(text)
+            return Status.model_validate(answer)
         except ValidationError:
-            raise RatelimitError("the answer is not that of a ratelimit agent") from None
+            raise ApiError("the answer is not that of a ratelimit agent") from None
 
     async def refuses(self, key: str) -> bool:
         """Tell whether the agent knows a reason to refuse this client; RatelimitError if unsure."""
-        code, text = await self._get(f"/v1/clients/{quote(key, safe='')}")
-        if code != 200:
-            raise RatelimitError(_refused(code))
+        answer = await asyncio.to_thread(self._client.get, path_of("/v1/clients", key))
         try:
-            known = _Explained.model_validate_json(text)
+            known = _Explained.model_validate(answer)
         except ValidationError:
-            raise RatelimitError("the answer is not that of a ratelimit agent") from None
+            raise ApiError("the answer is not that of a ratelimit agent") from None
         return bool(known.lists or known.by_hand or any(one.block for one in known.limits))
-
-    async def _get(self, path: str) -> tuple[int, str]:
-        timeout = aiohttp.ClientTimeout(TIMEOUT)
-        try:
-            async with self._session.get(self.url + path, timeout=timeout) as answer:
-                return answer.status, await answer.text()
-        except (aiohttp.ClientError, UnicodeDecodeError) as error:
-            raise RatelimitError(str(error) or type(error).__name__) from error
-        except TimeoutError:
-            raise RatelimitError(f"no answer within {TIMEOUT:g} s") from None
-
-
-def _refused(code: int) -> str:
-    if code in (401, 403):
-        return "it refuses the token; give one that may view with --token-file"
-    return f"it answers with status {code}"
 
 
 async def gather(config: Config, api: Api, probe: str = "") -> Facts:

@@ -282,6 +282,11 @@ async def status(call: Call) -> Reply:
             started=control.started,
             uptime=round(time.time() - control.started, 3),
             checks=engine.checks,
+            unknown=engine.unknown,
+            keyless=engine.keyless,
+            unchecked=[
+                models.Unchecked(problem=problem, message=name) for problem, name in engine.notes
+            ],
             connections=len(agent.peers),
             connections_refused=agent.refused,
             protocol_errors=agent.protocol_errors,

@@ -288,6 +288,13 @@ class ReloadState(Answer):
     problems: list[str]
 
 
+class Unchecked(Answer):
+    """Why questions of HAProxy's could not be checked; `message` is a SPOE message's name."""
+
+    problem: str
+    message: str
+
+
 class Status(Answer):
     """This node."""
 
@@ -299,6 +306,9 @@ class Status(Answer):
     started: float
     uptime: float
     checks: int
+    unknown: int = Field(description="Questions that named no limit.")
+    keyless: int = Field(description="Questions without a key that can be counted.")
+    unchecked: list[Unchecked] = Field(description="The first of either, by name.")
     connections: int
     connections_refused: int
     protocol_errors: int

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from aiohttp import web
 from pydantic import BaseModel
 
-from ratelimit.ops import handlers, models
+from ratelimit.ops import handlers, haproxy, models
 from ratelimit.ops.handlers import Call, Reply
 from ratelimit.ops.tokens import Role
 
@@ -150,6 +150,20 @@ ROUTES = (
         summary="The HAProxy processes beside this node",
         answer=models.Haproxy,
         problems={422: _INVALID},
+    ),
+    Route(
+        method="POST",
+        path="/v1/haproxy/servers/{backend}/{server}",
+        handler=haproxy.change_server,
+        summary="Drain a server, make it ready, or set its weight, at every HAProxy",
+        role=Role.OPERATE,
+        body=haproxy.ServerChange,
+        answer=haproxy.ChangedServer,
+        problems={
+            404: "HAProxy has no such server.",
+            422: _INVALID,
+            503: "No HAProxy did it; `detail` says why.",
+        },
     ),
     Route(
         method="GET",

@@ -280,7 +280,7 @@ class Server:
         return response
 
     def _audit(self, route: Route, call: Call, status: int) -> None:
-        key = getattr(call.body, "key", None) or next(iter(call.names.values()), "")
+        key = getattr(call.body, "key", None) or "/".join(call.names.values())
         log.info(
             "audit",
             who=call.caller.name,

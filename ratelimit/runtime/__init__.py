@@ -55,7 +55,7 @@ __all__ = [
 
 
 class UnknownServerError(RatelimitError):
-    """No HAProxy has a server of this name, or several backends have one."""
+    """No HAProxy has a server of this name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,16 +190,14 @@ class Runtime:
         return list(await asyncio.gather(*(_report(edge) for edge in self._edges)))
 
     async def act(self, server: str, action: Action) -> list[Acted]:
-        """Change a server, ``BACKEND/SERVER`` or just ``SERVER``, at every HAProxy that has it.
+        """Change a server, ``BACKEND/SERVER``, at every HAProxy that has it.
 
-        Raises UnknownServerError if all that answered have none of this name, or several.
+        Raises UnknownServerError if none of those that answered has one of this name.
         """
         reports = await self.report()
-        chosen = [None if report.problem else _find(report, server) for report in reports]
-        if not any(chosen) and not all(report.problem for report in reports):
-            names = dict.fromkeys(_name(s) for report in reports for s in _servers(report))
-            shown = ", ".join(names) or "none"
-            raise UnknownServerError(f"HAProxy has no such server; it has: {shown}")
+        chosen = [_find(report, server) for report in reports]
+        if not any(chosen) and not any(report.problem for report in reports):
+            raise UnknownServerError("no HAProxy beside this node has such a server")
         doing = [
             _act(edge, report, found, action)
             for edge, report, found in zip(self._edges, reports, chosen, strict=True)
@@ -242,21 +240,11 @@ async def _act(edge: Edge, report: Report, server: Server | None, action: Action
     if problem:
         return Acted(edge.path, server, problem)
     after = await _report(edge)
-    return Acted(edge.path, None if after.problem else _find(after, _name(server)), after.problem)
-
-
-def _servers(report: Report) -> list[Server]:
-    return [server for backend in report.backends for server in backend.servers]
-
-
-def _name(server: Server) -> str:
-    return f"{server.backend}/{server.name}"
+    return Acted(
+        edge.path, None if after.problem else _find(after, server.full_name), after.problem
+    )
 
 
 def _find(report: Report, name: str) -> Server | None:
-    """Return the server of a name; None if there is none, UnknownServerError for several."""
-    found = [server for server in _servers(report) if name in (server.name, _name(server))]
-    if len(found) > 1:
-        names = ", ".join(map(_name, found))
-        raise UnknownServerError(f"several backends have such a server, say which: {names}")
-    return found[0] if found else None
+    servers = (server for backend in report.backends for server in backend.servers)
+    return next((server for server in servers if server.full_name == name), None)

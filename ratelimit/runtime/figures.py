@@ -64,6 +64,11 @@ class Server:
     sessions_total: int
     check: str
 
+    @property
+    def full_name(self) -> str:
+        """``BACKEND/SERVER``."""
+        return f"{self.backend}/{self.name}"
+
 
 @dataclass(frozen=True, slots=True)
 class Backend:
