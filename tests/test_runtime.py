@@ -464,7 +464,7 @@ def test_without_the_rights_a_server_stays_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.integration
 def test_the_shipped_configuration_can_give_the_rights(tmp_path: Path) -> None:
     async def main() -> None:
-        async with world(tmp_path, agent=False, RATELIMIT_STATS_LEVEL="admin"):
+        async with world(tmp_path, agent=False, env={"RATELIMIT_STATS_LEVEL": "admin"}):
             tested = Runtime([f"{tmp_path}/haproxy.sock"])
             [acted] = await tested.act("app/app1", Drain())
             assert acted.server is not None and acted.server.status == "DRAIN"

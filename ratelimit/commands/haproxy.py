@@ -93,17 +93,18 @@ def _servers(reports: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _servers_table(reports: list[dict[str, Any]]) -> RenderableType:
-    made = new_table("server", "address", "state", "weight#", "sessions#", "check", "HAProxy")
+    several = ["HAProxy"] if len(reports) > 1 else []
+    made = new_table("server", "address", "state", "weight#", "sessions#", "check", *several)
     for socket, server in _servers(reports):
-        made.add_row(
+        row = [
             f"{server['backend']}/{server['name']}",
             printable(server["address"]),
             printable(server["status"]),
             str(server["weight"]),
             f"{server['sessions']:,}",
             printable(server["check"]),
-            printable(socket),
-        )
+        ]
+        made.add_row(*row, *([printable(socket)] if several else []))
     return made  # type: ignore[no-any-return]
 
 

@@ -97,7 +97,7 @@ def _questions(facts: Facts) -> Iterator[Check]:
         keyless -= before.keyless
         since = f"with the request to {facts.probe}"
     if unknown > 0:
-        names = _noted(status, "limit")
+        names = _noted(status, "unknown")
         yield Check(
             "groups",
             State.BROKEN,
@@ -116,7 +116,7 @@ def _questions(facts: Facts) -> Iterator[Check]:
             "such a key, so send the group only if it is there",
         )
     elif status.checks:
-        yield Check("groups", State.OK, f"all {status.checks} questions named a limit and a key")
+        yield Check("groups", State.OK, "every question named a limit and a key")
 
 
 def _noted(status: Status, word: str) -> str:
@@ -346,8 +346,9 @@ def _edge(
             State.BROKEN,
             f"{len(edge.stale)} of {edge.compared} entries that were compared are refused by "
             f"HAProxy and not by the agent: {keys}",
-            "`ratelimit blocks remove KEY` lifts one here too; a HAProxy that could not be told of "
-            "a lift, or an agent whose blocklist was lost, leaves such entries",
+            "`ratelimit blocks remove KEY` has HAProxy forget one, though it says that the "
+            "blocklist has none; a lift that HAProxy missed leaves such entries, and so does a "
+            "blocklist that was lost",
         )
         return
     full = report.edge.used / report.edge.size

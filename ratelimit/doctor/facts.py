@@ -31,6 +31,8 @@ from ratelimit.store import MEMORY, StoreError
 from ratelimit.store.look import Sight, look
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ratelimit.config import Config
 
 TIMEOUT = 1.0
@@ -156,19 +158,22 @@ class Api:
         return bool(known.lists or known.by_hand or any(one.block for one in known.limits))
 
 
-async def gather(config: Config, api: Api, probe: str = "") -> Facts:
-    """Ask everybody. Nothing is changed but one entry of each edge table, for a moment."""
+async def gather(config: Config, api: Api, probe: str, clock: Callable[[], float]) -> Facts:
+    """Ask everybody. Nothing is changed but one entry of each edge table, for a moment.
+
+    ``clock`` returns the time here, in epoch seconds.
+    """
     runtime = Runtime(config.haproxy.sockets, TIMEOUT)
     try:
         spop, (sight, store_problem), before = await asyncio.gather(
             asyncio.gather(*(_spop(address) for address in config.agent.listen)),
-            _store(config),
-            _moment(runtime, api),
+            _store(config, clock),
+            _moment(runtime, api, clock),
         )
         after, probe_problem = before, ""
         if probe:
             probe_problem = await _request(probe)
-            after = await _moment(runtime, api)
+            after = await _moment(runtime, api, clock)
         reachable = after.status is not None
         edges = await asyncio.gather(
             *(_edge_table(report, api if reachable else None) for report in after.reports)
@@ -216,17 +221,17 @@ async def _spop(address: Address) -> Spop:
         return Spop(address, error.strerror or str(error))
 
 
-async def _store(config: Config) -> tuple[Sight | None, str]:
+async def _store(config: Config, clock: Callable[[], float]) -> tuple[Sight | None, str]:
     if config.store.url == MEMORY:
         return None, ""
     try:
-        return await look(config.store.url, config.store.prefix, TIMEOUT), ""
+        return await look(config.store.url, config.store.prefix, TIMEOUT, clock), ""
     except StoreError as error:
         return None, str(error)
 
 
-async def _moment(runtime: Runtime, api: Api) -> Moment:
-    began = time.time()
+async def _moment(runtime: Runtime, api: Api, clock: Callable[[], float]) -> Moment:
+    began = clock()
     status: Status | None = None
     problem = ""
     reports, answer = await asyncio.gather(runtime.report(), api.status(), return_exceptions=True)
@@ -238,7 +243,7 @@ async def _moment(runtime: Runtime, api: Api) -> Moment:
         raise answer
     else:
         status = answer
-    middle = (began + time.time()) / 2
+    middle = (began + clock()) / 2
     ahead = tuple(report.clock - middle if report.clock else 0 for report in reports)
     return Moment(tuple(reports), ahead, status, problem)
 

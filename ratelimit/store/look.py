@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from redis.exceptions import RedisError
@@ -30,15 +31,17 @@ class Sight:
     nodes: tuple[Node, ...]
 
 
-async def look(url: str, prefix: str, timeout: float = 1) -> Sight:
+async def look(
+    url: str, prefix: str, timeout: float = 1, clock: Callable[[], float] = time.time
+) -> Sight:
     """Ask the store of a URL, not ``memory://``; StoreError says why it can't be used."""
     key = nodes_key(prefix)
     life = Life(parse(url), timeout, key, lambda _problem: None)
     try:
         server = await life.open(())
-        sent = time.time()
+        sent = clock()
         seconds, microseconds = await life.call(key, "TIME")
-        received = time.time()
+        received = clock()
         now = int(seconds) + int(microseconds) / 1_000_000
         nodes = await Members(key, None).read(life, int(now * 1000))
     except RedisError as error:

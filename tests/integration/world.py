@@ -254,11 +254,16 @@ class World:
 
 @contextlib.asynccontextmanager
 async def world(
-    folder: Path, config: str = "", agent: bool = True, **env: str
+    folder: Path,
+    config: str = "",
+    agent: bool = True,
+    edit: Callable[[Path], object] = lambda files: None,
+    env: dict[str, str] | None = None,
 ) -> AsyncIterator[World]:
-    """Yield a world in which HAProxy has seen the agent's health."""
-    made = World(folder, env=env)
+    """Yield a world in which HAProxy has seen the agent's health; ``edit`` changes its files."""
+    made = World(folder, env=env or {})
     shutil.copytree(files(), folder / "haproxy", ignore=shutil.ignore_patterns("__pycache__"))
+    edit(folder / "haproxy")
     application = await asyncio.start_server(made.application, "127.0.0.1", 0)
     try:
         if agent:
@@ -286,7 +291,7 @@ def run(
     """Run ``test`` in a world of its own."""
 
     async def main() -> None:
-        async with asyncio.timeout(60), world(folder, config, agent, **env) as made:
+        async with asyncio.timeout(60), world(folder, config, agent, env=env) as made:
             await test(made)
 
     asyncio.run(main())
