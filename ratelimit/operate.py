@@ -45,7 +45,7 @@ def _asks(function: _Command) -> _Command:
     @click.option("--json", "as_json", is_flag=True, help="For programs.")
     @click.pass_context
     def command(
-        context: click.Context, url: str, token_file: Path | None, **arguments: Any
+        context: click.Context, /, url: str, token_file: Path | None, **arguments: Any
     ) -> None:
         token = read_token(token_file) if token_file else os.environ.get("RATELIMIT_TOKEN", "")
         try:
