@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -48,7 +49,6 @@ class Running:
     port: int
     edges: Edges
     events: Events
-    lines: list[str] = field(default_factory=list)
 
     def seconds(self) -> int:
         return self.control.now()
@@ -73,24 +73,19 @@ async def running(folder: Path, config: str = "", clients: int = 1000) -> AsyncI
     await store.start()
     limiter.engine.at(sync.now())
     control.ready = True
+    tasks = [asyncio.create_task(part) for part in (control.run(), server.run())]
     base = f"http://127.0.0.1:{address.port}"
-    async with contextlib.AsyncExitStack() as stack:
-        tasks = await stack.enter_async_context(background(control, server))
-        client = await stack.enter_async_context(httpx.AsyncClient(base_url=base, trust_env=False))
-        try:
+    try:
+        async with httpx.AsyncClient(base_url=base, trust_env=False, timeout=10) as client:
             yield Running(control, server, client, address.port, edges, events)
-        finally:
-            assert not any(task.done() for task in tasks), "a part has ended"
-            await server.close()
-            await store.close()
+        assert not any(task.done() for task in tasks), "a part has ended"
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await server.close()
+        await store.close()
 
 
-@contextlib.asynccontextmanager
-async def background(control: Control, server: Server) -> AsyncIterator[list[object]]:
-    raise NotImplementedError
-    yield []
-
-
-def block(key: str, until: int, limit: str = "default", **more: object) -> Block:
-    made = Block(key=key, limit=limit, reason="over 100 in 1s", strikes=1, since=1, until=until)
-    return made
+def block(key: str, until: int, limit: str = "default") -> Block:
+    return Block(key=key, limit=limit, reason="over 100 in 1s", strikes=1, since=1, until=until)
