@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 MAX_LISTENERS = 64
@@ -58,6 +58,11 @@ class Subscription:
         self._maxsize = maxsize
         self._woken = asyncio.Event()
 
+    def fill(self, events: Iterable[Event]) -> None:
+        """Queue what comes before all others, whatever its number."""
+        self._events.extend(events)
+        self._maxsize += len(self._events)
+
     def put(self, event: Event) -> bool:
         """Queue an event; false if the listener is too far behind, which ends it."""
         if len(self._events) >= self._maxsize:
@@ -96,6 +101,8 @@ class Bus:
         self.dropped = 0
         self._history: deque[Event] = deque(maxlen=HISTORY)
         self._ids = itertools.count(time.time_ns() // 1_000_000 * _IDS)
+        # Ids up to this one are no longer known; at first those of an earlier process.
+        self._forgotten = next(self._ids)
         self._listeners: set[Subscription] = set()
 
     def __len__(self) -> int:
@@ -106,6 +113,8 @@ class Bus:
         """Tell all listeners; never waits and never fails."""
         event = Event(next(self._ids), name, time.time(), data)
         self.published[name] = self.published.get(name, 0) + 1
+        if len(self._history) == self._history.maxlen:
+            self._forgotten = self._history[0].id
         self._history.append(event)
         for listener in [one for one in self._listeners if not one.put(event)]:
             self.dropped += 1
@@ -119,12 +128,10 @@ class Bus:
         """
         if len(self._listeners) >= MAX_LISTENERS:
             raise Full
-        listener = Subscription(maxsize + HISTORY)
+        listener = Subscription(maxsize)
         if after is not None:
-            known = [event for event in self._history if event.id > after]
-            listener.missed = len(known) == len(self._history) and after < self._before()
-            for event in known:
-                listener.put(event)
+            listener.missed = after < self._forgotten
+            listener.fill(event for event in self._history if event.id > after)
         self._listeners.add(listener)
         return listener
 
@@ -137,9 +144,3 @@ class Bus:
         for listener in self._listeners:
             listener.end()
         self._listeners.clear()
-
-    def _before(self) -> int:
-        """Return the last id before those that are kept."""
-        if self._history:
-            return self._history[0].id - 1
-        return -1

@@ -376,8 +376,6 @@ def test_stores_that_can_not_be(
     ("text", "field"),
     [
         ("[agent]\nhttp_listen = ['tcp://127.0.0.1:1']", "agent.http_listen"),
-        ("[ops]\nlisten = '0.0.0.0:1'", "ops.listen"),
-        ("[ops]\ntoken_file = 'x'", "ops.token_file"),
         ("[limits.default]\nshadow = true", "limits.default.shadow"),
         ("[limits.default]\nheaders = true", "limits.default.headers"),
         ("[lists]\nallow = ['192.0.2.1']", "lists.allow"),
@@ -393,6 +391,41 @@ def test_what_is_still_to_come_is_refused(
 ) -> None:
     (problem,) = problems(text)
     assert problem.startswith(f"r.toml: {field}: not available in this version")
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:1", "127.8.0.1:1", "[::1]:1", "localhost:1"])
+def test_the_api_on_loopback_needs_no_token(read: Callable[[str], Config], listen: str) -> None:
+    assert read(f"[ops]\nlisten = '{listen}'").ops.listen.is_loopback
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "example.com:1"])
+def test_the_api_beyond_loopback_needs_a_token(
+    read: Callable[[str], Config], problems: Callable[[str], list[str]], listen: str
+) -> None:
+    assert problems(f"[ops]\nlisten = '{listen}'") == [
+        "r.toml: ops.listen: beyond loopback needs ops.token_file, for anybody could unblock"
+    ]
+    config = read(f"[ops]\nlisten = '{listen}'\ntoken_file = 'x'")
+    assert not config.ops.listen.is_loopback
+
+
+@pytest.mark.parametrize("listen", ["", "9191", "tcp://127.0.0.1:1", "127.0.0.1:65536"])
+def test_where_the_api_can_not_listen(problems: Callable[[str], list[str]], listen: str) -> None:
+    (problem,) = problems(f"[ops]\nlisten = '{listen}'")
+    assert problem.startswith("r.toml: ops.listen: ")
+
+
+def test_the_api_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATELIMIT_OPS__LISTEN", "[::1]:9292")
+    assert load().ops.listen == Address("::1", 9292)
+
+
+def test_the_variables_of_the_commands_are_none_of_the_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RATELIMIT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("RATELIMIT_TOKEN", "x")
+    assert load() == Config()
 
 
 def test_all_mistakes_are_told_at_once(
@@ -414,7 +447,7 @@ def test_all_mistakes_are_told_at_once(
 def test_a_secret_is_not_repeated(
     problems: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RATELIMIT_OPS__TOKEN_FILE", "hunter2")
+    monkeypatch.setenv("RATELIMIT_OPS__LISTEN", "hunter2")
     text = (
         "[store]\nurl = 'redis://:hunter2@a:x'\npassword = 'hunter2'\n[[webhooks]]\nurl = 'hunter2'"
     )

@@ -96,8 +96,9 @@ class Server:
         self._lines = 0
         app = web.Application(middlewares=[self._meet], client_max_size=MAX_BODY)
         app[DESCRIPTION] = describe(ROUTES)
+        app.on_response_prepare.append(_add_headers)
         for route in ROUTES:
-            path = route.path.replace("{key}", "{key:.+}")
+            path = route.path.replace("{key}", "{key:(?s:.+)}")
             app.router.add_route(route.method, path, self._answering(route))
         self._runner = web.AppRunner(
             app,
@@ -195,14 +196,10 @@ class Server:
         if connection is not None:
             connection.begin()
         try:
-            response = await self._try(request, handler)
+            return await self._try(request, handler)
         finally:
             if connection is not None:
                 connection.end()
-        if not response.prepared:
-            response.headers.update(_HEADERS)
-            response.headers.setdefault("Cache-Control", "no-store")
-        return response
 
     async def _try(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         try:
@@ -262,7 +259,7 @@ class Server:
         if route.answer == "text/event-stream":
             connection = self._connections.get(cast(asyncio.BaseTransport, call.request.transport))
             if connection is not None:
-                connection.endless = True
+                connection.stream = asyncio.current_task()
         reply = await route.handler(call)
         if isinstance(reply, web.StreamResponse):
             response = reply
@@ -294,7 +291,7 @@ class Server:
 class _Connection(asyncio.Protocol):
     """Stands between a socket and aiohttp, and knows how long either has kept the other waiting."""
 
-    __slots__ = ("_inner", "_server", "busy", "endless", "reading", "since", "transport")
+    __slots__ = ("_inner", "_server", "busy", "reading", "since", "stream", "transport")
 
     transport: asyncio.Transport
 
@@ -303,7 +300,7 @@ class _Connection(asyncio.Protocol):
         self._inner: asyncio.Protocol | None = None
         self.since = time.monotonic()
         self.busy = False  # a request is being answered
-        self.endless = False  # by events
+        self.stream: asyncio.Task[object] | None = None  # sends events, for as long as it lasts
         self.reading = True  # its headers are to come
 
     def begin(self) -> None:
@@ -316,7 +313,7 @@ class _Connection(asyncio.Protocol):
 
     def overdue(self, now: float) -> bool:
         """Tell whether this takes too long."""
-        if self.endless:
+        if self.stream is not None:
             return False
         limit = IDLE_TIMEOUT
         if self.busy:
@@ -348,6 +345,8 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.left(self.transport)
+        if self.stream is not None:
+            self.stream.cancel()
         if self._inner is not None:
             self._inner.connection_lost(exc)
 
@@ -358,6 +357,11 @@ class _Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         if self._inner is not None:
             self._inner.resume_writing()
+
+
+async def _add_headers(_request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(_HEADERS)
+    response.headers.setdefault("Cache-Control", "no-store")
 
 
 def _query(model: type[BaseModel], request: web.Request) -> BaseModel:
