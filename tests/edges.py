@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from tests.integration.world import HAPROXY, free_port, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
 TABLE = "stick-table type ipv6 size 1m expire 2h store gpt0"
@@ -117,3 +118,16 @@ async def edges(*made: Edge) -> AsyncIterator[None]:
     finally:
         for edge in made:
             edge.end()
+
+
+@contextlib.contextmanager
+def unprivileged() -> Iterator[None]:
+    """Run as somebody who may not open what belongs to root; others are that already."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)

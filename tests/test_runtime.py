@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import re
 import signal
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from ratelimit.runtime import (
     words,
 )
 from ratelimit.runtime.edge import MAX_QUEUED
-from tests.edges import TABLE, Edge, edges
+from tests.edges import TABLE, Edge, edges, unprivileged
 from tests.integration.world import World, until, world
 from tests.integration.world import run as run_world
 
@@ -335,19 +334,6 @@ def test_a_reload_is_lived_through(tmp_path: Path) -> None:
         await tested.close()
 
     run_world(tmp_path, test)
-
-
-@contextlib.contextmanager
-def unprivileged() -> Iterator[None]:
-    """Run as somebody who may not open what belongs to root; others are that already."""
-    if os.geteuid():
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 async def refused(path: Path, problem: str) -> None:

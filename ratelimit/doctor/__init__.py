@@ -9,8 +9,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from ratelimit.doctor.checks import Check, State, judge
+from ratelimit.doctor.checks import judge
 from ratelimit.doctor.facts import Api, gather
+from ratelimit.doctor.findings import Check, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -31,6 +31,7 @@ DOCUMENTED = [
     ("GET", "/v1/status"),
     ("GET", "/v1/nodes"),
     ("GET", "/v1/haproxy"),
+    ("POST", "/v1/haproxy/servers/{backend}/{server}"),
     ("GET", "/v1/events"),
     ("POST", "/v1/reload"),
     ("GET", "/openapi.json"),
