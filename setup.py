@@ -21,6 +21,7 @@ MODULES = [
     "ratelimit.engine.exchange",
     "ratelimit.engine.acknowledge",
     "ratelimit.engine.answer",
+    "ratelimit.engine.scan",
 ]
 
 DIRECTIVES = {

@@ -10,6 +10,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+from sortedcontainers import SortedList
+
 from ratelimit.model import Block, Limit
 from ratelimit.notation import format_duration
 
@@ -28,6 +30,8 @@ class Blocklist:
         # first on, so one may stay longer than it must, by no more than the longest block.
         self._entries: dict[str, dict[str, Block]] = {}
         self._size = 0
+        # The same keys in order, for who reads the list a page at a time while it changes.
+        self._sorted: dict[str, SortedList] = {}
 
     def __len__(self) -> int:
         return self._size
@@ -40,16 +44,27 @@ class Blocklist:
         for entries in self._entries.values():
             yield from entries.values()
 
+    def after(self, limit: str, key: str, count: int) -> list[Block]:
+        """Return up to ``count`` entries that follow a limit and key, in the order of both."""
+        found: list[Block] = []
+        for name in sorted(self._sorted):
+            if name >= limit and len(found) < count:
+                low = key if name == limit else None
+                keys = self._sorted[name].irange(low, inclusive=(False, False))
+                wanted = itertools.islice(keys, count - len(found))
+                found += [self._entries[name][key] for key in wanted]
+        return found
+
     def put(self, block: Block) -> bool:
         """Take an entry as it is, from the store; false if there is no room for it."""
         entries = self._entries.setdefault(block.limit, {})
-        if entries.pop(block.key, None) is not None:
-            self._size -= 1
-        elif self._size >= self.max_entries and not self._make_room(block.since):
-            self.refused += 1
-            return False
+        if entries.pop(block.key, None) is None:
+            if self._size >= self.max_entries and not self._make_room(block.since):
+                self.refused += 1
+                return False
+            self._sorted.setdefault(block.limit, SortedList()).add(block.key)
+            self._size += 1
         entries[block.key] = block
-        self._size += 1
         return True
 
     def _make_room(self, now: int) -> bool:
@@ -57,8 +72,7 @@ class Blocklist:
         for entries in self._entries.values():
             for key, block in itertools.islice(entries.items(), _LOOKED_AT):
                 if block.until <= now:
-                    del entries[key]
-                    self._size -= 1
+                    self.remove(block.limit, key)
                     return True
         return False
 
@@ -66,6 +80,7 @@ class Blocklist:
         """Take an entry off; return it if there was one."""
         block = self._entries.get(limit, {}).pop(key, None)
         if block is not None:
+            self._sorted[limit].remove(key)
             self._size -= 1
         return block
 
@@ -110,5 +125,4 @@ class Blocklist:
             key, block = next(iter(entries.items()))
             if now - max(block.since, block.until) < seconds:
                 return
-            del entries[key]
-            self._size -= 1
+            self.remove(limit, key)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,29 @@ from ratelimit.config import Config, load
 from ratelimit.exceptions import ConfigError, RatelimitError
 from ratelimit.model import Address
 from ratelimit.notation import SECOND, format_duration, parse_host_port
+from ratelimit.operate import COMMANDS
 
 if TYPE_CHECKING:
     from ratelimit.model import Limit
 
 
+_LAZY = {
+    "doctor": "ratelimit.commands.doctor",
+    "haproxy": "ratelimit.commands.haproxy",
+}
+"""Commands in modules of their own, whose imports the others need not wait for."""
+
+
 class _Program(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_LAZY])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _LAZY:
+            command: click.Command = getattr(import_module(_LAZY[cmd_name]), cmd_name)
+            return command
+        return super().get_command(ctx, cmd_name)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -149,6 +167,10 @@ def replay(log: str, path: Path | None, name: str, rows: int, as_json: bool) -> 
 def version() -> None:
     """Show the version, and whether the request path is compiled."""
     click.echo(f"ratelimit {__version__} ({'compiled' if engine.compiled() else 'pure'})")
+
+
+for command in COMMANDS:
+    main.add_command(command)
 
 
 def _summary(config: Config) -> str:

@@ -26,7 +26,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from ratelimit.exceptions import ConfigError
 from ratelimit.keys import parse_network
@@ -38,7 +38,9 @@ from ratelimit.notation import (
     SECOND,
     format_duration,
     parse_duration,
+    parse_host_port,
     parse_listen,
+    parse_unix_path,
 )
 from ratelimit.store.url import parse
 
@@ -62,6 +64,10 @@ def _duration(value: object) -> int:
 
 def _listen(value: object) -> Address:
     return parse_listen(value if isinstance(value, str) else "")
+
+
+def _host_port(value: object) -> Address:
+    return parse_host_port(value if isinstance(value, str) else "")
 
 
 def _between(low: int, high: int, unit: int) -> Callable[[int], int]:
@@ -96,6 +102,7 @@ Duration = Annotated[int, BeforeValidator(_duration)]
 """Written as text, held in nanoseconds."""
 
 Listen = Annotated[Address, BeforeValidator(_listen)]
+HostPort = Annotated[Address, NoDecode, BeforeValidator(_host_port)]
 Window = Annotated[Duration, AfterValidator(_between(100 * MILLISECOND, DAY, MILLISECOND))]
 BlockLength = Annotated[Duration, AfterValidator(_between(SECOND, 30 * DAY, SECOND))]
 Forget = Annotated[Duration, AfterValidator(_between(SECOND, 366 * DAY, SECOND))]
@@ -103,6 +110,7 @@ SyncInterval = Annotated[Duration, AfterValidator(_sync_interval)]
 NetworkText = Annotated[str, AfterValidator(_network)]
 """An address or a network."""
 
+StatsSocket = Annotated[str, AfterValidator(parse_unix_path)]
 LimitName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
 """What HAProxy takes as the name of a SPOE message, of at most 64 characters."""
 
@@ -146,10 +154,15 @@ class AgentSection(_Section):
 class OpsSection(_Section):
     """``[ops]``: the HTTP API for operators."""
 
-    later = frozenset({"listen", "token_file"})
-
-    listen: str = "127.0.0.1:9191"
     token_file: str = ""
+    listen: HostPort = Address("127.0.0.1", 9191)
+
+    @field_validator("listen")
+    @classmethod
+    def _is_safe(cls, listen: Address, info: ValidationInfo) -> Address:
+        if not listen.is_loopback and not info.data.get("token_file"):
+            raise ValueError("beyond loopback needs ops.token_file, for anybody could unblock")
+        return listen
 
 
 class StoreSection(_Section):
@@ -198,9 +211,14 @@ class ListsSection(_Section):
 class HaproxySection(_Section):
     """``[haproxy]``: the HAProxy processes beside this agent."""
 
-    later = frozenset({"sockets"})
+    sockets: tuple[StatsSocket, ...] = Field((), strict=False, max_length=64)
 
-    sockets: tuple[str, ...] = Field((), strict=False)
+    @field_validator("sockets")
+    @classmethod
+    def _differ(cls, sockets: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(sockets)) < len(sockets):
+            raise ValueError("names a socket twice")
+        return sockets
 
 
 class LoadSection(_Section):
@@ -269,14 +287,14 @@ class Config(BaseSettings):
         """The environment before the file; nothing else, a .env file least of all."""
         return _Environment(settings_cls), init_settings
 
+    @property
+    def path(self) -> Path | None:
+        """The file that it was read from."""
+        return self._path
+
     def wrong(self, field: str, what: str) -> ConfigError:
         """Return the error for a field, such as ``agent.listen``, that shows only in use."""
         return ConfigError([_line(self._path, tuple(field.split(".")), what)])
-
-    @property
-    def path(self) -> Path | None:
-        """The file that this was read from."""
-        return self._path
 
     def read_lists(self) -> Lists:
         """Read the files of the lists; ConfigError with all that is wrong in them."""

@@ -3,6 +3,7 @@
 RatelimitError
 ├── ConfigError      a file or a variable says something impossible
 ├── LogError         an access log can't be read
+├── ApiError         the HTTP API can't be reached, or refuses
 ├── StartError       what is needed to run is missing: a free address, HAProxy
 └── SpopError        a peer broke the SPOP; carries the status that it is told
 """
@@ -27,6 +28,17 @@ class ConfigError(RatelimitError):
 
 class LogError(RatelimitError):
     """An access log can't be read, or is of no known format."""
+
+
+class ApiError(RatelimitError):
+    """The API of a node gave no answer, or one that is an error.
+
+    ``status`` is the HTTP status, 0 without one.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class StartError(RatelimitError):

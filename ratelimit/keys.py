@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from ratelimit.engine.constants import ADDRESS
+from ratelimit.model import Limit
 
 _MAPPED = 0xFFFF
 _MAX_TEXT = 200  # bytes
@@ -31,15 +32,17 @@ def key_text(kind: int, hi: int, lo: int, text: bytes, ipv4_prefix: int, ipv6_pr
     return network_text(IPv6Network((hi << 64 | lo, ipv6_prefix)))
 
 
-def parse_network(text: str) -> Network:
+def parse_network(text: str, strict: bool = True) -> Network:
     """Return the network, or the address as a network of one; raises ValueError.
+
+    With ``strict`` no bits may be set beyond the prefix.
 
     An IPv4-mapped IPv6 address is the IPv4 one.
     """
     if "%" in text:
         raise ValueError(f"a zone is not part of an address: {text!a}")
     try:
-        network = ip_network(text)
+        network = ip_network(text, strict=strict)
     except ValueError:
         try:
             network = ip_network(text, strict=False)
@@ -85,3 +88,54 @@ def key_hash(text: str) -> tuple[int, int] | None:
 def key_bytes(text: str) -> bytes:
     """Return what ``engine.key`` takes for a key as text: of a network its first address."""
     return first_address(text).encode("utf-8", "surrogateescape")
+
+
+_LIKE_ADDRESS = re.compile(
+    r"[0-9]+(\.[0-9]+){3}"  # four numbers
+    r"|[0-9.]+/.*"  # an IPv4 network
+    r"|[0-9A-Fa-f:.]*::[0-9A-Fa-f:.]*(%.*)?(/.*)?"
+    r"|[0-9A-Fa-f]*(:[0-9A-Fa-f]*){6,}(%.*)?(/.*)?",
+    re.DOTALL,
+)
+"""What somebody who wrote this can only have meant as an address or a network."""
+
+
+def canonical(text: str) -> str:
+    """Return a key as blocks have it: an address or network in its shortest form, else as it is.
+
+    A network without host bits; one of a single address is that address; an IPv4-mapped address is
+    the IPv4 one. Raises ValueError for what is nearly an address: a mistake, and not a string.
+    """
+    try:
+        return network_text(parse_network(text, strict=False))
+    except ValueError:
+        if _LIKE_ADDRESS.fullmatch(text):
+            raise ValueError("must be an IPv4 or IPv6 address or network") from None
+        return text
+
+
+def has_host_bits(text: str) -> bool:
+    """Tell whether a network is written by an address in it that is not its first."""
+    try:
+        network = parse_network(text, strict=False)
+    except ValueError:
+        return False
+    return ip_address(text.partition("/")[0]) not in (network[0], ip_network(text, False)[0])
+
+
+def counted_key(key: str, limit: Limit) -> str:
+    """Return as whom a limit counts an address or network; other keys stay as they are."""
+    network = key_network(key)
+    if network is None:
+        return key
+    bits = limit.ipv4_prefix if network.version == 4 else limit.ipv6_prefix
+    return network_text(network.supernet(new_prefix=min(bits, network.prefixlen)))
+
+
+def wider_keys(key: str) -> list[str]:
+    """Return the networks that an address or network is in, the narrowest first."""
+    network = key_network(key)
+    if network is None:
+        return []
+    widths = range(network.prefixlen - 1, -1, -1)
+    return [network_text(network.supernet(new_prefix=bits)) for bits in widths]

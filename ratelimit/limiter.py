@@ -13,12 +13,12 @@ from ratelimit.engine.constants import ALLOW, DENY, MIXED, SECOND, TEXT
 from ratelimit.engine.rule import Rule
 from ratelimit.keys import (
     Network,
+    counted_key,
     first_address,
     key_bytes,
     key_hash,
     key_network,
     key_text,
-    network_text,
     parse_network,
 )
 from ratelimit.lists import Lists, cut, span
@@ -55,15 +55,20 @@ class ClientState:
         limit: whose it is.
         key: as whom the limit counts it.
         hits: in the window that ends now, on all nodes as far as known.
-        known: the table has it.
-        block: its last one, which may have ended.
+        until: epoch second at which its block ends or ended, by whoever it is; 0 without one.
+        block: the last one that the limit made, which may have ended.
     """
 
     limit: Limit
     key: str
     hits: int
-    known: bool
+    until: int
     block: Block | None
+
+    @property
+    def remaining(self) -> int:
+        """Hits that are left of the limit."""
+        return max(0, self.limit.rate - self.hits)
 
 
 class Limiter:
@@ -172,7 +177,7 @@ class Limiter:
                 rules = self.engine.rules if name == EVERY_LIMIT else [self._rules[name]]
                 for rule in rules:
                     # A network begun by another prefix is in the same place of the table.
-                    self._update(rule.limit.name, self.client(rule.limit, first_address(block.key)))
+                    self._update(rule.limit.name, counted_key(first_address(block.key), rule.limit))
 
     def listed(self, key: str) -> str:
         """Return ``allow`` or ``deny`` for what a list has, ``mixed`` for parts, else nothing."""
@@ -185,29 +190,21 @@ class Limiter:
 
     def explain(self, key: str) -> list[ClientState]:
         """Return what each limit has of a client, which is not counted as seen by that."""
+        engine = self.engine
         states = []
-        for rule in self.engine.rules:
-            slot = self._known(rule, key)
+        for rule in engine.rules:
+            counted = counted_key(key, rule.limit)
+            slot = self._known(rule, counted)
             states.append(
                 ClientState(
                     limit=rule.limit,
-                    key=self.client(rule.limit, key),
-                    hits=self.engine.hits(rule, slot) if slot >= 0 else 0,
-                    known=slot >= 0,
-                    block=self.blocklist.get(rule.limit.name, self.client(rule.limit, key)),
+                    key=counted,
+                    hits=engine.hits(rule, slot) if slot >= 0 else 0,
+                    until=engine.table.until(slot) if slot >= 0 else 0,
+                    block=self.blocklist.get(rule.limit.name, counted),
                 )
             )
         return states
-
-    def client(self, limit: Limit, key: str) -> str:
-        """Return as whom a limit counts an address; other keys stay as they are."""
-        network = key_network(key)
-        if network is None:
-            return key
-        bits = limit.ipv4_prefix if network.version == 4 else limit.ipv6_prefix
-        if network.prefixlen <= bits:
-            return network_text(network)
-        return network_text(network.supernet(new_prefix=bits))
 
     def clear_fuse(self, limit: str) -> bool:
         """Let a limit block again; false if it does."""

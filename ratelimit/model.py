@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 SUB_WINDOWS = 16
 """Parts into which a window is divided; see ``engine.table``."""
@@ -84,6 +85,16 @@ class Address:
     host: str = ""
     port: int = 0
     path: str = ""
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches it; of names, ``localhost`` alone is known to be so."""
+        if self.path or self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return False
 
     def __str__(self) -> str:
         if self.path:

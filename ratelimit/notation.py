@@ -64,9 +64,16 @@ def parse_listen(text: str) -> Address:
         return parse_host_port(text.removeprefix("tcp://"))
     if not text.startswith("unix:///"):
         raise ValueError('must be "tcp://HOST:PORT" or "unix:///PATH"')
-    path = text.removeprefix("unix://")
+    return Address(path=parse_unix_path(text))
+
+
+def parse_unix_path(text: str) -> str:
+    """Return the path of ``/PATH``, ``unix:///PATH`` or ``unix@/PATH``. Raises ValueError."""
+    path = text.removeprefix("unix://").removeprefix("unix@")
+    if not path.startswith("/"):
+        raise ValueError('must be the path of a unix socket, such as "/run/haproxy/ratelimit.sock"')
     if "\0" in path or path.endswith("/"):
         raise ValueError("not the path of a socket file")
     if len(os.fsencode(path)) > _LONGEST_UNIX_PATH:
         raise ValueError(f"the path of a socket has at most {_LONGEST_UNIX_PATH} bytes")
-    return Address(path=path)
+    return path

@@ -12,6 +12,7 @@ import os
 import pickle
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,7 +40,7 @@ class ReloadError(RatelimitError):
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class ReloadResult:
     """What became of a reload.
 
     Attributes:
@@ -56,33 +57,41 @@ class Result:
 
 
 class Reloader:
-    """Reloads limits and lists, one time after the other; ``last`` is what became of it."""
+    """Reloads limits, lists and what ``parts`` are for; one time after the other.
+
+    ``last`` is what became of the last time. A part takes the new configuration and returns what
+    puts it in force, or raises ConfigError: then nothing changes.
+    """
 
     def __init__(self, config: Config, limiter: Limiter, sync: Sync) -> None:
         self.config = config
-        self.last: Result | None = None
+        self.last: ReloadResult | None = None
+        self.parts: list[Callable[[Config], Callable[[], object]]] = []
         self._limiter = limiter
         self._sync = sync
         self._lock = asyncio.Lock()
 
-    async def reload(self) -> Result:
+    async def reload(self) -> ReloadResult:
         """Read the configuration again, and put it in force if nothing is wrong with it."""
         async with self._lock:
             try:
                 config, lists = await read(self.config.path)
+                changes = [part(config) for part in self.parts]
                 restore = self._limiter.reload(config.limits_in_force(), lists)
             except ConfigError as error:
                 return self._failed(error.problems)
             except (ReloadError, OSError, ValueError) as error:
                 return self._failed([str(error)])
             self._sync.reloaded()
+            for change in changes:
+                change()
             restart = tuple(
                 name for name in _SECTIONS if getattr(config, name) != getattr(self.config, name)
             )
             self.config = config
             for _ in restore:
                 await asyncio.sleep(0)
-            self.last = Result(time.time(), ok=True, restart=restart)
+            self.last = ReloadResult(time.time(), ok=True, restart=restart)
             log.info(
                 "configuration reloaded",
                 limits=[limit.name for limit in config.limits_in_force()],
@@ -93,8 +102,8 @@ class Reloader:
                 log.warning("what else has changed is taken at the next start", sections=restart)
             return self.last
 
-    def _failed(self, problems: list[str]) -> Result:
-        self.last = Result(time.time(), ok=False, problems=tuple(problems))
+    def _failed(self, problems: list[str]) -> ReloadResult:
+        self.last = ReloadResult(time.time(), ok=False, problems=tuple(problems))
         log.error("configuration not reloaded, the one before stays", problems=problems)
         return self.last
 

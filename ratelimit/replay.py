@@ -18,6 +18,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from ratelimit.accesslog import LONGEST_CLIENT, printable
+from ratelimit.keys import counted_key
 from ratelimit.limiter import Limiter
 from ratelimit.model import MAX_RATE
 from ratelimit.notation import SECOND
@@ -176,7 +177,7 @@ class _Replay:
 
     def _network(self, client: bytes) -> str:
         """Return the key that counts this client, as the blocklist would write it."""
-        return self._limiter.client(self.limit, printable(client))
+        return counted_key(printable(client), self.limit)
 
     def _block(self, block: Block) -> None:
         self._made = block

@@ -22,15 +22,18 @@ import uvloop
 from ratelimit import __version__
 from ratelimit.agent import Agent
 from ratelimit.config import Config
+from ratelimit.control import Control
 from ratelimit.engine import compiled
 from ratelimit.engine.constants import CLIENT_BYTES, SECOND
 from ratelimit.exceptions import StartError
 from ratelimit.haproxy import HAProxy, find
 from ratelimit.limiter import Limiter, Sharing
 from ratelimit.lists import Lists
-from ratelimit.model import Address, Limit
+from ratelimit.model import Address
 from ratelimit.notation import format_duration
-from ratelimit.reload import Reloader, read
+from ratelimit.ops.server import Server
+from ratelimit.reload import read
+from ratelimit.runtime import Runtime
 from ratelimit.store import MEMORY, Node, open_store
 from ratelimit.sync import Sync
 
@@ -61,9 +64,8 @@ def up(config: Config, listen: Address | None, backend: Address | None) -> int:
 async def _serve(config: Config) -> int:
     stop = _on_signal(signal.SIGTERM, signal.SIGINT)
     again = _on_signal(signal.SIGHUP)
-    async with _agent(config) as (agent, _):
-        reloader = Reloader(config, agent.limiter, agent.sync)
-        return await _first(_tick(agent), agent.sync.run(), _reload(reloader, again), stop.wait())
+    async with _agent(config) as (running, _):
+        return await _first(*running.parts(), _reload(running.control, again), stop.wait())
 
 
 async def _up(config: Config, listen: Address, application: Address | None) -> int:
@@ -71,8 +73,9 @@ async def _up(config: Config, listen: Address, application: Address | None) -> i
     stop = _on_signal(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     program = await find()
     async with contextlib.AsyncExitStack() as stack:
-        agent, addresses = await stack.enter_async_context(_agent(config))
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ratelimit-"))
+        stats = str(Path(folder) / "haproxy.sock")
+        running, addresses = await stack.enter_async_context(_agent(config, stats))
         if application is None:
             application = await stack.enter_async_context(_demo())
         haproxy = await HAProxy.start(
@@ -81,13 +84,13 @@ async def _up(config: Config, listen: Address, application: Address | None) -> i
                 "RATELIMIT_LISTEN": _written(listen),
                 "RATELIMIT_SPOP": _written(_reachable(addresses[0])),
                 "RATELIMIT_BACKEND": _written(application),
-                "RATELIMIT_STATS_SOCKET": str(Path(folder) / "haproxy.sock"),
+                "RATELIMIT_STATS_SOCKET": stats,
+                "RATELIMIT_STATS_LEVEL": "admin",  # in a folder that nobody else can enter
             },
         )
         stack.push_async_callback(haproxy.stop)
         return await _first(
-            _tick(agent),
-            agent.sync.run(),
+            *running.parts(),
             _failed(haproxy),
             _announce(config, listen, application, stop),
         )
@@ -127,9 +130,25 @@ async def _accepts(address: Address) -> None:
             return
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Running:
+    """The agent and its API."""
+
+    control: Control
+    server: Server
+
+    def parts(self) -> list[Awaitable[object]]:
+        """Return what has to run all the time."""
+        agent = self.control.agent
+        return [_tick(agent), agent.sync.run(), self.control.run(), self.server.run()]
+
+
 @contextlib.asynccontextmanager
-async def _agent(config: Config) -> AsyncIterator[tuple[Agent, list[Address]]]:
-    """Run the agent; yield it and where it listens."""
+async def _agent(config: Config, *sockets: str) -> AsyncIterator[tuple[_Running, list[Address]]]:
+    """Run the agent and the API; yield them and where the agent listens.
+
+    ``sockets`` are those of HAProxy that the configuration can't name.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -144,21 +163,29 @@ async def _agent(config: Config) -> AsyncIterator[tuple[Agent, list[Address]]]:
     except (OSError, MemoryError) as error:
         size = clients * CLIENT_BYTES >> 20
         raise config.wrong("agent.max_clients", f"there are no {size} MiB of memory") from error
-    limiter.on_fuse = _tell_fuse
     sync = Sync(limiter, config.store.sync_interval / SECOND, config.store.on_outage == "share")
     about = Node(node, __version__, int(time.time()))
+    agent = Agent(limiter, sync)
+    runtime = Runtime([*config.haproxy.sockets, *sockets])
+    control = Control(config, agent, about, runtime)
+    server = Server(control)
     store = open_store(
         config.store.url,
         prefix=config.store.prefix,
         state_dir=config.store.state_dir,
-        events=sync.events,
+        events=control.follow(sync.events),
         node=about,
     )
     sync.attach(store, about)
-    agent = Agent(limiter, sync)
     addresses = []
-    await store.start()
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(runtime.close)
+        # First, so that who asks while the store is waited for is told that the node starts.
+        ops = await server.start()
+        stack.push_async_callback(server.close)
+        await store.start()
+        stack.push_async_callback(store.close)
+        stack.push_async_callback(agent.close, DRAIN_TIMEOUT)
         for address in config.agent.listen:
             try:
                 addresses.append(await agent.listen(address))
@@ -169,13 +196,13 @@ async def _agent(config: Config) -> AsyncIterator[tuple[Agent, list[Address]]]:
             version=__version__,
             compiled=compiled(),
             listen=[str(address) for address in addresses],
+            ops=_written(ops),
             table_bytes=agent.limiter.engine.table.size,
         )
-        yield agent, addresses
+        control.ready = True
+        yield _Running(control, server), addresses
+        control.ready = False
         log.info("agent stops", checks=agent.limiter.engine.checks, blocks=agent.limiter.blocks)
-    finally:
-        await agent.close(DRAIN_TIMEOUT)
-        await store.close()
 
 
 async def _read_lists(config: Config) -> Lists:
@@ -208,18 +235,6 @@ async def _demo() -> AsyncIterator[Address]:
                 process.kill()
 
 
-def _tell_fuse(limit: Limit, blown: bool) -> None:
-    if blown:
-        log.error(
-            "FUSE BLOWN: this limit refuses so many of all clients that it throttles only now",
-            limit=limit.name,
-            rate=limit.rate,
-            fuse=limit.fuse,
-        )
-    else:
-        log.warning("fuse whole again: this limit blocks", limit=limit.name)
-
-
 async def _tick(agent: Agent) -> None:
     while True:
         await asyncio.sleep(1)
@@ -245,11 +260,11 @@ async def _first(*parts: Awaitable[object]) -> int:
     return 0
 
 
-async def _reload(reloader: Reloader, again: asyncio.Event) -> None:
+async def _reload(control: Control, again: asyncio.Event) -> None:
     while True:
         await again.wait()
         again.clear()
-        await reloader.reload()
+        await control.reload()
 
 
 def _on_signal(*numbers: signal.Signals) -> asyncio.Event:

@@ -51,3 +51,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test finds or leaves state in the user's folders."""
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
+
+
+@pytest.fixture(autouse=True)
+def _own_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Agents that run side by side have each an API on a free port."""
+    monkeypatch.setenv("RATELIMIT_OPS__LISTEN", "127.0.0.1:0")

@@ -379,9 +379,6 @@ def test_stores_that_can_not_be(
     ("text", "field"),
     [
         ("[agent]\nhttp_listen = ['tcp://127.0.0.1:1']", "agent.http_listen"),
-        ("[ops]\nlisten = '0.0.0.0:1'", "ops.listen"),
-        ("[ops]\ntoken_file = 'x'", "ops.token_file"),
-        ("[haproxy]\nsockets = ['x']", "haproxy.sockets"),
         ("[load]\nhigh = 1", "load.high"),
         ("[load]\nlow = 1", "load.low"),
         ("[load]\nhold = '1s'", "load.hold"),
@@ -393,6 +390,41 @@ def test_what_is_still_to_come_is_refused(
 ) -> None:
     (problem,) = problems(text)
     assert problem.startswith(f"r.toml: {field}: not available in this version")
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:1", "127.8.0.1:1", "[::1]:1", "localhost:1"])
+def test_the_api_on_loopback_needs_no_token(read: Callable[[str], Config], listen: str) -> None:
+    assert read(f"[ops]\nlisten = '{listen}'").ops.listen.is_loopback
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "example.com:1"])
+def test_the_api_beyond_loopback_needs_a_token(
+    read: Callable[[str], Config], problems: Callable[[str], list[str]], listen: str
+) -> None:
+    assert problems(f"[ops]\nlisten = '{listen}'") == [
+        "r.toml: ops.listen: beyond loopback needs ops.token_file, for anybody could unblock"
+    ]
+    config = read(f"[ops]\nlisten = '{listen}'\ntoken_file = 'x'")
+    assert not config.ops.listen.is_loopback
+
+
+@pytest.mark.parametrize("listen", ["", "9191", "tcp://127.0.0.1:1", "127.0.0.1:65536"])
+def test_where_the_api_can_not_listen(problems: Callable[[str], list[str]], listen: str) -> None:
+    (problem,) = problems(f"[ops]\nlisten = '{listen}'")
+    assert problem.startswith("r.toml: ops.listen: ")
+
+
+def test_the_api_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATELIMIT_OPS__LISTEN", "[::1]:9292")
+    assert load().ops.listen == Address("::1", 9292)
+
+
+def test_the_variables_of_the_commands_are_none_of_the_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RATELIMIT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("RATELIMIT_TOKEN", "x")
+    assert load() == Config()
 
 
 def test_all_mistakes_are_told_at_once(
@@ -414,7 +446,7 @@ def test_all_mistakes_are_told_at_once(
 def test_a_secret_is_not_repeated(
     problems: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RATELIMIT_OPS__TOKEN_FILE", "hunter2")
+    monkeypatch.setenv("RATELIMIT_OPS__LISTEN", "hunter2")
     text = (
         "[store]\nurl = 'redis://:hunter2@a:x'\npassword = 'hunter2'\n[[webhooks]]\nurl = 'hunter2'"
     )
@@ -461,3 +493,27 @@ def test_a_mistake_that_shows_in_use(
     assert told() == "r.toml: agent.listen: in use"
     monkeypatch.setenv("RATELIMIT_AGENT__LISTEN", "tcp://127.0.0.1:1")
     assert told() == "environment: RATELIMIT_AGENT__LISTEN: in use"
+
+
+def test_sockets_of_haproxy(read: Callable[[str], Config]) -> None:
+    config = read("[haproxy]\nsockets = ['/run/a.sock', 'unix:///run/b.sock', 'unix@/run/c.sock']")
+    assert config.haproxy.sockets == ("/run/a.sock", "/run/b.sock", "/run/c.sock")
+
+
+@pytest.mark.parametrize(
+    ("sockets", "problem"),
+    [
+        ("['a.sock']", "haproxy.sockets.0: must be the path of a unix socket"),
+        ("['tcp://127.0.0.1:9999']", "haproxy.sockets.0: must be the path of a unix socket"),
+        ("['/run/haproxy/']", "haproxy.sockets.0: not the path of a socket file"),
+        (f"['/{107 * 'x'}']", "haproxy.sockets.0: the path of a socket has at most 107 bytes"),
+        ("['/run/a.sock', 'unix:///run/a.sock']", "haproxy.sockets: names a socket twice"),
+        (f"{[f'/run/{n}' for n in range(65)]}", "haproxy.sockets: Tuple should have at most 64"),
+        ("'/run/a.sock'", "haproxy.sockets: must be a list"),
+    ],
+)
+def test_what_is_no_socket_of_haproxy(
+    problems: Callable[[str], list[str]], sockets: str, problem: str
+) -> None:
+    (found,) = problems(f"[haproxy]\nsockets = {sockets}")
+    assert found.startswith(f"r.toml: {problem}")

@@ -18,22 +18,40 @@ FLOORS = [
     ["notation", "engine.constants", "spop", "spop.constants"],
     ["engine.key", "engine.networks", "engine.rule", "keys", "spop.codec"],
     ["engine.acknowledge", "engine.table", "blocklist", "lists", "spop.frames"],
-    ["engine.exchange"],
+    ["engine.exchange", "engine.scan"],
     ["engine.answer"],
     ["engine", "limiter", "spop.connection"],
-    ["demo", "haproxy", "store.base", "store.clock", "store.url"],
+    ["runtime.words"],
+    ["runtime.figures"],
+    ["bus", "demo", "haproxy", "ops.tokens", "runtime.edge"],
+    ["client", "runtime", "store.base", "store.clock", "store.url"],
     ["store.explain", "store.memory"],
     ["store.link"],
     ["store.routes"],
     ["store.life"],
     ["store.shared"],
     ["store.members"],
-    ["store.redis"],
+    ["store.look", "store.redis"],
     ["store"],
     ["accesslog", "config"],
-    ["report", "sync"],
-    ["agent", "reload", "replay"],
+    ["doctor.facts", "doctor.findings", "report", "sync"],
+    ["doctor.haproxy"],
+    ["doctor.checks"],
+    ["doctor"],
+    ["agent", "replay"],
+    ["reload"],
+    ["control"],
+    ["ops.models", "ops.stream"],
+    ["ops.problems"],
+    ["ops.access", "ops.handlers"],
+    ["ops.haproxy"],
+    ["ops.routes"],
+    ["ops.openapi"],
+    ["ops.server"],
+    ["ops"],
     ["service"],
+    ["operate"],
+    ["commands", "commands.doctor", "commands.haproxy"],
     ["cli"],
     ["__main__"],
 ]
@@ -41,7 +59,7 @@ FLOORS = [
 
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 
-SILENT = FLOOR["store.base"]
+SILENT = FLOOR["demo"]
 """Below this floor there is no clock, no socket and no event loop: time is an argument."""
 
 OUTSIDE = {"aiohttp", "asyncio", "select", "selectors", "socket", "ssl", "threading", "time"}

@@ -366,8 +366,8 @@ def test_explain_says_what_each_limit_has() -> None:
     node.ask("2001:db8::1", hits=4)
     node.ask("2001:db8::2", hits=3)
     default, login = node.limiter.explain("2001:db8::5")
-    assert (default.key, default.hits, default.known) == ("2001:db8::/64", 7, True)
-    assert (login.hits, login.known, login.block) == (0, False, None)
+    assert (default.key, default.hits, default.remaining) == ("2001:db8::/64", 7, 3)
+    assert (login.hits, login.until, login.block) == (0, 0, None)
     assert node.limiter.engine.table.entries == 1, "to ask is not to come"
     node.ask("2001:db8::1", "login", hits=2)
     block = node.limiter.explain("2001:db8::5")[1].block

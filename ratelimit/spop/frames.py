@@ -19,6 +19,7 @@ from ratelimit.spop.constants import (
 )
 
 _FIN = 1
+_TRUE = 0x11
 _MAX_MESSAGE = 120  # bytes; the smallest maximum of a frame leaves room for them
 
 
@@ -95,6 +96,37 @@ def write_agent_disconnect(status: int, message: str) -> bytes:
     writer.string(b"message")
     writer.typed_string(message.encode("ascii", "backslashreplace")[:_MAX_MESSAGE])
     return _end(writer)
+
+
+def write_health_check() -> bytes:
+    """Return the HAPROXY-HELLO of a health check (section 3.2.4), to ask another agent."""
+    writer = _begin(FrameType.HAPROXY_HELLO)
+    writer.string(b"supported-versions")
+    writer.typed_string(VERSION.encode())
+    writer.string(b"max-frame-size")
+    writer.byte(DataType.UINT32)
+    writer.varint(MAX_FRAME_SIZE)
+    writer.string(b"capabilities")
+    writer.typed_string(b"pipelining")
+    writer.string(b"healthcheck")
+    writer.byte(_TRUE)
+    return _end(writer)
+
+
+def read_health(frame: bytes) -> str:
+    """Return what is wrong with the agent that sent this frame, less its length, as an answer.
+
+    Empty if it is well. Raises SpopError if that is no answer.
+    """
+    reader = Reader()
+    reader.reset(frame, 0, len(frame))
+    frame_type = reader.byte()
+    if frame_type == FrameType.AGENT_HELLO:
+        return ""
+    if frame_type != FrameType.AGENT_DISCONNECT:
+        raise SpopError(Status.INVALID, f"a frame of type {frame_type} instead of AGENT-HELLO")
+    status, message = read_disconnect(reader)
+    return f"{message} (status {status})"
 
 
 def _read_metadata(reader: Reader) -> None:

@@ -26,6 +26,11 @@ NODE_LIFE = 3000
 _ANNOUNCE = Script("announce")
 
 
+def nodes_key(prefix: str) -> bytes:
+    """Return the key that the nodes of a fleet announce themselves in."""
+    return f"{prefix}:{{fleet}}:nodes".encode()
+
+
 class Members:
     """The live nodes.
 

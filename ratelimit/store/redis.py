@@ -30,7 +30,7 @@ from ratelimit.exceptions import ConfigError
 from ratelimit.model import Block
 from ratelimit.store.base import Events, Node, SharedStore, StoreError
 from ratelimit.store.life import Life, Script
-from ratelimit.store.members import HEARTBEAT, Members
+from ratelimit.store.members import HEARTBEAT, Members, nodes_key
 from ratelimit.store.shared import SharedBlocklist
 from ratelimit.store.url import Target
 
@@ -84,7 +84,7 @@ class RedisStore(SharedStore):
         self._timeout = timeout
         self._exchange_timeout = exchange_timeout
         self._prefix = prefix
-        self._members = Members(f"{prefix}:{{fleet}}:nodes".encode(), node)
+        self._members = Members(nodes_key(prefix), node)
         self._hot = f"{prefix}:{{fleet}}:hot".encode()
         self._blocklist = SharedBlocklist(prefix, self.events, self.outbox)
         self._life: Life | None = None

@@ -267,11 +267,17 @@ class World:
 
 @contextlib.asynccontextmanager
 async def world(
-    folder: Path, config: str = "", agent: bool = True, port: int | None = None, **env: str
+    folder: Path,
+    config: str = "",
+    agent: bool = True,
+    port: int | None = None,
+    edit: Callable[[Path], object] = lambda files: None,
+    env: dict[str, str] | None = None,
 ) -> AsyncIterator[World]:
-    """Yield a world in which HAProxy has seen the agent's health."""
-    made = World(folder, port=port or free_port(), env=env)
+    """Yield a world in which HAProxy has seen the agent's health; ``edit`` changes its files."""
+    made = World(folder, port=port or free_port(), env=env or {})
     shutil.copytree(files(), folder / "haproxy", ignore=shutil.ignore_patterns("__pycache__"))
+    edit(folder / "haproxy")
     application = await asyncio.start_server(made.application, "127.0.0.1", 0)
     try:
         if agent:
@@ -300,7 +306,7 @@ def run(
     """Run ``test`` in a world of its own."""
 
     async def main() -> None:
-        async with asyncio.timeout(60), world(folder, config, agent, port, **env) as made:
+        async with asyncio.timeout(60), world(folder, config, agent, port, env=env) as made:
             await test(made)
 
     asyncio.run(main())

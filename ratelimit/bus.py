@@ -1,0 +1,146 @@
+"""What happens on this node, told to whoever listens; telling never waits.
+
+The latest events are kept, so that a listener that was away can have those it missed. One that
+does not keep up is dropped rather than waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+MAX_LISTENERS = 64
+HISTORY = 1000
+"""Events that are kept."""
+
+QUEUE = 1000
+"""Events that wait for a listener before it is dropped."""
+
+_IDS = 1000  # ids that each millisecond since the epoch stands for
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened.
+
+    Attributes:
+        id: greater than that of every event before it, whichever process made that one.
+        name: ``block``, ``unblock``, ``store.lost``, ``store.back``, ``fuse``, ``load.high``,
+            ``load.low`` or ``reload``.
+        at: epoch seconds.
+        data: what there is to say about it.
+    """
+
+    id: int
+    name: str
+    at: float
+    data: Mapping[str, object]
+
+
+class Full(Exception):  # noqa: N818 - a state, as asyncio.QueueFull is
+    """There are ``MAX_LISTENERS`` already."""
+
+
+class Subscription:
+    """The events for one listener, as an asynchronous iterator; it ends when ``dropped``.
+
+    ``missed`` says that events before the first one are no longer known.
+    """
+
+    def __init__(self, maxsize: int) -> None:
+        self.dropped = False
+        self.missed = False
+        self._events: deque[Event] = deque()
+        self._maxsize = maxsize
+        self._woken = asyncio.Event()
+
+    def fill(self, events: Iterable[Event]) -> None:
+        """Queue what comes before all others, whatever its number."""
+        self._events.extend(events)
+        self._maxsize += len(self._events)
+
+    def put(self, event: Event) -> bool:
+        """Queue an event; false if the listener is too far behind, which ends it."""
+        if len(self._events) >= self._maxsize:
+            self._events.clear()
+            self.end()
+            return False
+        self._events.append(event)
+        self._woken.set()
+        return True
+
+    def end(self) -> None:
+        """Let the listener come to its end."""
+        self.dropped = True
+        self._woken.set()
+
+    def __aiter__(self) -> Subscription:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._events:
+            if self.dropped:
+                raise StopAsyncIteration
+            self._woken.clear()
+            await self._woken.wait()
+        return self._events.popleft()
+
+
+class Bus:
+    """Takes events and passes them on.
+
+    ``published`` counts them by name, ``dropped`` the listeners that did not keep up.
+    """
+
+    def __init__(self) -> None:
+        self.published: dict[str, int] = {}
+        self.dropped = 0
+        self._history: deque[Event] = deque(maxlen=HISTORY)
+        self._ids = itertools.count(time.time_ns() // 1_000_000 * _IDS)
+        # Ids up to this one are no longer known; at first those of an earlier process.
+        self._forgotten = next(self._ids)
+        self._listeners: set[Subscription] = set()
+
+    def __len__(self) -> int:
+        """How many listen."""
+        return len(self._listeners)
+
+    def publish(self, name: str, **data: object) -> Event:
+        """Tell all listeners; never waits and never fails."""
+        event = Event(next(self._ids), name, time.time(), data)
+        self.published[name] = self.published.get(name, 0) + 1
+        if len(self._history) == self._history.maxlen:
+            self._forgotten = self._history[0].id
+        self._history.append(event)
+        for listener in [one for one in self._listeners if not one.put(event)]:
+            self.dropped += 1
+            self.unsubscribe(listener)
+        return event
+
+    def subscribe(self, maxsize: int = QUEUE, after: int | None = None) -> Subscription:
+        """Return the events from now on; with ``after``, those that followed that id as well.
+
+        Raises Full. ``unsubscribe()`` is the caller's to call.
+        """
+        if len(self._listeners) >= MAX_LISTENERS:
+            raise Full
+        listener = Subscription(maxsize)
+        if after is not None:
+            listener.missed = after < self._forgotten
+            listener.fill(event for event in self._history if event.id > after)
+        self._listeners.add(listener)
+        return listener
+
+    def unsubscribe(self, listener: Subscription) -> None:
+        """Pass nothing more on to a listener."""
+        self._listeners.discard(listener)
+
+    def close(self) -> None:
+        """End all listeners."""
+        for listener in self._listeners:
+            listener.end()
+        self._listeners.clear()

@@ -1,0 +1,104 @@
+"""The caller's side of the HTTP API, for the commands."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from ratelimit.exceptions import ApiError
+
+DEFAULT_URL = "http://127.0.0.1:9191"
+
+_TIMEOUT = 10.0  # seconds
+_MAX_ANSWER = 64 << 20  # bytes
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """The API sends none; a token must not follow one elsewhere."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+class Client:
+    """Speaks to one node; every call raises ApiError if it does not answer as it should."""
+
+    def __init__(self, url: str = DEFAULT_URL, token: str = "") -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ApiError(f"{url}: must be http://HOST:PORT", 422)
+        self.url = url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        # No proxy: what listens on loopback is beside us.
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects())
+
+    def get(self, path: str, **query: object) -> Any:
+        """Return what is there."""
+        return self._ask("GET", f"{path}?{urlencode(query)}" if query else path)
+
+    def post(self, path: str, body: dict[str, object]) -> Any:
+        """Send something; return the answer."""
+        return self._ask("POST", path, json.dumps(body).encode())
+
+    def delete(self, path: str) -> None:
+        """Take something away."""
+        self._ask("DELETE", path)
+
+    def _ask(self, method: str, path: str, body: bytes | None = None) -> Any:
+        headers = self._headers | ({"Content-Type": "application/json"} if body else {})
+        request = urllib.request.Request(  # noqa: S310 - the scheme was looked at
+            self.url + path, body, headers, method=method
+        )
+        try:
+            with self._opener.open(request, timeout=_TIMEOUT) as answer:
+                raw = answer.read(_MAX_ANSWER)
+            return json.loads(raw) if raw else None
+        except urllib.error.HTTPError as error:
+            with error:
+                raise ApiError(self._explain(error), error.code) from None
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, ConnectionRefusedError):
+                raise ApiError(
+                    f"nobody listens on {self.url}; is ratelimit running? "
+                    "--url or RATELIMIT_URL says where its API is"
+                ) from None
+            raise ApiError(f"{self.url}: {reason}") from None
+
+    def _explain(self, error: urllib.error.HTTPError) -> str:
+        try:
+            problem = json.loads(error.read(_MAX_ANSWER))
+            detail = "; ".join(
+                f"{one['field']}: {one['message']}" if one["field"] else one["message"]
+                for one in problem["errors"]
+            )
+            detail = detail or problem["detail"]
+        except (ValueError, TypeError, KeyError):
+            return f"{self.url}: {error.code} {error.reason}; is this the API of ratelimit?"
+        if error.code == 401:
+            detail += "; --token-file or RATELIMIT_TOKEN gives one"
+        return str(detail)
+
+
+def path_of(folder: str, key: str) -> str:
+    """Return the path of a key under ``/v1/blocks`` or ``/v1/clients``."""
+    return f"{folder}/{quote(key, safe='')}"
+
+
+def read_token(path: Path) -> str:
+    """Return the token of a file: its first line, or the last part of ``name:role:token``."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ApiError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    for line in lines:
+        text = line.strip()
+        if text and not text.startswith("#"):
+            return re.sub(r"^[A-Za-z0-9_.-]+:(view|operate):", "", text)
+    raise ApiError(f"{path}: there is no token in it")

@@ -1,0 +1,382 @@
+"""What an operator may ask of this node and change on it.
+
+HTTP, metrics, webhooks and signals all come through here. A change goes to the store, which tells
+every node; each node then tells its own HAProxy processes, so that an edge never holds a client
+that was lifted on another node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from ratelimit.agent import Agent
+from ratelimit.bus import Bus
+from ratelimit.config import Config
+from ratelimit.engine import compiled
+from ratelimit.engine.constants import ADDRESS, SECOND
+from ratelimit.engine.scan import Busy, Scan
+from ratelimit.keys import counted_key, key_text, wider_keys
+from ratelimit.limiter import ClientState
+from ratelimit.model import EVERY_LIMIT, Block, Limit
+from ratelimit.reload import Reloader, ReloadResult
+from ratelimit.runtime import EdgeEntry, Fault, Runtime
+from ratelimit.store import Events, Node, Store, StoreError
+
+MAX_BUSIEST = 1000
+"""Clients that one scan finds."""
+
+SLICE = 1024 if compiled() else 16
+"""Sets of the table that a scan looks at without a pause; well under a millisecond."""
+
+MAX_EDGE_CHANGES = 10_000
+"""Keys that wait for HAProxy; the next one is dropped, see ``edges_dropped``."""
+
+_SCAN_LIFE = 1.0  # seconds for which a scan is good enough for the next who asks
+_LISTED = 1000  # entries of the blocklist that are looked at without a pause
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class BusyClient:
+    """A client among the busiest.
+
+    ``key`` is what is counted; of a string that is not blocked only its hash is known, and
+    ``hashed`` says so. ``rate`` is in hits a second.
+    """
+
+    key: str
+    hashed: bool
+    limit: str
+    hits: int
+    rate: float
+    until: int
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Everything known about a key.
+
+    ``listed`` is of ``Limiter.listed()``; ``by_hand`` are the blocks by hand that it is under.
+    """
+
+    key: str
+    listed: str
+    limits: list[ClientState]
+    by_hand: list[Block]
+    edge: list[EdgeEntry]
+
+
+class Control:
+    """The node as its operators see it.
+
+    Attributes:
+        config, agent, limiter, sync, about: of this node.
+        runtime: the HAProxy processes beside it.
+        bus: what happens.
+        started: epoch seconds.
+        ready: the store has been tried and requests are answered; false again while draining.
+        metrics: returns what Prometheus scrapes, as its text format has it.
+        reloader: what reads the configuration again.
+        edge_faults: changes that an HAProxy did not take; ``edges_dropped`` those that found no
+            room in the queue.
+    """
+
+    def __init__(
+        self, config: Config, agent: Agent, about: Node, runtime: Runtime | None = None
+    ) -> None:
+        self.config = config
+        self.agent = agent
+        self.limiter = agent.limiter
+        self.sync = agent.sync
+        self.about = about
+        self.runtime = runtime or Runtime(())
+        self.bus = Bus()
+        self.started = time.time()
+        self.ready = False
+        self.metrics: Callable[[], bytes] = bytes
+        self.reloader = Reloader(config, self.limiter, self.sync)
+        self.edge_faults = 0
+        self.edges_dropped = 0
+        self._edges: dict[str, int] = {}
+        self._edges_wait = asyncio.Event()
+        self._scans: dict[str, tuple[float, asyncio.Task[list[Busy]]]] = {}
+        self._put = self.limiter.on_block
+        self.limiter.on_block = self._made
+        self.limiter.on_fuse = self._fuse
+
+    @property
+    def store(self) -> Store:
+        """The store; there is one as soon as the node runs."""
+        assert self.sync.store is not None  # noqa: S101 - service.py attaches it first
+        return self.sync.store
+
+    def now(self) -> int:
+        """Return the epoch second by the time that all nodes go by."""
+        return self.sync.now() // SECOND
+
+    # What the store tells.
+
+    def follow(self, events: Events) -> Events:
+        """Return the events of a store that go to their owner, and from there to operators."""
+
+        def on_block(block: Block) -> None:
+            new = self.limiter.blocklist.get(block.limit, block.key) != block
+            events.on_block(block)
+            if new:
+                self._heard(block)
+
+        def on_lift(limit: str, key: str) -> None:
+            known = self.limiter.blocklist.get(limit, key)
+            events.on_lift(limit, key)
+            self._clear(key)
+            if known is not None:
+                self.bus.publish("unblock", limit=limit, key=key, by="", node="")
+
+        def on_loaded(blocks: list[Block]) -> None:
+            now = self.now()
+            held = {(one.limit, one.key) for one in self.limiter.blocklist if one.until > now}
+            events.on_loaded(blocks)
+            # Lifted while this node heard nothing: no edge may go on refusing these.
+            for _, key in held - {(one.limit, one.key) for one in blocks}:
+                self._clear(key)
+
+        def on_lost() -> None:
+            events.on_lost()
+            self.bus.publish("store.lost", problem=self.store.problem, node=self.about.id)
+
+        def on_back() -> None:
+            events.on_back()
+            self.bus.publish("store.back", node=self.about.id)
+
+        return dataclasses.replace(
+            events,
+            on_block=on_block,
+            on_lift=on_lift,
+            on_loaded=on_loaded,
+            on_lost=on_lost,
+            on_back=on_back,
+        )
+
+    def _made(self, block: Block) -> None:
+        self._put(block)
+        self.bus.publish("block", **dataclasses.asdict(block))
+
+    def _fuse(self, limit: Limit, blown: bool) -> None:
+        if blown:
+            log.error(
+                "FUSE BLOWN: the limit refuses so many of all clients that it only throttles now",
+                limit=limit.name,
+                rate=limit.rate,
+                fuse=limit.fuse,
+            )
+        else:
+            log.warning("the fuse is whole again, the limit blocks", limit=limit.name)
+        self.bus.publish("fuse", limit=limit.name, blown=blown, node=self.about.id)
+
+    def _heard(self, block: Block) -> None:
+        self.bus.publish("block", **dataclasses.asdict(block))
+        # Of an automatic block HAProxy hears with its client's next request.
+        if block.limit == EVERY_LIMIT and block.until > self.now():
+            self._edge(block.key, block.until)
+
+    # Blocks.
+
+    async def block(self, key: str, ttl: int, reason: str, by: str) -> Block:
+        """Block a key, canonical, for ``ttl`` seconds; return when the store has it for good.
+
+        Raises StoreError if the store does not say so in time. Unless that says ``unsent``, the
+        block is in force on this node, and on the others as soon as the store is back.
+        """
+        now = -(-self.sync.now() // SECOND)
+        block = Block(
+            key=key,
+            limit=EVERY_LIMIT,
+            reason=reason,
+            strikes=0,
+            since=now,
+            until=now + ttl,
+            by=by,
+            node=self.about.id,
+        )
+        try:
+            await self.store.save(block)
+        except StoreError as error:
+            if not error.unsent:
+                self._take(block)
+            raise
+        self._take(block)
+        return block
+
+    def _take(self, block: Block) -> None:
+        if self.limiter.blocklist.get(block.limit, block.key) != block:
+            self.limiter.apply(block)
+            self._heard(block)
+
+    async def unblock(self, key: str, by: str) -> bool:
+        """Lift every block of a key, canonical, on every node; false if there was none.
+
+        An address is also lifted as the network that a limit counts it in. Strikes are forgotten.
+        Raises StoreError if the store does not confirm it in time; it is lifted on this node then,
+        and on the others as soon as the store is back.
+        """
+        places = self._places(key)
+        found = False
+        for limit, one in places:
+            known = self.limiter.blocklist.get(limit, one)
+            self.limiter.lift(limit, one)
+            self._clear(one)
+            if known is not None:
+                found = True
+                self.bus.publish("unblock", limit=limit, key=one, by=by, node=self.about.id)
+        lifts = (self.store.lift(limit, one) for limit, one in places)
+        results = await asyncio.gather(*lifts, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return found or any(results)
+
+    def blocks_of(self, key: str) -> list[Block]:
+        """Return all entries of a key, those whose block has ended included."""
+        found = [self.limiter.blocklist.get(*place) for place in self._places(key)]
+        return [block for block in found if block is not None]
+
+    def _places(self, key: str) -> list[tuple[str, str]]:
+        """Return the limits and keys under which blocks of a key can be."""
+        limits = [rule.limit for rule in self.limiter.engine.rules]
+        places = [(EVERY_LIMIT, key), *((limit.name, key) for limit in limits)]
+        places += [(limit.name, counted_key(key, limit)) for limit in limits]
+        return list(dict.fromkeys(places))
+
+    async def page(
+        self, after: tuple[str, str], count: int, q: str = "", ended: bool = False
+    ) -> tuple[list[Block], bool]:
+        """Return up to ``count`` entries that follow a limit and key, and whether more may follow.
+
+        Only those whose key, limit, reason or operator has ``q`` in it; without ``ended`` only
+        those whose block has not ended. The loop is let go between slices.
+        """
+        found: list[Block] = []
+        q = q.lower()
+        while True:
+            entries = self.limiter.blocklist.after(*after, _LISTED)
+            now = self.now()
+            for block in entries:
+                if len(found) == count:
+                    return found, True
+                after = (block.limit, block.key)
+                texts = (block.key, block.limit, block.reason, block.by)
+                if (ended or block.until > now) and any(q in text.lower() for text in texts):
+                    found.append(block)
+            if len(entries) < _LISTED:
+                return found, False
+            await asyncio.sleep(0)
+
+    # Clients.
+
+    async def busiest(self, count: int, sort: str = "rate") -> list[BusyClient]:
+        """Return the busiest clients of this node; see ``engine.scan``.
+
+        Those who ask at about the same time share a scan.
+        """
+        made, task = self._scans.get(sort, (0.0, None))
+        if task is None or (task.done() and time.monotonic() - made > _SCAN_LIFE):
+            task = asyncio.create_task(self._scan(sort), name="scan")
+            self._scans[sort] = time.monotonic(), task
+        busy = await asyncio.shield(task)
+        return [self._busy(one) for one in busy[:count]]
+
+    async def _scan(self, sort: str) -> list[Busy]:
+        engine = self.limiter.engine
+        scan = Scan(engine.table, engine.rules, MAX_BUSIEST, sort)
+        while not scan.done:
+            self._set_time()
+            scan.slice(SLICE, engine.now)
+            await asyncio.sleep(0)
+        found: list[Busy] = scan.take()
+        return found
+
+    def _set_time(self) -> None:
+        if not self.sync.flying:  # the checks under way have a time of their own
+            self.limiter.engine.at(self.sync.now())
+
+    def _busy(self, busy: Busy) -> BusyClient:
+        rule = next(rule for rule in self.limiter.engine.rules if rule.index == busy.index)
+        limit = rule.limit
+        hashed = busy.kind != ADDRESS
+        if hashed:
+            key = f"{busy.hi:016x}{busy.lo:016x}"
+        else:
+            key = key_text(busy.kind, busy.hi, busy.lo, b"", limit.ipv4_prefix, limit.ipv6_prefix)
+        rate = round(busy.hits * SECOND / limit.window, 3)
+        return BusyClient(key, hashed, limit.name, busy.hits, rate, busy.until)
+
+    async def explain(self, key: str) -> Explanation:
+        """Return everything known about a key, canonical."""
+        self._set_time()
+        states = self.limiter.explain(key)
+        get = self.limiter.blocklist.get
+        by_hand = [get(EVERY_LIMIT, one) for one in (key, *wider_keys(key))]
+        edge = await self.runtime.edge(key)
+        listed = self.limiter.listed(key)
+        blocks = [one for one in by_hand if one is not None]
+        return Explanation(key, listed, states, blocks, list(edge))
+
+    # The edges.
+
+    async def run(self) -> None:
+        """Tell HAProxy of what was blocked by hand and lifted, until cancelled."""
+        while True:
+            await self._edges_wait.wait()
+            self._edges_wait.clear()
+            while self._edges:
+                key, until = next(iter(self._edges.items()))
+                del self._edges[key]
+                try:
+                    if until:
+                        faults: Sequence[Fault] = await self.runtime.push(key, until)
+                    else:
+                        faults = await self.runtime.lift(key)
+                except Exception:
+                    log.exception("HAProxy could not be told")
+                    self.edge_faults += 1
+                    continue
+                if faults:
+                    self.edge_faults += len(faults)
+                    log.warning("HAProxy was not told", faults=[str(one) for one in faults])
+
+    def _edge(self, key: str, until: int) -> None:
+        self._edges.pop(key, None)
+        if len(self._edges) >= MAX_EDGE_CHANGES:
+            self.edges_dropped += 1
+            return
+        self._edges[key] = until
+        self._edges_wait.set()
+
+    def _clear(self, key: str) -> None:
+        self._edge(key, 0)
+
+    # The node.
+
+    async def nodes(self) -> list[Node]:
+        """Return the live nodes of the fleet; StoreError if the store can't say."""
+        return await self.store.nodes_list()
+
+    def clear_fuse(self, limit: str) -> bool:
+        """Let a limit block again; false if its fuse had not blown. KeyError without the limit."""
+        if self.limiter.rule(limit) is None:
+            raise KeyError(limit)
+        return self.limiter.clear_fuse(limit)
+
+    async def reload(self) -> ReloadResult:
+        """Read the configuration again; nothing changes if anything in it is wrong."""
+        result = await self.reloader.reload()
+        self.config = self.reloader.config
+        self.bus.publish("reload", ok=result.ok, problems=list(result.problems))
+        return result

@@ -1,0 +1,198 @@
+"""What a HAProxy's facts mean: its socket, its clock, its agent, its questions, its edge table."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+
+from ratelimit.doctor.facts import TIMEOUT, EdgeTable, Facts, Status
+from ratelimit.doctor.findings import CLOCK_TOLERANCE, SHOWN, Check, State, clock_check
+from ratelimit.model import Limit
+from ratelimit.notation import SECOND, format_duration
+from ratelimit.runtime import Report
+from ratelimit.runtime.figures import AGENT_BACKEND
+from ratelimit.runtime.words import TABLE
+
+
+def judge_haproxy(facts: Facts, limits: Sequence[Limit]) -> Iterator[Check]:
+    """Yield the checks of each HAProxy."""
+    if not facts.after.reports:
+        yield Check(
+            "haproxy",
+            State.UNSURE,
+            "no socket of a HAProxy is configured, so nothing of it can be seen",
+            "name its `stats socket` in `[haproxy] sockets`",
+        )
+    moments = zip(
+        facts.before.reports, facts.after.reports, facts.after.ahead, facts.edges, strict=True
+    )
+    for before, report, ahead, edge in moments:
+        subject = f"haproxy {report.socket}"
+        if report.problem:
+            yield Check(
+                subject,
+                State.BROKEN,
+                report.problem,
+                "compare `[haproxy] sockets` with the `stats socket` line of HAProxy, which has to "
+                "let the user of the agent in",
+            )
+            continue
+        yield Check(subject, State.OK, f"HAProxy {report.version}, level {report.level}")
+        yield clock_check(
+            f"{subject}: clock", ahead, TIMEOUT, "blocks end too early or too late at this edge"
+        )
+        yield _seen(subject, facts, report)
+        if report.agent.startswith("UP"):
+            yield _asked(subject, facts, before, report)
+        yield from _edge(subject, report, edge, limits)
+
+
+def _seen(haproxy: str, facts: Facts, report: Report) -> Check:
+    """Judge the agent as HAProxy's health checks see it."""
+    subject = f"{haproxy}: agent"
+    backend = next((one for one in report.backends if one.name == AGENT_BACKEND), None)
+    if backend is None:
+        return Check(
+            subject,
+            State.BROKEN,
+            f"HAProxy has no backend {AGENT_BACKEND}, so it can't ask an agent",
+            f"copy the backend {AGENT_BACKEND} from the haproxy.cfg that comes with ratelimit, and "
+            "reload HAProxy",
+        )
+    servers = "; ".join(
+        f"{server.name} at {server.address or '?'} is {server.status}"
+        f"{f' ({server.check})' if server.check else ''}"
+        for server in backend.servers[:SHOWN]
+    )
+    if backend.status.startswith("UP"):
+        return Check(subject, State.OK, servers)
+    if any(server.status.startswith(("DRAIN", "MAINT")) for server in backend.servers):
+        mend = f"somebody took it out: `ratelimit haproxy ready {AGENT_BACKEND}/SERVER`"
+    elif all(spop.problem for spop in facts.spop):
+        mend = "the agent is down; once it runs, HAProxy takes it back within a second"
+    else:
+        listen = ", ".join(str(spop.address) for spop in facts.spop)
+        mend = (
+            f"the agent is well, on {listen}: see whether the `server` line of backend "
+            f"{AGENT_BACKEND} (RATELIMIT_SPOP) names the same, and HAProxy can reach it"
+        )
+    return Check(subject, State.BROKEN, f"HAProxy asks no agent and counts alone: {servers}", mend)
+
+
+def _asked(haproxy: str, facts: Facts, before: Report, after: Report) -> Check:
+    """Judge whether HAProxy's requests come to the agent."""
+    subject = f"{haproxy}: questions"
+    answered = sum(frontend.answered for frontend in after.frontends)
+    if facts.probe:
+        if facts.probe_problem:
+            return Check(
+                subject,
+                State.UNSURE,
+                f"{facts.probe} gave no answer: {facts.probe_problem}",
+                "give the URL of a frontend of this HAProxy",
+            )
+        if _requests(after) == _requests(before):
+            return Check(subject, State.UNSURE, f"{facts.probe} is not answered by this HAProxy")
+        old, new = facts.before.status, facts.after.status
+        if old is not None and new is not None:
+            if _questions_of(new) > _questions_of(old):
+                return Check(subject, State.OK, f"the agent was asked about {facts.probe}")
+            return _not_asked(subject, after, f"the agent was not asked about {facts.probe}")
+    if _sessions(after):
+        return Check(subject, State.OK, "HAProxy has asked the agent since its start")
+    if answered:
+        return _not_asked(
+            subject,
+            after,
+            f"{answered} requests were answered since HAProxy's start, and the agent was never "
+            "asked",
+        )
+    return Check(
+        subject,
+        State.UNSURE,
+        "no request since HAProxy's start, so it can't be told whether the agent would be asked",
+        "send one: `ratelimit doctor --probe http://...`",
+    )
+
+
+def _not_asked(subject: str, report: Report, finding: str) -> Check:
+    files = " ".join(map(shlex.quote, report.files)) or "/etc/haproxy/haproxy.cfg"
+    return Check(
+        subject,
+        State.BROKEN,
+        f"{finding}: the engine is not loaded, or no group is sent",
+        "the frontend needs both `filter spoe engine rl config spoe.conf` and `http-request "
+        f"send-spoe-group rl check if {{ nbsrv({AGENT_BACKEND}) gt 0 }}`, the second with no other "
+        f"condition; this shows which it lacks: grep -nE 'filter spoe|send-spoe-group' {files}",
+    )
+
+
+def _requests(report: Report) -> int:
+    return sum(frontend.requests for frontend in report.frontends)
+
+
+def _questions_of(status: Status) -> int:
+    return status.checks + status.unknown + status.keyless
+
+
+def _sessions(report: Report) -> int:
+    return sum(one.sessions_total for one in report.backends if one.name == AGENT_BACKEND)
+
+
+def _edge(
+    haproxy: str, report: Report, edge: EdgeTable, limits: Sequence[Limit]
+) -> Iterator[Check]:
+    subject = f"{haproxy}: edge table"
+    if report.edge is None:
+        yield Check(
+            subject,
+            State.BROKEN,
+            f"HAProxy has no stick table {TABLE}, so it can't remember who is blocked",
+            f"copy the backend {TABLE} from the haproxy.cfg that comes with ratelimit, and reload "
+            "HAProxy",
+        )
+        return
+    if edge.problem:
+        yield Check(
+            subject,
+            State.BROKEN,
+            f"an entry could not be written and read: {edge.problem}",
+            "blocks made and lifted by hand do not reach this edge; set the level with "
+            "RATELIMIT_STATS_LEVEL, or on the `stats socket` line, and reload HAProxy",
+        )
+        return
+    ladder, name = max(
+        ((limit.block[-1], limit.name) for limit in limits if limit.block), default=(0, "")
+    )
+    if edge.kept + CLOCK_TOLERANCE < ladder:
+        yield Check(
+            subject,
+            State.BROKEN,
+            f"{TABLE} forgets an entry after {_shown(edge.kept)}, but the longest block of limit "
+            f"{name} is {_shown(ladder)}: the agent is asked again in between",
+            f"write `expire {_shown(ladder)}` or more on the `stick-table` line of {TABLE}",
+        )
+        return
+    if edge.stale:
+        keys = ", ".join(entry.key for entry in edge.stale[:SHOWN])
+        yield Check(
+            subject,
+            State.BROKEN,
+            f"{len(edge.stale)} of {edge.compared} entries that were compared are refused by "
+            f"HAProxy and not by the agent: {keys}",
+            "`ratelimit blocks remove KEY` has HAProxy forget one, though it says that the "
+            "blocklist has none; a lift that HAProxy missed leaves such entries, and so does a "
+            "blocklist that was lost",
+        )
+        return
+    full = report.edge.used / report.edge.size
+    agrees = f"; {edge.compared} compared with the blocklist agree" if edge.compared else ""
+    yield Check(
+        subject,
+        State.OK,
+        f"takes entries and keeps them for {_shown(edge.kept)}; {full:.0%} full{agrees}",
+    )
+
+
+def _shown(seconds: float) -> str:
+    return format_duration(round(seconds) * SECOND)

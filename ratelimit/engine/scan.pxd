@@ -1,0 +1,43 @@
+# C types of scan.py; the compiler reads this beside it, plain Python does not.
+cimport cython
+from libc.stdint cimport uint64_t
+from ratelimit.engine.rule cimport Rule
+from ratelimit.engine.table cimport Table
+
+cdef int WAYS, FIRST_COUNTER, WEIGHT_BITS, _SET_WORDS, _SLOT_WORDS, _STAMP_BITS
+cdef uint64_t RING, SECOND, _SCALE, _RECENT, _M32
+
+
+@cython.final
+cdef class Scan:
+    cdef readonly Table table
+    cdef readonly list known, rules
+    cdef Py_ssize_t count, place, size
+    cdef bint blocked
+    cdef uint64_t horizon
+    cdef uint64_t[::1] scores, slots, factors
+
+    @cython.locals(
+        table=Table, rule=Rule, end=Py_ssize_t, base=Py_ssize_t, slot=Py_ssize_t, way=int,
+        tag=uint64_t, stamp=uint64_t, score=uint64_t,
+    )
+    cpdef int slice(self, Py_ssize_t sets, uint64_t now) except -1
+    @cython.locals(
+        table=Table, index=Py_ssize_t, until=uint64_t, factor=uint64_t, most=uint64_t,
+    )
+    cdef uint64_t score(self, Py_ssize_t slot) noexcept
+    @cython.locals(
+        table=Table, first=Py_ssize_t, last=uint64_t, at=uint64_t, total=uint64_t,
+        oldest=uint64_t, _=int,
+    )
+    cdef uint64_t hits(self, Py_ssize_t slot, Rule rule) noexcept
+    @cython.locals(at=Py_ssize_t, above=Py_ssize_t, below=Py_ssize_t)
+    cdef void keep(self, uint64_t score, Py_ssize_t slot) noexcept
+    @cython.locals(score=uint64_t, i=Py_ssize_t, count=Py_ssize_t)
+    cpdef list take(self)
+    @cython.locals(ident=uint64_t, rule=Rule)
+    cdef object busy(self, Py_ssize_t slot)
+    @cython.locals(slot=Py_ssize_t, rule=Rule)
+    cpdef object find(
+        self, uint64_t hi, uint64_t lo, uint64_t kind, uint64_t index, uint64_t now
+    )

@@ -1,0 +1,419 @@
+"""What each path of the API does; ``routes`` says which is whose."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+from aiohttp import web
+from pydantic import BaseModel
+
+from ratelimit import __version__
+from ratelimit.bus import Full
+from ratelimit.control import Control
+from ratelimit.engine import compiled
+from ratelimit.engine.constants import SECOND
+from ratelimit.keys import canonical, has_host_bits, wider_keys
+from ratelimit.model import EVERY_LIMIT, Block
+from ratelimit.notation import format_duration
+from ratelimit.ops import models
+from ratelimit.ops.problems import ProblemError
+from ratelimit.ops.stream import send_events
+from ratelimit.ops.tokens import Caller
+from ratelimit.store import StoreError
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>ratelimit</title>
+<h1>ratelimit</h1>
+<p>The API of this node: <a href="/openapi.json">its description</a>,
+<a href="/v1/status">this node</a>, <a href="/v1/blocks">the blocklist</a>,
+<a href="/v1/clients">the busiest clients</a>, <a href="/v1/limits">the limits</a>,
+<a href="/v1/nodes">the fleet</a>, <a href="/v1/haproxy">HAProxy</a>.
+</html>
+"""
+
+DESCRIPTION = web.AppKey("description", bytes)
+"""The OpenAPI description, which ``openapi`` makes of the routes."""
+
+
+@dataclass(slots=True)
+class Call:
+    """A request that was let in, with what it says as models of its route."""
+
+    control: Control
+    request: web.Request
+    caller: Caller
+    query: Any = None
+    body: Any = None
+    names: dict[str, str] = field(default_factory=dict)
+    """Parts of the path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What is answered: a model as JSON, or nothing."""
+
+    body: BaseModel | None = None
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+# The blocklist.
+
+
+async def list_blocks(call: Call) -> Reply:
+    """Answer with a page."""
+    query: models.BlocksQuery = call.query
+    after = _read_cursor(query.cursor)
+    blocks, more = await call.control.page(after, query.limit, query.q, query.ended)
+    following = _cursor(blocks[-1]) if more else ""
+    return Reply(models.BlocksPage(blocks=_entries(call.control, blocks), next=following))
+
+
+async def add_block(call: Call) -> Reply:
+    """Block a key."""
+    body: models.NewBlock = call.body
+    key = canonical(body.key)
+    try:
+        block = await call.control.block(key, body.ttl, body.reason, call.caller.name)
+    except StoreError as error:
+        raise _store_problem(error, "blocked") from error
+    (entry,) = _entries(call.control, [block])
+    made = models.MadeBlock(**dict(entry), note=_note(body.key, key))
+    return Reply(made, 201, {"Location": f"/v1/blocks/{quote(key, safe='')}"})
+
+
+async def show_block(call: Call) -> Reply:
+    """Answer with all entries of a key."""
+    key = _key(call)
+    blocks = call.control.blocks_of(key)
+    if not blocks:
+        raise _not_blocked(call.control, key)
+    return Reply(models.KeyBlocks(key=key, blocks=_entries(call.control, blocks)))
+
+
+async def lift_block(call: Call) -> Reply:
+    """Lift all blocks of a key."""
+    key = _key(call)
+    try:
+        found = await call.control.unblock(key, call.caller.name)
+    except StoreError as error:
+        raise _store_problem(error, "lifted") from error
+    if not found:
+        raise _not_blocked(call.control, key)
+    return Reply(status=204)
+
+
+def _not_blocked(control: Control, key: str) -> ProblemError:
+    for wider in wider_keys(key):
+        if control.limiter.blocklist.get(EVERY_LIMIT, wider) is not None:
+            return ProblemError.field(
+                404, "key", f"no block is its own; the network {wider} that it is in is blocked"
+            )
+    return ProblemError.field(404, "key", "is not on the blocklist")
+
+
+def _store_problem(error: StoreError, done: str) -> ProblemError:
+    if error.unsent:
+        return ProblemError(503, f"nothing was {done}: {error}", headers={"Retry-After": "1"})
+    return ProblemError(
+        503,
+        f"{done} on this node; the others follow when the store is back: {error}",
+        headers={"Retry-After": "1"},
+    )
+
+
+def _entries(control: Control, blocks: list[Block]) -> list[models.BlockEntry]:
+    now = control.now()
+    return [
+        models.BlockEntry(
+            key=block.key,
+            limit=block.limit,
+            reason=block.reason,
+            strikes=block.strikes,
+            since=block.since,
+            until=block.until,
+            by=block.by,
+            node=block.node,
+            active=block.until > now,
+        )
+        for block in blocks
+    ]
+
+
+def _cursor(block: Block) -> str:
+    raw = json.dumps([block.limit, block.key]).encode()
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+def _read_cursor(text: str) -> tuple[str, str]:
+    if not text:
+        return "", ""
+    try:
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        limit, key = json.loads(raw)
+    except (ValueError, TypeError, RecursionError, binascii.Error):
+        limit = key = None
+    if not isinstance(limit, str) or not isinstance(key, str):
+        raise ProblemError.field(422, "cursor", "is not one that was given here")
+    return limit, key
+
+
+def _key(call: Call) -> str:
+    text = call.names["key"]
+    if len(text) > models.MAX_SHOWN_KEY:
+        raise ProblemError.field(422, "key", f"has at most {models.MAX_SHOWN_KEY} characters")
+    try:
+        return canonical(text)
+    except ValueError as error:
+        raise ProblemError.field(422, "key", str(error)) from None
+
+
+def _note(written: str, key: str) -> str:
+    if has_host_bits(written):
+        return f"{written} has host bits; the network is {key}"
+    return f"{written} is {key}" if written != key else ""
+
+
+# Clients.
+
+
+async def list_clients(call: Call) -> Reply:
+    """Answer with the busiest."""
+    query: models.ClientsQuery = call.query
+    found = await call.control.busiest(query.n, query.sort)
+    return Reply(
+        models.BusyClients(clients=[models.BusyClient.model_validate(one) for one in found])
+    )
+
+
+async def explain(call: Call) -> Reply:
+    """Answer with everything known about a key."""
+    key = _key(call)
+    control = call.control
+    known = await control.explain(key)
+    limits = []
+    for state in known.limits:
+        block = _entries(control, [state.block])[0] if state.block else None
+        limits.append(
+            models.LimitOf(
+                limit=state.limit.name,
+                key=state.key,
+                hits=state.hits,
+                rate=state.limit.rate,
+                window=format_duration(state.limit.window),
+                remaining=state.remaining,
+                until=state.until,
+                strikes=state.block.strikes if state.block else 0,
+                block=block,
+            )
+        )
+    return Reply(
+        models.Explained(
+            key=key,
+            note=_note(call.names["key"], key),
+            lists="",
+            limits=limits,
+            by_hand=_entries(control, known.by_hand),
+            edge=known.edge,
+        )
+    )
+
+
+# The node and the fleet.
+
+
+async def list_limits(call: Call) -> Reply:
+    """Answer with the limits in force."""
+    return Reply(
+        models.Limits(
+            limits=[
+                models.LimitInForce(
+                    name=limit.name,
+                    rate=limit.rate,
+                    window=format_duration(limit.window),
+                    block=[format_duration(seconds * SECOND) for seconds in limit.block],
+                    forget=format_duration(limit.forget * SECOND),
+                    strict=limit.strict,
+                    ipv4_prefix=limit.ipv4_prefix,
+                    ipv6_prefix=limit.ipv6_prefix,
+                )
+                for limit in (rule.limit for rule in call.control.limiter.engine.rules)
+            ]
+        )
+    )
+
+
+async def clear_fuse(call: Call) -> Reply:
+    """Let a limit block again."""
+    try:
+        cleared = call.control.clear_fuse(call.names["name"])
+    except KeyError:
+        raise ProblemError.field(404, "name", "is not a limit in force") from None
+    if not cleared:
+        raise ProblemError.field(404, "name", "its fuse has not blown")
+    return Reply(status=204)
+
+
+async def status(call: Call) -> Reply:
+    """Answer with this node's state."""
+    control = call.control
+    agent, store, sync, engine = (
+        control.agent,
+        control.store,
+        control.sync,
+        control.limiter.engine,
+    )
+    blocklist = control.limiter.blocklist
+    reload = control.reloader.last
+    return Reply(
+        models.Status(
+            version=__version__,
+            compiled=compiled(),
+            node=control.about.id,
+            ready=control.ready,
+            degraded=not store.up,
+            started=control.started,
+            uptime=round(time.time() - control.started, 3),
+            checks=engine.checks,
+            unknown=engine.unknown,
+            keyless=engine.keyless,
+            unchecked=[
+                models.Unchecked(problem=problem, message=name) for problem, name in engine.notes
+            ],
+            connections=len(agent.peers),
+            connections_refused=agent.refused,
+            protocol_errors=agent.protocol_errors,
+            nodes=store.nodes,
+            table=models.TableFill(
+                capacity=engine.table.capacity,
+                entries=engine.table.entries,
+                evictions=engine.table.evictions,
+                bytes=engine.table.size,
+            ),
+            limits=[
+                models.LimitCounters(
+                    name=rule.limit.name,
+                    allowed=rule.allowed,
+                    throttled=rule.throttled,
+                    blocked=rule.blocked,
+                )
+                for rule in engine.rules
+            ],
+            blocklist=models.BlocklistState(
+                entries=len(blocklist), made=control.limiter.blocks, refused=blocklist.refused
+            ),
+            store=models.StoreState(
+                # Never the URL: there may be a password in it.
+                kind=control.config.store.url.partition(":")[0],
+                up=store.up,
+                problem=store.problem,
+                outages=store.outages,
+                unwritten=len(store.outbox),
+                dropped=store.outbox.dropped,
+                sync_failures=sync.failures,
+                late=sync.late,
+            ),
+            edges=models.EdgeState(faults=control.edge_faults, dropped=control.edges_dropped),
+            events=models.EventState(listeners=len(control.bus), dropped=control.bus.dropped),
+            reload=_reload(reload) if reload else None,
+            haproxy=await control.runtime.report(),
+        )
+    )
+
+
+def _reload(result: Any) -> models.ReloadState:
+    return models.ReloadState(ok=result.ok, at=result.at, problems=list(result.problems))
+
+
+async def nodes(call: Call) -> Reply:
+    """Answer with the live nodes."""
+    try:
+        found = await call.control.nodes()
+    except StoreError as error:
+        raise ProblemError(503, f"the store can't say: {error}") from error
+    here = call.control.about.id
+    return Reply(
+        models.Nodes(
+            nodes=[
+                models.NodeState(**dataclasses.asdict(node), here=node.id == here)
+                for node in sorted(found, key=lambda node: node.id)
+            ]
+        )
+    )
+
+
+async def haproxy(call: Call) -> Reply:
+    """Answer with what the HAProxy processes say of themselves."""
+    return Reply(models.Haproxy(haproxy=await call.control.runtime.report()))
+
+
+async def reload(call: Call) -> Reply:
+    """Read the configuration again."""
+    result = await call.control.reload()
+    if not result.ok:
+        raise ProblemError(
+            422,
+            "the configuration in force stays",
+            [_configured(problem) for problem in result.problems],
+        )
+    return Reply(_reload(result))
+
+
+def _configured(problem: str) -> models.FieldProblem:
+    """Return a line of ConfigError, ``source: field: what is wrong``, as a problem."""
+    parts = problem.split(": ", 2)
+    if len(parts) < 3:
+        return models.FieldProblem(field="", message=problem)
+    return models.FieldProblem(field=parts[1], message=parts[2])
+
+
+async def events(call: Call) -> web.StreamResponse:
+    """Send events until the listener goes."""
+    try:
+        return await send_events(call.request, call.control.bus)
+    except Full:
+        raise ProblemError(503, "too many listen already", headers={"Retry-After": "10"}) from None
+
+
+# Health.
+
+
+async def alive(_call: Call) -> Reply:
+    """Answer that the process lives, whatever else does."""
+    return Reply(models.Health(status="ok"))
+
+
+async def ready(call: Call) -> Reply:
+    """Answer whether requests should come here."""
+    control = call.control
+    if not control.ready:
+        raise ProblemError(503, "starting or draining", headers={"Retry-After": "1"})
+    if not control.store.up:
+        return Reply(models.Health(status="degraded", detail="the store is away"))
+    return Reply(models.Health(status="ready"))
+
+
+async def metrics(call: Call) -> web.Response:
+    """Answer with what Prometheus scrapes."""
+    return web.Response(
+        body=call.control.metrics(), headers={"Content-Type": "text/plain; version=1.0.0"}
+    )
+
+
+async def openapi(call: Call) -> web.Response:
+    """Answer with the description of the API."""
+    return web.Response(
+        body=call.request.app[DESCRIPTION], content_type="application/vnd.oai.openapi+json"
+    )
+
+
+async def page(_call: Call) -> web.Response:
+    """Answer with the page for people."""
+    return web.Response(text=_PAGE, content_type="text/html")

@@ -1,0 +1,369 @@
+"""What is asked and answered, as typed and checked models; OpenAPI is generated from them.
+
+Times are epoch seconds by the time that all nodes go by, durations are text as in the
+configuration.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+)
+
+from ratelimit.keys import canonical
+from ratelimit.notation import DAY, SECOND, parse_duration
+from ratelimit.runtime import EdgeEntry, Report
+
+MAX_TTL = 30 * DAY // SECOND
+MAX_KEY = 200
+"""Bytes of a key that HAProxy sends and that a person can block."""
+
+MAX_SHOWN_KEY = 512
+"""Characters of a key that can be asked for; longer ones are shown cut and with a hash."""
+
+
+def _ttl(value: object) -> int:
+    if isinstance(value, str):
+        nanoseconds = parse_duration(value)
+        if nanoseconds % SECOND:
+            raise ValueError("must be whole seconds")
+        value = nanoseconds // SECOND
+    if type(value) is not int:
+        raise ValueError('must be a duration such as "10m", or whole seconds')
+    if not 1 <= value <= MAX_TTL:
+        raise ValueError("must be from 1s to 30d")
+    return value
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("must be printable, without line breaks")
+    return text
+
+
+def _blockable(text: str) -> str:
+    if not text.isprintable() or text != text.strip():
+        raise ValueError("must be printable, without spaces around it")
+    if len(text.encode()) > MAX_KEY:
+        raise ValueError(f"has at most {MAX_KEY} bytes")
+    canonical(text)
+    return text
+
+
+Ttl = Annotated[
+    int,
+    BeforeValidator(_ttl),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": "^[0-9]{1,12}(ms|s|m|h|d)$"},
+                {"type": "integer", "minimum": 1, "maximum": MAX_TTL},
+            ],
+            "examples": ["10m", 600],
+            "description": "How long: 1 s to 30 days.",
+        }
+    ),
+]
+
+
+class Asked(BaseModel):
+    """What somebody sends; anything unknown in it is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Answer(BaseModel):
+    """What is answered."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+
+class NewBlock(Asked):
+    """A block to be made by hand."""
+
+    model_config = ConfigDict(strict=True)
+
+    key: Annotated[
+        str, StringConstraints(min_length=1, max_length=MAX_KEY), AfterValidator(_blockable)
+    ] = Field(
+        description="An address, a network, or any other string that is counted.",
+        examples=["192.0.2.7", "2001:db8::/64"],
+    )
+    ttl: Ttl
+    reason: Annotated[str, StringConstraints(max_length=200), AfterValidator(_printable)] = ""
+
+
+class Nothing(Asked):
+    """An empty object, for what needs no arguments."""
+
+
+class BlocksQuery(Asked):
+    """Which part of the blocklist."""
+
+    limit: int = Field(100, ge=1, le=1000, description="Entries of a page.")
+    cursor: str = Field("", max_length=2048, description="`next` of the page before.")
+    q: str = Field(
+        "", max_length=200, description="Only what has this in its key, limit, reason or by."
+    )
+    ended: bool = Field(
+        False, description="Also those that have ended and whose strikes still count."
+    )
+
+
+class ClientsQuery(Asked):
+    """Which of the busiest clients."""
+
+    n: int = Field(20, ge=1, le=1000, description="How many.")
+    sort: Literal["rate", "share", "blocked"] = Field(
+        "rate",
+        description="By hits a second, by hits to the limit, or the blocked by the end of it.",
+    )
+
+
+class NoQuery(Asked):
+    """No parameters."""
+
+
+class BlockEntry(Answer):
+    """An entry of the blocklist; `limit` is `*` for one that a person made."""
+
+    key: str
+    limit: str
+    reason: str
+    strikes: int = Field(description="Blocks that are not forgotten yet, this one included.")
+    since: int
+    until: int
+    by: str = Field(description="The person who made it; empty for a limit's own.")
+    node: str
+    active: bool = Field(description="It has not ended.")
+
+
+class MadeBlock(BlockEntry):
+    """The block that was made."""
+
+    note: str = Field(description="What was corrected in the key, if anything.")
+
+
+class BlocksPage(Answer):
+    """A part of the blocklist, in the order of limit and key."""
+
+    blocks: list[BlockEntry]
+    next: str = Field(description="`cursor` of the next page; empty on the last.")
+
+
+class KeyBlocks(Answer):
+    """All entries of a key, those included that have ended and whose strikes still count."""
+
+    key: str
+    blocks: list[BlockEntry]
+
+
+class BusyClient(Answer):
+    """One of the busiest clients of this node."""
+
+    key: str = Field(description="An address or network, or the hash of a string.")
+    hashed: bool
+    limit: str
+    hits: int = Field(description="In the window that ends now, on this node.")
+    rate: float = Field(description="Hits a second.")
+    until: int = Field(description="When its block ends or ended; 0 without one.")
+
+
+class BusyClients(Answer):
+    """The busiest clients of this node."""
+
+    clients: list[BusyClient]
+
+
+class LimitOf(Answer):
+    """How a client stands with a limit, on this node."""
+
+    limit: str
+    key: str = Field(description="What the limit counts it as.")
+    hits: int
+    rate: int
+    window: str
+    remaining: int
+    until: int = Field(description="When its block ends or ended; 0 without one.")
+    strikes: int
+    block: BlockEntry | None
+
+
+class Explained(Answer):
+    """Everything known about a key."""
+
+    key: str
+    note: str
+    lists: str = Field(description="`allow` or `deny` if a list has it.")
+    limits: list[LimitOf]
+    by_hand: list[BlockEntry] = Field(description="Blocks by hand of it or a network it is in.")
+    edge: list[EdgeEntry] = Field(description="What HAProxy's edge tables hold.")
+
+
+class LimitInForce(Answer):
+    """A limit, with what it has decided on this node since the start."""
+
+    name: str
+    rate: int
+    window: str
+    block: list[str]
+    forget: str
+    strict: bool
+    ipv4_prefix: int
+    ipv6_prefix: int
+
+
+class Limits(Answer):
+    """The limits in force."""
+
+    limits: list[LimitInForce]
+
+
+class LimitCounters(Answer):
+    """What a limit has decided on this node since the start."""
+
+    name: str
+    allowed: int
+    throttled: int
+    blocked: int
+
+
+class TableFill(Answer):
+    """The table of clients."""
+
+    capacity: int
+    entries: int
+    evictions: int
+    bytes: int
+
+
+class StoreState(Answer):
+    """The store, as this node sees it."""
+
+    kind: str
+    up: bool
+    problem: str
+    outages: int
+    unwritten: int = Field(description="Changes of the blocklist that wait for it.")
+    dropped: int = Field(description="Changes that found no room to wait.")
+    sync_failures: int
+    late: int = Field(description="Times that answers waited for it in vain.")
+
+
+class BlocklistState(Answer):
+    """The blocklist."""
+
+    entries: int = Field(description="With those that have ended and whose strikes still count.")
+    made: int = Field(description="By this node since the start.")
+    refused: int = Field(description="Clients throttled instead, since the list was full.")
+
+
+class EdgeState(Answer):
+    """What HAProxy was told."""
+
+    faults: int
+    dropped: int
+
+
+class EventState(Answer):
+    """Server-sent events."""
+
+    listeners: int
+    dropped: int
+
+
+class ReloadState(Answer):
+    """How a reload went."""
+
+    ok: bool
+    at: float
+    problems: list[str]
+
+
+class Unchecked(Answer):
+    """Why questions of HAProxy's could not be checked; `message` is a SPOE message's name."""
+
+    problem: str
+    message: str
+
+
+class Status(Answer):
+    """This node."""
+
+    version: str
+    compiled: bool
+    node: str
+    ready: bool
+    degraded: bool = Field(description="Requests are answered, by this node's own counts only.")
+    started: float
+    uptime: float
+    checks: int
+    unknown: int = Field(description="Questions that named no limit.")
+    keyless: int = Field(description="Questions without a key that can be counted.")
+    unchecked: list[Unchecked] = Field(description="The first of either, by name.")
+    connections: int
+    connections_refused: int
+    protocol_errors: int
+    nodes: int
+    table: TableFill
+    limits: list[LimitCounters]
+    blocklist: BlocklistState
+    store: StoreState
+    edges: EdgeState
+    events: EventState
+    reload: ReloadState | None
+    haproxy: list[Report]
+
+
+class NodeState(Answer):
+    """A node of the fleet."""
+
+    id: str
+    version: str
+    since: int
+    checks: float = Field(description="A second, lately.")
+    here: bool = Field(description="The node that answers.")
+
+
+class Nodes(Answer):
+    """The live nodes of the fleet."""
+
+    nodes: list[NodeState]
+
+
+class Haproxy(Answer):
+    """The HAProxy processes beside this node."""
+
+    haproxy: list[Report]
+
+
+class Health(Answer):
+    """Whether the node lives, or takes requests."""
+
+    status: Literal["ok", "ready", "degraded"]
+    detail: str = ""
+
+
+class FieldProblem(Answer):
+    """What is wrong with a field."""
+
+    field: str
+    message: str
+
+
+class Problem(Answer):
+    """What went wrong (RFC 9457)."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldProblem] = []

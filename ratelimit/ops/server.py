@@ -1,0 +1,407 @@
+"""The server of the API: its socket, its connections and their limits, and what every call meets.
+
+A connection that says nothing, or slowly, is cut after a few seconds, and at once when its place is
+needed: slow clients can't keep operators out, however many they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import cast
+
+import structlog
+from aiohttp import web
+from pydantic import BaseModel, ValidationError
+
+from ratelimit.config import Config
+from ratelimit.control import Control
+from ratelimit.exceptions import ConfigError
+from ratelimit.model import Address
+from ratelimit.ops.access import Access
+from ratelimit.ops.handlers import DESCRIPTION, Call
+from ratelimit.ops.openapi import describe
+from ratelimit.ops.problems import ProblemError
+from ratelimit.ops.routes import ROUTES, Route
+from ratelimit.ops.tokens import Role, Tokens, read_tokens
+
+MAX_CONNECTIONS = 256
+MAX_BODY = 16_384
+"""Bytes."""
+
+HEAD_TIMEOUT = 5.0
+"""Seconds from connecting, or from a request's first byte, to the end of its headers."""
+
+BODY_TIMEOUT = 5.0
+"""Seconds for the body."""
+
+REQUEST_TIMEOUT = 20.0
+"""Seconds for everything else, the store's answer included."""
+
+IDLE_TIMEOUT = 30.0
+"""Seconds between requests, and for an answer to be read."""
+
+_MAX_HEAD = 8190  # bytes of a line, as aiohttp has it
+_CLOSE_TIMEOUT = 1.0
+_LINES_PER_SECOND = 10
+_HEADERS = {
+    "Server": "ratelimit",
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+
+log = structlog.get_logger()
+
+# aiohttp tells there of every broken request; what matters of them is logged here.
+_SILENT = logging.getLogger("ratelimit.ops.http")
+_SILENT.disabled = True
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def tokens_of(config: Config) -> Tokens | None:
+    """Return the tokens that the configuration asks for. Raises ConfigError."""
+    if not config.ops.token_file:
+        return None
+    try:
+        tokens = read_tokens(Path(config.ops.token_file).expanduser())
+    except ValueError as error:
+        raise config.wrong("ops.token_file", str(error)) from error
+    if tokens.exposed:
+        log.warning("any user of this machine can read the tokens", file=config.ops.token_file)
+    return tokens
+
+
+class Server:
+    """The API of a node.
+
+    Attributes:
+        access: who is let in.
+        cut: connections that were ended because they were slow, or in the way of others.
+    """
+
+    def __init__(self, control: Control) -> None:
+        config = control.config
+        self.control = control
+        self.access = Access(tokens_of(config), config.ops.listen.is_loopback)
+        self.cut = 0
+        self._connections: dict[asyncio.BaseTransport, _Connection] = {}
+        self._server: asyncio.Server | None = None
+        self._lines = 0
+        app = web.Application(middlewares=[self._meet], client_max_size=MAX_BODY)
+        app[DESCRIPTION] = describe(ROUTES)
+        app.on_response_prepare.append(_add_headers)
+        for route in ROUTES:
+            path = route.path.replace("{key}", "{key:(?s:.+)}")
+            app.router.add_route(route.method, path, self._answering(route))
+        self._runner = web.AppRunner(
+            app,
+            handle_signals=False,
+            access_log=None,
+            logger=_SILENT,
+            keepalive_timeout=IDLE_TIMEOUT,
+            max_line_size=_MAX_HEAD,
+            max_field_size=_MAX_HEAD,
+            shutdown_timeout=_CLOSE_TIMEOUT,
+        )
+        control.reloader.parts.append(self._reload)
+
+    async def start(self) -> Address:
+        """Listen; return where. Raises ConfigError if that is not possible."""
+        listen = self.control.config.ops.listen
+        await self._runner.setup()
+        try:
+            self._server = await asyncio.get_running_loop().create_server(
+                lambda: _Connection(self), listen.host, listen.port, backlog=MAX_CONNECTIONS
+            )
+        except OSError as error:
+            await self._runner.cleanup()
+            why = os.strerror(error.errno) if error.errno else str(error)
+            raise self.control.config.wrong(
+                "ops.listen", f"can't listen on {listen.host} port {listen.port}: {why}"
+            ) from error
+        port: int = self._server.sockets[0].getsockname()[1]
+        return Address(listen.host, port)
+
+    async def run(self) -> None:
+        """Keep the time limits, until cancelled."""
+        while True:
+            await asyncio.sleep(1)
+            if self._lines > _LINES_PER_SECOND:
+                log.warning("more API requests refused", count=self._lines - _LINES_PER_SECOND)
+            self._lines = 0
+            now = time.monotonic()
+            for connection in tuple(self._connections.values()):
+                if connection.overdue(now):
+                    self.cut += 1
+                    connection.abort()
+
+    async def close(self) -> None:
+        """Stop listening and end what is open, within a second or so."""
+        if self._server is not None:
+            self._server.close()
+        self.control.bus.close()
+        await self._runner.cleanup()
+        for connection in tuple(self._connections.values()):
+            connection.abort()
+
+    def _reload(self, config: Config) -> Callable[[], object]:
+        tokens = tokens_of(config)
+        if tokens is None and not self.control.config.ops.listen.is_loopback:
+            raise config.wrong("ops.token_file", "is needed beyond loopback")
+
+        def change() -> None:
+            self.access.tokens = tokens
+
+        return change
+
+    # Connections.
+
+    def protocol(self) -> asyncio.Protocol:
+        """Return a new connection's HTTP, which is aiohttp's."""
+        server = self._runner.server
+        if server is None:
+            raise ConfigError(["ops.listen: not started"])
+        return server()
+
+    def joined(self, transport: asyncio.BaseTransport, connection: _Connection) -> bool:
+        """Take a connection, in the place of a slower one if there is no other; false if full."""
+        if len(self._connections) >= MAX_CONNECTIONS:
+            slow = [one for one in self._connections.values() if not one.busy]
+            if not slow:
+                return False
+            oldest = min(slow, key=lambda one: one.since)
+            self.cut += 1
+            oldest.abort()
+            self.left(oldest.transport)
+        self._connections[transport] = connection
+        return True
+
+    def left(self, transport: asyncio.BaseTransport) -> None:
+        """Forget a connection."""
+        self._connections.pop(transport, None)
+
+    # Requests.
+
+    @web.middleware
+    async def _meet(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        """Answer a request or say why not; whatever happens, as the API answers."""
+        connection = self._connections.get(cast(asyncio.BaseTransport, request.transport))
+        if connection is not None:
+            connection.begin()
+        try:
+            return await self._try(request, handler)
+        finally:
+            if connection is not None:
+                connection.end()
+
+    async def _try(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        try:
+            if request.match_info.http_exception is not None:
+                # No path of ours; who may not know that is told that first.
+                self.access.admit(request, Role.VIEW)
+            return await handler(request)
+        except ProblemError as problem:
+            if problem.status in (401, 403, 421):
+                self._refused(request, problem)
+            return problem.response()
+        except web.HTTPException as error:
+            allowed = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+            return ProblemError(error.status, error.reason, headers=allowed).response()
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("an API request failed", path=ascii(request.path[:200]))
+            return ProblemError(500, "a fault of this program; its log says more").response()
+
+    def _refused(self, request: web.Request, problem: ProblemError) -> None:
+        self._lines += 1
+        if self._lines <= _LINES_PER_SECOND:
+            log.warning(
+                "API request refused",
+                peer=request.remote,
+                path=ascii(request.path[:200]),
+                why=problem.detail,
+            )
+
+    def _answering(self, route: Route) -> _Handler:
+        """Return what aiohttp calls for a route."""
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            caller = self.access.admit(request, route.role)
+            call = Call(self.control, request, caller, names=dict(request.match_info))
+            status = 500
+            try:
+                response = await self._reply(route, call)
+                status = response.status
+            except ProblemError as problem:
+                status = problem.status
+                raise
+            finally:
+                if route.audit:
+                    self._audit(route, call, status)
+            return response
+
+        return answer
+
+    async def _reply(self, route: Route, call: Call) -> web.StreamResponse:
+        call.query = _query(route.query, call.request)
+        if route.body is not None:
+            call.body = await _body(route.body, call.request)
+        elif call.request.body_exists and call.request.method in ("GET", "DELETE"):
+            raise ProblemError(400, "there is nothing to be read from a body here")
+        if route.answer == "text/event-stream":
+            connection = self._connections.get(cast(asyncio.BaseTransport, call.request.transport))
+            if connection is not None:
+                connection.stream = asyncio.current_task()
+        reply = await route.handler(call)
+        if isinstance(reply, web.StreamResponse):
+            response = reply
+        elif reply.body is None:
+            response = web.Response(status=reply.status, headers=reply.headers)
+        else:
+            response = web.Response(
+                status=reply.status,
+                body=reply.body.model_dump_json().encode(),
+                content_type="application/json",
+                headers=reply.headers,
+            )
+        if route.cached and isinstance(response, web.Response):
+            return _unless_known(call.request, response)
+        return response
+
+    def _audit(self, route: Route, call: Call, status: int) -> None:
+        key = getattr(call.body, "key", None) or "/".join(call.names.values())
+        log.info(
+            "audit",
+            who=call.caller.name,
+            peer=call.request.remote,
+            what=route.name,
+            key=key if key.isprintable() else ascii(key),
+            status=status,
+        )
+
+
+class _Connection(asyncio.Protocol):
+    """Stands between a socket and aiohttp, and knows how long either has kept the other waiting."""
+
+    __slots__ = ("_inner", "_server", "busy", "reading", "since", "stream", "transport")
+
+    transport: asyncio.Transport
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._inner: asyncio.Protocol | None = None
+        self.since = time.monotonic()
+        self.busy = False  # a request is being answered
+        self.stream: asyncio.Task[object] | None = None  # sends events, for as long as it lasts
+        self.reading = True  # its headers are to come
+
+    def begin(self) -> None:
+        """The headers of a request have come."""
+        self.busy, self.reading, self.since = True, False, time.monotonic()
+
+    def end(self) -> None:
+        """It is answered."""
+        self.busy, self.since = False, time.monotonic()
+
+    def overdue(self, now: float) -> bool:
+        """Tell whether this takes too long."""
+        if self.stream is not None:
+            return False
+        limit = IDLE_TIMEOUT
+        if self.busy:
+            limit = REQUEST_TIMEOUT
+        elif self.reading:
+            limit = HEAD_TIMEOUT
+        return now - self.since > limit
+
+    def abort(self) -> None:
+        """End it at once."""
+        self.transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        if self._server.joined(transport, self):
+            self._inner = self._server.protocol()
+            self._inner.connection_made(transport)
+        else:
+            self.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if not self.busy and not self.reading:
+            self.reading, self.since = True, time.monotonic()
+        if self._inner is not None:
+            self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received() if self._inner is not None else None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.left(self.transport)
+        if self.stream is not None:
+            self.stream.cancel()
+        if self._inner is not None:
+            self._inner.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        if self._inner is not None:
+            self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._inner is not None:
+            self._inner.resume_writing()
+
+
+async def _add_headers(_request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(_HEADERS)
+    response.headers.setdefault("Cache-Control", "no-store")
+
+
+def _query(model: type[BaseModel], request: web.Request) -> BaseModel:
+    values: dict[str, str] = {}
+    for name, value in request.query.items():
+        if name in values:
+            raise ProblemError.field(422, name[:100], "is given more than once")
+        values[name] = value
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ProblemError.of(error) from None
+
+
+async def _body(model: type[BaseModel], request: web.Request) -> BaseModel:
+    if request.content_type != "application/json":
+        raise ProblemError(415, "Content-Type: must be application/json")
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT):
+            raw = await request.read()
+    except TimeoutError:
+        raise ProblemError(408, "the body did not come in time") from None
+    except web.HTTPRequestEntityTooLarge:
+        raise ProblemError(413, f"the body has at most {MAX_BODY} bytes") from None
+    try:
+        return model.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        if first["type"] == "json_invalid":
+            raise ProblemError(400, f"the body is not JSON: {first['ctx']['error']}") from None
+        raise ProblemError.of(error) from None
+
+
+def _unless_known(request: web.Request, response: web.Response) -> web.Response:
+    """Return an answer with an ETag, or that it is still the same (RFC 9110, section 13.1.2)."""
+    body = response.body if isinstance(response.body, bytes) else b""
+    etag = hashlib.sha256(body).hexdigest()[:32]
+    known = request.if_none_match or ()
+    if any(one.value in (etag, "*") for one in known):
+        response = web.Response(status=304)
+    response.etag = etag
+    response.headers["Cache-Control"] = "private, no-cache"
+    return response

@@ -1,0 +1,167 @@
+"""The edge table in the words of HAProxy's runtime API; no I/O.
+
+Nothing escapes a value on HAProxy's command line: a ``;`` or a line break would begin another
+command. So what goes into a command about blocks is made here, from numbers and from addresses that
+were parsed and are written anew.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+
+TABLE = "t_block"
+"""The stick table of blocked clients; ``gpt0`` is the epoch second at which a block ends."""
+
+EDGE_PREFIX = 64
+"""Bits of an IPv6 address that make a key of the table; of an IPv4 address it is all 32."""
+
+MAX_COMMAND = 15_000
+"""Bytes of a command line: HAProxy reads it into a buffer of 16 KiB, and drops what is longer."""
+
+_MAPPED = IPv6Network("::ffff:0:0/96")
+_LAST_SECOND = (1 << 32) - 1  # gpt0 has 32 bits
+_IN_USE = "Entry currently in use, cannot remove"
+_ENTRY = re.compile(r"key=(\S+) .*exp=(\d+) .*gpt0=(\d+)")
+
+Network = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A key of the edge table.
+
+    Attributes:
+        key: ``192.0.2.1``, or ``2001:db8::``, which may stand for the /64 that begins there.
+        until: epoch second at which the block ends; 0 for none.
+        expires_in: milliseconds until HAProxy drops the entry.
+    """
+
+    key: str
+    until: int
+    expires_in: int
+
+    @property
+    def written(self) -> str:
+        """The key as a command has it."""
+        return f"::ffff:{self.key}" if "." in self.key else self.key
+
+
+def parse_key(key: str) -> Network | None:
+    """Return the addresses of a key, a single one as a network of one; None if it is no such."""
+    if "%" in key:  # a scope may hold any sign
+        return None
+    try:
+        network = ip_network(key)
+    except ValueError:
+        return None
+    if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
+        low = int(network.network_address) & 0xFFFFFFFF
+        return IPv4Network((low, network.prefixlen - 96))
+    return network
+
+
+def entry_to_push(network: Network) -> str | None:
+    """Return the key of the table that blocks these addresses or part of them, and no others."""
+    address = network.network_address
+    if isinstance(network, IPv4Network):
+        return _key(address)
+    if network.prefixlen <= EDGE_PREFIX:
+        return _key(address)
+    # The first address of a /64 is the name of the whole.
+    single = network.prefixlen == 128 and int(address) & ((1 << EDGE_PREFIX) - 1)
+    return _key(address) if single else None
+
+
+def entries_of(network: Network) -> list[str]:
+    """Return the keys of the table that are this network, or the one that it is counted in."""
+    keys = [_key(network.network_address)]
+    if isinstance(network, IPv6Network) and network.prefixlen > EDGE_PREFIX:
+        keys.append(_key(network.supernet(new_prefix=EDGE_PREFIX).network_address))
+    return list(dict.fromkeys(keys))
+
+
+def within(key: str, network: Network) -> bool:
+    """Tell whether the addresses of a key are all of this network."""
+    other = parse_key(key)
+    return (
+        other is not None
+        and other.version == network.version
+        and other.prefixlen >= network.prefixlen
+        and int(network.network_address)
+        <= int(other.network_address)
+        <= int(network.broadcast_address)
+    )
+
+
+def _key(address: IPv4Address | IPv6Address) -> str:
+    # From the number, so that whatever an address object may carry stays behind.
+    number = int(address)
+    return f"::ffff:{IPv4Address(number)}" if address.version == 4 else str(IPv6Address(number))
+
+
+def set_entry(key: str, until: int) -> str:
+    """Return the command that has a key of the table blocked; ``until`` in epoch seconds."""
+    return f"set table {TABLE} key {key} data.gpt0 {max(0, min(int(until), _LAST_SECOND))}"
+
+
+def clear_entry(key: str) -> str:
+    """Return the commands that have a key of the table forgotten.
+
+    An entry that a request in flight refers to can't be removed. So its block is ended before.
+    """
+    return f"{set_entry(key, 0)};clear table {TABLE} key {key}"
+
+
+def show_entries(keys: Iterable[str] = ()) -> str:
+    """Return the command that shows these entries of the table, or all."""
+    return ";".join(f"show table {TABLE} key {key}" for key in keys) or f"show table {TABLE}"
+
+
+def show_live_entries(now: int) -> str:
+    """Return the command that shows the entries whose block ends after an epoch second."""
+    return f"show table {TABLE} data.gpt0 gt {int(now)}"
+
+
+def batches(commands: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], str]]:
+    """Join commands to lines that HAProxy can read; each comes with the names of its commands."""
+    names: list[str] = []
+    line: list[str] = []
+    size = 0
+    for name, command in commands:
+        if size + len(command) + 1 > MAX_COMMAND:
+            yield names, ";".join(line)
+            names, line, size = [], [], 0
+        names.append(name)
+        line.append(command)
+        size += len(command) + 1
+    if line:
+        yield names, ";".join(line)
+
+
+def refusal(answer: Sequence[str]) -> str:
+    """Return why HAProxy did not do what it was told, in words for operators; empty if it did."""
+    for line in answer:
+        if line and line != _IN_USE:
+            return _EXPLAINED.get(line, f"HAProxy says: {ascii(line)[1:-1]}")
+    return ""
+
+
+_EXPLAINED = {
+    "Permission denied": "the socket lacks the rights for it; tables need `level operator` on "
+    "HAProxy's `stats socket` line, servers `level admin`",
+    "No such table": f"HAProxy has no stick table {TABLE}; it is a backend of haproxy.cfg",
+    "Invalid key": f"the stick table {TABLE} is not of `type ipv6`",
+    "Data type not stored in this table": f"the stick table {TABLE} does not `store gpt0`",
+}
+
+
+def read_entries(answer: Iterable[str]) -> list[Entry]:
+    """Return the entries of a ``show table``."""
+    return [
+        Entry(str(IPv6Address(found[1]).ipv4_mapped or found[1]), int(found[3]), int(found[2]))
+        for found in map(_ENTRY.search, answer)
+        if found
+    ]

@@ -1,0 +1,91 @@
+"""A node with its API on a free port, in the test's own loop, and the other side of HAProxy."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from ratelimit.agent import Agent
+from ratelimit.config import load
+from ratelimit.control import Control
+from ratelimit.limiter import Limiter
+from ratelimit.model import Block
+from ratelimit.ops.server import Server
+from ratelimit.runtime import Runtime
+from ratelimit.store import Events, MemoryStore, Node
+from ratelimit.sync import Sync
+from tests.store.servers import until
+
+__all__ = ["Edges", "Running", "block", "running", "until"]
+
+
+class Edges(Runtime):
+    """Stands for HAProxy's edge tables: notes what it is told, and fails if it is to."""
+
+    def __init__(self) -> None:
+        super().__init__(())
+        self.told: list[tuple[str, int]] = []
+        self.fails = False
+
+    async def push(self, key: str, until: int) -> list[object]:  # type: ignore[override]
+        self.told.append((key, until))
+        return ["does not answer"] if self.fails else []
+
+    async def lift(self, key: str) -> list[object]:  # type: ignore[override]
+        self.told.append((key, 0))
+        return ["does not answer"] if self.fails else []
+
+
+@dataclass
+class Running:
+    control: Control
+    server: Server
+    client: httpx.AsyncClient
+    port: int
+    edges: Edges
+    events: Events
+
+    def seconds(self) -> int:
+        return self.control.now()
+
+
+@contextlib.asynccontextmanager
+async def running(folder: Path, config: str = "", clients: int = 1000) -> AsyncIterator[Running]:
+    """Yield a node whose API answers; ``config`` is its file."""
+    path = folder / "api.toml"
+    path.write_text(config)
+    loaded = load(path)
+    limiter = Limiter(loaded.limits_in_force(), clients, node="here")
+    sync = Sync(limiter, 0.01, False)
+    about = Node("here", "0", 0)
+    edges = Edges()
+    control = Control(loaded, Agent(limiter, sync), about, edges)
+    server = Server(control)
+    events = control.follow(sync.events)
+    store = MemoryStore(str(folder / "state"), events, about)
+    sync.attach(store, about)
+    address = await server.start()
+    await store.start()
+    limiter.engine.at(sync.now())
+    control.ready = True
+    tasks = [asyncio.create_task(part) for part in (control.run(), server.run())]
+    base = f"http://127.0.0.1:{address.port}"
+    try:
+        async with httpx.AsyncClient(base_url=base, trust_env=False, timeout=10) as client:
+            yield Running(control, server, client, address.port, edges, events)
+        assert not any(task.done() for task in tasks), "a part has ended"
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await server.close()
+        await store.close()
+
+
+def block(key: str, until: int, limit: str = "default") -> Block:
+    return Block(key=key, limit=limit, reason="over 100 in 1s", strikes=1, since=1, until=until)

@@ -1,0 +1,384 @@
+"""``/v1/blocks``: the blocklist read and changed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import pytest
+
+from ratelimit.model import Block
+from ratelimit.store import StoreError
+from tests.ops.running import block, running, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from httpx import Response
+
+    from tests.ops.running import Running
+
+pytestmark = pytest.mark.integration
+
+LATER = 1 << 31
+
+
+def fields(answer: Response) -> list[str]:
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["status"] == answer.status_code
+    assert problem["detail"]
+    return [error["field"] for error in problem["errors"]]
+
+
+async def pages(api: Running, **query: str | int) -> list[list[str]]:
+    """Return the keys of all pages."""
+    found = []
+    cursor = ""
+    while True:
+        answer = (await api.client.get("/v1/blocks", params={**query, "cursor": cursor})).json()
+        found.append([entry["key"] for entry in answer["blocks"]])
+        cursor = answer["next"]
+        if not cursor:
+            return found
+
+
+def test_an_address_is_blocked_and_lifted(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            made = await api.client.post(
+                "/v1/blocks", json={"key": "192.0.2.7", "ttl": "10m", "reason": "scrapes"}
+            )
+            assert made.status_code == 201
+            entry = made.json()
+            assert entry["until"] - entry["since"] == 600
+            assert {k: entry[k] for k in ("key", "limit", "reason", "strikes", "by", "node")} == {
+                "key": "192.0.2.7",
+                "limit": "*",
+                "reason": "scrapes",
+                "strikes": 0,
+                "by": "operator",
+                "node": "here",
+            }
+            place = made.headers["location"]
+            assert place == "/v1/blocks/192.0.2.7"
+            del entry["note"]
+            assert (await api.client.get(place)).json() == {"key": "192.0.2.7", "blocks": [entry]}
+            assert [one.key for one in await api.control.store.load()] == ["192.0.2.7"]
+            await until(lambda: api.edges.told == [("192.0.2.7", entry["until"])])
+
+            assert (await api.client.delete(place)).status_code == 204
+            assert (await api.client.get(place)).status_code == 404
+            assert (await api.client.delete(place)).status_code == 404
+            assert await api.control.store.load() == []
+            await until(lambda: ("192.0.2.7", 0) in api.edges.told)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("written", "key", "note"),
+    [
+        ("192.0.2.77/24", "192.0.2.0/24", "192.0.2.77/24 has host bits; the network is"),
+        ("2001:db8::7/64", "2001:db8::/64", "2001:db8::7/64 has host bits; the network is"),
+        ("::ffff:192.0.2.7", "192.0.2.7", "::ffff:192.0.2.7 is 192.0.2.7"),
+        ("192.0.2.7/32", "192.0.2.7", "192.0.2.7/32 is 192.0.2.7"),
+        ("2001:DB8::0:1", "2001:db8::1", "2001:DB8::0:1 is 2001:db8::1"),
+        ("192.0.2.0/24", "192.0.2.0/24", ""),
+        ("key-4711;clear table x", "key-4711;clear table x", ""),
+        ("a/b?c#d%2Fe", "a/b?c#d%2Fe", ""),
+    ],
+)
+def test_a_key_is_kept_in_its_one_form(tmp_path: Path, written: str, key: str, note: str) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            made = await api.client.post("/v1/blocks", json={"key": written, "ttl": 60})
+            assert made.status_code == 201
+            assert made.json()["key"] == key
+            assert made.json()["note"].startswith(note) if note else made.json()["note"] == ""
+            assert (await api.client.get(made.headers["location"])).json()["key"] == key
+            lifted = await api.client.delete("/v1/blocks/" + quote(written, safe=""))
+            assert lifted.status_code == 204
+
+    asyncio.run(main())
+
+
+def test_a_slash_in_the_path_needs_no_encoding(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            for path in (
+                "192.0.2.0/24",
+                "192.0.2.0%2F24",
+                "2001:db8::/64",
+                "2001%3Adb8%3A%3A%2F64",
+            ):
+                key = path.replace("%2F", "/").replace("%3A", ":")
+                await api.client.post("/v1/blocks", json={"key": key, "ttl": 60})
+                assert (await api.client.get(f"/v1/blocks/{path}")).json()["key"] == key
+                assert (await api.client.delete(f"/v1/blocks/{path}")).status_code == 204
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("body", "wrong"),
+    [
+        ({"ttl": 60}, ["key"]),
+        ({"key": "192.0.2.7"}, ["ttl"]),
+        ({"key": "", "ttl": 60}, ["key"]),
+        ({"key": 7, "ttl": 60}, ["key"]),
+        ({"key": "192.0.2.256", "ttl": 60}, ["key"]),
+        ({"key": "192.0.2/24", "ttl": 60}, ["key"]),
+        ({"key": "192.0.2.0/33", "ttl": 60}, ["key"]),
+        ({"key": "2001:db8:::1", "ttl": 60}, ["key"]),
+        ({"key": "fe80::1%eth0", "ttl": 60}, ["key"]),
+        ({"key": "k" * 201, "ttl": 60}, ["key"]),
+        ({"key": "ü" * 101, "ttl": 60}, ["key"]),
+        ({"key": "a\nclear table t_block", "ttl": 60}, ["key"]),
+        ({"key": "a\u0000", "ttl": 60}, ["key"]),
+        ({"key": " a", "ttl": 60}, ["key"]),
+        ({"key": "a", "ttl": 0}, ["ttl"]),
+        ({"key": "a", "ttl": -1}, ["ttl"]),
+        ({"key": "a", "ttl": True}, ["ttl"]),
+        ({"key": "a", "ttl": 1.5}, ["ttl"]),
+        ({"key": "a", "ttl": "31d"}, ["ttl"]),
+        ({"key": "a", "ttl": "999ms"}, ["ttl"]),
+        ({"key": "a", "ttl": "soon"}, ["ttl"]),
+        ({"key": "a", "ttl": 10**30}, ["ttl"]),
+        ({"key": "a", "ttl": 60, "reason": "r" * 201}, ["reason"]),
+        ({"key": "a", "ttl": 60, "reason": "a\u001b[2J"}, ["reason"]),
+        ({"key": "a", "ttl": 60, "until": 1}, ["until"]),
+        ({"key": "1.1.1.1.1/", "ttl": 0}, ["key", "ttl"]),
+        ([], ["body"]),
+        ("a", ["body"]),
+    ],
+)
+def test_what_can_not_be_blocked(tmp_path: Path, body: object, wrong: list[str]) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            answer = await api.client.post("/v1/blocks", json=body)
+            assert answer.status_code == 422
+            assert fields(answer) == wrong
+            assert await pages(api) == [[]]
+            assert api.edges.told == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"\xff", b'{"key":"\\ud800","ttl":1}', b"[" * 9999])
+def test_what_is_not_json(tmp_path: Path, raw: bytes) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            answer = await api.client.post(
+                "/v1/blocks", content=raw, headers={"Content-Type": "application/json"}
+            )
+            assert answer.status_code == 400
+            assert "not JSON" in answer.json()["detail"]
+
+    asyncio.run(main())
+
+
+def test_a_body_too_large_or_of_another_type(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            large = await api.client.post("/v1/blocks", json={"key": "k" * 20_000, "ttl": 1})
+            assert large.status_code == 413
+            for kind in ("text/plain", "application/x-www-form-urlencoded", "text/json"):
+                answer = await api.client.post(
+                    "/v1/blocks",
+                    content=b'{"key":"192.0.2.7","ttl":60}',
+                    headers={"Content-Type": kind},
+                )
+                assert answer.status_code == 415
+            assert await pages(api) == [[]]
+
+    asyncio.run(main())
+
+
+def test_automatic_blocks_stand_beside_those_by_hand(tmp_path: Path) -> None:
+    config = "[limits.login]\nipv6_prefix = 48\n"
+
+    async def main() -> None:
+        async with running(tmp_path, config) as api:
+            limiter = api.control.limiter
+            limiter.apply(block("2001:db8:0:1::/64", LATER))
+            limiter.apply(block("2001:db8::/48", LATER, "login"))
+            await api.client.post("/v1/blocks", json={"key": "2001:db8:0:1::7", "ttl": 60})
+            found = (await api.client.get("/v1/blocks/2001:db8:0:1::7")).json()["blocks"]
+            assert [(one["limit"], one["key"]) for one in found] == [
+                ("*", "2001:db8:0:1::7"),
+                ("default", "2001:db8:0:1::/64"),
+                ("login", "2001:db8::/48"),
+            ]
+            assert (await api.client.delete("/v1/blocks/2001:db8:0:1::7")).status_code == 204
+            assert await pages(api) == [[]]
+            lifted = {"2001:db8:0:1::7", "2001:db8:0:1::/64", "2001:db8::/48"}
+            await until(lambda: {key for key, end in api.edges.told if not end} == lifted)
+
+    asyncio.run(main())
+
+
+def test_what_is_only_in_a_blocked_network_is_said_so(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            await api.client.post("/v1/blocks", json={"key": "192.0.2.0/24", "ttl": 60})
+            answer = await api.client.delete("/v1/blocks/192.0.2.7")
+            assert answer.status_code == 404
+            assert "192.0.2.0/24" in answer.json()["detail"]
+
+    asyncio.run(main())
+
+
+def test_a_block_that_has_ended_is_listed_for_its_strikes_only(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            api.control.limiter.apply(block("192.0.2.1", api.seconds() - 1))
+            api.control.limiter.apply(block("192.0.2.2", LATER))
+            assert await pages(api) == [["192.0.2.2"]]
+            assert await pages(api, ended="true") == [["192.0.2.1", "192.0.2.2"]]
+            entry = (await api.client.get("/v1/blocks/192.0.2.1")).json()["blocks"][0]
+            assert (entry["active"], entry["strikes"]) == (False, 1)
+
+    asyncio.run(main())
+
+
+def test_a_page_after_the_other_while_the_list_changes(tmp_path: Path) -> None:
+    """Whatever was there all the time is seen once, whatever came and went meanwhile."""
+
+    async def main() -> None:
+        chance = random.Random(5)
+        async with running(tmp_path, "[limits.a]\n[limits.b]\n", clients=8000) as api:
+            limiter = api.control.limiter
+            stay = [(chance.choice("ab"), f"k{number}") for number in range(2500)]
+            for limit, key in stay:
+                limiter.apply(block(key, LATER, limit))
+            seen = []
+            cursor = ""
+            while True:
+                page = (
+                    await api.client.get("/v1/blocks", params={"cursor": cursor, "limit": 37})
+                ).json()
+                assert len(page["blocks"]) == 37 or not page["next"]
+                seen += [(one["limit"], one["key"]) for one in page["blocks"]]
+                cursor = page["next"]
+                if not cursor:
+                    break
+                last = seen[-1]
+                limiter.apply(block(f"new{chance.random()}", LATER, chance.choice("ab")))
+                again = chance.choice(stay)  # struck again: the last of its dict
+                limiter.apply(block(again[1], LATER + 1, again[0]))
+                if last not in stay:
+                    limiter.lift(*last)
+            kept = [place for place in seen if place in set(stay)]
+            assert kept == sorted(stay)
+
+    asyncio.run(main())
+
+
+def test_the_list_by_what_is_searched(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path, "[limits.login]\n", clients=8000) as api:
+            for number in range(3000):
+                api.control.limiter.apply(block(f"198.51.{number >> 8}.{number & 255}", LATER))
+            api.control.limiter.apply(block("192.0.2.1", LATER, "login"))
+            await api.client.post(
+                "/v1/blocks", json={"key": "Key-1", "ttl": 60, "reason": "Scraper"}
+            )
+            assert await pages(api, q="login") == [["192.0.2.1"]]
+            assert await pages(api, q="scraPER") == [["Key-1"]]
+            assert await pages(api, q="operator") == [["Key-1"]]
+            assert await pages(api, q="nothing") == [[]]
+            found = await pages(api, q=".51.11.", limit=100)
+            assert [len(page) for page in found] == [100, 84]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("limit=0", "limit"),
+        ("limit=1001", "limit"),
+        ("limit=x", "limit"),
+        ("cursor=x", "cursor"),
+        ("cursor=bnVsbA", "cursor"),
+        ("cursor=WzEsMl0", "cursor"),
+        ("cursor=%C3%BC", "cursor"),
+        ("ended=perhaps", "ended"),
+        ("page=2", "page"),
+        ("limit=1&limit=2", "limit"),
+    ],
+)
+def test_a_wrong_query(tmp_path: Path, query: str, field: str) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            answer = await api.client.get(f"/v1/blocks?{query}")
+            assert answer.status_code == 422
+            assert fields(answer) == [field]
+
+    asyncio.run(main())
+
+
+def test_the_store_must_confirm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            unsent = False
+
+            async def fails(*_: object) -> bool:
+                raise StoreError("the disk is full", unsent=unsent)
+
+            monkeypatch.setattr(api.control.store, "save", fails)
+            monkeypatch.setattr(api.control.store, "lift", fails)
+            body = {"key": "192.0.2.7", "ttl": 60}
+            answer = await api.client.post("/v1/blocks", json=body)
+            assert answer.status_code == 503
+            assert answer.json()["detail"] == (
+                "blocked on this node; the others follow when the store is back: the disk is full"
+            )
+            assert await pages(api) == [["192.0.2.7"]]
+            answer = await api.client.delete("/v1/blocks/192.0.2.7")
+            assert answer.status_code == 503
+            assert await pages(api) == [[]]
+
+            unsent = True
+            answer = await api.client.post("/v1/blocks", json=body)
+            assert answer.json()["detail"] == "nothing was blocked: the disk is full"
+            assert await pages(api) == [[]]
+
+    asyncio.run(main())
+
+
+def test_what_other_nodes_do_reaches_the_edges_here(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            mine = Block("192.0.2.1", "*", "", 0, 1, LATER, "ann", "there")
+            api.events.on_block(mine)
+            api.events.on_block(mine)
+            api.events.on_block(block("192.0.2.2", LATER))
+            api.events.on_block(block("192.0.2.3", LATER))
+            await until(lambda: api.edges.told == [("192.0.2.1", LATER)])
+            api.events.on_lift("default", "192.0.2.2")
+            await until(lambda: api.edges.told[1:] == [("192.0.2.2", 0)])
+            # A gap in which one was lifted.
+            api.events.on_loaded([mine])
+            await until(lambda: api.edges.told[2:] == [("192.0.2.3", 0)])
+            assert await pages(api) == [["192.0.2.1"]]
+
+    asyncio.run(main())
+
+
+def test_an_edge_that_fails_is_counted_and_stops_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            api.edges.fails = True
+            await api.client.post("/v1/blocks", json={"key": "192.0.2.1", "ttl": 60})
+            await until(lambda: api.control.edge_faults == 1)
+            api.edges.fails = False
+            await api.client.delete("/v1/blocks/192.0.2.1")
+            await until(lambda: ("192.0.2.1", 0) in api.edges.told)
+            state = (await api.client.get("/v1/status")).json()
+            assert state["edges"] == {"faults": 1, "dropped": 0}
+
+    asyncio.run(main())

@@ -1,0 +1,256 @@
+"""What every path has in common; slow and broken clients; health."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ratelimit.config import load
+from ratelimit.exceptions import ConfigError
+from ratelimit.ops import server as ops
+from ratelimit.ops.routes import ROUTES
+from tests.ops.running import running, until
+
+pytestmark = pytest.mark.integration
+
+DOCUMENTED = [
+    ("GET", "/v1/blocks"),
+    ("POST", "/v1/blocks"),
+    ("GET", "/v1/blocks/{key}"),
+    ("DELETE", "/v1/blocks/{key}"),
+    ("GET", "/v1/clients"),
+    ("GET", "/v1/clients/{key}"),
+    ("GET", "/v1/limits"),
+    ("DELETE", "/v1/limits/{name}/fuse"),
+    ("GET", "/v1/status"),
+    ("GET", "/v1/nodes"),
+    ("GET", "/v1/haproxy"),
+    ("POST", "/v1/haproxy/servers/{backend}/{server}"),
+    ("GET", "/v1/events"),
+    ("POST", "/v1/reload"),
+    ("GET", "/openapi.json"),
+    ("GET", "/metrics"),
+    ("GET", "/healthz"),
+    ("GET", "/readyz"),
+    ("GET", "/"),
+]
+"""Of the contract; ``/v1/check`` is none of this address."""
+
+
+def test_every_path_of_the_contract_is_there_and_described(tmp_path: Path) -> None:
+    assert sorted((route.method, route.path) for route in ROUTES) == sorted(DOCUMENTED)
+    page = Path(__file__).parents[2] / "docs" / "api.md"
+    written = re.findall(r"^\| `(GET|POST|DELETE) ([^`?]+)", page.read_text(), re.MULTILINE)
+    assert sorted(written) == sorted(DOCUMENTED)
+
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            about = (await api.client.get("/openapi.json")).json()
+            assert about["openapi"] == "3.1.0"
+            described = [
+                (method.upper(), path)
+                for path, methods in about["paths"].items()
+                for method in methods
+            ]
+            assert sorted(described) == sorted(DOCUMENTED)
+            for _, path in DOCUMENTED:
+                if path != "/v1/events":
+                    there = path.replace("{key}", "192.0.2.1").replace("{name}", "default")
+                    answer = await api.client.get(there)
+                    assert answer.status_code in (200, 404, 405), path
+                    kind = answer.headers["content-type"].partition(";")[0]
+                    named = about["paths"][path].get("get", {}).get("responses", {})
+                    if named:
+                        assert kind in named[str(answer.status_code)]["content"], path
+
+    asyncio.run(main())
+
+
+def test_what_may_be_kept_and_what_not(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            for route in ROUTES:
+                if route.method != "GET" or "{" in route.path or route.path == "/v1/events":
+                    continue
+                answer = await api.client.get(route.path)
+                if not route.cached:
+                    assert answer.headers["cache-control"] == "no-store"
+                    assert "etag" not in answer.headers
+                    continue
+                assert answer.headers["cache-control"] == "private, no-cache"
+                tag = answer.headers["etag"]
+                known = await api.client.get(route.path, headers={"If-None-Match": tag})
+                assert (known.status_code, known.content) == (304, b"")
+                assert known.headers["etag"] == tag
+                other = await api.client.get(route.path, headers={"If-None-Match": '"x"'})
+                assert other.content == answer.content
+            for path in ("/v1/nothing", "/v1/blocks/"):
+                answer = await api.client.get(path)
+                assert answer.status_code == 404
+                assert answer.headers["content-type"] == "application/problem+json"
+            answer = await api.client.put("/v1/blocks", json={})
+            assert answer.status_code == 405
+            assert set(answer.headers["allow"].split(",")) >= {"GET", "POST"}
+
+    asyncio.run(main())
+
+
+def test_health(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            store = api.control.store
+
+            async def health() -> list[tuple[int, str]]:
+                answers = [await api.client.get(path) for path in ("/healthz", "/readyz")]
+                return [(answer.status_code, answer.json()["status"]) for answer in answers]
+
+            assert await health() == [(200, "ok"), (200, "ready")]
+            store.up = False
+            assert await health() == [(200, "ok"), (200, "degraded")]
+            assert (await api.client.get("/v1/status")).json()["degraded"] is True
+            api.control.ready = False
+            assert await health() == [(200, "ok"), (503, 503)]
+            store.up = True
+
+    asyncio.run(main())
+
+
+def test_a_thousand_slow_clients_disturb_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They send half of a request, or nothing, and hold on for as long as they are let."""
+    monkeypatch.setattr(ops, "HEAD_TIMEOUT", 0.5)
+
+    async def main() -> None:
+        async with running(tmp_path) as api, contextlib.AsyncExitStack() as stack:
+            for number in range(1000):
+                sock = stack.enter_context(socket.socket())
+                sock.setblocking(False)
+                await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", api.port))
+                if number % 2:
+                    sock.send(b"GET /v1/blocks HTTP/1.1\r\nHost: localhost\r\nX: ")
+                if number % 100 == 0:
+                    # An operator in between, who connects anew.
+                    async with httpx.AsyncClient(trust_env=False) as operator:
+                        url = f"http://127.0.0.1:{api.port}/v1/status"
+                        assert (await operator.get(url)).status_code == 200
+            await until(lambda: api.server.cut >= 1000 - ops.MAX_CONNECTIONS)
+            assert len(api.server._connections) <= ops.MAX_CONNECTIONS
+            await until(lambda: api.server.cut >= 1000)
+
+    asyncio.run(main())
+
+
+def test_a_slow_body_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "BODY_TIMEOUT", 0.2)
+
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+            writer.write(
+                b"POST /v1/blocks HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 40\r\n\r\n{"
+            )
+            answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            assert answer.startswith(b"HTTP/1.1 408 ")
+            writer.close()
+
+    asyncio.run(main())
+
+
+def test_an_answer_that_is_not_read_ends_the_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "IDLE_TIMEOUT", 0.5)
+    monkeypatch.setattr(ops, "REQUEST_TIMEOUT", 0.5)
+
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            with socket.socket() as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                sock.setblocking(False)
+                await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", api.port))
+                for _ in range(400):
+                    with contextlib.suppress(BlockingIOError):
+                        sock.send(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                await until(lambda: api.server.cut == 1)
+            assert (await api.client.get("/healthz")).status_code == 200
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\x00\xff\x00",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 20_000 + b"\r\n\r\n",
+        b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 20_000 + b"\r\n",
+    ],
+)
+def test_what_is_not_http(tmp_path: Path, raw: bytes) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+            writer.write(raw)
+            with contextlib.suppress(ConnectionError):
+                answer = await asyncio.wait_for(reader.read(), 5)
+                assert answer == b"" or re.match(rb"HTTP/1\.[01] 4\d\d ", answer)
+            writer.close()
+            assert (await api.client.get("/healthz")).status_code == 200
+
+    asyncio.run(main())
+
+
+def test_a_place_that_is_taken(tmp_path: Path) -> None:
+    async def main(port: int) -> None:
+        config = f"[ops]\nlisten = '127.0.0.1:{port}'\n"
+        with pytest.raises(ConfigError, match=r"ops\.listen: can't listen on 127.0.0.1 port"):
+            async with running(tmp_path, config):
+                pass
+
+    with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as taken:
+        patch.delenv("RATELIMIT_OPS__LISTEN")
+        asyncio.run(main(taken.getsockname()[1]))
+
+
+def test_a_fault_of_ours_is_an_answer_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+
+            async def fails() -> None:
+                raise RuntimeError("of a test")
+
+            monkeypatch.setattr(api.control.runtime, "report", fails)
+            answer = await api.client.get("/v1/haproxy")
+            assert answer.status_code == 500
+            assert "of a test" not in answer.text
+            assert (await api.client.get("/healthz")).status_code == 200
+
+    asyncio.run(main())
+
+
+def test_the_limits_in_force(tmp_path: Path) -> None:
+    config = "[limits.login]\nrate = 5\nwindow = '1m'\nblock = ['5m']\n"
+    path = tmp_path / "r.toml"
+    path.write_text(config)
+    assert [limit.name for limit in load(path).limits_in_force()] == ["default", "login"]
+
+    async def main() -> None:
+        async with running(tmp_path, config) as api:
+            limits = (await api.client.get("/v1/limits")).json()["limits"]
+            assert [limit["name"] for limit in limits] == ["default", "login"]
+            assert limits[1]["window"] == "1m"
+            assert limits[1]["block"] == ["5m"]
+            answer = await api.client.delete("/v1/limits/none/fuse")
+            assert (answer.status_code, answer.json()["errors"][0]["field"]) == (404, "name")
+
+    asyncio.run(main())

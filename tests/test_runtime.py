@@ -1,0 +1,473 @@
+"""HAProxy's runtime API, with real HAProxy processes: well, hung, dead, without rights."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ratelimit.runtime import (
+    Action,
+    Drain,
+    Ready,
+    Runtime,
+    Server,
+    UnknownServerError,
+    Weight,
+    figures,
+    words,
+)
+from ratelimit.runtime.edge import MAX_QUEUED
+from tests.edges import TABLE, Edge, edges, unprivileged
+from tests.integration.world import World, until, world
+from tests.integration.world import run as run_world
+
+LATER = "it is told as soon as it can be"
+
+EVIL = [
+    "192.0.2.1;clear table t_block",
+    "192.0.2.1\nclear table t_block",
+    "192.0.2.1\rclear table t_block",
+    "192.0.2.1 data.gpt0 9",
+    "::1%;clear table t_block",
+    "fe80::1%eth0\nset server app/app1 state maint",
+    "2001:db8::/64;clear table t_block",
+    "fe80::%;clear table t_block/64",
+    "١٩٢.0.2.1",
+    "192.0.2.1\0",
+    "api-key;clear table t_block",
+    "<<\nclear table t_block",
+    "",
+    ";",
+    "🦀",
+]
+"""Keys that would empty the table if any of it got through."""
+
+
+@contextlib.asynccontextmanager
+async def runtime(*made: Edge, timeout: float = 1) -> AsyncIterator[Runtime]:
+    tested = Runtime([str(edge.path) for edge in made], timeout)
+    try:
+        async with edges(*made):
+            yield tested
+    finally:
+        await tested.close()
+
+
+def run(test: Awaitable[None]) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(60):
+            await test
+
+    asyncio.run(main())
+
+
+def later(seconds: int = 600) -> int:
+    return int(time.time()) + seconds
+
+
+# ---- words ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "entry"),
+    [
+        ("192.0.2.1", "::ffff:192.0.2.1"),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.1"),
+        ("198.51.100.0/24", "::ffff:198.51.100.0"),
+        ("2001:db8::/64", "2001:db8::"),
+        ("2001:db8::/32", "2001:db8::"),
+        ("2001:DB8:0:0::1", "2001:db8::1"),
+        ("2001:db8::", None),  # the entry of its whole /64
+        ("2001:db8::/96", None),
+    ],
+)
+def test_an_entry_blocks_nobody_else(key: str, entry: str | None) -> None:
+    network = words.parse_key(key)
+    assert network is not None
+    assert words.entry_to_push(network) == entry
+
+
+COMMAND = re.compile(
+    r"(set table t_block key [0-9a-f:.]+ data\.gpt0 [0-9]+"
+    r"|(clear|show) table t_block key [0-9a-f:.]+)"
+    r"(;(clear|show) table t_block key [0-9a-f:.]+"
+    r"|;set table t_block key [0-9a-f:.]+ data\.gpt0 [0-9]+)*"
+)
+
+
+@given(
+    st.one_of(
+        st.text(),
+        st.sampled_from(EVIL),
+        st.ip_addresses().map(str),
+        st.tuples(st.ip_addresses(), st.text(max_size=9)).map(lambda pair: f"{pair[0]}{pair[1]}"),
+    ),
+    st.integers(),
+)
+def test_no_key_writes_a_command_of_its_own(key: str, until: int) -> None:
+    network = words.parse_key(key)
+    if network is None:
+        return
+    entries = words.entries_of(network)
+    pushed = words.entry_to_push(network)
+    commands = [words.show_entries(entries), *map(words.clear_entry, entries)]
+    commands += [words.set_entry(pushed, until)] if pushed else []
+    for command in commands:
+        assert COMMAND.fullmatch(command), command
+
+
+@given(st.text())
+def test_no_server_writes_a_command_of_its_own(name: str) -> None:
+    server = Server(name, name, "", "UP", 1, 0, 0, "")
+    try:
+        command = figures.set_server(server, Drain().setting)
+    except ValueError:
+        return
+    assert re.fullmatch(r"set server [A-Za-z0-9_.:-]+/[A-Za-z0-9_.:-]+ state drain", command)
+
+
+def test_lines_fit_into_the_buffer_of_haproxy() -> None:
+    commands = [(str(n), words.clear_entry(f"2001:db8::{n:x}")) for n in range(1000)]
+    lines = list(words.batches(commands))
+    assert max(len(line) for _, line in lines) <= words.MAX_COMMAND
+    assert [name for names, _ in lines for name in names] == [name for name, _ in commands]
+    assert ";".join(line for _, line in lines) == ";".join(command for _, command in commands)
+
+
+@pytest.mark.parametrize("weight", [-1, 257, True, "1;clear table t_block"])
+def test_a_weight_is_a_number_that_haproxy_takes(weight: int) -> None:
+    with pytest.raises(ValueError, match="0 to 256"):
+        Weight(weight)
+
+
+# ---- blocks --------------------------------------------------------------------------------
+
+
+@pytest.mark.integration
+def test_a_pushed_block_refuses_the_next_request_and_a_lift_lets_it_pass(tmp_path: Path) -> None:
+    async def test(made: World) -> None:
+        tested = Runtime([f"{tmp_path}/haproxy.sock"])
+        client, other = made.client("127.0.0.9"), made.client("127.0.0.8")
+        assert (await client.get()).status == 200
+        end = later(100)
+        assert await tested.push("127.0.0.9", end) == []
+        refused = await client.get()
+        assert refused.status == 429 and 98 <= int(refused.headers["retry-after"]) <= 100
+        assert (await other.get()).status == 200
+        [entry] = await tested.edge("127.0.0.9")
+        assert (entry.key, entry.until) == ("127.0.0.9", end)
+        [report] = await tested.report()
+        assert report.frontends[0].denied_requests == 1
+        assert report.edge is not None and report.edge.used == 1
+        assert report.agent == "UP"
+        assert await tested.lift("127.0.0.9") == []
+        assert await tested.edge("127.0.0.9") == []
+        assert (await client.get()).status == 200
+        await tested.close()
+
+    run_world(tmp_path, test)
+
+
+@pytest.mark.integration
+def test_ten_thousand_blocks_and_a_network_lifted(tmp_path: Path) -> None:
+    async def test() -> None:
+        first, second = Edge(tmp_path / "first.sock"), Edge(tmp_path / "second.sock")
+        async with runtime(first, second, timeout=20) as tested:
+            base, end = int(IPv4Address("10.1.0.0")), later()
+            clients = [str(IPv4Address(base + n)) for n in range(10_000)]
+            faults = await asyncio.gather(*(tested.push(client, end) for client in clients))
+            assert not any(faults)
+            await tested.push("192.0.2.1", end)
+            await tested.push("2001:db8::/64", end)
+            for edge in (first, second):
+                assert len(edge.entries()) == 10_002
+                assert set(edge.entries().values()) == {end}
+            assert await tested.lift("10.1.0.0/16") == []
+            rest = {"::ffff:192.0.2.1": end, "2001:db8::": end}
+            assert first.entries() == second.entries() == rest
+            # The entry of the /64 is what refuses a single address in it.
+            assert await tested.lift("2001:db8::5") == []
+            assert await tested.lift("192.0.2.1") == []
+            assert first.entries() == second.entries() == {}
+
+    run(test())
+
+
+@pytest.mark.integration
+def test_an_entry_in_use_is_ended(tmp_path: Path) -> None:
+    async def test() -> None:
+        made = Edge(
+            tmp_path / "edge.sock",
+            rules="http-request track-sc0 src table t_block\n"
+            "    http-request wait-for-body time 9s",
+        )
+        async with runtime(made) as tested:
+            await tested.push("127.0.0.1", later())
+            _, writer = await asyncio.open_connection("127.0.0.1", made.port)
+            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+            await until(lambda: any("use=1" in line for line in made.lines()), "it is in use")
+            assert await tested.lift("127.0.0.1") == []
+            assert made.entries() == {"::ffff:127.0.0.1": 0}
+            writer.close()
+
+    run(test())
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("key", EVIL)
+def test_nothing_comes_through_a_key(tmp_path: Path, key: str) -> None:
+    async def test() -> None:
+        made = Edge(tmp_path / "edge.sock")
+        async with runtime(made) as tested:
+            end = later()
+            await tested.push("198.51.100.1", end)
+            before = made.say("show servers state")
+            assert await tested.push(key, end) == []
+            assert await tested.lift(key) == []
+            assert await tested.edge(key) == []
+            with pytest.raises(UnknownServerError):
+                await tested.act(key, Drain())
+            assert made.entries() == {"::ffff:198.51.100.1": end}
+            assert states(made.say("show servers state")) == states(before)
+
+    run(test())
+
+
+def states(shown: str) -> list[list[str]]:
+    """Name, state, administrative state and weight; the rest moves on."""
+    return [line.split()[3:8] for line in shown.splitlines()[2:] if line]
+
+
+# ---- HAProxy gone wrong --------------------------------------------------------------------
+
+
+@pytest.mark.integration
+def test_a_hung_haproxy_delays_no_other_and_learns_what_it_missed(tmp_path: Path) -> None:
+    async def test() -> None:
+        well, hung = Edge(tmp_path / "well.sock"), Edge(tmp_path / "hung.sock")
+        async with runtime(well, hung, timeout=0.3) as tested:
+            end = later()
+            await tested.push("192.0.2.1", end)
+            hung.signal(signal.SIGSTOP)
+            for fault in (await tested.push("192.0.2.2", end), await tested.lift("192.0.2.1")):
+                assert [f.socket for f in fault] == [str(hung.path)]
+                assert "hangs" in fault[0].problem and LATER in fault[0].problem
+            assert well.entries() == {"::ffff:192.0.2.2": end}
+            first, second = await tested.report()
+            assert not first.problem and first.version
+            assert "hangs" in second.problem and not second.version
+            assert [fault.socket for fault in tested.faults] == [str(hung.path)]
+            assert [entry.socket for entry in await tested.edge("192.0.2.2")] == [str(well.path)]
+            hung.signal(signal.SIGCONT)
+            await until(lambda: hung.entries() == well.entries(), "it learns what it missed")
+            await until(lambda: not tested.faults, "it is well again")
+
+    run(test())
+
+
+@pytest.mark.integration
+def test_questions_to_a_hung_haproxy_are_bounded(tmp_path: Path) -> None:
+    async def test() -> None:
+        made = Edge(tmp_path / "edge.sock")
+        async with runtime(made, timeout=0.3) as tested:
+            before = threading.active_count()
+            made.signal(signal.SIGSTOP)
+            reports = await asyncio.gather(*(tested.report() for _ in range(MAX_QUEUED + 10)))
+            problems = [report.problem for [report] in reports]
+            assert sum("wait for it already" in problem for problem in problems) == 10
+            assert all(problems)
+            assert threading.active_count() <= before + 1
+            made.signal(signal.SIGCONT)
+
+            async def well() -> bool:
+                [report] = await tested.report()
+                return not report.problem
+
+            await until(well, "it is well again")
+
+    run(test())
+
+
+@pytest.mark.integration
+def test_a_dead_haproxy_is_told_when_it_is_back(tmp_path: Path) -> None:
+    async def test() -> None:
+        made = Edge(tmp_path / "edge.sock")
+        async with runtime(made) as tested:
+            made.end()
+            end = later()
+            [fault] = await tested.push("192.0.2.1", end)
+            assert "does not run" in fault.problem and LATER in fault.problem
+            await tested.push("192.0.2.2", end)
+            await tested.lift("192.0.2.2")
+            await tested.push("192.0.2.3", int(time.time()) - 1)  # over before it can be told
+            await made.start()
+            await until(lambda: made.entries() == {"::ffff:192.0.2.1": end}, "it is told")
+
+    run(test())
+
+
+@pytest.mark.integration
+def test_a_reload_is_lived_through(tmp_path: Path) -> None:
+    async def test(made: World) -> None:
+        tested = Runtime([f"{tmp_path}/haproxy.sock"])
+        await made.reload()
+
+        async def pushed() -> bool:
+            return await tested.push("127.0.0.9", later()) == []
+
+        await until(pushed, "the new worker takes it")
+        assert (await made.client("127.0.0.9").get()).status == 429
+        [after] = await tested.report()
+        assert not after.problem and after.edge is not None
+        await tested.close()
+
+    run_world(tmp_path, test)
+
+
+async def refused(path: Path, problem: str) -> None:
+    tested = Runtime([str(path)], 0.3)
+    assert problem in (await tested.report())[0].problem
+    [fault] = await tested.push("192.0.2.1", later())
+    assert fault.socket == str(path) and problem in fault.problem
+    await tested.close()
+
+
+def test_what_is_wrong_with_a_socket_is_said(tmp_path: Path) -> None:
+    async def test() -> None:
+        await refused(tmp_path / "nowhere.sock", "there is no such socket")
+        (tmp_path / "file").touch()
+        await refused(tmp_path / "file", "nobody listens")
+        path = tmp_path / "closed.sock"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            await refused(path, "nobody listens")
+            listener.listen()
+            await refused(path, "hangs")
+            path.chmod(0)
+            with unprivileged():
+                await refused(path, "may not open it")
+
+    run(test())
+
+
+def test_another_server_is_not_taken_for_haproxy(tmp_path: Path) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(b"-ERR unknown command\r\n")
+        writer.close()
+
+    async def test() -> None:
+        server = await asyncio.start_unix_server(answer, tmp_path / "other.sock")
+        async with server:
+            await refused(tmp_path / "other.sock", "no `stats socket`")
+
+    run(test())
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("level", "more", "problem"),
+    [
+        ("user", f"backend t_block\n    {TABLE}\n", "level operator"),
+        ("admin", "", "no stick table t_block"),
+        ("admin", f"backend t_block\n    {TABLE.replace('gpt0', 'gpc0')}\n", "store gpt0"),
+        ("admin", f"backend t_block\n    {TABLE.replace('ipv6', 'integer')}\n", "type ipv6"),
+    ],
+)
+def test_a_refusal_is_explained(tmp_path: Path, level: str, more: str, problem: str) -> None:
+    async def test() -> None:
+        made = Edge(tmp_path / "edge.sock", level, more=more)
+        async with runtime(made) as tested:
+            for fault in (
+                await tested.push("192.0.2.1", later()),
+                await tested.push("192.0.2.2", later()),
+                await tested.lift("192.0.2.2"),
+                await tested.lift("192.0.2.0/24"),
+            ):
+                assert [f.socket for f in fault] == [str(made.path)]
+                assert problem in fault[0].problem
+            # It refuses, but is well: what needs no rights is answered.
+            [report] = await tested.report()
+            assert report.level == level and tested.faults == []
+
+    run(test())
+
+
+# ---- servers -------------------------------------------------------------------------------
+
+
+@pytest.mark.integration
+def test_a_server_is_drained_weighted_and_made_ready(tmp_path: Path) -> None:
+    async def test() -> None:
+        first, second = Edge(tmp_path / "first.sock"), Edge(tmp_path / "second.sock")
+        async with runtime(first, second) as tested:
+
+            async def after(name: str, action: Action) -> list[tuple[str, int]]:
+                acted = await tested.act(name, action)
+                assert [one.socket for one in acted] == tested.sockets
+                assert not any(one.problem for one in acted)
+                return [(one.server.status, one.server.weight) for one in acted if one.server]
+
+            assert await after("app/app1", Drain()) == [("DRAIN", 10)] * 2
+            assert await after("app/app1", Weight(256)) == [("DRAIN", 256)] * 2
+            assert await after("app/app1", Ready()) == [("no check", 256)] * 2
+            assert await after("spare/only", Weight(0)) == [("no check", 0)] * 2
+            for other in ("app/other", "app2", "app/"):
+                with pytest.raises(UnknownServerError):
+                    await tested.act(other, Drain())
+            second.end()
+            well, dead = await tested.act("app/app1", Drain())
+            assert well.server is not None and well.server.status == "DRAIN"
+            assert dead.socket == str(second.path) and "does not run" in dead.problem
+
+    run(test())
+
+
+@pytest.mark.integration
+def test_without_the_rights_a_server_stays_as_it_was(tmp_path: Path) -> None:
+    async def test() -> None:
+        made = Edge(tmp_path / "edge.sock", "operator")
+        async with runtime(made) as tested:
+            [acted] = await tested.act("app/app1", Drain())
+            assert "level admin" in acted.problem
+            assert acted.server is not None and acted.server.status == "no check"
+
+    run(test())
+
+
+@pytest.mark.integration
+def test_the_shipped_configuration_can_give_the_rights(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path, agent=False, env={"RATELIMIT_STATS_LEVEL": "admin"}):
+            tested = Runtime([f"{tmp_path}/haproxy.sock"])
+            [acted] = await tested.act("app/app1", Drain())
+            assert acted.server is not None and acted.server.status == "DRAIN"
+            await tested.close()
+
+    run(main())
+
+
+def test_without_haproxy_there_is_nothing_to_do() -> None:
+    async def test() -> None:
+        tested = Runtime([])
+        assert await tested.push("192.0.2.1", later()) == []
+        assert await tested.lift("192.0.2.1") == []
+        assert await tested.report() == []
+        assert await tested.edge("192.0.2.1") == []
+        with pytest.raises(UnknownServerError):
+            await tested.act("app/app1", Drain())
+        await tested.close()
+
+    run(test())
