@@ -17,6 +17,7 @@ from typing import cast
 import structlog
 
 from ratelimit.exceptions import SpopError, StartError
+from ratelimit.histogram import Histogram
 from ratelimit.limiter import Limiter
 from ratelimit.model import Address
 from ratelimit.spop.connection import Connection
@@ -49,7 +50,8 @@ class Agent:
     """Listens, keeps the connections, and ends them.
 
     ``peers`` are the open connections; ``refused`` counts those over ``MAX_CONNECTIONS``,
-    ``protocol_errors`` those that ended by a broken protocol.
+    ``protocol_errors`` those that ended by a broken protocol. ``answer_times`` has the time from
+    each read to its answer.
     """
 
     def __init__(self, limiter: Limiter, sync: Sync | None = None) -> None:
@@ -58,6 +60,7 @@ class Agent:
         self.peers: set[_Peer] = set()
         self.refused = 0
         self.protocol_errors = 0
+        self.answer_times = Histogram()
         self.lines = 0
         self._told_refused = 0
         self._servers: list[asyncio.Server] = []
@@ -208,6 +211,9 @@ class _Peer(asyncio.Protocol):
         answer = self._spop.receive_data(data, now)
         if answer:
             self._transport.write(answer)
+            # While answers wait for the store, time may be set anew.
+            took = time.monotonic_ns() + self._agent.sync.epoch - now
+            self._agent.answer_times.add(max(0, took))
         if self._spop.closed:
             self._finish()
 

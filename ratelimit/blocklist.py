@@ -28,6 +28,8 @@ class Blocklist:
         # first on, so one may stay longer than it must, by no more than the longest block.
         self._entries: dict[str, dict[str, Block]] = {}
         self._size = 0
+        # How many entries end at each second, from the time on at which active() was asked last.
+        self._ends: dict[int, int] = {}
 
     def __len__(self) -> int:
         return self._size
@@ -43,22 +45,34 @@ class Blocklist:
     def put(self, block: Block) -> bool:
         """Take an entry as it is, from the store; false if there is no room for it."""
         entries = self._entries.setdefault(block.limit, {})
-        if entries.pop(block.key, None) is not None:
-            self._size -= 1
+        old = entries.pop(block.key, None)
+        if old is not None:
+            self._dropped(old)
         elif self._size >= self.max_entries and not self._make_room(block.since):
             self.refused += 1
             return False
         entries[block.key] = block
         self._size += 1
+        self._ends[block.until] = self._ends.get(block.until, 0) + 1
         return True
+
+    def active(self, now: int) -> int:
+        """Return how many blocks have not ended."""
+        for end in [end for end in self._ends if end <= now]:
+            del self._ends[end]
+        return sum(self._ends.values())
+
+    def _dropped(self, block: Block) -> None:
+        self._size -= 1
+        if block.until in self._ends:
+            self._ends[block.until] -= 1
 
     def _make_room(self, now: int) -> bool:
         """Drop an entry whose block has ended, of those that were made first."""
         for entries in self._entries.values():
             for key, block in itertools.islice(entries.items(), _LOOKED_AT):
                 if block.until <= now:
-                    del entries[key]
-                    self._size -= 1
+                    self.remove(block.limit, key)
                     return True
         return False
 
@@ -66,7 +80,7 @@ class Blocklist:
         """Take an entry off; return it if there was one."""
         block = self._entries.get(limit, {}).pop(key, None)
         if block is not None:
-            self._size -= 1
+            self._dropped(block)
         return block
 
     def strike(self, limit: Limit, key: str, now: int) -> Block | None:
@@ -97,5 +111,4 @@ class Blocklist:
             key, block = next(iter(entries.items()))
             if now - max(block.since, block.until) < limit.forget:
                 return
-            del entries[key]
-            self._size -= 1
+            self.remove(limit.name, key)

@@ -73,6 +73,7 @@ class Limiter:
         self.engine.table.sweep()
         for rule in self.engine.rules:
             self.blocklist.forget(rule.limit, now // SECOND)
+        self.blocklist.active(now // SECOND)
 
     def apply(self, block: Block) -> None:
         """Take an entry that the store has, made here or elsewhere."""

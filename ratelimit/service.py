@@ -19,18 +19,21 @@ import click
 import structlog
 import uvloop
 
-from ratelimit import __version__
+from ratelimit import __version__, logs
 from ratelimit.agent import Agent
+from ratelimit.alerts import Alerts
 from ratelimit.config import Config
 from ratelimit.engine import compiled
 from ratelimit.engine.constants import CLIENT_BYTES, SECOND
 from ratelimit.exceptions import StartError
 from ratelimit.haproxy import HAProxy, find
 from ratelimit.limiter import Limiter, Sharing
-from ratelimit.model import Address
+from ratelimit.load import Load
+from ratelimit.model import Address, Block
 from ratelimit.notation import format_duration
 from ratelimit.store import MEMORY, Node, open_store
 from ratelimit.sync import Sync
+from ratelimit.webhooks import Webhooks
 
 DRAIN_TIMEOUT = 0.8
 """Seconds from SIGTERM until connections that are still open are cut."""
@@ -44,6 +47,7 @@ log = structlog.get_logger()
 
 def serve(config: Config) -> int:
     """Run the agent until SIGTERM or SIGINT; return the exit code."""
+    logs.configure()
     return uvloop.run(_serve(config))
 
 
@@ -53,6 +57,7 @@ def up(config: Config, listen: Address | None, backend: Address | None) -> int:
     ``listen`` is where HAProxy accepts clients, ``backend`` the application behind it; without one
     a demo application answers.
     """
+    logs.configure()
     return uvloop.run(_up(config, listen or _DEFAULT_LISTEN, backend))
 
 
@@ -60,8 +65,8 @@ async def _serve(config: Config) -> int:
     stop = _stop_signal()
     # There is nothing to reload yet, and no reason to end.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    async with _agent(config) as (agent, _):
-        return await _first(_tick(agent), agent.sync.run(), stop.wait())
+    async with _agent(config) as node:
+        return await _first(*node.parts(), stop.wait())
 
 
 async def _up(config: Config, listen: Address, application: Address | None) -> int:
@@ -69,7 +74,7 @@ async def _up(config: Config, listen: Address, application: Address | None) -> i
     stop = _stop_signal(signal.SIGHUP)
     program = await find()
     async with contextlib.AsyncExitStack() as stack:
-        agent, addresses = await stack.enter_async_context(_agent(config))
+        node = await stack.enter_async_context(_agent(config))
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ratelimit-"))
         if application is None:
             application = await stack.enter_async_context(_demo())
@@ -77,15 +82,14 @@ async def _up(config: Config, listen: Address, application: Address | None) -> i
             program,
             {
                 "RATELIMIT_LISTEN": _written(listen),
-                "RATELIMIT_SPOP": _written(_reachable(addresses[0])),
+                "RATELIMIT_SPOP": _written(_reachable(node.addresses[0])),
                 "RATELIMIT_BACKEND": _written(application),
                 "RATELIMIT_STATS_SOCKET": str(Path(folder) / "haproxy.sock"),
             },
         )
         stack.push_async_callback(haproxy.stop)
         return await _first(
-            _tick(agent),
-            agent.sync.run(),
+            *node.parts(),
             _failed(haproxy),
             _announce(config, listen, application, stop),
         )
@@ -125,9 +129,24 @@ async def _accepts(address: Address) -> None:
             return
 
 
+@dataclasses.dataclass(frozen=True)
+class _Node:
+    """An agent that listens on ``addresses``, and what runs beside it."""
+
+    agent: Agent
+    addresses: list[Address]
+    webhooks: Webhooks
+    alerts: Alerts
+
+    def parts(self) -> list[Awaitable[object]]:
+        """Return what is to run for as long as the node does."""
+        sync = self.agent.sync
+        return [_tick(self.agent), sync.run(), self.webhooks.run(), self.alerts.run()]
+
+
 @contextlib.asynccontextmanager
-async def _agent(config: Config) -> AsyncIterator[tuple[Agent, list[Address]]]:
-    """Run the agent; yield it and where it listens."""
+async def _agent(config: Config) -> AsyncIterator[_Node]:
+    """Run the agent; yield it with what belongs to it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -152,6 +171,15 @@ async def _agent(config: Config) -> AsyncIterator[tuple[Agent, list[Address]]]:
         node=about,
     )
     sync.attach(store, about)
+    webhooks = Webhooks(config.receivers(), node)
+    load = Load(config.load.high, config.load.low, config.load.hold / SECOND)
+    alerts = Alerts(limiter, store, node, webhooks, load)
+
+    def made(block: Block) -> None:
+        sync.put(block)
+        alerts.block(block)
+
+    limiter.on_block = made
     agent = Agent(limiter, sync)
     addresses = []
     await store.start()
@@ -168,7 +196,7 @@ async def _agent(config: Config) -> AsyncIterator[tuple[Agent, list[Address]]]:
             listen=[str(address) for address in addresses],
             table_bytes=agent.limiter.engine.table.size,
         )
-        yield agent, addresses
+        yield _Node(agent, addresses, webhooks, alerts)
         log.info("agent stops", checks=agent.limiter.engine.checks, blocks=agent.limiter.blocks)
     finally:
         await agent.close(DRAIN_TIMEOUT)

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FLOORS = [
-    ["", "exceptions", "model"],
+    ["", "exceptions", "histogram", "load", "model"],
     ["notation", "engine.constants", "spop", "spop.constants"],
     ["engine.key", "engine.rule", "keys", "spop.codec"],
     ["engine.table", "blocklist", "spop.frames"],
     ["engine.exchange"],
     ["engine.answer"],
     ["engine", "limiter", "spop.connection"],
-    ["demo", "haproxy", "store.base", "store.clock", "store.url"],
+    ["demo", "haproxy", "logs", "store.base", "store.clock", "store.url", "webhooks"],
     ["store.explain", "store.memory"],
     ["store.link"],
     ["store.routes"],
@@ -30,9 +30,10 @@ FLOORS = [
     ["store.members"],
     ["store.redis"],
     ["store"],
-    ["config"],
+    ["alerts", "config"],
     ["sync"],
     ["agent"],
+    ["metrics"],
     ["service"],
     ["cli"],
     ["__main__"],
