@@ -224,8 +224,15 @@ class WebhookSection(_Section):
     """``[[webhooks]]``: a program that is told of events."""
 
     url: Annotated[str, AfterValidator(_webhook_url)] = Field(repr=False)
-    events: tuple[EventName, ...] = Field(EVENTS, strict=False, min_length=1)
+    events: tuple[EventName, ...] = Field(EVENTS, strict=False)
     secret_file: Annotated[str, AfterValidator(_secret_file)] = ""
+
+    @field_validator("events")
+    @classmethod
+    def _asks(cls, events: tuple[EventName, ...]) -> tuple[EventName, ...]:
+        if not events:
+            raise ValueError("must name at least one")
+        return events
 
 
 class LoadSection(_Section):
@@ -373,7 +380,6 @@ def _explain(path: Path | None, detail: ErrorDetails) -> str:
 _MESSAGES = {
     "extra_forbidden": "unknown field",
     "missing": "must be given",
-    "too_short": "must name at least one",
     "model_type": "must be a table",
     "dict_type": "must be a table",
     "tuple_type": "must be a list",

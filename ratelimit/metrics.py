@@ -7,7 +7,7 @@ from the configuration. ``docs/metrics.md`` lists them; a test holds that it lea
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
@@ -91,13 +91,7 @@ class Metrics(Collector):
             "build_info",
             "Which program runs; always 1.",
             ("version", "compiled", "python"),
-            {
-                (
-                    source.about.version,
-                    "yes" if compiled() else "no",
-                    platform.python_version(),
-                ): 1
-            },
+            [((source.about.version, _yes(compiled()), platform.python_version()), 1)],
         )
         yield _gauge("reload_success", "1 if the last reload was taken.", source.reloaded.ok)
         yield _gauge("reload_timestamp_seconds", "When the last reload was.", source.reloaded.at)
@@ -117,11 +111,11 @@ class Metrics(Collector):
             "verdicts",
             "What became of the checks.",
             ("limit", "verdict"),
-            {
-                (rule.limit.name, verdict): getattr(rule, verdict)
+            [
+                ((rule.limit.name, verdict), getattr(rule, verdict))
                 for rule in engine.rules
                 for verdict in VERDICTS
-            },
+            ],
         )
         yield _counter(
             "refusals",
@@ -140,7 +134,7 @@ class Metrics(Collector):
             "fuse_blown",
             "1 while a limit only watches, for it would have blocked too many.",
             ("limit",),
-            {(rule.limit.name,): getattr(rule, "fused", False) for rule in engine.rules},
+            [((rule.limit.name,), getattr(rule, "fused", False)) for rule in engine.rules],
         )
         table = engine.table
         yield _gauge("table_clients", "Places of the table in use.", table.entries)
@@ -218,8 +212,12 @@ class Metrics(Collector):
             (CounterMetricFamily, "webhook_dropped", "Events that found no room.", "dropped"),
             (GaugeMetricFamily, "webhook_queue", "Events that wait.", "waiting"),
         ):
-            values = {(hook.name,): getattr(hook, attribute) for hook in hooks}
+            values = [((hook.name,), getattr(hook, attribute)) for hook in hooks]
             yield _labelled(family, name, text, ("webhook",), values)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
@@ -235,10 +233,10 @@ def _labelled(
     name: str,
     text: str,
     labels: tuple[str, ...],
-    values: Mapping[tuple[str, ...], float],
+    values: Iterable[tuple[tuple[str, ...], float]],
 ) -> Metric:
     metric = family(f"ratelimit_{name}", text, labels=labels)
-    for of, value in values.items():
+    for of, value in values:
         metric.add_metric(of, value)
     return metric
 
