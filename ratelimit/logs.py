@@ -28,9 +28,6 @@ PERIOD = 1.0
 
 _MAX_CAUSES = 1000
 _PASSWORD = re.compile(r"(?<=://)([^/@\s]*):[^/@\s]*@")
-_PLAIN = re.compile(r"[!#-&(-<>-\[\]-~]+")  # printable ASCII but space, quotes, = and backslash
-
-_OWN = ("event", "level", "timestamp", "exception")
 
 
 class Bound:
@@ -88,18 +85,15 @@ def hide_passwords(_: WrappedLogger, __: str, entry: EventDict) -> EventDict:
 
 
 def escape(_: WrappedLogger, __: str, entry: EventDict) -> EventDict:
-    """Write what a terminal or a reader of lines could take for more than text as escapes."""
+    """Write as escapes what a terminal could take for more than text; structlog quotes the rest."""
     trace = entry.get("exception")
-    if trace is not None:
-        entry["exception"] = "\n".join(f"  {_printable(line)}" for line in trace.split("\n"))
-    return {
-        _printable(str(name)): value
-        if name == "exception"
-        else _printable(str(value))
-        if name in _OWN
-        else _shown(value)
+    shown = {
+        _printable(name): _printable(value) if isinstance(value, str) else value
         for name, value in entry.items()
     }
+    if trace is not None:
+        shown["exception"] = "\n".join(f"  {_printable(line)}" for line in trace.split("\n"))
+    return shown
 
 
 def configure(stream: TextIO | None = None) -> None:
@@ -139,11 +133,3 @@ def _printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(sign if sign.isprintable() else json.dumps(sign)[1:-1] for sign in text)
-
-
-def _shown(value: object) -> str:
-    """Return a value that ends where it ends: with a space or an = in it, it is quoted."""
-    text = value if isinstance(value, str) else repr(value)
-    if _PLAIN.fullmatch(text) or not isinstance(value, str):
-        return _printable(text)
-    return _printable(json.dumps(text, ensure_ascii=False))

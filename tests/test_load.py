@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ratelimit.load import GAP, Change, Load
 
 
-def told(load: Load, rates: list[float], start: float = 1000) -> list[tuple[float, str]]:
+def told(load: Load, rates: Sequence[float], start: float = 1000) -> list[tuple[float, str]]:
     """Observe one rate a second; return when something was told, and what."""
     found = []
     for second, rate in enumerate(rates):
