@@ -106,7 +106,7 @@ def configure(stream: TextIO | None = None) -> None:
         structlog.processors.format_exc_info,
         hide_passwords,
     ]
-    render: list[Processor] = [structlog.processors.JSONRenderer(default=repr)]
+    render: list[Processor] = [_first_things_first, structlog.processors.JSONRenderer(default=repr)]
     if stream.isatty():
         colors = not os.environ.get("NO_COLOR")
         render = [escape, structlog.dev.ConsoleRenderer(colors=colors, sort_keys=False)]
@@ -127,6 +127,10 @@ def configure(stream: TextIO | None = None) -> None:
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     # A line for each request would be news to nobody.
     logging.getLogger("aiohttp.access").disabled = True
+
+
+def _first_things_first(_: WrappedLogger, __: str, entry: EventDict) -> EventDict:
+    return {name: entry[name] for name in ("timestamp", "level", "event")} | dict(entry)
 
 
 def _printable(text: str) -> str:

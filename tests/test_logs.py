@@ -89,6 +89,7 @@ def test_json_has_a_line_for_machines() -> None:
     logs.configure(stream)
     structlog.get_logger().warning("store lost", why="no route", seconds=1.5, up=False)
     entry = json.loads(stream.getvalue())
+    assert list(entry)[:3] == ["timestamp", "level", "event"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", entry.pop("timestamp"))
     assert entry == {
         "event": "store lost", "level": "warning", "why": "no route", "seconds": 1.5, "up": False
