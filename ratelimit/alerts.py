@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable, Mapping
 
 from ratelimit.limiter import Limiter
 from ratelimit.load import Change, Load
-from ratelimit.model import Block
 from ratelimit.store import Node, Store, StoreError
 from ratelimit.webhooks import Webhooks
 
@@ -33,7 +31,7 @@ class Alerts:
 
     Args:
         servers: asked how many servers of the application are up; None if that is not known.
-        publish: told of what this finds out, on each node: fuses and the load.
+        publish: told of a change of the load, on each node.
     """
 
     def __init__(
@@ -57,13 +55,13 @@ class Alerts:
         self._lost_at: float | None = None
         self._fused: set[str] = set()
 
-    def block(self, block: Block) -> None:
-        """Tell of a block that this node has made."""
-        self._webhooks.send("block", asdict(block))
+    def hear(self, name: str, data: Mapping[str, object]) -> None:
+        """Take an event of this node; a block or lift that was made here is told.
 
-    def unblock(self, limit: str, key: str, by: str) -> None:
-        """Tell of a block that was lifted by hand, here."""
-        self._webhooks.send("unblock", {"key": key, "limit": limit, "by": by})
+        ``data`` has the ``node`` of it. What a limit in shadow would have blocked is nobody's news.
+        """
+        if name in ("block", "unblock") and data["node"] == self._node and not data.get("shadow"):
+            self._webhooks.send(name, data)
 
     async def run(self) -> None:
         """Look once a second until cancelled, if there is anything to look for."""
@@ -103,7 +101,6 @@ class Alerts:
             if blown == (limit in self._fused):
                 continue
             self._fused ^= {limit}
-            self._publish("fuse", limit=limit, blown=blown)
             if await self._first(f"fuse:{limit}", "blown" if blown else "cleared", _DAY):
                 self._webhooks.send("fuse", {"limit": limit, "blown": blown})
 

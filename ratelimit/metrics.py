@@ -33,7 +33,7 @@ VERDICTS = ("allowed", "throttled", "blocked")
 
 
 class Reload(Protocol):
-    """The last reload of the configuration, which the start counts as."""
+    """How a reload of the configuration went."""
 
     @property
     def ok(self) -> bool:
@@ -60,19 +60,16 @@ class Source(Protocol):
         """This node."""
 
     @property
-    def webhooks(self) -> Webhooks:
-        """Who is told of events."""
-
-    @property
-    def reloaded(self) -> Reload:
-        """What became of the last reload."""
+    def reloaded(self) -> Reload | None:
+        """How the last one went; None before the first."""
 
 
 class Metrics(Collector):
     """The metrics of a node, with those of its process and of Python's garbage collector."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, webhooks: Webhooks) -> None:
         self._source = source
+        self._webhooks = webhooks
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -93,14 +90,16 @@ class Metrics(Collector):
             ("version", "compiled", "python"),
             [((source.about.version, _yes(compiled()), platform.python_version()), 1)],
         )
-        yield _gauge("reload_success", "1 if the last reload was taken.", source.reloaded.ok)
-        yield _gauge("reload_timestamp_seconds", "When the last reload was.", source.reloaded.at)
+        last = source.reloaded
+        taken, at = (last.ok, last.at) if last else (True, source.about.since)
+        yield _gauge("reload_success", "1 if the last reload, or the start, was taken.", taken)
+        yield _gauge("reload_timestamp_seconds", "When that was.", at)
         yield from self._checks()
         yield from self._blocks()
         yield from self._connections()
         yield from self._store()
         yield from self._sync()
-        yield from self._webhooks()
+        yield from self._told()
 
     def _checks(self) -> Iterator[Metric]:
         agent = self._source.agent
@@ -204,8 +203,8 @@ class Metrics(Collector):
             sum(each.overflow for each in exchanges),
         )
 
-    def _webhooks(self) -> Iterator[Metric]:
-        hooks = self._source.webhooks.hooks
+    def _told(self) -> Iterator[Metric]:
+        hooks = self._webhooks.hooks
         for family, name, text, attribute in (
             (CounterMetricFamily, "webhook_sent", "Events that the receiver took.", "sent"),
             (CounterMetricFamily, "webhook_failed", "Events given up.", "failed"),

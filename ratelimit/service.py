@@ -177,7 +177,7 @@ async def _agent(config: Config) -> AsyncIterator[_Node]:
 
     def made(block: Block) -> None:
         sync.put(block)
-        alerts.block(block)
+        alerts.hear("block", dataclasses.asdict(block))
 
     limiter.on_block = made
     agent = Agent(limiter, sync)

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,8 @@ class Parts:
     agent: Agent
     store: Store
     about: Node
-    webhooks: Webhooks
-    reloaded: Reloaded = field(default_factory=Reloaded)
+    webhooks: Webhooks  # not of the source, but of its metrics
+    reloaded: Reloaded | None = None
 
 
 def read(metrics: Metrics) -> Samples:
@@ -76,7 +76,7 @@ def value(samples: Samples, name: str, **labels: str) -> float:
 async def running(tmp_path: Path) -> AsyncIterator[tuple[Parts, Metrics, Address]]:
     limiter = Limiter(LIMITS, max_clients=100_000, node="n1")
     sync = Sync(limiter, 0.01, False)
-    about = Node("n1", "1.2.3", 0)
+    about = Node("n1", "1.2.3", 1_700_000_000)
     store = MemoryStore(str(tmp_path), sync.events, about)
     sync.attach(store, about)
     agent = Agent(limiter, sync)
@@ -84,7 +84,7 @@ async def running(tmp_path: Path) -> AsyncIterator[tuple[Parts, Metrics, Address
     webhooks = Webhooks([Receiver("https://hooks.example/secret-path")], "n1")
     parts = Parts(agent, store, about, webhooks)
     try:
-        yield parts, Metrics(parts), await agent.listen(LOOPBACK)
+        yield parts, Metrics(parts, webhooks), await agent.listen(LOOPBACK)
     finally:
         await agent.close(1)
         await store.close()
@@ -152,6 +152,9 @@ def test_what_goes_wrong_is_counted(tmp_path: Path) -> None:
         async with connected(address) as (reader, writer):
             writer.write(wire.hello())  # a second one
             await ended(reader)
+        seen = read(metrics)
+        assert value(seen, "reload_success") == 1
+        assert value(seen, "reload_timestamp_seconds") == parts.about.since > 0
         parts.reloaded = Reloaded(ok=False, at=1_700_000_500.5)
         parts.agent.limiter.blocklist.refused = 7
         hook = parts.webhooks.hooks[0]
@@ -229,7 +232,8 @@ def test_a_shared_store_is_seen_to_go_and_counts_to_be_exchanged(tmp_path: Path)
         store = RedisStore(parse_url(server.url), events=sync.events, node=about)
         sync.attach(store, about)
         agent = Agent(limiter, sync)
-        metrics = Metrics(Parts(agent, store, about, Webhooks([], "n1")))
+        webhooks = Webhooks([], "n1")
+        metrics = Metrics(Parts(agent, store, about, webhooks), webhooks)
         await store.start()
         exchanging = asyncio.create_task(sync.run())
         try:
