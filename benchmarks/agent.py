@@ -388,7 +388,7 @@ def run_table(programs: Programs, rounds: int, seconds: float, unix: bool) -> di
     after = Figure.of(bench.load(frames, depth, seconds).cost for _ in range(rounds))
     bench.finish()
     filling, evicting = Figure.of(new[: chunks // 20]), Figure.of(new[-chunks // 20 :])
-    table_bytes = int(re.findall(r"table_bytes=(\d+)", bench.program.log.read_text())[0])
+    table_bytes = int(re.findall(r'"table_bytes": (\d+)', bench.program.log.read_text())[0])
     print(f"{CLIENTS:,} clients, {chunks * ADDRESSES:,} addresses, {depth} in flight\n")
     harness.table(
         ["", "at the start", "after filling"],

@@ -61,7 +61,7 @@ class Program:
 
     def checks(self) -> int:
         """Return how many checks the limiter's agent did; it logs that when it ends."""
-        return int(re.findall(r"\bchecks=(\d+)", self.log.read_text())[-1])
+        return int(re.findall(r'"checks": (\d+)', self.log.read_text())[-1])
 
     def stop(self) -> None:
         if self.process.poll() is None:

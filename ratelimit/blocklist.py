@@ -32,6 +32,8 @@ class Blocklist:
         self._size = 0
         # The same keys in order, for who reads the list a page at a time while it changes.
         self._sorted: dict[str, SortedList] = {}
+        # How many entries end at each second, from the time on at which active() was asked last.
+        self._ends: dict[int, int] = {}
 
     def __len__(self) -> int:
         return self._size
@@ -58,14 +60,28 @@ class Blocklist:
     def put(self, block: Block) -> bool:
         """Take an entry as it is, from the store; false if there is no room for it."""
         entries = self._entries.setdefault(block.limit, {})
-        if entries.pop(block.key, None) is None:
+        old = entries.pop(block.key, None)
+        if old is not None:
+            self._count(old, -1)
+        else:
             if self._size >= self.max_entries and not self._make_room(block.since):
                 self.refused += 1
                 return False
             self._sorted.setdefault(block.limit, SortedList()).add(block.key)
             self._size += 1
         entries[block.key] = block
+        self._count(block, 1)
         return True
+
+    def active(self, now: int) -> int:
+        """Return how many blocks are in force; those of limits in shadow never are."""
+        for end in [end for end in self._ends if end <= now]:
+            del self._ends[end]
+        return sum(self._ends.values())
+
+    def _count(self, block: Block, change: int) -> None:
+        if not block.shadow and (change > 0 or block.until in self._ends):
+            self._ends[block.until] = self._ends.get(block.until, 0) + change
 
     def _make_room(self, now: int) -> bool:
         """Drop an entry whose block has ended, of those that were made first."""
@@ -82,6 +98,7 @@ class Blocklist:
         if block is not None:
             self._sorted[limit].remove(key)
             self._size -= 1
+            self._count(block, -1)
         return block
 
     def strike(self, limit: Limit, key: str, now: int) -> Block | None:

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 MAX_LISTENERS = 64
@@ -93,12 +93,14 @@ class Subscription:
 class Bus:
     """Takes events and passes them on.
 
-    ``published`` counts them by name, ``dropped`` the listeners that did not keep up.
+    ``published`` counts them by name, ``dropped`` the listeners that did not keep up. ``taps`` are
+    called with each event's name and data; they must not wait or fail.
     """
 
     def __init__(self) -> None:
         self.published: dict[str, int] = {}
         self.dropped = 0
+        self.taps: list[Callable[[str, Mapping[str, object]], object]] = []
         self._history: deque[Event] = deque(maxlen=HISTORY)
         self._ids = itertools.count(time.time_ns() // 1_000_000 * _IDS)
         # Ids up to this one are no longer known; at first those of an earlier process.
@@ -116,6 +118,8 @@ class Bus:
         if len(self._history) == self._history.maxlen:
             self._forgotten = self._history[0].id
         self._history.append(event)
+        for tap in self.taps:
+            tap(name, data)
         for listener in [one for one in self._listeners if not one.put(event)]:
             self.dropped += 1
             self.unsubscribe(listener)

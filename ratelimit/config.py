@@ -13,6 +13,7 @@ import tomllib
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -43,6 +44,7 @@ from ratelimit.notation import (
     parse_unix_path,
 )
 from ratelimit.store.url import parse
+from ratelimit.webhooks import EVENTS, EventName, Receiver, read_secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,6 +100,29 @@ def _store_url(url: str) -> str:
     return url
 
 
+def _webhook_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        named = parts.hostname and parts.port != 0
+    except ValueError:
+        named = False
+    if not url.startswith(("http://", "https://")) or not named or not url.isprintable():
+        raise ValueError("must be https://HOST[:PORT]/PATH, or http:// where nobody else listens")
+    if "@" in parts.netloc:
+        raise ValueError("must have no user or password; what a receiver checks is the signature")
+    return url
+
+
+def _secret_file(path: str) -> str:
+    if path:
+        try:
+            read_secret(path)
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise ValueError(f"{path}: {why}") from None
+    return path
+
+
 Duration = Annotated[int, BeforeValidator(_duration)]
 """Written as text, held in nanoseconds."""
 
@@ -106,6 +131,7 @@ HostPort = Annotated[Address, NoDecode, BeforeValidator(_host_port)]
 Window = Annotated[Duration, AfterValidator(_between(100 * MILLISECOND, DAY, MILLISECOND))]
 BlockLength = Annotated[Duration, AfterValidator(_between(SECOND, 30 * DAY, SECOND))]
 Forget = Annotated[Duration, AfterValidator(_between(SECOND, 366 * DAY, SECOND))]
+Hold = Annotated[Duration, AfterValidator(_between(SECOND, DAY, SECOND))]
 SyncInterval = Annotated[Duration, AfterValidator(_sync_interval)]
 NetworkText = Annotated[str, AfterValidator(_network)]
 """An address or a network."""
@@ -221,14 +247,34 @@ class HaproxySection(_Section):
         return sockets
 
 
+class WebhookSection(_Section):
+    """``[[webhooks]]``: a program that is told of events."""
+
+    url: Annotated[str, AfterValidator(_webhook_url)] = Field(repr=False)
+    events: tuple[EventName, ...] = Field(EVENTS, strict=False)
+    secret_file: Annotated[str, AfterValidator(_secret_file)] = ""
+
+    @field_validator("events")
+    @classmethod
+    def _asks(cls, events: tuple[EventName, ...]) -> tuple[EventName, ...]:
+        if not events:
+            raise ValueError("must name at least one")
+        return events
+
+
 class LoadSection(_Section):
     """``[load]``: when to say that the load is high."""
 
-    later = frozenset({"high", "low", "hold"})
-
     high: int = Field(0, ge=0)
     low: int = Field(0, ge=0)
-    hold: Duration = 30 * SECOND
+    hold: Hold = 30 * SECOND
+
+    @field_validator("low")
+    @classmethod
+    def _is_lower(cls, low: int, info: ValidationInfo) -> int:
+        if low and low >= info.data.get("high", low + 1):
+            raise ValueError("must be less than high")
+        return low
 
 
 class _Environment(EnvSettingsSource):
@@ -258,7 +304,7 @@ class Config(BaseSettings):
     limits: dict[LimitName, LimitSection] = Field(default={}, validate_default=True)
     lists: ListsSection = ListsSection()
     haproxy: HaproxySection = HaproxySection()
-    webhooks: tuple[dict[str, Any], ...] = Field((), strict=False)
+    webhooks: tuple[WebhookSection, ...] = Field((), strict=False)
     load: LoadSection = LoadSection()
 
     _path: Path | None = PrivateAttr(None)
@@ -267,13 +313,6 @@ class Config(BaseSettings):
     @classmethod
     def _has_default(cls, limits: dict[str, LimitSection]) -> dict[str, LimitSection]:
         return {"default": LimitSection()} | limits
-
-    @field_validator("webhooks")
-    @classmethod
-    def _is_available(cls, webhooks: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
-        if webhooks:
-            raise ValueError("not available in this version")
-        return webhooks
 
     @classmethod
     def settings_customise_sources(
@@ -300,6 +339,17 @@ class Config(BaseSettings):
         """Read the files of the lists; ConfigError with all that is wrong in them."""
         lists = self.lists
         return read_lists(lists.allow, lists.deny, lists.allow_files, lists.deny_files)
+
+    def receivers(self) -> tuple[Receiver, ...]:
+        """Return who is told of events; ConfigError if a secret can't be read any more."""
+        found = []
+        for number, hook in enumerate(self.webhooks):
+            try:
+                secret = read_secret(hook.secret_file) if hook.secret_file else b""
+            except (OSError, ValueError) as error:
+                raise self.wrong(f"webhooks.{number}.secret_file", str(error)) from error
+            found.append(Receiver(hook.url, hook.events, secret))
+        return tuple(found)
 
     def limits_in_force(self) -> tuple[Limit, ...]:
         """Return the limits in the order of the file."""
@@ -369,6 +419,7 @@ def _explain(path: Path | None, detail: ErrorDetails) -> str:
 
 _MESSAGES = {
     "extra_forbidden": "unknown field",
+    "missing": "must be given",
     "model_type": "must be a table",
     "dict_type": "must be a table",
     "tuple_type": "must be a list",

@@ -82,7 +82,7 @@ class Control:
         bus: what happens.
         started: epoch seconds.
         ready: the store has been tried and requests are answered; false again while draining.
-        metrics: returns what Prometheus scrapes, as its text format has it.
+        metrics: returns what Prometheus scrapes, and its type, for what an ``Accept`` header asks.
         reloader: what reads the configuration again.
         edge_faults: changes that an HAProxy did not take; ``edges_dropped`` those that found no
             room in the queue.
@@ -100,7 +100,7 @@ class Control:
         self.bus = Bus()
         self.started = time.time()
         self.ready = False
-        self.metrics: Callable[[], bytes] = bytes
+        self.metrics: Callable[[str], tuple[bytes, str]] = lambda accept: (b"", "text/plain")
         self.reloader = Reloader(config, self.limiter, self.sync)
         self.edge_faults = 0
         self.edges_dropped = 0
@@ -116,6 +116,11 @@ class Control:
         """The store; there is one as soon as the node runs."""
         assert self.sync.store is not None  # noqa: S101 - service.py attaches it first
         return self.sync.store
+
+    @property
+    def reloaded(self) -> ReloadResult | None:
+        """How the last reload went; None before the first."""
+        return self.reloader.last
 
     def now(self) -> int:
         """Return the epoch second by the time that all nodes go by."""

@@ -123,6 +123,7 @@ class Limiter:
         seconds = now // SECOND
         for name in self.blocklist.limits():
             self.blocklist.forget(name, self.forget(name), seconds)
+        self.blocklist.active(seconds)
         ended = [key for key, until in self._barred.items() if until <= seconds]
         if ended:
             for key in ended:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT = 30  # seconds to read it
 _NICENESS = 10  # answers go first
-_SECTIONS = ("agent", "ops", "store", "haproxy", "webhooks", "load")
+_SECTIONS = ("agent", "ops", "store", "haproxy")
 """What is taken at the start only."""
 
 log = structlog.get_logger()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import resource
 import secrets
 import signal
@@ -19,8 +20,9 @@ import click
 import structlog
 import uvloop
 
-from ratelimit import __version__
+from ratelimit import __version__, logs
 from ratelimit.agent import Agent
+from ratelimit.alerts import Alerts
 from ratelimit.config import Config
 from ratelimit.control import Control
 from ratelimit.engine import compiled
@@ -29,13 +31,17 @@ from ratelimit.exceptions import StartError
 from ratelimit.haproxy import HAProxy, find
 from ratelimit.limiter import Limiter, Sharing
 from ratelimit.lists import Lists
+from ratelimit.load import Load
+from ratelimit.metrics import Metrics
 from ratelimit.model import Address
 from ratelimit.notation import format_duration
 from ratelimit.ops.server import Server
 from ratelimit.reload import read
 from ratelimit.runtime import Runtime
+from ratelimit.runtime.figures import AGENT_BACKEND
 from ratelimit.store import MEMORY, Node, open_store
 from ratelimit.sync import Sync
+from ratelimit.webhooks import Webhooks
 
 DRAIN_TIMEOUT = 0.8
 """Seconds from SIGTERM until connections that are still open are cut."""
@@ -49,6 +55,7 @@ log = structlog.get_logger()
 
 def serve(config: Config) -> int:
     """Run the agent until SIGTERM or SIGINT; return the exit code."""
+    logs.configure()
     return uvloop.run(_serve(config))
 
 
@@ -58,13 +65,14 @@ def up(config: Config, listen: Address | None, backend: Address | None) -> int:
     ``listen`` is where HAProxy accepts clients, ``backend`` the application behind it; without one
     a demo application answers.
     """
+    logs.configure()
     return uvloop.run(_up(config, listen or _DEFAULT_LISTEN, backend))
 
 
 async def _serve(config: Config) -> int:
     stop = _on_signal(signal.SIGTERM, signal.SIGINT)
     again = _on_signal(signal.SIGHUP)
-    async with _agent(config) as (running, _):
+    async with _agent(config) as running:
         return await _first(*running.parts(), _reload(running.control, again), stop.wait())
 
 
@@ -75,14 +83,14 @@ async def _up(config: Config, listen: Address, application: Address | None) -> i
     async with contextlib.AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ratelimit-"))
         stats = str(Path(folder) / "haproxy.sock")
-        running, addresses = await stack.enter_async_context(_agent(config, stats))
+        running = await stack.enter_async_context(_agent(config, stats))
         if application is None:
             application = await stack.enter_async_context(_demo())
         haproxy = await HAProxy.start(
             program,
             {
                 "RATELIMIT_LISTEN": _written(listen),
-                "RATELIMIT_SPOP": _written(_reachable(addresses[0])),
+                "RATELIMIT_SPOP": _written(_reachable(running.addresses[0])),
                 "RATELIMIT_BACKEND": _written(application),
                 "RATELIMIT_STATS_SOCKET": stats,
                 "RATELIMIT_STATS_LEVEL": "admin",  # in a folder that nobody else can enter
@@ -132,20 +140,30 @@ async def _accepts(address: Address) -> None:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Running:
-    """The agent and its API."""
+    """A node that listens on ``addresses``, and what runs beside it."""
 
+    addresses: list[Address]
     control: Control
     server: Server
+    webhooks: Webhooks
+    alerts: Alerts
 
     def parts(self) -> list[Awaitable[object]]:
-        """Return what has to run all the time."""
+        """Return what is to run for as long as the node does."""
         agent = self.control.agent
-        return [_tick(agent), agent.sync.run(), self.control.run(), self.server.run()]
+        return [
+            _tick(agent),
+            agent.sync.run(),
+            self.control.run(),
+            self.server.run(),
+            self.webhooks.run(),
+            self.alerts.run(),
+        ]
 
 
 @contextlib.asynccontextmanager
-async def _agent(config: Config, *sockets: str) -> AsyncIterator[tuple[_Running, list[Address]]]:
-    """Run the agent and the API; yield them and where the agent listens.
+async def _agent(config: Config, *sockets: str) -> AsyncIterator[_Running]:
+    """Run a node; yield it with what belongs to it.
 
     ``sockets`` are those of HAProxy that the configuration can't name.
     """
@@ -177,6 +195,18 @@ async def _agent(config: Config, *sockets: str) -> AsyncIterator[tuple[_Running,
         node=about,
     )
     sync.attach(store, about)
+    webhooks = Webhooks(config.receivers(), node)
+    load = Load(config.load.high, config.load.low, config.load.hold / SECOND)
+    servers = functools.partial(_servers_up, runtime)
+    alerts = Alerts(limiter, store, node, webhooks, load, servers, control.bus.publish)
+    control.bus.taps.append(alerts.hear)
+    control.reloader.parts += [
+        lambda new: functools.partial(webhooks.renew, new.receivers()),
+        lambda new: functools.partial(
+            load.change, new.load.high, new.load.low, new.load.hold / SECOND
+        ),
+    ]
+    control.metrics = Metrics(control, webhooks).exposition
     addresses = []
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(runtime.close)
@@ -200,9 +230,24 @@ async def _agent(config: Config, *sockets: str) -> AsyncIterator[tuple[_Running,
             table_bytes=agent.limiter.engine.table.size,
         )
         control.ready = True
-        yield _Running(control, server), addresses
+        yield _Running(addresses, control, server, webhooks, alerts)
         control.ready = False
         log.info("agent stops", checks=agent.limiter.engine.checks, blocks=agent.limiter.blocks)
+
+
+async def _servers_up(runtime: Runtime) -> int | None:
+    """Return how many servers of the application are up, as the HAProxy sees it that has most."""
+    up = [
+        sum(
+            server.status.startswith("UP")
+            for backend in report.backends
+            for server in backend.servers
+            if backend.name != AGENT_BACKEND
+        )
+        for report in await runtime.report()
+        if not report.problem
+    ]
+    return max(up, default=None)
 
 
 async def _read_lists(config: Config) -> Lists:

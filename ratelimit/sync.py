@@ -14,8 +14,9 @@ import time
 from dataclasses import replace
 from typing import Protocol
 
-from ratelimit.engine.constants import NOTICE_BYTES, SECOND
+from ratelimit.engine.constants import NOTICE_BYTES, RECORD_BYTES, SECOND
 from ratelimit.engine.rule import Rule
+from ratelimit.histogram import Histogram
 from ratelimit.limiter import Limiter, Sharing
 from ratelimit.model import SUB_WINDOWS, Block
 from ratelimit.store.base import Events, Node, SharedStore, Store, StoreError
@@ -50,7 +51,8 @@ class Sync:
     ``epoch`` added to ``time.monotonic_ns()`` is the time that all nodes go by, in nanoseconds
     since the epoch: a wrong clock of this machine changes no verdict. ``waits`` says that answers
     wait for the store: what was read then goes to ``hold()``. ``late`` counts the times that they
-    waited in vain, ``failures`` the exchanges that failed.
+    waited in vain, ``failures`` the exchanges that failed. ``times`` has how long each took, and
+    ``records`` counts the clients in them.
     """
 
     def __init__(self, limiter: Limiter, interval: float, share: bool) -> None:
@@ -60,13 +62,16 @@ class Sync:
         self.epoch = time.time_ns() - time.monotonic_ns()
         self.failures = 0
         self.late = 0
+        self.times = Histogram()
+        self.records = 0
+        self._answered = time.monotonic_ns()
         self.flying = False
         self.waits = limiter.sharing is Sharing.ALL
         self._held: dict[Peer, bytes] = {}
         self._held_bytes = 0
         self.store: Store | None = None
         self._node: Node | None = None
-        self._ticked = (time.monotonic(), 0)
+        self._ticked = (time.monotonic(), 0, 0)
         self.events = Events(
             on_block=limiter.apply,
             on_lift=limiter.lift,
@@ -81,7 +86,7 @@ class Sync:
         self._last = 0.0  # when the last exchange began, and when the next one is to, in loop time
         self._next = math.inf
         self._timer: asyncio.TimerHandle | None = None
-        limiter.on_block = self._put
+        limiter.on_block = self.put
         self.reloaded()
 
     def attach(self, store: Store, node: Node) -> None:
@@ -100,6 +105,13 @@ class Sync:
     def now(self) -> int:
         """Return the time that all nodes go by."""
         return time.monotonic_ns() + self.epoch
+
+    @property
+    def lag(self) -> int:
+        """Nanoseconds that the counts of other nodes are old; 0 while no client needs them."""
+        if self.waits or not any(exchange.due for exchange in self.limiter.engine.exchanges):
+            return 0
+        return time.monotonic_ns() - self._answered
 
     def hurry(self) -> None:
         """Exchange counts as soon as some client needs it, if no exchange is under way."""
@@ -130,10 +142,17 @@ class Sync:
         self.limiter.engine.ahead = (offset + SECOND // 10) // SECOND
         self._divide()
         if self._node is not None:
-            checks = self.limiter.engine.checks
-            (last, before), self._ticked = self._ticked, (time.monotonic(), checks)
-            rate = (checks - before) / max(self._ticked[0] - last, 0.001)
-            self.store.announce(replace(self._node, checks=round(rate, 1)))
+            engine = self.limiter.engine
+            last, checks, allowed = self._ticked
+            self._ticked = (time.monotonic(), engine.checks, sum(r.allowed for r in engine.rules))
+            seconds = max(self._ticked[0] - last, 0.001)
+            self.store.announce(
+                replace(
+                    self._node,
+                    checks=round((self._ticked[1] - checks) / seconds, 1),
+                    allowed=round((self._ticked[2] - allowed) / seconds, 1),
+                )
+            )
 
     async def run(self) -> None:
         """Exchange counts until cancelled; does nothing where counts are not shared."""
@@ -218,12 +237,16 @@ class Sync:
             generation = now // sub_window // _GENERATION
             # What the batch carried counts as sent if this fails: hits may be lost to the others,
             # none is counted twice. The store tells of its outages itself.
+            sent = time.monotonic_ns()
+            self.records += len(batch) // RECORD_BYTES
             try:
                 answers = await store.exchange(rule.limit.name, _SHARD, generation, ttl, batch, hot)
             except StoreError:
                 self.failures += 1
                 return
             exchange.learn(answers)
+            self._answered = sent
+            self.times.add(time.monotonic_ns() - sent)
             if not self.waits:
                 return
 
@@ -234,7 +257,8 @@ class Sync:
             self.limiter.engine.exchanges[rule.index].warm(notices)
             self._plan()
 
-    def _put(self, block: Block) -> None:
+    def put(self, block: Block) -> None:
+        """Have the store keep a block that was made here."""
         if self.store is not None:
             self.store.put(block)
 

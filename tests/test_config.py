@@ -13,6 +13,7 @@ from ratelimit import config as config_module
 from ratelimit.config import Config, load
 from ratelimit.exceptions import ConfigError
 from ratelimit.model import Address, Limit
+from ratelimit.webhooks import Receiver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -379,10 +380,6 @@ def test_stores_that_can_not_be(
     ("text", "field"),
     [
         ("[agent]\nhttp_listen = ['tcp://127.0.0.1:1']", "agent.http_listen"),
-        ("[load]\nhigh = 1", "load.high"),
-        ("[load]\nlow = 1", "load.low"),
-        ("[load]\nhold = '1s'", "load.hold"),
-        ("[[webhooks]]\nurl = 'https://example.com'", "webhooks"),
     ],
 )
 def test_what_is_still_to_come_is_refused(
@@ -425,6 +422,72 @@ def test_the_variables_of_the_commands_are_none_of_the_configuration(
     monkeypatch.setenv("RATELIMIT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("RATELIMIT_TOKEN", "x")
     assert load() == Config()
+
+
+def test_load(read: Callable[[str], Config]) -> None:
+    load = read("[load]\nhigh = 1000\nlow = 400\nhold = '1m'").load
+    assert (load.high, load.low, load.hold) == (1000, 400, 60_000_000_000)
+    assert read("[load]\nhigh = 1").load.low == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("high = -1", "load.high: must be greater than or equal to 0"),
+        ("low = 1", "load.low: must be less than high"),
+        ("high = 5\nlow = 5", "load.low: must be less than high"),
+        ("hold = '500ms'", "load.hold: must be a multiple of 1s"),
+        ("hold = '0'", "load.hold: must be from 1s to 1d"),
+    ],
+)
+def test_loads_that_can_not_be(
+    problems: Callable[[str], list[str]], text: str, problem: str
+) -> None:
+    assert problems(f"[load]\n{text}") == [f"r.toml: {problem}"]
+
+
+def test_webhooks(read: Callable[[str], Config], tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("0123456789abcdef\n")
+    config = read(
+        "[[webhooks]]\nurl = 'https://a.example:8443/x?y=z'\n"
+        f"[[webhooks]]\nurl = 'http://127.0.0.1/'\nevents = ['fuse']\nsecret_file = '{secret}'"
+    )
+    assert config.receivers() == (
+        Receiver("https://a.example:8443/x?y=z"),
+        Receiver("http://127.0.0.1/", ("fuse",), b"0123456789abcdef"),
+    )
+    assert "a.example" not in repr(config.webhooks)
+    secret.write_text("fedcba9876543210")  # for the next reload
+    assert config.receivers()[1].secret == b"fedcba9876543210"
+    secret.unlink()
+    with pytest.raises(ConfigError, match=r"r\.toml: webhooks\.1\.secret_file: "):
+        config.receivers()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("events = ['block']", "webhooks.0.url: must be given"),
+        ("url = 'ftp://h/'", "webhooks.0.url: must be https://HOST[:PORT]/PATH, or http://"),
+        ("url = 'https:///x'", "webhooks.0.url: must be https://HOST[:PORT]/PATH, or http://"),
+        ("url = 'https://h:x/'", "webhooks.0.url: must be https://HOST[:PORT]/PATH, or http://"),
+        ('url = "https://h/\\r\\nx"', "webhooks.0.url: must be https://HOST[:PORT]/PATH, or http"),
+        ("url = 'https://u:hunter2@h/'", "webhooks.0.url: must have no user or password"),
+        ("url = 'https://h'\nevents = []", "webhooks.0.events: must name at least one"),
+        ("url = 'https://h'\nevents = ['x']", "webhooks.0.events.0: must be 'block', 'unblock', "),
+        ("url = 'https://h'\nsecret = 'hunter2'", "webhooks.0.secret: unknown field"),
+        ("url = 'https://h'\nsecret_file = '/no'", "webhooks.0.secret_file: /no: No such file"),
+        ("url = 'https://h'\nsecret_file = 'short'", "webhooks.0.secret_file: short: must hold at"),
+    ],
+)
+def test_webhooks_that_can_not_be(
+    problems: Callable[[str], list[str]], tmp_path: Path, text: str, problem: str
+) -> None:
+    (tmp_path / "short").write_text("hunter2")
+    (found,) = problems(f"[[webhooks]]\n{text}")
+    assert found.startswith(f"r.toml: {problem}")
+    assert "hunter2" not in found
 
 
 def test_all_mistakes_are_told_at_once(

@@ -271,7 +271,7 @@ async def status(call: Call) -> Reply:
         control.limiter.engine,
     )
     blocklist = control.limiter.blocklist
-    reload = control.reloader.last
+    reload = control.reloaded
     return Reply(
         models.Status(
             version=__version__,
@@ -402,9 +402,8 @@ async def ready(call: Call) -> Reply:
 
 async def metrics(call: Call) -> web.Response:
     """Answer with what Prometheus scrapes."""
-    return web.Response(
-        body=call.control.metrics(), headers={"Content-Type": "text/plain; version=1.0.0"}
-    )
+    body, content_type = call.control.metrics(call.request.headers.get("Accept", ""))
+    return web.Response(body=body, headers={"Content-Type": content_type})
 
 
 async def openapi(call: Call) -> web.Response:

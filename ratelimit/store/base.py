@@ -45,12 +45,14 @@ class Node:
         version: of the program.
         since: epoch seconds of its start.
         checks: checks a second, lately.
+        allowed: of these, how many a second were allowed.
     """
 
     id: str
     version: str
     since: int
     checks: float = 0
+    allowed: float = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +126,13 @@ class Store(ABC):
     @abstractmethod
     async def nodes_list(self) -> list[Node]:
         """Return the live nodes; StoreError if that fails."""
+
+    async def claim(self, name: str, value: str, ttl: float) -> bool:
+        """Set a value that all nodes share, for ``ttl`` seconds; true if that changed it.
+
+        So of all nodes that say the same, one is the first. Raises StoreError.
+        """
+        return True
 
     @abstractmethod
     def announce(self, node: Node) -> None:

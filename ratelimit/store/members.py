@@ -9,7 +9,7 @@ import contextlib
 import json
 import secrets
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from ratelimit.store.base import Node, StoreError
@@ -24,6 +24,7 @@ NODE_LIFE = 3000
 """Milliseconds after the last heartbeat until a node counts as gone."""
 
 _ANNOUNCE = Script("announce")
+_FIELDS = [field.name for field in fields(Node)]  # what a later version adds is left out
 
 
 def nodes_key(prefix: str) -> bytes:
@@ -81,7 +82,8 @@ class Members:
             for field, value in answer.items():
                 gone, _, text = value.partition(b" ")
                 if field and int(gone) > now:
-                    nodes.append(Node(**(json.loads(text) | {"id": field.decode()})))
+                    about = json.loads(text) | {"id": field.decode()}
+                    nodes.append(Node(**{name: about[name] for name in _FIELDS if name in about}))
         except (AttributeError, ValueError, TypeError):
             raise life.odd("the list of nodes") from None
         return nodes

@@ -5,8 +5,8 @@ and then announces the node every second, which also says what time it is. Whate
 whichever request, ends that life of the connections; the next one begins with all of that again.
 So there is one way to begin, and after it nothing has been missed.
 
-Keys: ``PREFIX:{fleet}:nodes`` and ``PREFIX:{fleet}:blocks``, and for counts
-``PREFIX:{LIMIT.SHARD}:counts:GENERATION``; channels ``PREFIX:{fleet}:news`` and
+Keys: ``PREFIX:{fleet}:nodes``, ``PREFIX:{fleet}:blocks`` and ``PREFIX:{fleet}:claim:NAME``, and for
+counts ``PREFIX:{LIMIT.SHARD}:counts:GENERATION``; channels ``PREFIX:{fleet}:news`` and
 ``PREFIX:{fleet}:hot``. What is in them and what the scripts do with it: ``scripts/``.
 
 A request that got no answer in time may have been carried out. Counts are therefore not sent again
@@ -130,6 +130,12 @@ class RedisStore(SharedStore):
 
     async def nodes_list(self) -> list[Node]:
         return await self._members.read(self._connected(), self.now() // 1_000_000)
+
+    async def claim(self, name: str, value: str, ttl: float) -> bool:
+        key = f"{self._prefix}:{{fleet}}:claim:{name}".encode()
+        milliseconds = round(ttl * 1000)
+        old = await self._connected().call(key, "SET", key, value, "PX", milliseconds, "GET")
+        return bool(old != value.encode())
 
     async def load(self) -> list[Block]:
         return await self._blocklist.read(self._connected())

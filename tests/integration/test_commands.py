@@ -97,7 +97,7 @@ def test_up_runs_the_main_job_from_any_folder(
         assert found[429] > 0
 
         process.send_signal(signal.SIGINT)
-        line(process, "agent stops .*blocks=1")
+        line(process, 'agent stops.*"blocks": 1')
         assert process.wait(PATIENCE) == 0
     assert not list(elsewhere.iterdir())
     assert not (tmp_path / "spop.sock").exists()
@@ -225,7 +225,7 @@ def test_an_address_that_is_taken_names_file_and_field(tmp_path: Path) -> None:
 
 def test_sigterm_answers_what_was_read_says_goodbye_and_ends(config: Path, tmp_path: Path) -> None:
     with command("serve", "--config", str(config)) as process:
-        line(process, "agent started .*compiled=")
+        line(process, 'agent started.*"compiled"')
         with socket.socket(socket.AF_UNIX) as peer:
             peer.settimeout(PATIENCE)
             peer.connect(f"{tmp_path}/spop.sock")

@@ -185,7 +185,7 @@ class World:
     def checks(self) -> int:
         """How many checks the agent has answered, which it tells as it ends."""
         self.stop_agent()
-        found = re.findall(r"checks=(\d+)", self.agent_log())
+        found = re.findall(r'"checks": (\d+)', self.agent_log())
         return int(found[-1])
 
     # ---- HAProxy ---------------------------------------------------------------------------

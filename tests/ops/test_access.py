@@ -205,7 +205,7 @@ def test_a_page_of_another_origin_changes_nothing(tmp_path: Path) -> None:
             assert answer.status_code in (403, 405)
             assert not [h for h in answer.headers if h.lower().startswith("access-control")]
             assert await is_empty(api)
-            assert api.control.reloader.last is None
+            assert api.control.reloaded is None
 
     asyncio.run(main())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
@@ -24,7 +25,7 @@ RECORD = b"0123456789abcdef" + (1000).to_bytes(8, "little") + (1).to_bytes(4, "l
 
 COMMANDS = [
     "ping", "evalsha", "eval", "subscribe", "publish", "hgetall", "hget", "hset", "hdel", "hmget",
-    "hscan", "type", "exists", "pexpire", "pttl", "time",
+    "hscan", "type", "exists", "pexpire", "pttl", "time", "set",
 ]  # fmt: skip
 """All that the agent needs, besides HELLO, which nobody can be refused."""
 
@@ -165,14 +166,44 @@ def test_nodes_know_of_each_other(server: Server) -> None:
     async def main() -> None:
         async with nodes(server.url, 2) as [(first, _), (second, _)]:
             await until(lambda: first.nodes == second.nodes == 2)
-            second.announce(Node("", "2.0", 5, 123.5))
+            second.announce(Node("", "2.0", 5, 123.5, 61.5))
             await until(lambda: "123.5" in str(server.do("HGET", "test:{fleet}:nodes", "node1")))
             listed = sorted(await first.nodes_list(), key=lambda node: node.id)
             assert [node.id for node in listed] == ["node0", "node1"]
-            assert listed[1] == Node("node1", "2.0", 5, 123.5)
+            assert listed[1] == Node("node1", "2.0", 5, 123.5, 61.5)
             await second.close()
             await until(lambda: first.nodes == 1)
             assert [node.id for node in await first.nodes_list()] == ["node0"]
+
+    run(main)
+
+
+def test_what_a_later_version_announces_is_left_out(server: Server) -> None:
+    async def main() -> None:
+        async with nodes(server.url) as [(store, _)]:
+            about = '{"id":"new","version":"9","since":5,"checks":1.5,"mood":"good"}'
+            server.do("HSET", "test:{fleet}:nodes", "new", f"{10**14} {about}")
+            listed = {node.id: node for node in await store.nodes_list()}
+            assert listed["new"] == Node("new", "9", 5, 1.5)
+            assert store.up
+
+    run(main)
+
+
+def test_of_nodes_that_claim_the_same_one_is_the_first(server: Server) -> None:
+    async def main() -> None:
+        async with nodes(server.url, 3) as fleet:
+            for value in ("high", "low", "high"):
+                claims = [store.claim("load", value, 60) for store, _ in fleet]
+                assert sorted(await asyncio.gather(*claims)) == [False, False, True]
+            (store, _) = fleet[0]
+            assert await store.claim("other", "high", 0.05)
+            assert not await store.claim("other", "high", 0.05)
+            await until(lambda: not server.do("EXISTS", "test:{fleet}:claim:other"))
+            assert await store.claim("other", "high", 0.05)
+            server.kill()
+            with pytest.raises(StoreError):
+                await store.claim("load", "low", 60)
 
     run(main)
 
@@ -216,6 +247,7 @@ def test_every_key_has_prefix_tag_and_time_to_live(server: Server) -> None:
             await first.save(block("192.0.2.2", length=100_000))
             await second.lift("default", "192.0.2.1")
             await second.lift("default", "never")
+            assert await first.claim("load", "high", 60)
             for shard in range(3):
                 await first.exchange("default", shard, 7, 5000, RECORD)
                 await first.exchange("default", shard, 8, 5000, RECORD)
@@ -224,7 +256,7 @@ def test_every_key_has_prefix_tag_and_time_to_live(server: Server) -> None:
     run(main)
     with server.client() as client:
         keys = sorted(client.keys())
-        assert len(keys) == 2 + 3 * 3
+        assert len(keys) == 2 + 1 + 3 * 3
         for key in keys:
             assert key.startswith((b"test:{fleet}:", b"test:{default."))
             assert client.pttl(key) > 0
@@ -282,6 +314,7 @@ def test_a_user_may_be_allowed_no_more_than_is_needed(server: Server) -> None:
             await first.exchange("default", 0, 7, 5000, RECORD, b"hot")
             await until(lambda: seen.hot and seen.blocks)
             await second.nodes_list()
+            assert await second.claim("load", "high", 60)
             assert await second.lift("default", "192.0.2.1")
         for wrong, problem in {
             f"redis://127.0.0.1:{server.port}": "",

@@ -1,0 +1,139 @@
+"""How the log is written: JSON, a line for each entry, or for people where a terminal is.
+
+All of it goes to standard error, what libraries say by ``logging`` too. Whatever the text of a
+client holds, an entry stays one line and changes nothing on a terminal; passwords in URLs are left
+out; and no cause can fill the disk: of one event at most ``LINES`` are written in ``PERIOD``
+seconds, and the next one says how many were left out.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+LINES = 20
+"""Entries of one cause in a ``PERIOD``."""
+
+PERIOD = 1.0
+"""Seconds."""
+
+_MAX_CAUSES = 1000
+_PASSWORD = re.compile(r"(?<=://)([^/@\s]*):[^/@\s]*@")
+
+
+class Bound:
+    """Leaves out entries that come too often; ``clock`` in seconds.
+
+    It is a processor for what we say and a filter for what libraries say. Of the latter a cause is
+    what their text is before the values are put in.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began = clock()
+        self._lines: dict[str, int] = {}
+        self._left_out: dict[str, int] = {}
+
+    def __call__(self, _: WrappedLogger, __: str, entry: EventDict) -> EventDict:
+        left_out = self._admit(str(entry["event"]))
+        if left_out is None:
+            raise structlog.DropEvent
+        if left_out:
+            entry["left_out"] = left_out
+        return entry
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether to write what a library says."""
+        left_out = self._admit(f"{record.name}: {record.msg}")
+        if left_out:
+            record.left_out = left_out
+        return left_out is not None
+
+    def _admit(self, cause: str) -> int | None:
+        """Return None to leave an entry out, else how many were since the last."""
+        now = self._clock()
+        if now - self._began >= PERIOD:
+            self._began = now
+            self._lines.clear()
+        if cause not in self._lines and len(self._lines) >= _MAX_CAUSES:
+            return None
+        self._lines[cause] = self._lines.get(cause, 0) + 1
+        if self._lines[cause] <= LINES:
+            return self._left_out.pop(cause, 0)
+        if cause in self._left_out or len(self._left_out) < _MAX_CAUSES:
+            self._left_out[cause] = self._left_out.get(cause, 0) + 1
+        return None
+
+
+def hide_passwords(_: WrappedLogger, __: str, entry: EventDict) -> EventDict:
+    """Put ``***`` for the passwords of URLs, wherever they are."""
+    for name, value in entry.items():
+        if isinstance(value, BaseException):
+            value = repr(value)  # noqa: PLW2901 - what is shown of it
+        if isinstance(value, str) and name != "_record":
+            entry[name] = _PASSWORD.sub(r"\1:***@", value)
+    return entry
+
+
+def escape(_: WrappedLogger, __: str, entry: EventDict) -> EventDict:
+    """Write as escapes what a terminal could take for more than text; structlog quotes the rest."""
+    trace = entry.get("exception")
+    shown = {
+        _printable(name): _printable(value) if isinstance(value, str) else value
+        for name, value in entry.items()
+    }
+    if trace is not None:
+        shown["exception"] = "\n".join(f"  {_printable(line)}" for line in trace.split("\n"))
+    return shown
+
+
+def configure(stream: TextIO | None = None) -> None:
+    """Write all entries to a stream, standard error by default, in the form that suits it."""
+    stream = stream or sys.stderr
+    bound = Bound()
+    prepare: list[Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        hide_passwords,
+    ]
+    render: list[Processor] = [_first_things_first, structlog.processors.JSONRenderer(default=repr)]
+    if stream.isatty():
+        colors = not os.environ.get("NO_COLOR")
+        render = [escape, structlog.dev.ConsoleRenderer(colors=colors, sort_keys=False)]
+    structlog.configure(
+        processors=[bound, *prepare, *render],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(stream),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(stream)
+    handler.addFilter(bound.filter)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.ExtraAdder(("left_out",)), *prepare],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    # A line for each request would be news to nobody.
+    logging.getLogger("aiohttp.access").disabled = True
+
+
+def _first_things_first(_: WrappedLogger, __: str, entry: EventDict) -> EventDict:
+    return {name: entry[name] for name in ("timestamp", "level", "event")} | dict(entry)
+
+
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else json.dumps(sign)[1:-1] for sign in text)
