@@ -140,7 +140,10 @@ class Programs:
             file.write_text(f'[agent]\nlisten = ["{listen}"]\n{config}')
             command = [sys.executable, "-m", "benchmarks.launch", form]
             command += ["serve", "--config", str(file)]
-        state = {"STATE_DIRECTORY": str(self.folder / f"{name}-state")}
+        state = {
+            "STATE_DIRECTORY": str(self.folder / f"{name}-state"),
+            "RATELIMIT_OPS__LISTEN": "127.0.0.1:0",
+        }
         program = self.start(name, command, {**state, **(settings or {})})
         wait_for(program, lambda: connect(address).close())
         return program

@@ -307,7 +307,7 @@ class Limiter:
         engine = self.engine
         engine.lists.load(self.lists.starts, self.lists.values)
         ranges = [span(parse_network(key), until) for key, until in self._barred.items()]
-        engine.barred.load(*cut(ranges))
+        engine.barred.load(*cut(sorted(ranges)))
         engine.relist()
 
     def _strike(self, rule: Rule, text: bytes, kind: int, hi: int, lo: int, now: int) -> int:

@@ -1,12 +1,14 @@
 """The lists of the configuration: who is never counted, and who is always refused.
 
-They are read and cut into ``engine.networks`` form apart from the agent, in ``reload``: a hundred
-thousand networks take most of a second, which no answer may wait for.
+A hundred thousand networks take a second to read, which the agent spends in a thread while it goes
+on to answer. So no step here keeps the interpreter for long: networks are sorted in small pieces,
+which are then merged one by one.
 """
 
 from __future__ import annotations
 
 import heapq
+import itertools
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ MAX_NETWORKS = 1_000_000
 
 _MAPPED = 0xFFFF << 32
 _END = 1 << 128
+_PIECE = 512  # networks sorted at a time
+_SHOWN = 10  # mistakes of a file
 
 Range = tuple[int, int, int]
 """First and last address, as 128 bits with IPv4 mapped, and the value of all of them."""
@@ -46,31 +50,35 @@ def span(network: Network, value: int) -> Range:
 
 
 def cut(ranges: Iterable[Range]) -> tuple[bytes, bytes]:
-    """Return the starts and the values of ``engine.networks``.
+    """Return the starts and the values of ``engine.networks`` for ranges that rise by their first.
 
     Where ranges overlap, the higher value holds.
     """
     starts = array("Q", (0, 0))
     values = array("Q", (0,))
-    opening = sorted(ranges)
-    cuts = sorted({first for first, _, _ in opening} | {last + 1 for _, last, _ in opening})
-    active: list[tuple[int, int]] = []
-    opened = 0
-    for at in cuts:
-        while opened < len(opening) and opening[opened][0] == at:
-            _, last, value = opening[opened]
+    latest = 0  # where the last cut is
+    active: list[tuple[int, int]] = []  # a heap of value, negated, and last address
+    rest = iter(ranges)
+    coming = next(rest, None)
+    while active or coming is not None:
+        at = active[0][1] + 1 if active else _END
+        if coming is not None and coming[0] <= at:
+            at, last, value = coming
             heapq.heappush(active, (-value, last))
-            opened += 1
+            coming = next(rest, None)
         while active and active[0][1] < at:
             heapq.heappop(active)
         value = -active[0][0] if active else 0
-        if value == values[-1] or at == _END:
-            continue
-        if at == 0:
-            values[0] = value
-            continue
-        starts.extend((at >> 64, at & 0xFFFFFFFFFFFFFFFF))
-        values.append(value)
+        if at == latest:
+            values[-1] = value
+            if len(values) > 1 and values[-2] == value:
+                values.pop()
+                del starts[-2:]
+                latest = starts[-2] << 64 | starts[-1]
+        elif at < _END and value != values[-1]:
+            starts.extend((at >> 64, at & 0xFFFFFFFFFFFFFFFF))
+            values.append(value)
+            latest = at
     return starts.tobytes(), values.tobytes()
 
 
@@ -79,40 +87,41 @@ def read_lists(
 ) -> Lists:
     """Return the lists; ConfigError with all that is wrong in the files."""
     problems: list[str] = []
-    allowed = [parse_network(text) for text in allow]
-    denied = [parse_network(text) for text in deny]
-    for networks, files in ((allowed, allow_files), (denied, deny_files)):
-        for name in files:
-            networks.extend(_read_file(Path(name), problems))
-    if len(allowed) + len(denied) > MAX_NETWORKS:
+    pieces: list[list[Range]] = []
+    counts = []
+    for value, networks, files in ((ALLOW, allow, allow_files), (DENY, deny, deny_files)):
+        found = map(parse_network, networks)
+        every = itertools.chain(found, *(_read_file(Path(name), problems) for name in files))
+        ranges = (span(network, value) for network in every)
+        before = sum(map(len, pieces))
+        while piece := sorted(itertools.islice(ranges, _PIECE)):
+            pieces.append(piece)
+            if before + _PIECE * len(pieces) > MAX_NETWORKS + 2 * _PIECE:
+                break
+        counts.append(sum(map(len, pieces)) - before)
+    if sum(counts) > MAX_NETWORKS:
         problems.append(f"lists: more than {MAX_NETWORKS} networks")
     if problems:
         raise ConfigError(problems)
-    ranges = [span(network, ALLOW) for network in allowed]
-    ranges += [span(network, DENY) for network in denied]
-    return Lists(*cut(ranges), len(allowed), len(denied))
+    return Lists(*cut(heapq.merge(*pieces)), *counts)
 
 
 def _read_file(path: Path, problems: list[str]) -> Iterator[Network]:
     """Yield the networks of a file: one a line, the rest of a line after ``#`` is a comment."""
+    wrong = 0
     try:
-        text = path.read_text("utf-8-sig", "backslashreplace")
+        with path.open(encoding="utf-8-sig", errors="backslashreplace") as lines:
+            for number, line in enumerate(lines, 1):
+                entry = line.partition("#")[0].strip()
+                if not entry:
+                    continue
+                try:
+                    yield parse_network(entry)
+                except ValueError as error:
+                    wrong += 1
+                    if wrong <= _SHOWN:
+                        problems.append(f"{path}: line {number}: {error}")
     except OSError as error:
         problems.append(f"{path}: {error.strerror}")
-        return
-    wrong = 0
-    for number, line in enumerate(text.splitlines(), 1):
-        entry = line.partition("#")[0].strip()
-        if not entry:
-            continue
-        try:
-            yield parse_network(entry)
-        except ValueError as error:
-            wrong += 1
-            if wrong <= _SHOWN:
-                problems.append(f"{path}: line {number}: {error}")
     if wrong > _SHOWN:
         problems.append(f"{path}: {wrong - _SHOWN} more lines are wrong")
-
-
-_SHOWN = 10  # mistakes of a file

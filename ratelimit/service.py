@@ -30,13 +30,11 @@ from ratelimit.engine.constants import CLIENT_BYTES, SECOND
 from ratelimit.exceptions import StartError
 from ratelimit.haproxy import HAProxy, find
 from ratelimit.limiter import Limiter, Sharing
-from ratelimit.lists import Lists
 from ratelimit.load import Load
 from ratelimit.metrics import Metrics
 from ratelimit.model import Address
 from ratelimit.notation import format_duration
 from ratelimit.ops.server import Server
-from ratelimit.reload import read
 from ratelimit.runtime import Runtime
 from ratelimit.runtime.figures import AGENT_BACKEND
 from ratelimit.store import MEMORY, Node, open_store
@@ -170,7 +168,7 @@ async def _agent(config: Config, *sockets: str) -> AsyncIterator[_Running]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    limits, lists, node = config.limits_in_force(), await _read_lists(config), secrets.token_hex(8)
+    limits, lists, node = config.limits_in_force(), config.read_lists(), secrets.token_hex(8)
     if config.store.url == MEMORY:
         sharing = Sharing.NONE
     else:
@@ -248,12 +246,6 @@ async def _servers_up(runtime: Runtime) -> int | None:
         if not report.problem
     ]
     return max(up, default=None)
-
-
-async def _read_lists(config: Config) -> Lists:
-    if config.lists == type(config.lists)():
-        return Lists()
-    return (await read(config.path))[1]
 
 
 @contextlib.asynccontextmanager

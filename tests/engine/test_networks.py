@@ -14,7 +14,7 @@ _LAST = (1 << 128) - 1
 
 
 def networks(ranges: list[Range]) -> Networks:
-    return Networks(*cut(ranges))
+    return Networks(*cut(sorted(ranges)))
 
 
 def value(made: Networks, address: int) -> int:
