@@ -84,7 +84,7 @@ $(VENV)/created: | system-base
 
 $(VENV)/installed: $(VENV)/created pyproject.toml setup.py ratelimit/__init__.py
 	$(BIN)/pip install -q --group compile
-	RATELIMIT_NO_EXTENSIONS=1 PYTHONWARNINGS=ignore $(BIN)/pip install -q --no-build-isolation -e .
+	RATELIMIT_NO_EXTENSIONS=1 PYTHONWARNINGS=ignore $(BIN)/pip install -q -e .
 	touch $@
 
 # Compiled apart from the installation, so that an edit compiles one module and not all. It has to:
