@@ -99,7 +99,7 @@ class Sync:
         for rule in self.limiter.engine.rules:
             if self.limiter.sharing is not Sharing.NONE:
                 exchange = self.limiter.engine.exchanges[rule.index]
-                exchange.horizon = round(3 * self.interval * SECOND)
+                exchange.interval = round(self.interval * SECOND)
         self._divide()
 
     def now(self) -> int:
@@ -179,14 +179,14 @@ class Sync:
         if self.store is None or not self.store.up or self.waits:
             return
         loop = asyncio.get_running_loop()
+        now, here = self.now(), loop.time()
         due = math.inf
         for exchange in self.limiter.engine.exchanges:
-            if exchange.urgent:
-                due = min(due, self._last + min(_GAP, self.interval))
-            elif exchange.due:
-                due = min(due, self._last + self.interval)
-            elif wait := exchange.wait(self.now()):
-                due = min(due, max(loop.time() + wait / SECOND, self._last + self.interval))
+            if exchange.due:
+                begin = here + (exchange.due - now) / SECOND
+                due = min(due, max(begin, self._last + min(_GAP, self.interval)))
+            if wait := exchange.wait(now):
+                due = min(due, max(here + wait / SECOND, self._last + self.interval))
         if due < self._next:
             if self._timer is not None:
                 self._timer.cancel()

@@ -427,12 +427,10 @@ class Engine:
             place = table.halves[2 * slot + HOT]
             if place > 0:
                 counted += exchange.remote(place - 1, hits)
-                exchange.press(slot, place - 1, counted)
-                if exchange.due:
+                if exchange.press(slot, place - 1, counted):
                     self.urgent = True
             elif counted > rule.share:
                 exchange.heat(slot, TELL)
-                exchange.urgent = True
                 self.urgent = True
         self.counted = counted
         if counted <= rule.rate:
@@ -563,6 +561,8 @@ class Engine:
         """Have the store hear of a client's hits, unless it is blocked anyway."""
         rule.at(self.now)
         slot = self.locate(rule)
+        if self.table.idle > self.minute:
+            rule.seen += 1  # when it is checked, it will have been seen just before
         if self.table.until(slot) <= self.table.now:
             exchange = self.exchanges[rule.index]
             exchange.reserve(slot, hits)

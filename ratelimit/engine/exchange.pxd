@@ -7,7 +7,7 @@ from ratelimit.spop.codec cimport Writer
 
 cdef uint64_t RING
 cdef int WEIGHT_BITS, HOT, SETTLED, ANSWER_BYTES, NOTICE_BYTES, RECORD_BYTES, FIRST_COUNTER
-cdef uint64_t _HALF, _HORIZON, _MAX_OTHERS, _MAX_UNSENT, _MILLISECOND, _M32
+cdef uint64_t _AGES, _HALF, _INTERVAL, _NEAR, _MAX_OTHERS, _MAX_UNSENT, _MILLISECOND, _M32
 cdef int TELL, TELL_NEAR, TOLD, TOLD_NEAR
 cdef int _TELL, _MAX_RECORDS, _WORDS, _HALVES, _REMOTE, _SUM, _UNSENT, _ASKED, _RESERVED
 cdef int _DUE
@@ -23,21 +23,23 @@ cdef class Exchange:
     cdef bytes batch
     cdef Writer writer, notices
     cdef readonly uint64_t overflow
-    cdef public uint64_t horizon
-    cdef public bint due, urgent
+    cdef public uint64_t interval
+    cdef readonly uint64_t due
     cdef bint announced
     cdef uint64_t round
 
     @cython.locals(table=Table, place=uint32_t, i=int)
     cpdef void heat(self, Py_ssize_t slot, uint32_t told) noexcept
-    @cython.locals(n=Py_ssize_t, start=Py_ssize_t, slot=Py_ssize_t)
+    @cython.locals(n=Py_ssize_t, start=Py_ssize_t, slot=Py_ssize_t, place=uint32_t)
     cpdef int warm(self, bytes notices) except -1
     cpdef bytes notice(self)
     @cython.locals(
         rule=Rule, mine=Py_ssize_t, left=uint64_t, last=Py_ssize_t, own=Py_ssize_t,
-        recent=uint64_t, span=uint64_t, unsent=uint64_t, beyond=bint,
+        recent=uint64_t, unsent=uint64_t, until=uint64_t, near=uint64_t, wait=uint64_t,
     )
-    cdef void press(self, Py_ssize_t slot, uint32_t place, uint64_t counted) noexcept
+    cdef bint press(self, Py_ssize_t slot, uint32_t place, uint64_t counted) noexcept
+    @cython.locals(at=uint64_t, millisecond=uint32_t, first=Py_ssize_t, planned=uint32_t)
+    cdef bint plan(self, uint32_t place, uint64_t wait) noexcept
     @cython.locals(place=uint32_t)
     cdef void reserve(self, Py_ssize_t slot, uint64_t hits) noexcept
     @cython.locals(rule=Rule, first=Py_ssize_t, oldest=uint64_t, total=uint64_t, unsent=uint64_t)
@@ -53,6 +55,8 @@ cdef class Exchange:
         milliseconds=uint64_t, first=Py_ssize_t,
     )
     cpdef bytes pack(self, uint64_t now)
+    @cython.locals(due=uint32_t, milliseconds=uint64_t, wait=uint64_t, at=uint64_t)
+    cdef bint later(self, Py_ssize_t first, uint64_t now) noexcept
     @cython.locals(
         table=Table, rule=Rule, writer=Writer, at=uint64_t, own=uint32_t, delta=uint32_t,
         sent=uint32_t, _=int,

@@ -38,7 +38,9 @@ from ratelimit.spop.codec import Writer
 
 _MAX_RECORDS = 1000  # of a batch: 92,000 bytes, and a few milliseconds of the store's time
 _HALF = 1 << WEIGHT_BITS - 1  # to round a share to the nearest
-_HORIZON = 30_000_000  # nanoseconds
+_INTERVAL = 10_000_000  # nanoseconds
+_NEAR = 3  # intervals before its limit from which on a client's hits are sent at once
+_AGES = 1 << 31  # milliseconds; what seems to be as long ago is in the future
 _M32 = 0xFFFFFFFF
 _MAX_OTHERS = 1 << 27  # hits of a tick; 17 of them fit into the sum
 _MAX_UNSENT = 1 << 27
@@ -51,17 +53,17 @@ _UNSENT = 35  # hits that no batch has carried,
 _ASKED = 36  # the millisecond of the last batch it was in,
 _TELL = 37  # whether the other nodes are to be told of it,
 _RESERVED = 38  # hits that are sent before the table counts them,
-_DUE = 39  # and whether it goes with the next batch.
+_DUE = 39  # and the millisecond from which on a batch is to carry it, 0 for the next round.
 
 
 class Exchange:
     """The hot clients of one limit, at most ``capacity``.
 
     Every ``refresh`` milliseconds a round of batches carries them all, whether or not they have
-    fresh hits; ``refresh`` of 0 means that every batch carries those that have. One that could
-    exceed its limit before the next round is due with the next batch, which ``due`` tells of, and
-    one that could within ``horizon`` nanoseconds should be sent at once, which ``urgent`` tells of;
-    the horizon should be somewhat more than the time between two batches.
+    fresh hits; ``refresh`` of 0 means that every batch carries those that have. Of one that could
+    exceed its limit before the next round, the others are asked every ``interval`` nanoseconds,
+    and nearer its limit when half of the time has gone until then. ``due`` is the time, as of
+    ``Rule.at()``, by which the next batch should be packed for such a client, or 0.
     A client's place here, counted from 1, is kept in its slot of the table. ``overflow`` counts
     clients that should be hot and found no room: this node counts them alone.
     """
@@ -71,10 +73,9 @@ class Exchange:
         self.rule = rule
         self.capacity = capacity
         self.refresh = refresh
-        self.horizon = _HORIZON
+        self.interval = _INTERVAL
         self.announced = False
-        self.due = False
-        self.urgent = False
+        self.due = 0
         self.round = 0
         self.words = memoryview(bytearray(8 * _WORDS * capacity)).cast("Q")
         self.halves = memoryview(bytearray(4 * _HALVES * capacity)).cast("I")
@@ -108,9 +109,8 @@ class Exchange:
         for i in range(_HALVES):
             self.halves[_HALVES * place + i] = 0
         self.halves[_HALVES * place + _UNSENT] = 1
-        self.halves[_HALVES * place + _DUE] = 1
         self.halves[_HALVES * place + _TELL] = told
-        self.due = True
+        self.plan(place, 0)
         table.halves[2 * slot + HOT] = place + 1
 
     def warm(self, notices: bytes) -> None:
@@ -125,19 +125,26 @@ class Exchange:
                 self.number(notices, start + 8, 8),
                 self.number(notices, start + 16, 1) << 16 | self.rule.index,
             )
-            if slot >= 0 and self.table.halves[2 * slot + HOT] == 0:
+            if slot < 0:
+                continue
+            place = self.table.halves[2 * slot + HOT]
+            if place == 0:
                 self.heat(slot, TOLD)
+            elif self.halves[_HALVES * (place - 1) + _UNSENT] > 0:
+                # It is near its limit, where our hits are missed.
+                self.plan(place - 1, 0)
 
     def notice(self) -> bytes:
         """Return what the other nodes are to be told: 17 bytes a client, its key and kind."""
         return self.notices.take()
 
-    def press(self, slot: int, place: int, counted: int) -> None:
+    def press(self, slot: int, place: int, counted: int) -> bool:
         """See when the other nodes are to hear of a client that has ``counted`` hits in all.
 
         As long as no node has more than its part of what is left of the limit unsent, all of them
         together have not exceeded it. And as fast as the client is now, which is seen by the
-        present part of the window and the one before, it should not before the next round.
+        present part of the window and the one before, it should not before the next round. Returns
+        whether a batch is due sooner than it was.
         """
         rule = self.rule
         mine = _HALVES * place
@@ -151,15 +158,36 @@ class Exchange:
         own = 2 * slot + FIRST_COUNTER
         recent = self.table.halves[own + rule.bucket] + self.table.halves[own + last]
         recent += self.halves[mine + _REMOTE + rule.bucket] + self.halves[mine + _REMOTE + last]
-        span = rule.elapsed + rule.sub_window
         unsent = self.halves[mine + _UNSENT]
-        beyond = unsent > 0 and 2 * unsent * (rule.nodes - 1) > left
-        if beyond or recent * (self.horizon + self.refresh * _MILLISECOND) // span > left:
-            self.halves[mine + _DUE] = 1
-            self.due = True
+        if left > 0 and 2 * unsent * (rule.nodes - 1) > left:
+            return self.plan(place, 0)
+        if recent == 0:
+            return False
+        # Nanoseconds until it is at its limit.
+        until = left * (rule.elapsed + rule.sub_window) // recent
+        near = _NEAR * self.interval
+        if until >= near + self.refresh * _MILLISECOND:
+            return False
         # Beyond the limit nothing can be missed any more.
-        if left > 0 and unsent > 0 and (beyond or recent * self.horizon // span > left):
-            self.urgent = True
+        wait = self.interval
+        if left > 0 and unsent > 0 and until < near:
+            wait = 0
+        elif left > 0 and until < 2 * self.interval:
+            wait = until // 2
+        return self.plan(place, wait)
+
+    def plan(self, place: int, wait: int) -> bool:
+        """Have a batch carry a client in ``wait`` nanoseconds; return if that is news."""
+        at = self.rule.now + wait
+        millisecond = at // _MILLISECOND & _M32
+        first = _HALVES * place
+        planned = self.halves[first + _DUE]
+        if planned == 0 or (planned - millisecond) & _M32 < _AGES:
+            self.halves[first + _DUE] = max(millisecond, 1)
+        if 0 < self.due <= at:
+            return False
+        self.due = at
+        return True
 
     def reserve(self, slot: int, hits: int) -> None:
         """Send ``hits`` of a client with the next batch, before the table counts them.
@@ -229,13 +257,12 @@ class Exchange:
         # How long ago, in milliseconds, one was asked about that this round has had.
         age = (milliseconds - self.round) & _M32
         self.flown = 0
-        self.due = False
-        self.urgent = False
+        self.due = 0
         looked = 0
         size = self.size
         while looked < size:
             if self.flown == _MAX_RECORDS:
-                self.due = True
+                self.due = now
                 break
             looked += 1
             if self.next >= self.size:
@@ -252,8 +279,8 @@ class Exchange:
             if self.refresh == 0:
                 if self.halves[first + _UNSENT] == 0:
                     continue
-            elif self.halves[first + _DUE] == 0 and (
-                (milliseconds - self.halves[first + _ASKED]) & _M32 <= age
+            elif (milliseconds - self.halves[first + _ASKED]) & _M32 <= age and (
+                self.later(first, now)
             ):
                 continue
             elif table.until(slot) > table.now:
@@ -267,6 +294,20 @@ class Exchange:
             self.flown += 1
         self.batch = self.writer.take()
         return self.batch
+
+    def later(self, first: int, now: int) -> bool:
+        """Tell whether a client need not go with the batch of ``now``, and see when it has to."""
+        due = self.halves[first + _DUE]
+        if due == 0:
+            return True
+        milliseconds = now // _MILLISECOND
+        wait = (due - milliseconds) & _M32
+        if wait == 0 or wait >= _AGES:
+            return False
+        at = (milliseconds + wait) * _MILLISECOND
+        if self.due == 0 or at < self.due:
+            self.due = at
+        return True
 
     def record(self, place: int, slot: int) -> None:
         """Write a client's record, and count what it carries as sent."""
@@ -300,8 +341,7 @@ class Exchange:
         if told == TELL:
             self.halves[_HALVES * place + _TELL] = TOLD
             # What the others have of it, they say only now.
-            self.halves[_HALVES * place + _DUE] = 1
-            self.due = True
+            self.plan(place, self.interval)
         elif told == TELL_NEAR:
             self.halves[_HALVES * place + _TELL] = TOLD_NEAR
         else:

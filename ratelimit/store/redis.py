@@ -175,12 +175,6 @@ class RedisStore(SharedStore):
         self.exchanges += 1
         return answer
 
-    async def publish_hot(self, ids: bytes) -> None:
-        """Tell all nodes that these clients are hot, apart from any exchange."""
-        await self._connected().call(
-            self._members.key, "PUBLISH", self._hot, ids, timeout=self._exchange_timeout
-        )
-
     # The life of the store.
 
     async def _run(self) -> None:

@@ -20,6 +20,7 @@ from tests.forms import plain_engine
 SECOND = 1_000_000_000
 MS = 1_000_000
 START = 1_700_000_000 * SECOND
+NEVER = 1 << 62
 LIMIT = Limit(block=())
 SECRET = bytes(range(64))
 ASK = wire.notify(wire.message("default", key=wire.address("192.0.2.1")))
@@ -48,7 +49,7 @@ class Store:
 
 
 class Fleet:
-    """Nodes that exchange every 10 ms, each at its own moment; an exchange takes half of one."""
+    """Nodes that exchange at an interval of 10 ms as ``sync.py`` does; it takes half of one."""
 
     def __init__(self, nodes: int, seed: int, engine: type[Engine] = Engine) -> None:
         self.random = random.Random(seed)
@@ -57,7 +58,7 @@ class Fleet:
         for node in self.engines:
             node.rules[0].divide(nodes)
         self.now = START + self.random.randrange(SECOND)
-        self.due = [self.now + self.random.randrange(10 * MS) for _ in self.engines]
+        self.last = [self.now - self.random.randrange(10 * MS) for _ in self.engines]
         self.flying: dict[int, tuple[int, bytes]] = {}
         self.told: list[tuple[int, int, bytes]] = []
 
@@ -68,24 +69,32 @@ class Fleet:
         engine.at(at)
         engine.answer(ASK, 0, 16380)
         (answer,) = wire.frames(engine.take())
-        if engine.exchanges[0].urgent and node not in self.flying:
-            self.send(node, at)
         return "deny" not in answer.items
+
+    def due(self, node: int) -> int:
+        """Return when a node is to exchange next."""
+        exchange = self.engines[node].exchanges[0]
+        moments = [NEVER]
+        if exchange.due:
+            moments.append(max(exchange.due, self.last[node] + 2 * MS))
+        if wait := exchange.wait(self.now):
+            moments.append(max(self.now + wait, self.last[node] + 10 * MS))
+        return max(min(moments), self.now)
 
     def until(self, at: int) -> None:
         """Let everything happen that is due before ``at``."""
         while True:
-            moments = [(due, 0, node) for node, due in enumerate(self.due)]
+            waiting = [node for node in range(len(self.engines)) if node not in self.flying]
+            moments = [(NEVER, 0, 0), *((self.due(node), 0, node) for node in waiting)]
             moments += [(when, 1, node) for node, (when, _) in self.flying.items()]
             moments += [(when, 2, i) for i, (when, _, _) in enumerate(self.told)]
             when, what, number = min(moments)
             if when > at:
                 self.now = at
                 return
+            self.now = when
             if what == 0:
-                self.due[number] += 10 * MS
-                if number not in self.flying:
-                    self.send(number, when)
+                self.send(number, when)
             elif what == 1:
                 _, answers = self.flying.pop(number)
                 self.engines[number].at(when)
@@ -100,7 +109,7 @@ class Fleet:
     def send(self, node: int, now: int) -> None:
         engine = self.engines[node]
         engine.at(now)
-        engine.urgent = False
+        self.last[node] = now
         batch = engine.exchanges[0].pack(now)
         notice = engine.exchanges[0].notice()
         if notice:
@@ -194,9 +203,9 @@ def test_a_batch_is_sent_once_whether_or_not_it_is_answered() -> None:
     first = exchange.pack(START)
     assert sum(struct.unpack("<16sQ17I", first)[2:]) == 40
     ask(engine, 10)
-    second = exchange.pack(START)
+    second = exchange.pack(START + 10 * MS)
     assert sum(struct.unpack("<16sQ17I", second)[2:]) == 10
-    assert exchange.pack(START) == b""
+    assert exchange.pack(START + 10 * MS) == b""
 
 
 def test_hits_of_other_nodes_count_here() -> None:
@@ -221,7 +230,7 @@ def test_a_time_before_the_last_hit_drops_nobody() -> None:
     ask(engine, 40)
     now = START + LIMIT.window // 16
     assert sum(struct.unpack("<16sQ17I", exchange.pack(now))[2:]) == 40
-    assert sum(struct.unpack("<16sQ17I", exchange.pack(now - 1))[2:]) == 0
+    assert sum(struct.unpack("<16sQ17I", exchange.pack(now - MS))[2:]) == 0
     assert exchange.size == 1
 
 
@@ -258,29 +267,56 @@ def test_with_more_than_its_part_of_the_slack_a_node_sends_at_once() -> None:
         learn(exchange, START + at * MS, 0)
     engine.at(START + 900 * MS)
     ask(engine, 24)
-    assert not exchange.urgent, "24 of 74 left are less than half"
+    assert not exchange.due, "24 of 74 left are less than half"
     ask(engine, 2)
-    assert exchange.urgent
+    assert exchange.due == START + 900 * MS
     assert sum(record(exchange, START + 900 * MS)) == 26
 
 
-def test_near_its_limit_a_client_is_asked_about_at_every_interval() -> None:
+def due_with(left: int) -> int:
+    """Return in how many ns a client of 80 hits a second, that lacks so many, is asked about."""
     engine, exchange = node()
-    ask(engine, 40)
-    learn(exchange, START, 55)
-    for interval in range(1, 4):
-        assert exchange.due
-        learn(exchange, START + 10 * interval * MS, 55)
-    assert not exchange.urgent, "this node has nothing new to tell"
+    others = LIMIT.rate - 26 - 5 - left
+    engine.at(START - 500 * MS)
+    ask(engine, 26)
+    learn(exchange, START - 500 * MS, others)
+    engine.at(START)
+    ask(engine, 5)
+    (tick,) = struct.unpack("<Q", exchange.pack(START)[16:24])
+    exchange.learn(struct.pack("<Q17I", tick, 5, *[0] * 7, 26 + others, *[0] * 8))
+    return exchange.due - START if exchange.due else 0
 
 
-def test_over_its_limit_a_client_is_not_urgent_any_more() -> None:
+def test_near_its_limit_a_client_is_asked_about_at_every_interval() -> None:
+    # A hit comes every 12.5 ms, the next round is in 50, and within 30 no hit may wait.
+    assert [due_with(left) for left in (20, 7)] == [0, 0]
+    assert [due_with(left) for left in (6, 3, 2)] == [10 * MS] * 3
+
+
+def test_just_before_its_limit_it_is_asked_about_when_half_of_the_time_is_over() -> None:
+    assert due_with(1) == 6_250_000
+
+
+def test_a_batch_carries_only_what_is_due() -> None:
+    engine, exchange = node()
+    for client in ("192.0.2.1", "192.0.2.2"):
+        ask(engine, 26, client)
+    exchange.learn(Store().exchange(exchange.pack(START)))
+    assert exchange.due == START + 10 * MS, "to hear what the others have of them"
+    engine.at(START + 5 * MS)
+    ask(engine, 40, "192.0.2.2")
+    assert exchange.due == START + 5 * MS
+    assert len(exchange.pack(START + 5 * MS)) == RECORD_BYTES
+    assert exchange.due == START + 10 * MS
+    assert len(exchange.pack(START + 10 * MS)) == RECORD_BYTES
+
+
+def test_over_its_limit_a_client_does_not_press_any_more() -> None:
     engine, exchange = node()
     ask(engine, 40)
     learn(exchange, START, 70)
     ask(engine, 10)
-    assert exchange.due
-    assert not exchange.urgent
+    assert exchange.due == START + 10 * MS
 
 
 def test_a_blocked_client_is_not_exchanged() -> None:

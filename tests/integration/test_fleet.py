@@ -236,6 +236,22 @@ def test_a_node_whose_clock_is_wrong(folder: Path, minutes: int) -> None:
         assert abs(end - (time.time() + 60)) <= 3
 
 
+@pytest.mark.parametrize("minutes", [-7, 5])
+def test_a_wrong_clock_before_redis_was_ever_reached(folder: Path, minutes: int) -> None:
+    with fleet(folder, LIMIT, redis=False) as it:
+        wrong, right = it.add(clock=60 * minutes), it.add()
+        first = wrong.ask(CLIENT, RATE + 1)
+        assert first.reason == BLOCKED
+        assert abs(first.number("block_until") - (time.time() + 60 * minutes + 60)) <= 3
+        it.server.start()
+        until(lambda: blocks(right, CLIENT), "the right one blocks it too")
+        assert abs(right.ask(CLIENT, 0).number("block_until") - (time.time() + 60)) <= 5
+        again = wrong.ask(CLIENT, 0)
+        assert again.reason == BLOCKED
+        assert abs(again.number("block_until") - first.number("block_until")) <= 3
+        it.settled(RATE)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_blocks_outlive_a_node_of_its_own(folder: Path, number: signal.Signals) -> None:
     state = folder / "state"

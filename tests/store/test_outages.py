@@ -76,11 +76,6 @@ def clients(server: Server) -> Callable[[], object]:
     return back
 
 
-def stuck(server: Server) -> Callable[[], object]:
-    server.do("CLIENT", "PAUSE", "60000", "ALL")
-    return lambda: server.do("CLIENT", "UNPAUSE")
-
-
 @pytest.mark.parametrize(
     ("begin", "problem"),
     [
@@ -427,7 +422,7 @@ def test_an_owner_that_fails_does_not_end_the_store(server: Server, logs: list[A
         store = RedisStore(parse(server.url), "test", Events(on_hot=fail))
         await store.start()
         try:
-            await store.publish_hot(b"x")
+            await store.exchange("default", 0, 7, TTL, RECORD, b"x")
             await until(lambda: store.outages == 1 and store.up)
             await store.save(block("a"))
         finally:

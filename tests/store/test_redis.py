@@ -223,7 +223,7 @@ def test_hot_notices_reach_all_nodes(server: Server) -> None:
     async def main() -> None:
         async with nodes(server.url, 2) as [(first, _), (_, seen)]:
             await first.exchange("default", 0, 1, 1000, RECORD, b"\x00one")
-            await first.publish_hot(b"\xfftwo")
+            await first.exchange("default", 0, 1, 1000, b"", b"\xfftwo")
             await until(lambda: seen.hot == [b"\x00one", b"\xfftwo"])
 
     run(main)
