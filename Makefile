@@ -8,6 +8,8 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 ARGS ?=
+# Tests side by side. More than cores: most of them wait for a server.
+WORKERS ?= 4
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -51,8 +53,8 @@ else
 endif
 
 test: system-run $(VENV)/compiled $(VENV)/group-test ## all tests compiled, then those without a server as plain Python
-	$(BIN)/pytest $(ARGS)
-	RATELIMIT_PURE=1 $(BIN)/pytest -m "not integration and not packaging" $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) $(ARGS)
+	RATELIMIT_PURE=1 $(BIN)/pytest -n $(WORKERS) -m "not integration and not packaging" $(ARGS)
 
 lint: system-base $(VENV)/compiled $(VENV)/group-lint ## style, format, types
 	$(BIN)/ruff check

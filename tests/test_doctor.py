@@ -251,7 +251,9 @@ def test_clocks_off(plant: Plant, tmp_path: Path, ahead: float) -> None:
                 assert list(broken) == ["clock of the store", "haproxy: clock"]
                 word = "behind" if ahead > 0 else "ahead of"
                 for check in broken.values():
-                    assert f"90.0 s {word} the clock here" in check.finding
+                    found = re.search(rf"([\d.]+) s {word} the clock here", check.finding)
+                    # As exact as a machine that is busy with other tests answers.
+                    assert found and float(found[1]) == pytest.approx(90, abs=5), check.finding
                     assert "NTP" in check.mend
         finally:
             redis.kill()
