@@ -61,10 +61,8 @@ lint: system-base $(VENV)/compiled $(VENV)/group-lint ## style, format, types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: system-bench $(VENV)/compiled $(VENV)/group-test ## how exact a count is, and what a check costs
-	$(BIN)/python -m benchmarks.accuracy $(ARGS)
-	$(BIN)/python -m benchmarks.agent $(ARGS)
-	$(BIN)/python -m benchmarks.end_to_end $(ARGS)
+bench: system-bench $(VENV)/compiled $(VENV)/group-bench ## all benchmarks; ARGS="--quick NAME..."
+	$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## remove everything that was built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

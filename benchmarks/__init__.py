@@ -1,1 +1,1 @@
-"""What the limiter costs, measured: ``agent`` without HAProxy, ``end_to_end`` with it."""
+"""What the limiter costs and how exact it is, measured: ``python -m benchmarks --help``."""

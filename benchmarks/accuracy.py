@@ -8,28 +8,27 @@ same in every run.
 
 A burst begins once in each second, at a random moment of it.
 
-``--haproxy`` instead holds the model of the two buckets against the count of a real HAProxy, and
-``--draw FILE`` draws the errors (``pip install --group bench``).
+``--haproxy`` instead holds the model of the two buckets against the count of a real HAProxy.
 """
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import random
 import sys
 import time
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from benchmarks import harness
+from benchmarks import command, harness
 from benchmarks.harness import Figure, Programs, Target
+from benchmarks.report import Column, Report, Row, Table
 from ratelimit.limiter import Limiter
 from ratelimit.model import Limit, Verdict
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterator
 
     Loads = dict[str, Callable[[int, random.Random], Iterator[int]]]
@@ -184,66 +183,49 @@ def measure(times: list[int], counter: Counter) -> Errors:
     return Errors(allowed / len(times), refused / len(times))
 
 
-def run(rounds: int, seconds: int) -> dict[str, Any]:
-    """Measure every counter under every load and print the table."""
+def run(programs: Programs, options: argparse.Namespace) -> Report:
+    """Measure every counter under every load."""
+    if options.haproxy:
+        return run_haproxy(programs, 5 if options.quick else 20)
     found: dict[str, dict[str, list[Errors]]] = {}
     for load, arrivals in (LOADS | STEADY).items():
         found[load] = {name: [] for name in COUNTERS}
-        for number in range(rounds):
+        for number in range(options.rounds):
             harness.progress(f"{load}, round {number + 1}")
-            times = list(arrivals(seconds, random.Random(number)))
+            times = list(arrivals(int(options.seconds), random.Random(number)))
             for name, make in COUNTERS.items():
                 found[load][name].append(measure(times, make()))
-    harness.progress("")
-    print(f"a limit of {RATE} a second, {rounds} rounds of {seconds} s; requests decided otherwise")
-    print("than by an exact sliding log, in %: the median, with the least and the greatest\n")
-    rows = []
-    for load, counters in found.items():
-        for name, errors in counters.items():
-            both, allowed, refused = (
+    rows = tuple(
+        Row.of(
+            f"{load}: {name}",
+            *(
                 Figure.of(100 * getattr(e, kind) for e in errors)
                 for kind in ("both", "allowed", "refused")
-            )
-            shown = [both.text(3), f"{allowed.median:.3f}", f"{refused.median:.3f}"]
-            rows.append([f"{load}: {name}", *shown])
-    harness.table(["", "wrong", "let through", "refused"], rows)
+            ),
+        )
+        for load, counters in found.items()
+        for name, errors in counters.items()
+    )
+    columns = (
+        Column("wrong, %", "less", 3),
+        Column("let through, %", "less", 3),
+        Column("refused, %", "less", 3),
+    )
+    note = f"a limit of {RATE} a second, {options.rounds} rounds of {options.seconds:g} s of the "
+    note += "client's time; requests decided otherwise than by an exact sliding log"
     targets = [
         Target(f"{load}, engine to two buckets", _ratio(found[load]), BOUND, at_most=True)
         for load in LOADS
     ]
     never = max(error.refused for error in found["steady 99/s"]["engine"])
     targets.append(Target("steady 99/s, refused by the engine", never, 0, at_most=True))
-    return {"seconds": seconds, "errors": found, "targets": targets}
+    return Report((Table("counter", note, columns, rows),), tuple(targets))
 
 
 def _ratio(counters: dict[str, list[Errors]]) -> float:
     """Return the engine's error to the two buckets', over all rounds."""
     ours, theirs = (sum(e.both for e in counters[name]) for name in ("engine", "two buckets"))
     return ours / theirs
-
-
-def draw(results: dict[str, Any], file: Path) -> None:
-    """Draw the errors as bars, in the format that the file's name says."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(10, 4.5), layout="constrained")
-    height = 0.8 / len(COUNTERS)
-    for number, name in enumerate(COUNTERS):
-        shares = [
-            Figure.of(100 * e.both for e in results["errors"][load][name]).median for load in LOADS
-        ]
-        places = [place + number * height for place in range(len(LOADS))]
-        bars = axes.barh(places, shares, height, label=name)
-        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
-    axes.set_yticks([place + 0.4 - height / 2 for place in range(len(LOADS))], list(LOADS))
-    axes.invert_yaxis()
-    axes.set_xlabel("requests decided otherwise than by an exact sliding log, %")
-    axes.legend()
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file)
 
 
 HAPROXY = """
@@ -261,7 +243,7 @@ backend rates
 """
 
 
-def run_haproxy(programs: Programs, seconds: int) -> dict[str, Any]:
+def run_haproxy(programs: Programs, seconds: int) -> Report:
     """Send a real HAProxy a load of each kind and hold what it counted against the model."""
     path = harness.find("haproxy")
     if path is None:
@@ -287,42 +269,30 @@ def run_haproxy(programs: Programs, seconds: int) -> dict[str, Any]:
         connection.close()
         program.stop()
         found.append(differences)
-    harness.progress("")
-    print(f"HAProxy's http_req_rate less the model's, after each request; {seconds} s a load\n")
-    rows = []
-    for load, differences in zip(LOADS, found, strict=True):
-        equal = sum(not d for d in differences) / len(differences)
-        shown = [f"{min(differences)} to {max(differences)}", f"{100 * equal:.1f}"]
-        rows.append([load, f"{len(differences):,}", *shown])
-    harness.table(["", "requests", "difference", "equal, %"], rows)
+    rows = tuple(
+        Row.of(
+            load,
+            len(differences),
+            Figure.of(differences),
+            100 * sum(not d for d in differences) / len(differences),
+        )
+        for load, differences in zip(LOADS, found, strict=True)
+    )
     # HAProxy's own clock and the one it tells may be a millisecond apart, and what an even one is.
     worst = max(abs(d) for differences in found for d in differences)
-    return {
-        "differences": dict(zip(LOADS, found, strict=True)),
-        "targets": [Target("greatest difference, requests", worst, 1, at_most=True)],
-    }
+    table = Table(
+        "model",
+        f"HAProxy's http_req_rate less the model's, after each request; {seconds} s a load",
+        (Column("requests", digits=0), Column("difference", digits=0), Column("equal, %")),
+        rows,
+    )
+    target = Target("greatest difference, requests", worst, 1, at_most=True)
+    return Report((table,), (target,))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
-    parser.add_argument("--rounds", type=int, help="how often with other times (5; quick: 2)")
-    parser.add_argument("--seconds", type=int, help="of the client's time (2000; quick: 300)")
-    parser.add_argument("--quick", action="store_true", help="a short run")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
-    parser.add_argument("--draw", type=Path, metavar="FILE", help="draw the errors, PNG or SVG")
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--haproxy", action="store_true", help="hold the model against HAProxy")
-    options = parser.parse_args()
-    if options.haproxy:
-        with Programs() as programs:
-            harness.finish(run_haproxy(programs, 5 if options.quick else 20), options.json)
-        return
-    rounds = options.rounds or (2 if options.quick else 5)
-    seconds = options.seconds or (300 if options.quick else 2000)
-    results = run(rounds, seconds)
-    harness.finish(results, options.json)
-    if options.draw:
-        draw(results, options.draw)
 
 
 if __name__ == "__main__":
-    main()
+    command.main("accuracy", __doc__, run, rounds=(5, 2), seconds=(2000, 300), arguments=arguments)

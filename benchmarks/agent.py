@@ -10,30 +10,28 @@ and then have a core each, as HAProxy and its agent have when both are busy. The
 else the kernel changes from one to the other as it likes.
 
 ``--limits`` instead compares frames that ask for one limit with such that ask for three, and with
-an agent that has 100,000 networks in its lists or tells all clients what is left. ``--table`` fills
-the table of 1,000,000 clients with ten times as many addresses, and
-``--start`` measures the time from the start of the process to its first answer.
+an agent that has 100,000 networks in its lists or tells all clients what is left. ``--start``
+measures the time from the start of the process to its first answer.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
-import re
 import select
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from benchmarks import harness
+from benchmarks import command, harness
 from benchmarks.harness import Figure, Programs, Target
 from benchmarks.reload import NETWORKS, networks
+from benchmarks.report import Column, Report, Row, Table
 from tests import wire
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
     from benchmarks.harness import Form
@@ -54,9 +52,7 @@ BOUNDS = {8: 1.3, 64: 0.5}
 """The most CPU microseconds that a check may cost the compiled agent, by frames in flight."""
 
 _REFUSED = ", all refused"
-_MIB = 1 << 20
 _KNOWN = 0x0A000000  # 10.0.0.0: the addresses that come again and again
-_NEW = 0x10000000  # 16.0.0.0: those that come once
 _FIRST_STREAM, _STREAMS = 240, 2048  # ids that take two bytes on the wire
 _SILENCE = 5  # seconds without an answer after which a load is given up
 
@@ -221,6 +217,11 @@ class Bench:
             sys.exit(f"{self.name}: {self.checks} asked, {self.program.checks()} checked")
 
 
+def pin() -> None:
+    """Put this program on the core where it is to stay."""
+    os.sched_setaffinity(0, {_CORES[-1]})
+
+
 def _address(programs: Programs, name: str, unix: bool) -> str:
     return str(programs.folder / f"{name}.sock") if unix else harness.free_address()
 
@@ -232,7 +233,7 @@ def known(limits: Sequence[str] = ("default",)) -> Frames:
     return Frames.of(addresses, limits)
 
 
-def run_load(programs: Programs, rounds: int, seconds: float, unix: bool) -> dict[str, Any]:
+def run_load(programs: Programs, rounds: int, seconds: float, unix: bool) -> Report:
     """Load all agents in turns, at each depth and place."""
     frames = known()
     turns: list[tuple[Bench, int]] = []
@@ -258,69 +259,45 @@ def run_load(programs: Programs, rounds: int, seconds: float, unix: bool) -> dic
     for bench in dict.fromkeys(bench for bench, _ in turns):
         bench.finish()
 
-    print(
-        f"{CONNECTIONS} {'unix' if unix else 'tcp'} connections, {ADDRESSES:,} addresses, ", end=""
+    note = f"{CONNECTIONS} {'unix' if unix else 'tcp'} connections, {ADDRESSES:,} addresses, "
+    note += f"{rounds} rounds of {seconds:g} s: median (least-greatest). Busy is how much of the "
+    note += "time each ran: an agent that ran for less than its whole core, or its share of one, "
+    note += "waited for work, and can do more checks a second"
+    columns = (
+        Column("checks a second", "more", 0),
+        Column("CPU us a check", "less", 3),
+        Column("plain to compiled", digits=1),
+        Column("agent busy, %", digits=0),
+        Column("loader busy, %", digits=0),
     )
-    print(f"{rounds} rounds of {seconds:g} s: median (least-greatest)\n")
-    results = []
+    rows: dict[str, list[Row]] = {place: [] for place in PLACES}
     targets = []
-    for place in PLACES:
-        rows = []
-        for (where, name, depth), taken in samples.items():
-            if where != place:
-                continue
-            rate = Figure.of(s.rate for s in taken)
-            cost = Figure.of(s.cost for s in taken)
-            busy = Figure.of(s.cpu / s.seconds / 1e9 for s in taken)
-            loader = Figure.of(s.own / s.seconds / 1e9 for s in taken)
-            ratio = None
-            if name.startswith("compiled"):
-                plain = samples[place, name.replace("compiled", "plain"), depth]
-                pairs = zip(plain, taken, strict=True)
-                ratio = Figure.of(p.cost / c.cost for p, c in pairs)
-            rows.append(
-                [
-                    name,
-                    str(depth),
-                    rate.text(0),
-                    cost.text(),
-                    ratio.text(1) if ratio else "",
-                    f"{busy.median:.0%}",
-                    f"{loader.median:.0%}",
-                ]
+    for (place, name, depth), taken in samples.items():
+        cost = Figure.of(s.cost for s in taken)
+        ratio = None
+        if name.startswith("compiled"):
+            plain = samples[place, name.replace("compiled", "plain"), depth]
+            ratio = Figure.of(p.cost / c.cost for p, c in zip(plain, taken, strict=True))
+        rows[place].append(
+            Row.of(
+                f"{name}, {depth} in flight",
+                Figure.of(s.rate for s in taken),
+                cost,
+                ratio,
+                Figure.of(100 * s.cpu / s.seconds / 1e9 for s in taken),
+                Figure.of(100 * s.own / s.seconds / 1e9 for s in taken),
             )
-            results.append(
-                {
-                    "place": place,
-                    "agent": name,
-                    "in_flight": depth,
-                    "checks_per_second": rate,
-                    "cpu_us_per_check": cost,
-                    "plain_to_compiled": ratio,
-                    "agent_busy": busy,
-                    "loader_busy": loader,
-                }
-            )
-            title = f"{name}, {depth} in flight, {place}"
-            if name == "compiled" and depth in BOUNDS:
-                targets.append(Target(f"CPU us a check, {title}", cost.median, BOUNDS[depth], True))
-            if name == "compiled" and depth == max(DEPTHS) and ratio:
-                targets.append(Target(f"plain to {title}", ratio.median, 10, at_most=False))
-        head = [
-            "in flight",
-            "checks a second",
-            "CPU us a check",
-            "plain:compiled",
-            "agent",
-            "loader",
-        ]
-        harness.table([place, *head], rows)
-    print("agent, loader: how much of the time each ran. An agent that ran for less than its whole")
-    print("core, or its share of one, waited for work: it can do more checks a second than that.\n")
-    return {"load": results, "targets": targets}
+        )
+        title = f"{name}, {depth} in flight, {place}"
+        if name == "compiled" and depth in BOUNDS:
+            targets.append(Target(f"CPU us a check, {title}", cost.median, BOUNDS[depth], True))
+        if name == "compiled" and depth == max(DEPTHS) and ratio:
+            targets.append(Target(f"plain to {title}", ratio.median, 10, at_most=False))
+    tables = (Table(place, note, columns, tuple(those)) for place, those in rows.items())
+    return Report(tuple(tables), tuple(targets))
 
 
-def run_limits(programs: Programs, rounds: int, seconds: float, unix: bool) -> dict[str, Any]:
+def run_limits(programs: Programs, rounds: int, seconds: float, unix: bool) -> Report:
     """Load agents in turns that have more to do for a frame than to count one client once."""
     names = ("default", "login", "api")
     three = "".join(f"[limits.{name}]\nrate = 10_000_000\nblock = []\n" for name in names)
@@ -345,7 +322,6 @@ def run_limits(programs: Programs, rounds: int, seconds: float, unix: bool) -> d
         bench.load(frames, max(DEPTHS), checks=ADDRESSES)
         turns[name] = bench, frames
     rows = []
-    found = []
     targets = []
     for depth in (8, 64):
         costs: dict[str, list[float]] = {name: [] for name in turns}
@@ -356,67 +332,16 @@ def run_limits(programs: Programs, rounds: int, seconds: float, unix: bool) -> d
         for name, taken in costs.items():
             cost = Figure.of(taken)
             ratio = Figure.of(b / a for a, b in zip(costs["one limit"], taken, strict=True))
-            rows.append([name, str(depth), cost.text(), ratio.text()])
-            found.append({"agent": name, "in_flight": depth, "cpu_us": cost, "ratio": ratio})
+            rows.append(Row.of(f"{name}, {depth} in flight", cost, ratio))
             if name == "three limits in a frame":
                 title = f"CPU a check, three limits in a frame to one, {depth} in flight"
                 targets.append(Target(title, ratio.median / len(names), 2, at_most=True))
-    harness.table(["", "in flight", "CPU us a frame", "to one limit"], rows)
-    return {"limits": found, "targets": targets}
+    columns = (Column("CPU us a frame", "less", 3), Column("to one limit", "less"))
+    note = f"{rounds} rounds of {seconds:g} s: median (least-greatest)"
+    return Report((Table("limits", note, columns, tuple(rows)),), tuple(targets))
 
 
-def run_table(programs: Programs, rounds: int, seconds: float, unix: bool) -> dict[str, Any]:
-    """Fill the table with ten times as many addresses as it holds."""
-    depth = max(DEPTHS)
-    frames = known()
-    bench = Bench(programs, "compiled", "compiled", unix)
-    bench.move(next(reversed(PLACES)))
-    memory = [bench.program.rss()]
-    bench.probe(frames)
-    bench.load(frames, depth, checks=ADDRESSES)
-    before = Figure.of(bench.load(frames, depth, seconds).cost for _ in range(rounds))
-    new = []
-    chunks = 10 * CLIENTS // ADDRESSES
-    for number in range(chunks):
-        first = _NEW + number * ADDRESSES
-        chunk = Frames.of(range(first, first + ADDRESSES))
-        new.append(bench.load(chunk, depth, checks=ADDRESSES).cost)
-        if not number % 10:
-            harness.progress(f"{number * ADDRESSES:,} addresses")
-    memory.append(bench.program.rss())
-    bench.load(frames, depth, checks=ADDRESSES)
-    after = Figure.of(bench.load(frames, depth, seconds).cost for _ in range(rounds))
-    bench.finish()
-    filling, evicting = Figure.of(new[: chunks // 20]), Figure.of(new[-chunks // 20 :])
-    table_bytes = int(re.findall(r'"table_bytes": (\d+)', bench.program.log.read_text())[0])
-    print(f"{CLIENTS:,} clients, {chunks * ADDRESSES:,} addresses, {depth} in flight\n")
-    harness.table(
-        ["", "at the start", "after filling"],
-        [
-            ["resident memory, MiB", *(f"{size / _MIB:.1f}" for size in memory)],
-            [f"CPU us a check, {ADDRESSES:,} known addresses", before.text(), after.text()],
-            ["CPU us a check, addresses never seen", filling.text(), evicting.text()],
-        ],
-    )
-    targets = [
-        Target("table, MB", table_bytes / 1e6, 128, at_most=True),
-        Target("resident memory at the start to the table", memory[0] / table_bytes, 1, False),
-        Target("memory, after to before", memory[1] / memory[0], 1.5, at_most=True),
-        Target("CPU a check, known, after to before", after.median / before.median, 1.5, True),
-        Target(
-            "CPU a check, never seen, after to before", evicting.median / filling.median, 1.5, True
-        ),
-    ]
-    return {
-        "rss_bytes": memory,
-        "table_bytes": table_bytes,
-        "cpu_us_known": [before, after],
-        "cpu_us_never_seen": [filling, evicting],
-        "targets": targets,
-    }
-
-
-def run_start(programs: Programs, rounds: int, unix: bool) -> dict[str, Any]:
+def run_start(programs: Programs, rounds: int, unix: bool) -> Report:
     """Start agents one after the other and wait for the first answer of each."""
     frames = Frames.of([_KNOWN])
     taken: dict[Form, list[float]] = {"compiled": [], "plain": []}
@@ -432,42 +357,29 @@ def run_start(programs: Programs, rounds: int, unix: bool) -> dict[str, Any]:
             times.append(time.perf_counter() - start)
             program.stop()
     figures = {form: Figure.of(times) for form, times in taken.items()}
-    print(f"from the start of the process to its first answer, {rounds} times\n")
-    harness.table(["agent", "seconds"], [[form, f.text()] for form, f in figures.items()])
     targets = [
         Target(f"seconds to the first answer, {form}", figure.median, 1, at_most=True)
         for form, figure in figures.items()
     ]
-    return {"start_seconds": figures, "targets": targets}
+    note = f"from the start of the process to its first answer, {rounds} times"
+    rows = tuple(Row.of(form, figure) for form, figure in figures.items())
+    return Report((Table("start", note, (Column("seconds", "less"),), rows),), tuple(targets))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.agent", description=__doc__)
+def arguments(parser: argparse.ArgumentParser) -> None:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--limits", action="store_true", help="three limits, lists, headers instead")
-    mode.add_argument("--table", action="store_true", help="fill the table instead")
     mode.add_argument("--start", action="store_true", help="measure the start instead")
     parser.add_argument("--unix", action="store_true", help="unix sockets instead of TCP")
-    parser.add_argument("--rounds", type=int, help="how often each has its turn (7; quick: 3)")
-    parser.add_argument("--seconds", type=float, help="seconds a turn (0.4; quick: 0.2)")
-    parser.add_argument("--quick", action="store_true", help="a short run")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
-    options = parser.parse_args()
-    rounds = options.rounds or (3 if options.quick else 7)
-    seconds = options.seconds or (0.2 if options.quick else 0.4)
-    if not options.start:
-        os.sched_setaffinity(0, {_CORES[-1]})
-    with Programs() as programs:
-        if options.table:
-            results = run_table(programs, rounds, seconds, options.unix)
-        elif options.start:
-            results = run_start(programs, rounds, options.unix)
-        elif options.limits:
-            results = run_limits(programs, rounds, seconds, options.unix)
-        else:
-            results = run_load(programs, rounds, seconds, options.unix)
-    harness.finish(results, options.json)
+
+
+def run(programs: Programs, options: argparse.Namespace) -> Report:
+    if options.start:
+        return run_start(programs, options.rounds, options.unix)
+    pin()
+    measure = run_limits if options.limits else run_load
+    return measure(programs, options.rounds, options.seconds, options.unix)
 
 
 if __name__ == "__main__":
-    main()
+    command.main("agent", __doc__, run, rounds=(7, 3), seconds=(0.4, 0.2), arguments=arguments)

@@ -8,7 +8,6 @@ one application is behind them all. Requests and refusals are counted by HAProxy
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import csv
 import http.client
@@ -19,12 +18,15 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from benchmarks import harness
+from benchmarks import command, harness
 from benchmarks.harness import ROOT, Figure, Programs, Target
+from benchmarks.report import Column, Report, Row, Table
 
 if TYPE_CHECKING:
+    import argparse
+
     from benchmarks.harness import Program
 
 CONNECTIONS = 64
@@ -176,7 +178,7 @@ def load(variant: Variant, application: Program, seconds: int) -> Sample:
     elapsed = float(took[1]) / (1000 if took[2] == "ms" else 1)
     done = {kind: vars(after)[kind] - start for kind, start in vars(before).items()}
     count = done.pop(variant.kind)
-    if count < 100 * sum(done.values()):
+    if count < 20 * sum(done.values()):
         sys.exit(f"{variant.name}: {count} {variant.kind}, but also {done}\n{wrk.stdout}")
     if haproxy.agent is not None and haproxy.counted_alone():
         sys.exit(f"{variant.name}: the agent did not answer every question")
@@ -243,40 +245,40 @@ RATIOS = (
 """Which is compared with which, and the least that it should be."""
 
 
-def report(samples: dict[str, list[Sample]], rounds: int, seconds: int) -> dict[str, Any]:
-    """Print the figures and return them."""
-    head = ["", "a second", "HAProxy", "agent", "application", "wrk"]
-    results = []
-    rows: dict[bool, list[list[str]]] = {False: [], True: []}
+def tables(samples: dict[str, list[Sample]], rounds: int, seconds: float) -> Report:
+    """Return the figures of all variants, and of which is compared with which."""
+    parts = {"HAProxy": "haproxy", "agent": "agent", "application": "application", "wrk": "client"}
+    columns = (
+        Column("a second", "more", 0),
+        *(Column(f"{name}, CPU us", "neither" if name == "wrk" else "less", 1) for name in parts),
+    )
+    note = f"wrk, {CONNECTIONS} connections, {rounds} rounds of {seconds:g} s: median (least-"
+    note += "greatest). CPU microseconds for each request or refusal"
+    rows: dict[bool, list[Row]] = {False: [], True: []}
     for name, taken in samples.items():
         rate = Figure.of(s.rate for s in taken)
-        costs = {
-            part: Figure.of(vars(s)[part] for s in taken)
-            for part in ("haproxy", "agent", "application", "client")
-        }
-        row = [name, rate.text(0), *(c.text(1) if c.high else "-" for c in costs.values())]
+        costs = [Figure.of(vars(s)[part] for s in taken) for part in parts.values()]
+        row = Row.of(name, rate, *(cost if cost.high else None for cost in costs))
         rows["429" in name or "rejected" in name].append(row)
-        results.append({"variant": name, "per_second": rate, "cpu_us": costs})
-    print(
-        f"wrk, {CONNECTIONS} connections, {rounds} rounds of {seconds} s: median (least-greatest)"
-    )
-    print("CPU microseconds for each request or refusal\n")
-    for refused, title in ((False, "allowed traffic"), (True, "blocked traffic")):
-        harness.table([title, *head[1:]], rows[refused])
     ratios = []
     targets = []
     for name, other, bound in RATIOS:
         pairs = list(zip(samples[name], samples[other], strict=True))
         ratio = Figure.of(a.rate / b.rate for a, b in pairs)
-        cpu = Figure.of(a.cpu / b.cpu for a, b in pairs)
-        ratios.append({"of": name, "to": other, "per_second": ratio, "cpu": cpu})
+        ratios.append(
+            Row.of(f"{name} : {other}", ratio, Figure.of(a.cpu / b.cpu for a, b in pairs))
+        )
         if bound is not None:
             targets.append(Target(f"{name} : {other}", ratio.median, bound, at_most=False))
-    harness.table(
-        ["ratios, round by round", "a second", "CPU of all processes"],
-        [[f"{r['of']} : {r['to']}", str(r["per_second"]), str(r["cpu"])] for r in ratios],
+    compared = (Column("a second", "more"), Column("CPU of all processes", "less"))
+    return Report(
+        (
+            Table("allowed traffic", note, columns, tuple(rows[False])),
+            Table("blocked traffic", note, columns, tuple(rows[True])),
+            Table("ratios", "the one to the other, round by round", compared, tuple(ratios)),
+        ),
+        tuple(targets),
     )
-    return {"variants": results, "ratios": ratios, "targets": targets}
 
 
 def verify(variants: list[Variant]) -> None:
@@ -291,29 +293,23 @@ def verify(variants: list[Variant]) -> None:
             sys.exit(f"HAProxy let {passed} requests pass, the agent checked {checks}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.end_to_end", description=__doc__)
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plain", action="store_true", help="the agent as plain Python")
     parser.add_argument("--config", type=Path, default=SHIPPED, help="another haproxy.cfg")
-    parser.add_argument("--rounds", type=int, help="how often each has its turn (7; quick: 3)")
-    parser.add_argument("--seconds", type=int, help="whole seconds a turn (2; quick: 1)")
-    parser.add_argument("--quick", action="store_true", help="a short run")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
-    options = parser.parse_args()
-    rounds = options.rounds or (3 if options.quick else 7)
-    seconds = options.seconds or (1 if options.quick else 2)
-    with Programs() as programs:
-        form = "plain" if options.plain else "compiled"
-        application, variants = set_up(programs, form, options.config)
-        samples: dict[str, list[Sample]] = {variant.name: [] for variant in variants}
-        for number in range(rounds):
-            # Back and forth, so that none always comes after the same one.
-            for variant in variants if number % 2 == 0 else reversed(variants):
-                harness.progress(f"round {number + 1} of {rounds}: {variant.name}")
-                samples[variant.name].append(load(variant, application, seconds))
-        verify(variants)
-    harness.finish(report(samples, rounds, seconds), options.json)
+
+
+def run(programs: Programs, options: argparse.Namespace) -> Report:
+    form = "plain" if options.plain else "compiled"
+    application, variants = set_up(programs, form, options.config)
+    samples: dict[str, list[Sample]] = {variant.name: [] for variant in variants}
+    for number in range(options.rounds):
+        # Back and forth, so that none always comes after the same one.
+        for variant in variants if number % 2 == 0 else reversed(variants):
+            harness.progress(f"round {number + 1} of {options.rounds}: {variant.name}")
+            samples[variant.name].append(load(variant, application, int(options.seconds)))
+    verify(variants)
+    return tables(samples, options.rounds, options.seconds)
 
 
 if __name__ == "__main__":
-    main()
+    command.main("end_to_end", __doc__, run, rounds=(7, 3), seconds=(2, 1), arguments=arguments)

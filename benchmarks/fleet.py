@@ -19,13 +19,11 @@ an hour has.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from benchmarks import harness
+from benchmarks import command, harness
 from benchmarks.fleet_accuracy import run_accuracy
 from benchmarks.fleet_load import (
     HEAVY,
@@ -41,13 +39,16 @@ from benchmarks.fleet_load import (
 )
 from benchmarks.fleet_outages import run_gone, run_hang
 from benchmarks.harness import Figure, Programs, Target
+from benchmarks.report import Column, Report, Row, Table
 from tests.store.servers import PROGRAM, Server
 
 if TYPE_CHECKING:
+    import argparse
+
     from benchmarks.agent import Frames
 
 
-def run_cost(programs: Programs, server: Server, quick: bool) -> dict[str, Any]:
+def run_cost(programs: Programs, server: Server, quick: bool) -> Report:
     """Compare nodes that share a Redis with nodes that share nothing, and look for the worst."""
     nodes = 4
     rounds, seconds = (5, 1.0) if quick else (9, 2.0)
@@ -67,7 +68,6 @@ def run_cost(programs: Programs, server: Server, quick: bool) -> dict[str, Any]:
     if quick:
         del loads["light, 100,000 a second"]
     rows = []
-    results = []
     targets = []
     for name, parts in loads.items():
         taken: dict[str, list[Usage]] = {kind: [] for kind in fleets}
@@ -86,29 +86,17 @@ def run_cost(programs: Programs, server: Server, quick: bool) -> dict[str, Any]:
         commands = Figure.of(u.per_check(u.commands) for u in taken["redis"])
         cpu = Figure.of(u.redis_us for u in taken["redis"])
         octets = Figure.of(u.per_check(u.octets) for u in taken["redis"])
-        rate = Figure.of(u.checks / seconds for u in taken["redis"])
         rows.append(
-            [
+            Row.of(
                 name,
-                f"{rate.median:,.0f}",
-                commands.text(4),
-                cpu.text(),
-                octets.text(1),
-                figures["redis"].text(),
-                figures["memory"].text(),
-                ratio.text(),
-            ]
-        )
-        results.append(
-            {
-                "load": name,
-                "commands_per_check": commands,
-                "redis_cpu_us_per_check": cpu,
-                "bytes_per_check": octets,
-                "agent_cpu_us_per_check": figures,
-                "redis_to_memory": ratio,
-                "bytes_of_refusals": excess,
-            }
+                Figure.of(u.checks / seconds for u in taken["redis"]),
+                commands,
+                cpu,
+                octets,
+                figures["redis"],
+                figures["memory"],
+                ratio,
+            )
         )
         if name.startswith("worst"):
             targets.append(Target(f"Redis CPU us a check, {name}", cpu.median, 5, at_most=True))
@@ -121,54 +109,50 @@ def run_cost(programs: Programs, server: Server, quick: bool) -> dict[str, Any]:
         targets.append(Target(f"bytes of refusals, {name}", excess, 0, at_most=True))
     for fleet in fleets.values():
         fleet.stop()
-    print(f"{nodes} nodes at 10 ms, {rounds} rounds of {seconds:g} s: median (least-greatest).")
-    print(
-        f"The mix has {HEAVY_CLIENTS} clients at 0.9 of their limit, the worst case has no other.\n"
+    note = f"{nodes} nodes at 10 ms, {rounds} rounds of {seconds:g} s: median (least-greatest). "
+    note += (
+        f"The mix has {HEAVY_CLIENTS} clients at 0.9 of their limit, the worst case has no other"
     )
-    harness.table(
-        [
-            "load",
-            "checks a second",
-            "Redis commands a check",
-            "Redis CPU us",
-            "bytes",
-            "agent CPU us, Redis",
-            "agent CPU us, memory",
-            "ratio",
-        ],
-        rows,
+    columns = (
+        Column("checks a second", digits=0),
+        Column("Redis commands a check", "less", 4),
+        Column("Redis CPU us a check", "less"),
+        Column("bytes a check", "less", 1),
+        Column("agent CPU us a check, Redis", "less"),
+        Column("agent CPU us a check, memory", "less"),
+        Column("Redis to memory", "less"),
     )
-    return {"cost": results, "targets": targets}
+    return Report((Table("cost", note, columns, tuple(rows)),), tuple(targets))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fleet", description=__doc__)
-    parts = {
-        "accuracy": "what is admitted",
-        "cost": "what it costs",
-        "hang": "answers while Redis hangs",
-        "gone": "memory while Redis is gone",
-    }
+PARTS = {
+    "accuracy": (run_accuracy, "what is admitted"),
+    "cost": (run_cost, "what it costs"),
+    "hang": (run_hang, "answers while Redis hangs"),
+    "gone": (run_gone, "memory while Redis is gone"),
+}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
     chosen = parser.add_mutually_exclusive_group()
-    for name, what in parts.items():
+    for name, (_, what) in PARTS.items():
         chosen.add_argument(f"--{name}", action="store_true", help=f"only {what}")
-    parser.add_argument("--quick", action="store_true", help="a short run")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
-    options = parser.parse_args()
+
+
+def run(programs: Programs, options: argparse.Namespace) -> Report:
     if PROGRAM is None:
         sys.exit("there is no redis-server: apt-get install redis-server")
-    wanted = [name for name in parts if getattr(options, name)] or list(parts)
-    results: dict[str, Any] = {"targets": []}
-    with Programs() as programs, contextlib.ExitStack() as stack:
+    wanted = [name for name in PARTS if getattr(options, name)] or list(PARTS)
+    found = Report(())
+    with contextlib.ExitStack() as stack:
         server = Server(programs.folder)
         stack.callback(server.kill)
         server.start()
-        run = {"accuracy": run_accuracy, "cost": run_cost, "hang": run_hang, "gone": run_gone}
         for name in wanted:
-            found = run[name](programs, server, options.quick)
-            results = {**results, **found, "targets": results["targets"] + found["targets"]}
-    harness.finish(results, options.json)
+            measure, _ = PARTS[name]
+            found += measure(programs, server, options.quick)
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    command.main("fleet", __doc__, run, arguments=arguments)

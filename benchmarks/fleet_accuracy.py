@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarks import harness
 from benchmarks.fleet_load import (
@@ -27,6 +27,7 @@ from benchmarks.fleet_load import (
     streams_to,
 )
 from benchmarks.harness import Figure, Programs, Target
+from benchmarks.report import Column, Report, Row, Table
 from tests import wire
 
 if TYPE_CHECKING:
@@ -231,7 +232,7 @@ def _accepts(programs: Programs, interval: str) -> bool:
     return done.returncode == 0
 
 
-def run_accuracy(programs: Programs, server: Server, quick: bool) -> dict[str, Any]:
+def run_accuracy(programs: Programs, server: Server, quick: bool) -> Report:
     """Measure what fleets of several sizes and intervals admit."""
     runs = 10
     intervals = ("10ms", "0") if quick else ("10ms", "5ms", "50ms", "0")
@@ -240,15 +241,13 @@ def run_accuracy(programs: Programs, server: Server, quick: bool) -> dict[str, A
     # Together at most so many hits at a time as the agents answer without delay.
     stagger = 3.0
     zero = _accepts(programs, "0")
-    results: list[dict[str, Any]] = []
     targets: list[Target] = []
-    details: list[list[str]] = []
+    details: list[Row] = []
     rows = []
     costs = []
     for number, (nodes, interval) in enumerate(settings):
         title = f"{nodes} at {interval}"
         if interval == "0" and not zero:
-            rows.append([title, *["not available"] + [""] * len(RATIOS)])
             continue
         harness.progress(f"{title} ({number + 1} of {len(settings)})")
         fleet = Fleet(programs, f"fleet{number}", nodes, server, interval)
@@ -277,63 +276,36 @@ def run_accuracy(programs: Programs, server: Server, quick: bool) -> dict[str, A
         }
         below = [r for r in RATIOS if r < 1]
         false = {r: sum(c.falsely_refused for c in by_ratio[r]) for r in below}
-        refused = {r: sum(c.first < math.inf for c in by_ratio[r]) for r in RATIOS}
         # A client at random can exceed its limit at 0.9 of it on the mean, and is rightly blocked.
         spreads = Figure.of(1000 * c.spread for c in clients if c.first < math.inf)
-        rows.append(
-            [
-                title,
-                *(f"{above[r]:+.1%}" if r > 1 else f"{false[r]}/{refused[r]}" for r in RATIOS),
-                spreads.text(0),
-            ]
-        )
+        rows.append(Row.of(title, *(100 * above[r] for r in above if r > 1), spreads))
         costs.append(
-            [
+            Row.of(
                 title,
-                f"{checks:,}",
-                f"{usage.per_check(usage.commands):.4f}",
-                f"{usage.redis_us:.2f}",
-                f"{usage.per_check(usage.octets):.1f}",
-                f"{usage.agent_us:.2f}",
-                f"{1000 * late:.0f}",
-            ]
+                checks,
+                usage.per_check(usage.commands),
+                usage.redis_us,
+                usage.per_check(usage.octets),
+                usage.agent_us,
+                1000 * late,
+            )
         )
-        cells = {}
         for kind in kinds:
             those = [c for c in clients if (c.ratio, c.even, c.steady) == kind]
             ratio, even, steady = kind
             name = f"{ratio:g}x, {'even' if even else 'uneven'}, {'steady' if steady else 'random'}"
-            admitted = Figure.of(float(c.worst) for c in those)
-            mean = statistics.mean(c.worst for c in those)
             those_blocked = [1000 * c.spread for c in those if c.first < math.inf]
-            blocked = Figure.of(those_blocked) if those_blocked else None
-            cells[name] = {
-                "admitted_in_worst_window": admitted,
-                "mean": mean,
-                "false_refusals": sum(c.falsely_refused for c in those),
-                "blocked": len(those_blocked),
-                "ms_to_block_on_all": blocked,
-            }
             if (nodes, interval) == (4, "10ms"):
                 details.append(
-                    [
+                    Row.of(
                         name,
-                        f"{mean:.1f}",
-                        f"{admitted.low:.0f}-{admitted.high:.0f}",
-                        str(sum(c.falsely_refused for c in those)) if ratio < 1 else "",
-                        f"{len(those_blocked)}/{len(those)}",
-                        blocked.text(1) if blocked else "",
-                    ]
+                        statistics.mean(c.worst for c in those),
+                        Figure.of(float(c.worst) for c in those),
+                        sum(c.falsely_refused for c in those) if ratio < 1 else None,
+                        100 * len(those_blocked) / len(those),
+                        Figure.of(those_blocked) if those_blocked else None,
+                    )
                 )
-        results.append(
-            {
-                "nodes": nodes,
-                "sync_interval": interval,
-                "clients": cells,
-                "usage": usage,
-                "late_ms": 1000 * late,
-            }
-        )
         steady_below = [c for c in clients if c.ratio == 0.5 or (c.ratio == 0.9 and c.steady)]
         refusals = sum(c.first < math.inf for c in steady_below)
         wrong = sum(false.values())
@@ -360,14 +332,33 @@ def run_accuracy(programs: Programs, server: Server, quick: bool) -> dict[str, A
             # Nearer the limit the window's edge passes through the hits: see _INEXACT.
             most = max(c.worst for c in clients if c.ratio >= 2)
             targets.append(Target(f"hits in the worst window, {title}", most, RATE, True))
-    print(f"{runs} clients of each kind, limit {RATE} in 1 s, {LIGHT_CLIENTS:,} light clients with")
-    print(f"{LIGHT_RATE:,} checks a second beside. 4 nodes at 10 ms:\n")
-    head = ["times its limit", "admitted in the worst window", "range", "false", "blocked"]
-    harness.table([*head, "ms to the block on all"], details)
-    print("All fleets: of clients below their limit, false refusals/all refusals; of those above,")
-    print("the mean of what is admitted above the limit in the worst window.\n")
-    ratios = [f"{ratio:g}x" for ratio in RATIOS]
-    harness.table(["nodes", *ratios, "ms to the block on all"], rows)
-    head = ["nodes", "checks", "Redis commands a check", "Redis CPU us", "bytes"]
-    harness.table([*head, "agent CPU us", "late by ms"], costs)
-    return {"accuracy": results, "targets": targets}
+    note = f"{runs} clients of each kind, limit {RATE} in 1 s, {LIGHT_CLIENTS:,} light clients "
+    note += f"with {LIGHT_RATE:,} checks a second beside. "
+    kinds_of = (
+        Column("admitted in the worst window, mean", "less", 1),
+        Column("range", digits=0),
+        Column("falsely refused", "less", 0),
+        Column("blocked, %", digits=0),
+        Column("ms to the block on all", "less", 1),
+    )
+    of_ratios = (
+        *(Column(f"above the limit at {r:g}x, %", "less", 1) for r in RATIOS if r > 1),
+        Column("ms to the block on all", "less", 0),
+    )
+    of_costs = (
+        Column("checks", digits=0),
+        Column("Redis commands a check", "less", 4),
+        Column("Redis CPU us a check", "less"),
+        Column("bytes a check", "less", 1),
+        Column("agent CPU us a check", "less"),
+        Column("late by ms", digits=0),
+    )
+    above_note = f"{note}The mean of what is admitted above the limit in the worst window"
+    return Report(
+        (
+            Table("times its limit", f"{note}4 nodes at 10 ms", kinds_of, tuple(details)),
+            Table("nodes, admitted", above_note, of_ratios, tuple(rows)),
+            Table("nodes, cost", f"{note}What the runs cost", of_costs, tuple(costs)),
+        ),
+        tuple(targets),
+    )

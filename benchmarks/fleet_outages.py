@@ -9,7 +9,7 @@ import statistics
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarks import harness
 from benchmarks.fleet_load import (
@@ -26,6 +26,7 @@ from benchmarks.fleet_load import (
     streams_to,
 )
 from benchmarks.harness import Figure, Programs, Target
+from benchmarks.report import Column, Report, Row, Table
 from ratelimit.store.redis import BACKOFF
 from tests import wire
 
@@ -41,6 +42,7 @@ ATTEMPTS = round(3600 / (BACKOFF[1] / 2))
 """As many attempts as an hour can have: each waits for half of the longest back-off at least."""
 
 _NODES = 4
+_PARTS = ("before", "while hung", "after")
 _LIGHT_RATE = 20_000
 _AFTER = 3.0
 _EVERY = 0.02  # seconds between clients that show whether counts are shared
@@ -166,11 +168,11 @@ def _hang_once(fleet: Fleet, server: Server) -> tuple[list[list[float]], float]:
     return times[1:], pairs.shared - resumed
 
 
-def run_hang(programs: Programs, server: Server, quick: bool) -> dict[str, Any]:
+def run_hang(programs: Programs, server: Server, quick: bool) -> Report:
     """Measure answer times before, while and after Redis hangs."""
     rounds = 2 if quick else 5
     fleet = Fleet(programs, "hang", _NODES, server, "10ms")
-    rows = []
+    taken: list[list[float]] = []
     above = []
     shared = []
     for number in range(rounds):
@@ -180,28 +182,22 @@ def run_hang(programs: Programs, server: Server, quick: bool) -> dict[str, Any]:
         above.append(slowest[1] - slowest[0])
         shared.append(seconds)
         nearly = [statistics.quantiles(part, n=1000)[-1] for part in times]
-        rows.append(
-            [
-                str(number + 1),
-                *(f"{ms:.2f}" for ms in slowest),
-                *(f"{ms:.2f}" for ms in nearly),
-                f"{seconds:.2f}",
-            ]
-        )
+        taken.append([*slowest, *nearly, seconds])
     fleet.stop()
-    print(f"{_NODES} nodes at 10 ms, the mix at {_LIGHT_RATE:,} light checks a second. Redis hangs")
-    print(f"for {HUNG:g} s; ms from question to answer in {HUNG:g} s before, then, and after.\n")
-    head = ["round", "slowest before", "while hung", "after"]
-    head += ["99.9 % before", "while hung", "after", "s until shared again"]
-    harness.table(head, rows)
-    figures = {"slowest_above_ms": Figure.of(above), "shared_again_s": Figure.of(shared)}
-    targets = [
-        Target(
-            "ms of the slowest answer above before", figures["slowest_above_ms"].median, 5, True
-        ),
-        Target("s until counts are shared again, worst", figures["shared_again_s"].high, 1, True),
-    ]
-    return {"hang": figures, "targets": targets}
+    note = f"{_NODES} nodes at 10 ms, the mix at {_LIGHT_RATE:,} light checks a second; Redis "
+    note += f"hangs for {HUNG:g} s. Milliseconds from question to answer in {HUNG:g} s "
+    note += f"before, then, and after; {rounds} rounds: median (least-greatest)"
+    names = [f"{what} {when}" for what in ("slowest, ms,", "99.9 %, ms,") for when in _PARTS]
+    names.append("seconds until counts are shared again")
+    values = zip(*taken, strict=True)
+    rows = (Row.of(name, Figure.of(those)) for name, those in zip(names, values, strict=True))
+    table = Table("Redis hangs", note, (Column("median (least-greatest)", "less"),), tuple(rows))
+    more, longest = Figure.of(above).median, Figure.of(shared).high
+    targets = (
+        Target("ms of the slowest answer above before", more, 5, at_most=True),
+        Target("s until counts are shared again, worst", longest, 1, at_most=True),
+    )
+    return Report((table,), targets)
 
 
 class _Closer:
@@ -229,7 +225,7 @@ class _Closer:
         self._thread.join()
 
 
-def run_gone(programs: Programs, server: Server, quick: bool) -> dict[str, Any]:
+def run_gone(programs: Programs, server: Server, quick: bool) -> Report:
     """Measure memory while nodes try as often to reach a store as they would in an hour."""
     nodes = 2
     closer = _Closer()
@@ -250,15 +246,16 @@ def run_gone(programs: Programs, server: Server, quick: bool) -> dict[str, Any]:
         memory = [agent.rss() for agent in fleet.agents]
         first = first or memory
         grown = max(after / before - 1 for before, after in zip(first, memory, strict=True))
-        rows.append([f"{closer.count / nodes:,.0f}", *(f"{size / 2**20:.2f}" for size in memory)])
+        attempts = f"{closer.count / nodes:,.0f} attempts of a node"
+        rows.append(Row.of(attempts, *(size / 2**20 for size in memory)))
     checks = sum(stream.asked for stream in streams)
     drain(streams)
     for stream in streams:
         stream.sock.close()
     fleet.stop()
     closer.close()
-    print(f"{nodes} nodes whose store closes every connection, {checks:,} checks meanwhile.")
-    print(f"Attempts come every {_BACKOFF * 1000:g} ms; no hour has more than {ATTEMPTS:,}.\n")
-    harness.table(["attempts of a node", *(f"MiB, node {n + 1}" for n in range(nodes))], rows)
-    targets = [Target("growth of memory while Redis is gone", grown, 0.02, at_most=True)]
-    return {"gone": {"attempts": closer.count / nodes, "growth": grown}, "targets": targets}
+    note = f"{nodes} nodes whose store closes every connection, {checks:,} checks meanwhile. "
+    note += f"Attempts come every {_BACKOFF * 1000:g} ms; no hour has more than {ATTEMPTS:,}"
+    columns = tuple(Column(f"MiB, node {number + 1}") for number in range(nodes))
+    target = Target("growth of memory while Redis is gone", grown, 0.02, at_most=True)
+    return Report((Table("Redis is gone", note, columns, tuple(rows)),), (target,))

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import json
 import os
-import platform
 import re
 import shutil
 import signal
@@ -18,9 +15,8 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-from ratelimit import __version__
 from tests import wire
 
 if TYPE_CHECKING:
@@ -214,6 +210,8 @@ class Figure:
         return self.text()
 
     def text(self, digits: int = 2) -> str:
+        if self.low == self.high:
+            return f"{self.median:,.{digits}f}"
         return f"{self.median:,.{digits}f} ({self.low:,.{digits}f}-{self.high:,.{digits}f})"
 
 
@@ -236,52 +234,12 @@ class Target:
         return f"{verdict:8} {self.name}: {self.value:.3g}, {sign} {self.bound:g}"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; the first column is text, the others are figures."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    for row in (head, *rows):
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        print("  ".join(cells).rstrip())
-    print()
-
-
 def progress(text: str) -> None:
     """Show how far the run is, where a person looks on."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}\r", end="", file=sys.stderr, flush=True)
 
 
-def machine() -> dict[str, Any]:
-    """Return what the figures depend on."""
-    model = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
-    found: dict[str, Any] = {
-        "cpu": model[1] if model else platform.machine(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "uvloop": importlib.metadata.version("uvloop"),
-        "ratelimit": __version__,
-    }
-    for program in ("haproxy", "wrk"):
-        if path := find(program):
-            shown = subprocess.run([path, "-v"], capture_output=True, text=True, check=False)
-            words = re.search(r"(?:version|wrk) (\S+)", shown.stdout + shown.stderr)
-            found[program] = words[1] if words else "of an unknown version"
-    return found
-
-
 def find(program: str) -> str | None:
     """Return the path of an installed program."""
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-
-
-def finish(results: dict[str, Any], file: Path | None) -> None:
-    """Print the targets among the results and write everything as JSON if a file is given."""
-    for target in results["targets"]:
-        print(target)
-    if file is not None:
-        shown = [vars(target) | {"reached": target.reached} for target in results["targets"]]
-        everything = {"machine": machine(), **results, "targets": shown}
-        file.write_text(json.dumps(everything, indent=2, default=vars) + "\n")

@@ -8,20 +8,20 @@ need in memory, and what a check costs with them.
 
 from __future__ import annotations
 
-import argparse
 import random
 import select
 import signal
 import time
 from ipaddress import IPv4Network
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from benchmarks import harness
+from benchmarks import command, harness
 from benchmarks.harness import Figure, Program, Programs, Target
+from benchmarks.report import Column, Report, Row, Table
 from tests import wire
 
 if TYPE_CHECKING:
+    import argparse
     import socket
 
 NETWORKS = 100_000
@@ -98,7 +98,8 @@ def reload(program: Program, load: Load, number: int) -> tuple[float, float, flo
     return before, worst(during), took
 
 
-def measure(programs: Programs, rounds: int) -> dict[str, Any]:
+def run(programs: Programs, options: argparse.Namespace) -> Report:
+    rounds = options.rounds
     deny = programs.folder / "deny.lst"
     address = harness.free_address()
     config = f'[lists]\ndeny_files = ["{deny}"]\n'
@@ -106,50 +107,37 @@ def measure(programs: Programs, rounds: int) -> dict[str, Any]:
     program = programs.agent("listed", "compiled", address, config)
     load = Load(address)
     load.run(1)
-    rows = []
+    taken = []
     for number in range(1, rounds + 1):
         harness.progress(f"reload {number} of {rounds}")
         deny.write_text("\n".join(networks(NETWORKS, number)))
-        rows.append(reload(program, load, number))
+        taken.append(reload(program, load, number))
     listed = program.rss()
     load.close()
     program.stop()
     bare = programs.agent("bare", "compiled", harness.free_address())
-    return {
-        "before": Figure.of(row[0] for row in rows),
-        "during": Figure.of(row[1] for row in rows),
-        "delay": Figure.of(row[1] - row[0] for row in rows),
-        "seconds": Figure.of(row[2] for row in rows),
-        "memory": (listed - bare.rss()) / _MIB,
-    }
-
-
-def main() -> None:
-    assert __doc__
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
-    arguments = parser.parse_args()
-    with Programs() as programs:
-        found = measure(programs, 5 if arguments.quick else 15)
-    print(f"{NETWORKS:,} networks, {RATE:,} checks a second\n")
-    harness.table(
-        ("", "median (range)"),
-        [
-            ("slowest answer before, ms", str(found["before"])),
-            ("slowest answer during a reload, ms", str(found["during"])),
-            ("the one above the other, ms", str(found["delay"])),
-            ("a reload, s", str(found["seconds"])),
-            ("memory for the lists, MiB", f"{found['memory']:.1f}"),
-        ],
+    memory = (listed - bare.rss()) / _MIB
+    delay = Figure.of(during - before for before, during, _ in taken)
+    seconds = Figure.of(took for _, _, took in taken)
+    table = Table(
+        "reload",
+        f"{NETWORKS:,} networks, {RATE:,} checks a second, {rounds} reloads",
+        (Column("median (least-greatest)", "less"),),
+        (
+            Row.of("slowest answer before, ms", Figure.of(before for before, _, _ in taken)),
+            Row.of("slowest answer during a reload, ms", Figure.of(d for _, d, _ in taken)),
+            Row.of("the one above the other, ms", delay),
+            Row.of("a reload, s", seconds),
+            Row.of("memory for the lists, MiB", memory),
+        ),
     )
-    targets = [
-        Target("answers delayed by a reload, ms", found["delay"].median, 5, at_most=True),
-        Target("a reload, s", found["seconds"].median, 2, at_most=True),
-        Target("memory for the lists, MiB", found["memory"], 64, at_most=True),
-    ]
-    harness.finish({"figures": found, "targets": targets}, arguments.json)
+    targets = (
+        Target("answers delayed by a reload, ms", delay.median, 5, at_most=True),
+        Target("a reload, s", seconds.median, 2, at_most=True),
+        Target("memory for the lists, MiB", memory, 64, at_most=True),
+    )
+    return Report((table,), targets)
 
 
 if __name__ == "__main__":
-    main()
+    command.main("reload", __doc__, run, rounds=(15, 5))

@@ -7,7 +7,6 @@ command, from its start to its end, user and system.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import os
@@ -16,14 +15,16 @@ import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from benchmarks import harness
+from benchmarks import command, harness
 from benchmarks.harness import Figure, Programs, Target
+from benchmarks.report import Column, Report, Row, Table
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator
+    from pathlib import Path
 
 START = datetime(2026, 11, 24, 9, 10, tzinfo=UTC)
 RATE = 2000  # requests a second
@@ -71,7 +72,9 @@ def measure(file: Path, output: Path) -> tuple[float, int]:
     return usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
-def run(folder: Path, rounds: int, count: int) -> dict[str, Any]:
+def run(programs: Programs, options: argparse.Namespace) -> Report:
+    folder, rounds = programs.folder, options.rounds
+    count = 200_000 if options.quick else 1_000_000
     logs: dict[str, Path] = {}
     for form in FORMATS:
         harness.progress(f"writing: {form}")
@@ -81,36 +84,33 @@ def run(folder: Path, rounds: int, count: int) -> dict[str, Any]:
     logs["HAProxy, gzip"] = folder / "gzip.log"
     with logs["HAProxy"].open("rb") as plain, gzip.open(logs["HAProxy, gzip"], "wb", 6) as packed:
         shutil.copyfileobj(plain, packed)
-    rows, targets, found = [], [], {}
+    rows, targets = [], []
     for form, log in logs.items():
         harness.progress(f"reading: {form}")
         runs = [measure(log, folder / "found.json") for _ in range(rounds)]
         report = json.loads((folder / "found.json").read_text())
         assert report["requests"] == count
         seconds = Figure.of(cpu for cpu, _ in runs)
-        memory = Figure.of(size / 2**20 for _, size in runs)
-        speed, refused = f"{count / seconds.median:,.0f}", f"{report['refused'] / count:.1%}"
-        rows.append([form, seconds.text(), speed, memory.text(0), refused])
-        found[form] = {"cpu_seconds": seconds, "rss_mib": memory, "lines": count}
+        rows.append(
+            Row.of(
+                form,
+                seconds,
+                Figure.of(count / cpu for cpu, _ in runs),
+                Figure.of(size / 2**20 for _, size in runs),
+                100 * report["refused"] / count,
+            )
+        )
         million = seconds.median / count * 1e6
         targets.append(Target(f"CPU seconds a million lines, {form}", million, LIMIT, at_most=True))
-    harness.progress("")
-    print(f"ratelimit replay of {count:,} lines, {rounds} times\n")
-    harness.table(["", "CPU s", "lines a CPU s", "memory, MiB", "refused"], rows)
-    return {"logs": found, "targets": targets}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.replay", description=__doc__)
-    parser.add_argument("--rounds", type=int, help="how often each is read (5; quick: 1)")
-    parser.add_argument("--quick", action="store_true", help="a short run, of 200,000 lines")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
-    options = parser.parse_args()
-    rounds = options.rounds or (1 if options.quick else 5)
-    with Programs() as programs:
-        results = run(programs.folder, rounds, 200_000 if options.quick else 1_000_000)
-    harness.finish(results, options.json)
+    columns = (
+        Column("CPU s", "less"),
+        Column("lines a CPU s", "more", 0),
+        Column("memory, MiB", "less", 0),
+        Column("refused, %", digits=1),
+    )
+    note = f"ratelimit replay of {count:,} lines, {rounds} times"
+    return Report((Table("log", note, columns, tuple(rows)),), tuple(targets))
 
 
 if __name__ == "__main__":
-    main()
+    command.main("replay", __doc__, run, rounds=(5, 1))

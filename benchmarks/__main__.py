@@ -1,0 +1,92 @@
+"""``python -m benchmarks [--quick] [--json FILE] [NAME...]``: all benchmarks, or those named.
+
+Each runs as a process of its own, one after the other, so that none can spoil another, and puts its
+record into one file of results. One that fails, or takes longer than it may, is named at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import report
+from benchmarks.harness import ROOT
+
+BENCHMARKS = (
+    "agent",
+    "end_to_end",
+    "accuracy",
+    "fleet",
+    "table",
+    "reload",
+    "replay",
+)
+
+LIMITS = (600, 120)
+"""The most seconds of one benchmark, in a whole run and in a quick one."""
+
+_STOP_TIMEOUT = 10  # seconds from SIGTERM to SIGKILL
+
+
+def measure(name: str, file: Path, quick: bool, limit: float) -> str:
+    """Run one benchmark and return what went wrong; nothing if it did well."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(file)]
+    with subprocess.Popen([*command, *["--quick"] * quick], cwd=ROOT) as process:
+        try:
+            code = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            # It ends the programs that it started.
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_TIMEOUT)
+            process.kill()
+            return f"took more than {limit:g} s"
+        except KeyboardInterrupt:
+            process.wait()  # it got the Ctrl-C too
+            raise
+    return f"ended with {code}" if code else ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
+    parser.add_argument("--quick", action="store_true", help="short runs")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        default=ROOT / "build" / "benchmarks.json",
+        help="the file of results (%(default)s)",
+    )
+    options = parser.parse_args()
+    if unknown := [name for name in options.names if name not in BENCHMARKS]:
+        parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    file: Path = options.json.resolve()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    failures = {}
+    missed = []
+    for name in options.names or BENCHMARKS:
+        print(f"== {name}\n", flush=True)
+        if failure := measure(name, file, options.quick, LIMITS[options.quick]):
+            failures[name] = failure
+            print(f"{name} {failure}", flush=True)
+        else:
+            targets = report.read(file)[name].report.targets
+            missed += [f"{name}: {target}" for target in targets if not target.reached]
+        print(flush=True)
+    print(f"The results are in {os.path.relpath(file)}.")
+    for line in missed:
+        print(line)
+    for name, failure in failures.items():
+        print(f"FAILED   {name} {failure}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    sys.exit(main())
