@@ -22,6 +22,7 @@ base := { command -v gcc && $(PYTHON_TEST); } || missing+=" gcc libc6-dev python
 haproxy := command -v haproxy || missing+=" haproxy";
 ip := command -v ip || missing+=" iproute2";
 redis := command -v redis-server || missing+=" redis-server";
+nginx := command -v nginx || missing+=" nginx-light";
 curl := command -v curl || missing+=" curl";
 wrk := command -v wrk || missing+=" wrk";
 
@@ -75,7 +76,7 @@ system-base:
 system-run:
 	$(call system,base haproxy redis curl ip)
 system-bench:
-	$(call system,base haproxy redis wrk)
+	$(call system,base haproxy redis nginx wrk)
 
 $(VENV)/created: | system-base
 	$(PYTHON) -m venv $(VENV)

@@ -20,6 +20,7 @@ from benchmarks.harness import ROOT
 BENCHMARKS = (
     "agent",
     "end_to_end",
+    "peers",
     "accuracy",
     "fleet",
     "table",

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import http.client
 import random
-import sys
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -245,9 +244,7 @@ backend rates
 
 def run_haproxy(programs: Programs, seconds: int) -> Report:
     """Send a real HAProxy a load of each kind and hold what it counted against the model."""
-    path = harness.find("haproxy")
-    if path is None:
-        sys.exit("there is no HAProxy: apt-get install haproxy")
+    path = harness.require("haproxy")
     found = []
     for load, arrivals in LOADS.items():
         address = harness.free_address()

@@ -8,19 +8,15 @@ one application is behind them all. Requests and refusals are counted by HAProxy
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import http.client
-import re
-import resource
 import socket
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import command, harness
+from benchmarks import command, harness, wrk
 from benchmarks.harness import ROOT, Figure, Programs, Target
 from benchmarks.report import Column, Report, Row, Table
 
@@ -28,8 +24,6 @@ if TYPE_CHECKING:
     import argparse
 
     from benchmarks.harness import Program
-
-CONNECTIONS = 64
 
 SHIPPED = ROOT / "haproxy" / "haproxy.cfg"
 COMPARISON = ROOT / "benchmarks" / "haproxy" / "comparison.cfg"
@@ -40,8 +34,6 @@ NEVER = 10_000_000
 
 ALLOWING = f"[limits.default]\nrate = {NEVER}\nblock = []\n"
 REFUSING = '[limits.default]\nrate = 100\nblock = ["1h"]\n'
-
-_WRK_GRACE = 10  # seconds beyond its time after which wrk is ended
 
 
 @dataclass(frozen=True)
@@ -66,9 +58,7 @@ class HAProxy:
         agent: Program | None = None,
         **settings: str,
     ) -> None:
-        program = harness.find("haproxy")
-        if program is None:
-            sys.exit("HAProxy is not installed: apt-get install haproxy")
+        program = harness.require("haproxy")
         self.name = name
         self.agent = agent
         self.address = harness.free_address()
@@ -89,11 +79,7 @@ class HAProxy:
 
     def get(self) -> int:
         """Send one request and return the status of the answer."""
-        host, _, port = self.address.rpartition(":")
-        connection = http.client.HTTPConnection(host, int(port), timeout=5)
-        with contextlib.closing(connection):
-            connection.request("GET", "/")
-            return connection.getresponse().status
+        return harness.get(self.address)
 
     def block(self) -> None:
         """Send requests until they are refused, and a connection if that is what is refused."""
@@ -157,50 +143,30 @@ def load(variant: Variant, application: Program, seconds: int) -> Sample:
     """Load a HAProxy with wrk."""
     haproxy = variant.haproxy
     programs = (haproxy.program, haproxy.agent or haproxy.program, application)
-    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", f"http://{haproxy.address}/"]
-    if variant.close:
-        command += ["-H", "Connection: close"]
     before = haproxy.counters()
     cpu = [program.cpu() for program in programs]
-    own = _children()
-    try:
-        wrk = subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=seconds + _WRK_GRACE
-        )
-    except FileNotFoundError:
-        sys.exit("wrk is not installed: apt-get install wrk")
-    own = _children() - own
+    loaded = wrk.load(haproxy.address, seconds, close=variant.close)
     cpu = [program.cpu() - start for program, start in zip(programs, cpu, strict=True)]
     after = haproxy.counters()
-    took = re.search(r"requests in ([\d.]+)(m?s)", wrk.stdout)
-    if took is None:
-        sys.exit(f"{variant.name}: wrk says\n{wrk.stdout}")
-    elapsed = float(took[1]) / (1000 if took[2] == "ms" else 1)
     done = {kind: vars(after)[kind] - start for kind, start in vars(before).items()}
     count = done.pop(variant.kind)
     if count < 20 * sum(done.values()):
-        sys.exit(f"{variant.name}: {count} {variant.kind}, but also {done}\n{wrk.stdout}")
+        sys.exit(f"{variant.name}: {count} {variant.kind}, but also {done}\n{loaded.text}")
     if haproxy.agent is not None and haproxy.counted_alone():
         sys.exit(f"{variant.name}: the agent did not answer every question")
     return Sample(
-        rate=count / elapsed,
+        rate=count / loaded.seconds,
         haproxy=cpu[0] / count / 1000,
         agent=cpu[1] / count / 1000 if haproxy.agent else 0.0,
         application=cpu[2] / count / 1000,
-        client=own / count * 1e6,
+        client=loaded.cpu / count * 1e6,
     )
-
-
-def _children() -> float:
-    """Return the CPU seconds of all children that have ended."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def set_up(programs: Programs, form: str, shipped: Path) -> tuple[Program, list[Variant]]:
     """Start everything; return the application and the ways to load."""
     backend = harness.free_address()
-    haproxy = harness.find("haproxy") or "haproxy"
+    haproxy = harness.require("haproxy")
     application = programs.start(
         "application", [haproxy, "-db", "-f", str(APPLICATION)], {"BENCH_LISTEN": backend}
     )
@@ -252,7 +218,7 @@ def tables(samples: dict[str, list[Sample]], rounds: int, seconds: float) -> Rep
         Column("a second", "more", 0),
         *(Column(f"{name}, CPU us", "neither" if name == "wrk" else "less", 1) for name in parts),
     )
-    note = f"wrk, {CONNECTIONS} connections, {rounds} rounds of {seconds:g} s: median (least-"
+    note = f"wrk, {wrk.CONNECTIONS} connections, {rounds} rounds of {seconds:g} s: median (least-"
     note += "greatest). CPU microseconds for each request or refusal"
     rows: dict[bool, list[Row]] = {False: [], True: []}
     for name, taken in samples.items():

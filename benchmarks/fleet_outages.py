@@ -191,7 +191,8 @@ def run_hang(programs: Programs, server: Server, quick: bool) -> Report:
     names.append("seconds until counts are shared again")
     values = zip(*taken, strict=True)
     rows = (Row.of(name, Figure.of(those)) for name, those in zip(names, values, strict=True))
-    table = Table("Redis hangs", note, (Column("median (least-greatest)", "less"),), tuple(rows))
+    columns = (Column("median (least-greatest)", "less"),)
+    table = Table("Redis hangs", note, columns, tuple(rows), drawn=False)
     more, longest = Figure.of(above).median, Figure.of(shared).high
     targets = (
         Target("ms of the slowest answer above before", more, 5, at_most=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import re
 import shutil
@@ -144,6 +145,16 @@ class Programs:
         wait_for(program, lambda: connect(address).close())
         return program
 
+    def redis(self) -> tuple[Program, str]:
+        """Start a Redis that keeps nothing; return it and its HOST:PORT."""
+        program = require("redis-server")
+        address = free_address()
+        host, _, port = address.rpartition(":")
+        command = [program, "--bind", host, "--port", port, "--save", "", "--appendonly", "no"]
+        started = self.start("redis", [*command, "--dir", str(self.folder)])
+        wait_for(started, lambda: socket.create_connection((host, int(port)), 5).close())
+        return started, address
+
     def _ack_agent(self) -> str:
         path = self.folder / "ack_agent"
         if not path.exists():
@@ -174,6 +185,14 @@ def free_address() -> str:
     """Return HOST:PORT on loopback with a port that nobody uses."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def get(address: str) -> int:
+    """Send HOST:PORT one HTTP request and return the status of the answer."""
+    host, _, port = address.rpartition(":")
+    with contextlib.closing(http.client.HTTPConnection(host, int(port), timeout=5)) as connection:
+        connection.request("GET", "/")
+        return connection.getresponse().status
 
 
 def connect(address: str) -> socket.socket:
@@ -243,3 +262,8 @@ def progress(text: str) -> None:
 def find(program: str) -> str | None:
     """Return the path of an installed program."""
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+
+
+def require(program: str, package: str = "") -> str:
+    """Return the path of a program; without it, the benchmark ends and says how to get it."""
+    return find(program) or sys.exit(f"there is no {program}: apt-get install {package or program}")

@@ -130,6 +130,7 @@ def run(programs: Programs, options: argparse.Namespace) -> Report:
             Row.of("a reload, s", seconds),
             Row.of("memory for the lists, MiB", memory),
         ),
+        drawn=False,
     )
     targets = (
         Target("answers delayed by a reload, ms", delay.median, 5, at_most=True),

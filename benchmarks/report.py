@@ -54,6 +54,8 @@ class Table:
     note: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+    drawn: bool = True
+    """Whether the rows of a column have the same unit, so that they can be bars of one plot."""
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]

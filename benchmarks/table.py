@@ -58,6 +58,7 @@ def run(programs: Programs, options: argparse.Namespace) -> Report:
             Row.of(f"CPU us a check, {ADDRESSES:,} known addresses", before, after),
             Row.of("CPU us a check, addresses never seen", filling, evicting),
         ),
+        drawn=False,
     )
     targets = (
         Target("table, MB", table_bytes / 1e6, 128, at_most=True),

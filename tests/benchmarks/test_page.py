@@ -1,0 +1,50 @@
+"""The page of results, and the figures in the documentation."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import pytest
+
+from benchmarks import page
+from benchmarks.harness import Figure, Target
+from benchmarks.report import Column, Record, Report, Row, Table
+
+TABLE = Table(
+    "one core",
+    "two rounds",
+    (Column("CPU us", "less", 1), Column("busy, %", digits=0)),
+    (Row.of("compiled", Figure(1.5, 1, 2), 99), Row.of("plain", 20, None)),
+)
+RECORD = Record(
+    Report((TABLE,), (Target("CPU us", 1.5, 1, at_most=True),)),
+    quick=True,
+    began=dt.datetime(2026, 1, 2, 3, 4, tzinfo=dt.UTC),
+    seconds=12.3,
+    load=0.5,
+    machine={"CPU": "one", "commit": "abc"},
+)
+MARKDOWN = (
+    "| one core | CPU us | busy, % |\n"
+    "| --- | ---: | ---: |\n"
+    "| compiled | 1.5 (1.0-2.0) | 99 |\n"
+    "| plain | 20.0 | - |\n"
+)
+
+
+def test_a_page_tells_what_was_measured_where_and_what_was_missed() -> None:
+    text = page.page({"agent": RECORD})
+    assert MARKDOWN in text
+    assert "a quick run of 12 s on 2026-01-02 03:04 UTC" in text
+    assert "commit abc" in text
+    assert "| CPU us | 1.5 | at most 1 | **missed** |" in text
+    assert "![agent, one core](agent-one-core.svg)" in text
+
+
+def test_a_document_takes_only_the_figures_that_it_names() -> None:
+    before = "a\n<!-- figures: agent, one core -->\nold\n<!-- end -->\nb\n"
+    filled = page.fill(before, {"agent": RECORD})
+    assert filled == f"a\n<!-- figures: agent, one core -->\n{MARKDOWN}<!-- end -->\nb\n"
+    assert page.fill(filled, {"agent": RECORD}) == filled
+    with pytest.raises(KeyError, match="two cores"):
+        page.fill(before.replace("one core", "two cores"), {"agent": RECORD})
