@@ -23,6 +23,7 @@ haproxy := command -v haproxy || missing+=" haproxy";
 ip := command -v ip || missing+=" iproute2";
 redis := command -v redis-server || missing+=" redis-server";
 nginx := command -v nginx || missing+=" nginx-light";
+perf := command -v perf || missing+=" linux-perf";
 curl := command -v curl || missing+=" curl";
 wrk := command -v wrk || missing+=" wrk";
 
@@ -76,7 +77,7 @@ system-base:
 system-run:
 	$(call system,base haproxy redis curl ip)
 system-bench:
-	$(call system,base haproxy redis nginx wrk)
+	$(call system,base haproxy redis nginx wrk perf)
 
 $(VENV)/created: | system-base
 	$(PYTHON) -m venv $(VENV)

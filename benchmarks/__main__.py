@@ -26,6 +26,7 @@ BENCHMARKS = (
     "table",
     "reload",
     "replay",
+    "profiles",
 )
 
 LIMITS = (600, 120)

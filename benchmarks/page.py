@@ -27,7 +27,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "results.json"
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 
 _ACROSS = 4  # plots beside each other
-_BLOCK = re.compile(r"(<!-- figures: (.+), (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- figures: ([^,\n]+), ([^\n]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
