@@ -10,6 +10,7 @@ from ratelimit.engine.table cimport Table
 from ratelimit.spop.codec cimport Reader
 
 cdef int _NOTIFY, _FIN, _FRAGMENTED, _TOO_BIG, _ALLOW, _THROTTLE, _BLOCK, _DENYLIST
+cdef int _ANSWER, _ANNOUNCE, _FETCH, _FEW, _LONG, FETCHED
 cdef int _WRITTEN, ADDRESS, HOT, TELL, LISTED_BITS, _MINUTE_SHIFT, _GENERATION_SHIFT
 cdef uint64_t NONE, MIXED, ALLOW, DENY, LOOK, APART, _MAX_MINUTE, _MAX_GENERATION, _DENY_WAIT
 cdef uint64_t _M32, _M64
@@ -36,7 +37,9 @@ cdef class Engine:
     cdef bint sure, apart, exempt, told
     cdef uint64_t least
     cdef public bint urgent
-    cdef bint reserving
+    cdef int mode
+    cdef Py_ssize_t walked
+    cdef public bint fetching
     cdef public int64_t ahead
     cdef readonly Key key
     cdef int worst
@@ -46,11 +49,18 @@ cdef class Engine:
     cpdef relist(self)
     cpdef begin_minute(self)
     cpdef void at(self, uint64_t now) noexcept
-    @cython.locals(p='const unsigned char *', pos=Py_ssize_t, size=Py_ssize_t, length=Py_ssize_t)
+    @cython.locals(pos=Py_ssize_t, frames=Py_ssize_t)
     cpdef Py_ssize_t answer(
         self, bytes data, Py_ssize_t start, Py_ssize_t max_frame_size
     ) except -1
     cpdef int reserve(self, bytes data, Py_ssize_t start, Py_ssize_t max_frame_size) except -1
+    cdef Py_ssize_t fetch(
+        self, bytes data, Py_ssize_t start, Py_ssize_t max_frame_size
+    ) except -1
+    @cython.locals(p='const unsigned char *', pos=Py_ssize_t, size=Py_ssize_t, length=Py_ssize_t)
+    cdef Py_ssize_t walk(
+        self, bytes data, Py_ssize_t start, Py_ssize_t max_frame_size, Py_ssize_t frames
+    ) except -1
     cpdef bytes take(self)
     @cython.locals(
         reader=Reader, flags=uint64_t, ids=Py_ssize_t, ids_size=Py_ssize_t, _=int,

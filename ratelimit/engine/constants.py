@@ -31,6 +31,9 @@ HOT = 27
 SETTLED = 14
 """Where a slot of the table has the last tick that no longer counts, in 64-bit words."""
 
+FETCHED = 64
+"""Checks for which the table is fetched at a time: what the nearest cache holds."""
+
 RECORD_BYTES = 92
 """A client in a batch to the store: key, tick, counters."""
 

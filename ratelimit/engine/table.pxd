@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from ratelimit.engine.rule cimport Rule
 
 cdef int WAYS, _SET_WORDS, _SLOT_WORDS, FIRST_COUNTER, _STAMP_BITS, WEIGHT_BITS
-cdef int SETTLED
+cdef int SETTLED, FETCHED
 cdef uint64_t RING, SECOND, BY_HAND
 cdef uint64_t _MAX_COUNTER, _HALF, _SPREAD, _M64, _M32
 
@@ -20,13 +20,23 @@ cdef class Table:
     cdef Py_ssize_t base
     cdef uint64_t tag
     cdef int way
+    cdef uint64_t[::1] aims
+    cdef int expected
+    cdef uint64_t touched
     cdef readonly uint64_t entries, evictions, idle
     cdef readonly dict orphans
 
     cpdef void at(self, uint64_t now) noexcept
     @cython.locals(slot=Py_ssize_t, i=int, kept=uint64_t)
     cpdef Py_ssize_t find(self, uint64_t hi, uint64_t lo, uint64_t ident) except -1
-    @cython.locals(mixed=uint64_t, base=Py_ssize_t, tag=uint64_t, way=int, slot=Py_ssize_t)
+    @cython.locals(mixed=uint64_t)
+    cdef void aim(self, uint64_t hi, uint64_t lo, uint64_t ident) noexcept
+    cdef void expect(self, uint64_t hi, uint64_t lo, uint64_t ident) noexcept
+    @cython.locals(
+        touched=uint64_t, i=int, base=Py_ssize_t, tag=uint64_t, way=int, slot=Py_ssize_t,
+    )
+    cdef void fetch(self) noexcept
+    @cython.locals(base=Py_ssize_t, tag=uint64_t, way=int, slot=Py_ssize_t)
     cpdef Py_ssize_t peek(self, uint64_t hi, uint64_t lo, uint64_t ident) noexcept
     @cython.locals(way=int, slot=Py_ssize_t, key=tuple)
     cdef int vacate(self, Py_ssize_t base) except -1

@@ -30,6 +30,7 @@ import mmap
 from ratelimit.engine.constants import (
     BY_HAND,
     CLIENT_BYTES,
+    FETCHED,
     FIRST_COUNTER,
     RING,
     SECOND,
@@ -70,6 +71,9 @@ class Table:
         self.base = 0
         self.tag = 0
         self.way = 0
+        self.aims = memoryview(bytearray(16 * FETCHED)).cast("Q")
+        self.expected = 0
+        self.touched = 0
         self.idle = 0
         self.entries = 0
         self.evictions = 0
@@ -110,11 +114,8 @@ class Table:
         self.words[self.base + self.way] = self.tag << 32 | self.stamp
         return slot
 
-    def peek(self, hi: int, lo: int, ident: int) -> int:
-        """Return the slot of a client that is known, or -1.
-
-        The set, the tag and the way that were looked at stay in ``base``, ``tag`` and ``way``.
-        """
+    def aim(self, hi: int, lo: int, ident: int) -> None:
+        """Find the set of a client and its tag there, into ``base`` and ``tag``."""
         mixed = (
             self.m0
             + self.m1 * (hi >> 32)
@@ -124,10 +125,48 @@ class Table:
             + self.m5 * ident
         ) & _M64
         mixed = (mixed ^ mixed >> 32) * _SPREAD & _M64
-        base = ((mixed >> 32) * self.sets >> 32) * _SET_WORDS
-        tag = (mixed >> 8 & _M32) | 1
-        self.base = base
-        self.tag = tag
+        self.base = ((mixed >> 32) * self.sets >> 32) * _SET_WORDS
+        self.tag = (mixed >> 8 & _M32) | 1
+
+    def expect(self, hi: int, lo: int, ident: int) -> None:
+        """Say who is going to be found soon, for ``fetch()``; more than ``FETCHED`` are ignored."""
+        if self.expected < FETCHED:
+            self.aim(hi, lo, ident)
+            self.aims[2 * self.expected] = self.base
+            self.aims[2 * self.expected + 1] = self.tag
+            self.expected += 1
+
+    def fetch(self) -> None:
+        """Touch all that ``find()`` and ``count()`` will read of those who are expected.
+
+        None of these reads needs what another brought, so a processor does many at a time.
+        """
+        touched = self.touched
+        for i in range(self.expected):
+            base = self.aims[2 * i]
+            touched ^= self.words[base]
+        for i in range(self.expected):
+            base = self.aims[2 * i]
+            tag = self.aims[2 * i + 1]
+            for way in range(WAYS):
+                if self.words[base + way] >> 32 == tag:
+                    # Three cache lines at most have some of it.
+                    slot = base + WAYS + way * _SLOT_WORDS
+                    touched ^= self.words[slot] ^ self.words[slot + 8]
+                    touched ^= self.words[slot + _SLOT_WORDS - 1]
+                    break
+        # Kept, or the compiler would see that nobody needs it.
+        self.touched = touched
+        self.expected = 0
+
+    def peek(self, hi: int, lo: int, ident: int) -> int:
+        """Return the slot of a client that is known, or -1.
+
+        The set, the tag and the way that were looked at stay in ``base``, ``tag`` and ``way``.
+        """
+        self.aim(hi, lo, ident)
+        base = self.base
+        tag = self.tag
         for way in range(WAYS):
             if self.words[base + way] >> 32 == tag:
                 slot = base + WAYS + way * _SLOT_WORDS

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ratelimit.exceptions import SpopError
 from ratelimit.limiter import Limiter
 from ratelimit.model import Limit
 from tests import wire
@@ -396,6 +397,37 @@ def test_forgotten_entries_leave_the_blocklist() -> None:
     assert 8 <= len(node.limiter.blocklist) <= 10
     node.limiter.tick(START + 1000 * SECOND)
     assert len(node.limiter.blocklist) == 0
+
+
+def test_answers_are_the_same_whether_or_not_the_table_is_fetched_ahead() -> None:
+    limits = Limit(rate=2, block=()), Limit(name="login", rate=3, block=())
+    frames = [
+        wire.notify(
+            wire.message("default", key=wire.address(f"10.0.{n % 5}.{n % 37}")),
+            wire.message("login", key=wire.text("k" * (n % 90))),
+            wire.message("unknown", key=wire.text("k")),
+            wire.message("login"),
+            ids=(n, 1),
+        )
+        for n in range(300)
+    ]
+    broken = wire.notify(wire.message("default", key=b"\x0f"))
+    answers = []
+    for fetching in (True, False):
+        node = Node(*limits, max_clients=64)
+        engine = node.limiter.engine
+        engine.fetching = fetching
+        engine.at(START)
+        out = b""
+        for first in range(0, 300, 150):
+            data = b"".join([*frames[first : first + 150], broken, *frames[:3]])
+            with pytest.raises(SpopError, match="unknown data type 15"):
+                engine.answer(data, 0, 16380)
+            out += engine.take()
+        counted = engine.checks, engine.unknown, engine.keyless, engine.table.evictions
+        answers.append((out, counted))
+    assert answers[0] == answers[1]
+    assert len(wire.frames(answers[0][0])) == 300
 
 
 class Model:
