@@ -23,7 +23,7 @@ FLOORS = [
     ["engine", "limiter", "spop.connection"],
     ["runtime.words"],
     ["runtime.figures"],
-    ["bus", "demo", "haproxy", "logs", "ops.tokens", "runtime.edge"],
+    ["bus", "demo", "haproxy", "logs", "ops.tokens", "runtime.edge", "store.outbox"],
     ["client", "runtime", "store.base", "store.clock", "store.url", "webhooks"],
     ["store.explain", "store.memory"],
     ["store.link"],

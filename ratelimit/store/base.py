@@ -7,21 +7,17 @@ written now stays in an ``Outbox`` of fixed size and is written as soon as the s
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import structlog
 
 from ratelimit.exceptions import RatelimitError
 from ratelimit.model import Block
+from ratelimit.store.outbox import Change, Outbox
 
 log = structlog.get_logger()
-
-MAX_UNWRITTEN = 100_000
-"""Changes that wait for the store; the next one is refused, see ``Outbox.dropped``."""
 
 
 class StoreError(RatelimitError):
@@ -202,119 +198,3 @@ class SharedStore(Store):
         goes to the ``on_hot`` of every node. Raises StoreError; if that does not say ``unsent``,
         the batch may have been counted.
         """
-
-
-class Change:
-    """An entry to write or, without a block, to take off; ``waiters`` are told of the outcome."""
-
-    __slots__ = ("block", "key", "limit", "waiters")
-
-    def __init__(self, limit: str, key: str, block: Block | None = None) -> None:
-        self.limit = limit
-        self.key = key
-        self.block = block
-        self.waiters: list[asyncio.Future[bool]] = []
-
-
-class Outbox:
-    """Changes not yet written, in order, the last one for each client only.
-
-    ``dropped`` counts those that found no room, and ``overflowed`` says that there were any: then
-    the owner's whole list is to be written.
-    """
-
-    def __init__(self, size: int = MAX_UNWRITTEN) -> None:
-        self.dropped = 0
-        self.overflowed = False
-        self._size = size
-        # A block may follow a lift of the same client, but nothing follows a block.
-        self._changes: dict[tuple[str, str, bool], Change] = {}
-
-    def __len__(self) -> int:
-        return len(self._changes)
-
-    def add(self, change: Change) -> bool:
-        """Add a change; false if there is no room."""
-        lifts = change.block is None
-        old = self._take(change.limit, change.key, True)
-        if lifts:
-            old = self._take(change.limit, change.key, False) or old
-        if old is None and len(self._changes) >= self._size:
-            self.dropped += 1
-            self.overflowed = True
-            return False
-        if old is not None:
-            change.waiters += old.waiters
-        self._changes[change.limit, change.key, not lifts] = change
-        return True
-
-    def first(self, count: int) -> list[Change]:
-        """Return up to ``count`` changes of one kind, the oldest first; they stay."""
-        changes: list[Change] = []
-        for change in self._changes.values():
-            if len(changes) == count or (
-                changes and (change.block is None) != (changes[0].block is None)
-            ):
-                break
-            changes.append(change)
-        return changes
-
-    def written(self, changes: Sequence[Change], results: Iterable[bool]) -> None:
-        """Remove changes that were written, unless newer ones have taken their place."""
-        for change, result in zip(changes, results, strict=True):
-            place = (change.limit, change.key, change.block is not None)
-            if self._changes.get(place) is change:
-                del self._changes[place]
-            for waiter in change.waiters:
-                if not waiter.done():
-                    waiter.set_result(result)
-
-    def forget_block(self, limit: str, key: str) -> None:
-        """Drop an entry that was lifted elsewhere before it could be written."""
-        change = self._take(limit, key, True)
-        if change is not None:
-            self.written([change], [False])
-
-    def shift(self, seconds: int) -> None:
-        """Move the times of all entries, which were made by another clock."""
-        for change in self._changes.values():
-            if change.block is not None:
-                since, until = change.block.since + seconds, change.block.until + seconds
-                change.block = replace(change.block, since=since, until=until)
-
-    def apply(self, blocks: dict[tuple[str, str], Block]) -> None:
-        """Change a list as it will be once all is written."""
-        for change in self._changes.values():
-            if change.block is not None:
-                blocks[change.limit, change.key] = change.block
-            else:
-                blocks.pop((change.limit, change.key), None)
-
-    def _take(self, limit: str, key: str, blocks: bool) -> Change | None:
-        return self._changes.pop((limit, key, blocks), None)
-
-
-def block_to_json(block: Block) -> str:
-    """Return an entry as the store has it."""
-    return json.dumps(asdict(block), separators=(",", ":"), ensure_ascii=False)
-
-
-def block_from_json(text: str | bytes) -> Block:
-    """Return the entry; ValueError if it is none. Fields of a later version are left out."""
-    data = json.loads(text)
-    if not isinstance(data, dict):
-        raise ValueError("not an entry")  # noqa: TRY004 - of the text, not of the argument
-    values: dict[str, object] = {}
-    for field in fields(Block):
-        if field.name in data:
-            value = data[field.name]
-            if field.type == "int" and isinstance(value, float):
-                with contextlib.suppress(OverflowError):
-                    value = int(value)
-            if type(value).__name__ != field.type:
-                raise ValueError(f"{field.name} is not {field.type}")
-            values[field.name] = value
-    try:
-        return Block(**values)  # type: ignore[arg-type]
-    except TypeError as error:
-        raise ValueError(str(error)) from None

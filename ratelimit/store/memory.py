@@ -24,15 +24,8 @@ import structlog
 
 from ratelimit.exceptions import StartError
 from ratelimit.model import Block
-from ratelimit.store.base import (
-    Change,
-    Events,
-    Node,
-    Store,
-    StoreError,
-    block_from_json,
-    block_to_json,
-)
+from ratelimit.store.base import Events, Node, Store, StoreError
+from ratelimit.store.outbox import Change, block_from_json, block_to_json
 
 FILE = "blocklist.sqlite3"
 """Name of the file in the state folder; ``-wal`` stands beside it while it is open."""

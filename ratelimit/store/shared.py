@@ -12,15 +12,9 @@ import time
 from typing import Any
 
 from ratelimit.model import Block
-from ratelimit.store.base import (
-    Change,
-    Events,
-    Outbox,
-    StoreError,
-    block_from_json,
-    block_to_json,
-)
+from ratelimit.store.base import Events, StoreError
 from ratelimit.store.life import Life, Script
+from ratelimit.store.outbox import Change, Outbox, block_from_json, block_to_json
 
 _BATCH = 100  # entries in one request
 _PAGE = 1000

@@ -363,57 +363,6 @@ def test_loading(make_server: Callable[..., Server], logs: list[Any]) -> None:
     assert [line["event"] for line in logs].count("store lost") == 1
 
 
-def test_a_server_that_speaks_something_else(logs: list[Any]) -> None:
-    answers = [b""]
-
-    async def main() -> None:
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with contextlib.suppress(OSError):
-                await reader.read(100)
-                writer.write(answers[0])
-                await reader.read()
-                writer.close()
-
-        other = await asyncio.start_server(serve, "127.0.0.1", 0)
-        port = other.sockets[0].getsockname()[1]
-        async with other:
-            for answers[0] in (
-                b"HTTP/1.1 400 Bad Request\r\n\r\n",
-                b"+OK\r\n" * 30,
-                b"%1\r\n+a\r\n+b\r\n",
-                b"",
-            ):
-                async with nodes(f"redis://127.0.0.1:{port}", timeout=0.1) as [(store, _)]:
-                    assert not store.up
-                    assert f"127.0.0.1:{port}" in store.problem
-
-    run(main)
-    assert {line["event"] for line in logs} == {"store lost"}
-
-
-def test_strangers_on_our_channel_are_ignored(server: Server, logs: list[Any]) -> None:
-    async def main() -> None:
-        async with nodes(server.url) as [(store, seen)]:
-            for text in (
-                "",
-                "{",
-                "[]",
-                '{"blocks":5}',
-                '{"blocks":[{}]}',
-                '{"lifts":["x"]}',
-                "\xff",
-            ):
-                server.do("PUBLISH", "test:{fleet}:news", text)
-            await store.save(block("a"))
-            await until(lambda: seen.blocks)
-            assert store.up
-            assert store.strays == 7
-            assert seen.clients() == {"a"}
-
-    run(main)
-    assert [line["event"] for line in logs].count("another program publishes on our channel") == 1
-
-
 def test_an_owner_that_fails_does_not_end_the_store(server: Server, logs: list[Any]) -> None:
     def fail(ids: bytes) -> None:
         raise RuntimeError(ids)

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
-import subprocess
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from ratelimit.exceptions import ConfigError
-from ratelimit.store import StoreError, open_store
-from ratelimit.store.base import Events, Node
-from ratelimit.store.explain import too_old
+from ratelimit.store import StoreError
+from ratelimit.store.base import Node
 from tests.store.conftest import block, nodes, run
 from tests.store.servers import Server, until
 
@@ -22,12 +16,6 @@ pytestmark = pytest.mark.integration
 
 BLOCKS = "test:{fleet}:blocks"
 RECORD = b"0123456789abcdef" + (1000).to_bytes(8, "little") + (1).to_bytes(4, "little") + bytes(64)
-
-COMMANDS = [
-    "ping", "evalsha", "eval", "subscribe", "publish", "hgetall", "hget", "hset", "hdel", "hmget",
-    "hscan", "type", "exists", "pexpire", "pttl", "time", "set",
-]  # fmt: skip
-"""All that the agent needs, besides HELLO, which nobody can be refused."""
 
 
 def test_a_block_is_known_to_all_nodes(server: Server) -> None:
@@ -262,182 +250,3 @@ def test_every_key_has_prefix_tag_and_time_to_live(server: Server) -> None:
             assert client.pttl(key) > 0
         assert 99_000_000 < client.pttl(BLOCKS) <= 100_100_000
         assert client.pttl("test:{default.0}:counts:9") <= 5000
-
-
-@pytest.mark.parametrize("kind", ["hash", "string", "set"])
-@pytest.mark.parametrize("key", [BLOCKS, "test:{fleet}:nodes"])
-def test_a_key_of_another_program_is_left_alone(server: Server, key: str, kind: str) -> None:
-    make = {"hash": ("HSET", "a", "b"), "string": ("SET", "b"), "set": ("SADD", "b")}[kind]
-    server.do(make[0], key, *make[1:])
-    before = server.do("DUMP", key)
-
-    async def main() -> None:
-        async with nodes(server.url) as [(store, _)]:
-            assert not store.up
-            assert "another program" in store.problem and key in store.problem
-            assert "store.prefix" in store.problem
-            # It mends itself when the key goes.
-            assert server.do("DUMP", key) == before
-            server.do("DEL", key)
-            await until(lambda: store.up)
-
-    run(main)
-
-
-def test_counts_of_another_program_are_left_alone(server: Server) -> None:
-    key = "test:{default.0}:counts:7"
-    server.do("HSET", key, "a", "b")
-    before = server.do("DUMP", key)
-
-    async def main() -> None:
-        async with nodes(server.url) as [(store, _)]:
-            with pytest.raises(StoreError, match=r"another program.*counts:7") as caught:
-                await store.exchange("default", 0, 7, 1000, RECORD)
-            assert caught.value.unsent
-            assert server.do("DUMP", key) == before
-            assert server.do("PTTL", key) == -1
-            assert not store.up
-
-    run(main)
-
-
-def test_a_user_may_be_allowed_no_more_than_is_needed(server: Server) -> None:
-    server.do(
-        "ACL", "SETUSER", "agent", "on", ">secret", "resetkeys", "~test:*", "resetchannels",
-        "&test:*", "-@all", *(f"+{command}" for command in COMMANDS),
-    )  # fmt: skip
-
-    async def main() -> None:
-        url = f"redis://agent:secret@127.0.0.1:{server.port}"
-        async with nodes(url, 2) as [(first, _), (second, seen)]:
-            await first.save(block("192.0.2.1"))
-            await first.exchange("default", 0, 7, 5000, RECORD, b"hot")
-            await until(lambda: seen.hot and seen.blocks)
-            await second.nodes_list()
-            assert await second.claim("load", "high", 60)
-            assert await second.lift("default", "192.0.2.1")
-        for wrong, problem in {
-            f"redis://127.0.0.1:{server.port}": "",
-            f"redis://agent:wrong@127.0.0.1:{server.port}": "refuses the user or the password",
-            f"redis://nobody:secret@127.0.0.1:{server.port}": "refuses the user or the password",
-        }.items():
-            async with nodes(wrong) as [(store, _)]:
-                assert problem in store.problem
-                assert "secret" not in store.problem
-                assert store.up is (problem == "")
-        server.do("ACL", "SETUSER", "agent", "-hset")
-        async with nodes(url) as [(store, _)]:
-            assert "ACL" in store.problem
-
-    run(main)
-
-
-def test_passwords(make_server: Callable[..., Server], folder: Path) -> None:
-    server = make_server("--requirepass", "s@cr:t/")
-    (folder / "password").write_text("s@cr:t/\n")
-
-    async def main() -> None:
-        for url in (
-            f"redis://:s%40cr%3At%2F@127.0.0.1:{server.port}/3",
-            f"redis://default:s%40cr%3At%2F@127.0.0.1:{server.port}",
-            f"redis://127.0.0.1:{server.port}?password_file={folder}/password",
-            f"unix://{server.socket}?password_file={folder}/password&db=2",
-        ):
-            async with nodes(url) as [(store, _)]:
-                assert store.up
-        async with nodes(server.url) as [(store, _)]:
-            assert "asks for a password" in store.problem
-
-    run(main)
-
-
-def certificates(folder: Path) -> None:
-    """Make a CA, a certificate for localhost and one for the agent, and another CA."""
-
-    def openssl(*args: str) -> None:
-        subprocess.run(["openssl", *args], cwd=folder, check=True, capture_output=True)
-
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    for name in ("ca", "other"):
-        openssl("req", "-x509", *key, "-keyout", f"{name}.key", "-out", f"{name}.crt",
-                "-subj", f"/CN={name}", "-days", "2")  # fmt: skip
-    for name in ("server", "agent"):
-        openssl(
-            "req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}"
-        )
-        (folder / "names").write_text("subjectAltName=DNS:localhost")
-        openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key",
-                "-CAcreateserial", "-out", f"{name}.crt", "-days", "2", "-extfile",
-                "names")  # fmt: skip
-
-
-def test_tls(make_server: Callable[..., Server], folder: Path) -> None:
-    certificates(folder)
-    server = make_server(
-        "--tls-cert-file", f"{folder}/server.crt", "--tls-key-file", f"{folder}/server.key",
-        "--tls-ca-cert-file", f"{folder}/ca.crt", tls=True,
-    )  # fmt: skip
-    base = f"rediss://localhost:{server.port}?cacert={folder}"
-    mine = f"cert={folder}/agent.crt&key={folder}/agent.key"
-
-    async def main() -> None:
-        async with nodes(f"{base}/ca.crt&{mine}", 2) as [(first, _), (_, seen)]:
-            assert first.up
-            await first.save(block("192.0.2.1"))
-            await until(lambda: seen.blocks)
-        for wrong, problem in {
-            f"{base}/other.crt&{mine}": "certificate is refused",
-            f"rediss://127.0.0.1:{server.port}?cacert={folder}/ca.crt&{mine}": "IP address",
-            f"rediss://localhost:{server.port}": "certificate is refused",
-            f"{base}/ca.crt": "TLS",
-            f"redis://127.0.0.1:{server.port}": "closed|reset",
-        }.items():
-            async with nodes(wrong) as [(store, _)]:
-                assert re.search(problem, store.problem)
-
-    run(main)
-    plain = make_server()
-
-    async def main_plain() -> None:
-        url = f"rediss://localhost:{plain.port}?cacert={folder}/ca.crt"
-        async with nodes(url) as [(store, _)]:
-            assert "speaks TLS" in store.problem
-
-    run(main_plain)
-
-
-@pytest.mark.parametrize(
-    ("server_name", "version", "fine"),
-    [
-        ("redis", "7.0.0", True),
-        ("redis", "8.2.1", True),
-        ("redis", "6.2.14", False),
-        ("redis", "10.0.0", True),
-        ("valkey", "7.2.4", True),
-        ("valkey", "9.0.0-rc1", True),
-        ("valkey", "7.1", False),
-        ("another", "1.0", True),
-    ],
-)
-def test_versions(server_name: str, version: str, fine: bool) -> None:
-    assert (too_old(server_name, version) == "") is fine
-
-
-def test_a_cluster_is_not_a_single_server(make_server: Callable[..., Server]) -> None:
-    single, part = make_server(), make_server("--cluster-enabled", "yes")
-
-    async def main() -> None:
-        async with nodes(f"redis+cluster://127.0.0.1:{single.port}") as [(store, _)]:
-            assert "use redis://" in store.problem
-        async with nodes(part.url) as [(store, _)]:
-            assert "the cluster is not complete" in store.problem
-        async with nodes(f"redis+sentinel://127.0.0.1:{single.port}/x") as [(store, _)]:
-            assert "Sentinel" in store.problem
-
-    run(main)
-
-
-@pytest.mark.parametrize("prefix", ["", "a{b", "a b", "x" * 65])
-def test_a_prefix_that_can_not_be(prefix: str) -> None:
-    with pytest.raises(ConfigError, match=r"store\.prefix"):
-        open_store("redis://h", prefix=prefix, state_dir="", events=Events(), node=Node("", "", 0))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from ratelimit.model import Block
-from ratelimit.store.base import Change, Outbox, block_from_json, block_to_json
+from ratelimit.store.outbox import Change, Outbox, block_from_json, block_to_json
 from tests.store.conftest import block
 
 
