@@ -130,7 +130,7 @@ def test_a_list_of_thousands_is_loaded_whole(server: Server) -> None:
                 store.put(block(f"2001:db8::{number:x}"))
             await until(lambda: not len(store.outbox))
             async with nodes(server.url) as [(_, late)]:
-                assert len(late.blocks) == 5000
+                await until(lambda: len(late.blocks) == 5000)
 
     run(main)
 
