@@ -37,7 +37,10 @@ _WARM_UP = 1.2
 
 
 class Fleet:
-    """Agents that share a store; without a ``server``, ``url`` says what each has."""
+    """Agents that share a store; without a ``server``, ``url`` says what each has.
+
+    ``limit`` is more of the limit's configuration.
+    """
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class Fleet:
         interval: str,
         url: str = "memory://",
         settings: Mapping[str, str] | None = None,
+        limit: str = "",
     ) -> None:
         self.name = name
         self.server = server
@@ -60,7 +64,7 @@ class Fleet:
             config = (
                 f"max_clients = {MAX_CLIENTS}\n[store]\n"
                 f'url = "{url}"\nprefix = "{name}"\nstate_dir = "{folder}"\n'
-                f'sync_interval = "{interval}"\n[limits.default]\nrate = {RATE}\n'
+                f'sync_interval = "{interval}"\n[limits.default]\nrate = {RATE}\n{limit}\n'
             )
             self.agents.append(
                 programs.agent(f"{name}-{number}", "compiled", address, config, settings)

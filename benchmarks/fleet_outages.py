@@ -49,7 +49,6 @@ _EVERY = 0.02  # seconds between clients that show whether counts are shared
 _PAIRS = 0x0E000000
 _PROBE = 0x0F000000
 _BACKOFF = 0.002  # seconds between attempts, instead of up to half a second
-_WARM = ATTEMPTS // 10  # attempts until memory is first read
 
 
 class _Probe:
@@ -170,7 +169,7 @@ def _hang_once(fleet: Fleet, server: Server) -> tuple[list[list[float]], float]:
 
 def run_hang(programs: Programs, server: Server, quick: bool) -> Report:
     """Measure answer times before, while and after Redis hangs."""
-    rounds = 2 if quick else 5
+    rounds = 1 if quick else 5
     fleet = Fleet(programs, "hang", _NODES, server, "10ms")
     taken: list[list[float]] = []
     above = []
@@ -239,23 +238,26 @@ def run_gone(programs: Programs, server: Server, quick: bool) -> Report:
     rows = []
     grown = 0.0
     first: list[int] = []
-    parts = 4
+    attempts, parts = ATTEMPTS // 10 if quick else ATTEMPTS, 4
     for part in range(parts + 1):
-        goal = nodes * (_WARM + part * (ATTEMPTS - _WARM) // parts)
+        warm = attempts // 10  # until memory is first read
+        goal = nodes * (warm + part * (attempts - warm) // parts)
         for _ in _keep_busy(streams, [], lambda _, goal=goal: closer.count >= goal):  # type: ignore[misc]
-            harness.progress(f"Redis is gone, attempt {closer.count // nodes:,} of {ATTEMPTS:,}")
+            harness.progress(f"Redis is gone, attempt {closer.count // nodes:,} of {attempts:,}")
         memory = [agent.rss() for agent in fleet.agents]
         first = first or memory
         grown = max(after / before - 1 for before, after in zip(first, memory, strict=True))
-        attempts = f"{closer.count / nodes:,.0f} attempts of a node"
-        rows.append(Row.of(attempts, *(size / 2**20 for size in memory)))
+        name = f"{closer.count / nodes:,.0f} attempts of a node"
+        rows.append(Row.of(name, *(size / 2**20 for size in memory)))
+    seconds = time.perf_counter() - begin
     checks = sum(stream.asked for stream in streams)
     drain(streams)
     for stream in streams:
         stream.sock.close()
     fleet.stop()
     closer.close()
-    note = f"{nodes} nodes whose store closes every connection, {checks:,} checks meanwhile. "
+    note = f"{nodes} nodes whose store closes every connection; {checks:,} checks meanwhile, in "
+    note += f"{seconds:.0f} s. "
     note += f"Attempts come every {_BACKOFF * 1000:g} ms; no hour has more than {ATTEMPTS:,}"
     columns = tuple(Column(f"MiB, node {number + 1}") for number in range(nodes))
     target = Target("growth of memory while Redis is gone", grown, 0.02, at_most=True)
