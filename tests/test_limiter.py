@@ -233,11 +233,11 @@ def test_headers_tell_what_is_left_of_the_tightest_limit() -> None:
     assert node.frame(wire.message("plain", key=wire.text("192.0.2.1"))) == {}
 
 
-def test_a_window_of_no_whole_seconds_is_not_told() -> None:
+def test_a_window_of_no_whole_seconds_is_told_as_none() -> None:
     node = Node(Limit(window=1500 * 1_000_000, headers=True))
     told = node.frame(wire.message("default", key=wire.text("192.0.2.1")))
     assert told["reset"] == 2
-    assert "window" not in told
+    assert told["window"] is None, "nor is one of another limit left in place"
 
 
 def test_the_longest_answer_fits_the_smallest_frame() -> None:

@@ -91,7 +91,10 @@ def disconnect(status: int = 0, reason: str = "normal") -> bytes:
 
 @dataclass
 class Frame:
-    """A frame from the agent, taken apart: ``items`` of a KV-LIST or variables of an ACK."""
+    """A frame from the agent, taken apart: ``items`` of a KV-LIST or variables of an ACK.
+
+    A variable that is to be unset is None.
+    """
 
     kind: int
     ids: tuple[int, int]
@@ -159,11 +162,14 @@ def frames(data: bytes) -> list[Frame]:
         items: dict[str, Value] = {}
         scopes = set()
         while cursor.pos < len(body):
+            unset = False
             if kind == ACK:
-                assert cursor.take(2) == b"\x01\x03", "set-var with three arguments"
+                action = cursor.take(2)
+                assert action in (b"\x01\x03", b"\x02\x02"), "set-var of three, unset-var of two"
+                unset = action[0] == 2
                 scopes.add(cursor.take(1)[0])
             name = cursor.string().decode()
             assert name not in items, f"{name} is set twice"
-            items[name] = cursor.typed()
+            items[name] = None if unset else cursor.typed()
         found.append(Frame(kind, ids, items, scopes))
     return found

@@ -4,7 +4,7 @@ from libc.stdint cimport uint64_t
 from ratelimit.engine.rule cimport Rule
 from ratelimit.spop.codec cimport Writer
 
-cdef int _ACK, _FIN, _SET_VAR, _SET_VAR_ARGUMENTS, _SCOPE_TXN, _TRUE
+cdef int _ACK, _FIN, _SET_VAR, _SET_VAR_ARGUMENTS, _UNSET_VAR, _UNSET_VAR_ARGUMENTS, _SCOPE_TXN, _TRUE
 
 
 @cython.final
@@ -21,4 +21,6 @@ cdef class Acknowledge:
     cdef void tell(self, Rule rule, uint64_t remaining, uint64_t reset) noexcept
     @cython.locals(writer=Writer)
     cdef void variable(self, bytes name) noexcept
+    @cython.locals(writer=Writer)
+    cdef void forget(self, bytes name) noexcept
     cdef void integer(self, bytes name, uint64_t value) noexcept

@@ -10,6 +10,8 @@ _ACK = int(FrameType.ACK)  # of C's int type when compiled
 _FIN = 1
 _SET_VAR = 1
 _SET_VAR_ARGUMENTS = 3
+_UNSET_VAR = 2
+_UNSET_VAR_ARGUMENTS = 2
 _SCOPE_TXN = 2
 _TRUE = 0x11
 
@@ -68,6 +70,9 @@ class Acknowledge:
         self.integer(b"reset", reset)
         if rule.seconds > 0:
             self.integer(b"window", rule.seconds)
+        else:
+            # There may be one of a limit that another group of the same request asked for.
+            self.forget(b"window")
         self.variable(b"limit_name")
         self.writer.typed_string(rule.name)
 
@@ -75,6 +80,13 @@ class Acknowledge:
         writer = self.writer
         writer.byte(_SET_VAR)
         writer.byte(_SET_VAR_ARGUMENTS)
+        writer.byte(_SCOPE_TXN)
+        writer.string(name)
+
+    def forget(self, name: bytes) -> None:
+        writer = self.writer
+        writer.byte(_UNSET_VAR)
+        writer.byte(_UNSET_VAR_ARGUMENTS)
         writer.byte(_SCOPE_TXN)
         writer.string(name)
 
