@@ -35,7 +35,7 @@ from ratelimit.metrics import Metrics
 from ratelimit.model import Address
 from ratelimit.notation import format_duration
 from ratelimit.ops.server import Server
-from ratelimit.runtime import Runtime
+from ratelimit.runtime import Prefixes, Runtime
 from ratelimit.runtime.figures import AGENT_BACKEND
 from ratelimit.store import MEMORY, Node, open_store
 from ratelimit.sync import Sync
@@ -92,6 +92,8 @@ async def _up(config: Config, listen: Address, application: Address | None) -> i
                 "RATELIMIT_BACKEND": _written(application),
                 "RATELIMIT_STATS_SOCKET": stats,
                 "RATELIMIT_STATS_LEVEL": "admin",  # in a folder that nobody else can enter
+                "RATELIMIT_IPV4_PREFIX": str(_prefixes(config).ipv4),
+                "RATELIMIT_IPV6_PREFIX": str(_prefixes(config).ipv6),
             },
         )
         stack.push_async_callback(haproxy.stop)
@@ -182,7 +184,7 @@ async def _agent(config: Config, *sockets: str) -> AsyncIterator[_Running]:
     sync = Sync(limiter, config.store.sync_interval / SECOND, config.store.on_outage == "share")
     about = Node(node, __version__, int(time.time()))
     agent = Agent(limiter, sync)
-    runtime = Runtime([*config.haproxy.sockets, *sockets])
+    runtime = Runtime([*config.haproxy.sockets, *sockets], prefixes=_prefixes(config))
     control = Control(config, agent, about, runtime)
     server = Server(control)
     store = open_store(
@@ -199,6 +201,7 @@ async def _agent(config: Config, *sockets: str) -> AsyncIterator[_Running]:
     alerts = Alerts(limiter, store, node, webhooks, load, servers, control.bus.publish)
     control.bus.taps.append(alerts.hear)
     control.reloader.parts += [
+        lambda new: functools.partial(setattr, runtime, "prefixes", _prefixes(new)),
         lambda new: functools.partial(webhooks.renew, new.receivers()),
         lambda new: functools.partial(
             load.change, new.load.high, new.load.low, new.load.hold / SECOND
@@ -231,6 +234,12 @@ async def _agent(config: Config, *sockets: str) -> AsyncIterator[_Running]:
         yield _Running(addresses, control, server, webhooks, alerts)
         control.ready = False
         log.info("agent stops", checks=agent.limiter.engine.checks, blocks=agent.limiter.blocks)
+
+
+def _prefixes(config: Config) -> Prefixes:
+    """Return what is a client at the edges: they remember the blocks of this limit alone."""
+    limit = config.limits["default"]
+    return Prefixes(limit.ipv4_prefix, limit.ipv6_prefix)
 
 
 async def _servers_up(runtime: Runtime) -> int | None:

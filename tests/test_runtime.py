@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from ratelimit.runtime import (
     Action,
     Drain,
+    Prefixes,
     Ready,
     Runtime,
     Server,
@@ -88,15 +89,34 @@ def later(seconds: int = 600) -> int:
         ("198.51.100.0/24", "::ffff:198.51.100.0"),
         ("2001:db8::/64", "2001:db8::"),
         ("2001:db8::/32", "2001:db8::"),
-        ("2001:DB8:0:0::1", "2001:db8::1"),
-        ("2001:db8::", None),  # the entry of its whole /64
+        ("2001:DB8:0:0::1", None),  # a part of its /64, as are the next two
+        ("2001:db8::", None),
         ("2001:db8::/96", None),
     ],
 )
 def test_an_entry_blocks_nobody_else(key: str, entry: str | None) -> None:
     network = words.parse_key(key)
     assert network is not None
-    assert words.entry_to_push(network) == entry
+    assert words.entry_to_push(network, Prefixes()) == entry
+
+
+@pytest.mark.parametrize(
+    ("key", "pushed", "entries"),
+    [
+        ("10.0.0.0/24", "::ffff:10.0.0.0", ["::ffff:10.0.0.0"]),
+        ("10.0.0.0", None, ["::ffff:10.0.0.0"]),  # not the other 255
+        ("10.0.0.7", None, ["::ffff:10.0.0.7", "::ffff:10.0.0.0"]),
+        ("2001:db8::/56", "2001:db8::", ["2001:db8::"]),
+        ("2001:db8::/64", None, ["2001:db8::"]),  # not the other 255
+        ("2001:db8:0:1::/64", None, ["2001:db8:0:1::", "2001:db8::"]),
+    ],
+)
+def test_clients_of_other_prefixes(key: str, pushed: str | None, entries: list[str]) -> None:
+    network = words.parse_key(key)
+    assert network is not None
+    prefixes = Prefixes(24, 56)
+    assert words.entry_to_push(network, prefixes) == pushed
+    assert words.entries_of(network, prefixes) == entries
 
 
 COMMAND = re.compile(
@@ -120,8 +140,8 @@ def test_no_key_writes_a_command_of_its_own(key: str, until: int) -> None:
     network = words.parse_key(key)
     if network is None:
         return
-    entries = words.entries_of(network)
-    pushed = words.entry_to_push(network)
+    entries = words.entries_of(network, Prefixes())
+    pushed = words.entry_to_push(network, Prefixes())
     commands = [words.show_entries(entries), *map(words.clear_entry, entries)]
     commands += [words.set_entry(pushed, until)] if pushed else []
     for command in commands:

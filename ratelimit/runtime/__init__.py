@@ -25,6 +25,7 @@ from ratelimit.runtime.figures import (
 )
 from ratelimit.runtime.words import (
     Entry,
+    Prefixes,
     clear_entry,
     entries_of,
     entry_to_push,
@@ -44,6 +45,7 @@ __all__ = [
     "Entry",
     "Fault",
     "Frontend",
+    "Prefixes",
     "Ready",
     "Report",
     "Runtime",
@@ -126,11 +128,15 @@ class Runtime:
     Args:
         sockets: paths of their ``stats socket``.
         timeout: seconds that any call takes at most.
+        prefixes: what is a client at the edges; may be changed.
 
     No method raises for a HAProxy that can't be asked.
     """
 
-    def __init__(self, sockets: Sequence[str], timeout: float = 1) -> None:
+    def __init__(
+        self, sockets: Sequence[str], timeout: float = 1, prefixes: Prefixes | None = None
+    ) -> None:
+        self.prefixes = prefixes or Prefixes()
         self._edges = [Edge(path, timeout) for path in sockets]
 
     @property
@@ -151,7 +157,7 @@ class Runtime:
         as a single IPv6 address: the agent refuses these.
         """
         network = parse_key(key)
-        entry = None if network is None else entry_to_push(network)
+        entry = None if network is None else entry_to_push(network, self.prefixes)
         if entry is None:
             return []
         command = set_entry(entry, until)
@@ -160,15 +166,15 @@ class Runtime:
     async def lift(self, key: str) -> list[Fault]:
         """Have every edge forget a client, or all clients of a network; return where that failed.
 
-        A HAProxy that could not be told is told later. Of a single IPv6 address the entry of its
-        /64 goes too, as that refuses it.
+        A HAProxy that could not be told is told later. Of a single address the entry of the
+        client that it is part of goes too, as that refuses it.
         """
         network = parse_key(key)
         if network is None:
             return []
         if network.num_addresses > 1:
             return await self._change(str(network), lambda: Change(network=network))
-        command = ";".join(clear_entry(entry) for entry in entries_of(network))
+        command = ";".join(clear_entry(entry) for entry in entries_of(network, self.prefixes))
         return await self._change(str(network), lambda: Change(command))
 
     async def edge(self, key: str) -> list[EdgeEntry]:
@@ -176,7 +182,7 @@ class Runtime:
         network = parse_key(key)
         if network is None:
             return []
-        command = show_entries(entries_of(network))
+        command = show_entries(entries_of(network, self.prefixes))
         answers = await asyncio.gather(*(_asked(edge, command) for edge in self._edges))
         return [
             EdgeEntry(edge.path, entry.key, entry.until)

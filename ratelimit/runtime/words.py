@@ -15,9 +15,6 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 TABLE = "t_block"
 """The stick table of blocked clients; ``gpt0`` is the epoch second at which a block ends."""
 
-EDGE_PREFIX = 64
-"""Bits of an IPv6 address that make a key of the table; of an IPv4 address it is all 32."""
-
 MAX_COMMAND = 15_000
 """Bytes of a command line: HAProxy reads it into a buffer of 16 KiB, and drops what is longer."""
 
@@ -30,11 +27,23 @@ Network = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
+class Prefixes:
+    """Bits of an address that make a key of the table: a client, as every request counts it."""
+
+    ipv4: int = 32
+    ipv6: int = 64
+
+    def of(self, network: Network) -> int:
+        """Return the bits for addresses of this kind."""
+        return self.ipv4 if network.version == 4 else self.ipv6
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A key of the edge table.
 
     Attributes:
-        key: ``192.0.2.1``, or ``2001:db8::``, which may stand for the /64 that begins there.
+        key: ``192.0.2.1``, or ``2001:db8::``, which stands for the client that begins there.
         until: epoch second at which the block ends; 0 for none.
         expires_in: milliseconds until HAProxy drops the entry.
     """
@@ -63,23 +72,17 @@ def parse_key(key: str) -> Network | None:
     return network
 
 
-def entry_to_push(network: Network) -> str | None:
+def entry_to_push(network: Network, prefixes: Prefixes) -> str | None:
     """Return the key of the table that blocks these addresses or part of them, and no others."""
-    address = network.network_address
-    if isinstance(network, IPv4Network):
-        return _key(address)
-    if network.prefixlen <= EDGE_PREFIX:
-        return _key(address)
-    # The first address of a /64 is the name of the whole.
-    single = network.prefixlen == 128 and int(address) & ((1 << EDGE_PREFIX) - 1)
-    return _key(address) if single else None
+    # An address alone in a client of many is none: the first one is the name of the whole.
+    return _key(network.network_address) if network.prefixlen <= prefixes.of(network) else None
 
 
-def entries_of(network: Network) -> list[str]:
-    """Return the keys of the table that are this network, or the one that it is counted in."""
+def entries_of(network: Network, prefixes: Prefixes) -> list[str]:
+    """Return the keys of the table that are this network, or the client that it is part of."""
     keys = [_key(network.network_address)]
-    if isinstance(network, IPv6Network) and network.prefixlen > EDGE_PREFIX:
-        keys.append(_key(network.supernet(new_prefix=EDGE_PREFIX).network_address))
+    if network.prefixlen > prefixes.of(network):
+        keys.append(_key(network.supernet(new_prefix=prefixes.of(network)).network_address))
     return list(dict.fromkeys(keys))
 
 

@@ -232,7 +232,10 @@ def test_the_direct_variant_refuses_at_the_connection(tmp_path: Path) -> None:
 
 
 def test_limits_of_their_own_for_logins_and_api_keys(tmp_path: Path) -> None:
-    limits = "[limits.default]\nrate = 50\n[limits.login]\nrate = 5\n[limits.api_key]\nrate = 20\n"
+    limits = (
+        "[limits.default]\nrate = 50\nheaders = true\n[limits.login]\nrate = 5\n"
+        "[limits.api_key]\nrate = 20\nwindow = '1500ms'\n"
+    )
 
     async def test(w: World) -> None:
         client = w.client("127.9.0.1")
@@ -247,7 +250,7 @@ def test_limits_of_their_own_for_logins_and_api_keys(tmp_path: Path) -> None:
         assert (await other.get(X_API_Key="k1")).status == 429, "the key is blocked, wherever from"
         assert (await other.get(X_API_Key="k2")).status == 200
         refused = await other.get(X_API_Key="k1")
-        assert refused.headers["ratelimit-policy"] == '"api_key";q=20;w=1'
+        assert refused.headers["ratelimit-policy"] == '"api_key";q=20'
 
     run(tmp_path, test, limits, RATELIMIT_LOGIN_PATH="/login", RATELIMIT_API_KEYS="1")
 
@@ -296,6 +299,36 @@ def test_a_network_is_blocked_at_the_edge_as_it_is_counted(tmp_path: Path) -> No
 
     limits = "[limits.default]\nipv4_prefix = 24\n"
     run(tmp_path, test, limits, RATELIMIT_IPV4_PREFIX="24")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "network", "same", "other"),
+    [
+        (64, "2001:db8:1:ff01::", "2001:db8:1:ff01:8::2", "2001:db8:1:ff02::1"),
+        (56, "2001:db8:1:ff00::", "2001:db8:1:ff02::2", "2001:db8:1:fe01::1"),
+        (48, "2001:db8:1::", "2001:db8:1:1::2", "2001:db8:2:ff01::1"),
+    ],
+)
+def test_an_ipv6_customer_is_one_client(
+    tmp_path: Path, prefix: int, network: str, same: str, other: str
+) -> None:
+    async def test(w: World) -> None:
+        (w.folder / "haproxy" / "lb.lst").write_text("127.10.2.1\n")
+        await w.reload()
+        balancer = w.client("127.10.2.1")
+
+        async def ask(client: str) -> int:
+            return (await balancer.get(X_Forwarded_For=client)).status
+
+        found = [await ask("2001:db8:1:ff01::1") for _ in range(30)]
+        assert found == [200] * 20 + [429] * 10
+        assert await ask(same) == 429
+        assert f"key={network} " in await w.runtime("show table t_block")
+        assert await ask(other) == 200
+        assert w.checks() == 22, "of the customer, 21 were asked about"
+
+    limits = f"[limits.default]\nrate = 20\nipv6_prefix = {prefix}\n"
+    run(tmp_path, test, limits, RATELIMIT_IPV6_PREFIX=str(prefix))
 
 
 def test_a_reload_changes_limits_and_lists_under_load(tmp_path: Path) -> None:
