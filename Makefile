@@ -39,7 +39,7 @@ define system
 	$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing
 endef
 
-.PHONY: help run test lint bench clean
+.PHONY: help run test lint bench loadtest clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -65,6 +65,9 @@ lint: system-base $(VENV)/compiled $(VENV)/group-lint ## style, format, types
 
 bench: system-bench $(VENV)/compiled $(VENV)/group-bench ## all benchmarks; ARGS="--quick NAME..."
 	$(BIN)/python -m benchmarks $(ARGS)
+
+loadtest: system-run $(VENV)/compiled $(VENV)/group-loadtest ## visitors and attackers, with locust; ARGS="--quick" or "--web"
+	$(BIN)/python -m benchmarks.loadtest $(ARGS)
 
 clean: ## remove everything that was built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -26,6 +26,7 @@ BENCHMARKS = (
     "table",
     "reload",
     "replay",
+    "flood",
     "profiles",
 )
 

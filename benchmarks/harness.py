@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 
 _START_TIMEOUT = 10  # seconds for a program to accept connections
-_STOP_TIMEOUT = 3  # seconds from SIGTERM to SIGKILL
+STOP_TIMEOUT = 3  # seconds from SIGTERM to SIGKILL
 
 Form = str
 """``compiled``, ``plain`` or, for the agent that only acknowledges, ``ack``."""
@@ -64,7 +64,7 @@ class Program:
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(_STOP_TIMEOUT)
+                self.process.wait(STOP_TIMEOUT)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
@@ -96,10 +96,11 @@ class Programs:
         command: Sequence[str],
         settings: Mapping[str, str] | None = None,
         log: bool = True,
+        files: Sequence[int] = (),
     ) -> Program:
         """Start a program from the root of the checkout; ``settings`` are more variables for it.
 
-        No RATELIMIT_* variable of the caller reaches it.
+        It inherits the descriptors ``files``. No RATELIMIT_* variable of the caller reaches it.
         """
         path = self.folder / f"{name}.log" if log else Path(os.devnull)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RATELIMIT_")}
@@ -111,6 +112,7 @@ class Programs:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT if log else None,
+                pass_fds=files,
                 start_new_session=True,  # a Ctrl-C is for this program, which ends the others
             )
         program = Program(process, path)
@@ -130,7 +132,7 @@ class Programs:
         ``config`` is what its configuration file holds beside ``[agent] listen``.
         """
         if form == "ack":
-            command = [self._ack_agent(), address.rpartition(":")[2]]
+            command = [self.compiled("ack_agent"), address.rpartition(":")[2]]
         else:
             listen = f"{'unix' if '/' in address else 'tcp'}://{address}"
             file = self.folder / f"{name}.toml"
@@ -155,11 +157,12 @@ class Programs:
         wait_for(started, lambda: socket.create_connection((host, int(port)), 5).close())
         return started, address
 
-    def _ack_agent(self) -> str:
-        path = self.folder / "ack_agent"
+    def compiled(self, name: str) -> str:
+        """Return the path of a program of this folder, compiled from its C source."""
+        path = self.folder / name
         if not path.exists():
-            source = ROOT / "benchmarks" / "ack_agent.c"
-            compiler = ["cc", "-O2", "-D_GNU_SOURCE", "-o", str(path), str(source)]
+            source = ROOT / "benchmarks" / f"{name}.c"
+            compiler = ["cc", "-O2", "-D_GNU_SOURCE", "-o", str(path), str(source), "-lm"]
             try:
                 subprocess.run(compiler, check=True)
             except FileNotFoundError:

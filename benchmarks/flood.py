@@ -1,0 +1,239 @@
+"""A flood of 20,000 requests a second beside visitors, through HAProxy as shipped.
+
+``python -m benchmarks.flood`` sends what 500 visitors ask for, all the time, and in every second
+turn what 100 attackers do, each from an address of its own (``paced.c``). Visitors' answers are
+timed from when their requests were due; those of all turns with the flood are compared with those
+of all turns without. How much of the flood got how far, its clients and the agent count.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks import command, harness
+from benchmarks.end_to_end import APPLICATION, SHIPPED, HAProxy
+from benchmarks.harness import Figure, Target
+from benchmarks.report import Column, Report, Row, Table
+
+if TYPE_CHECKING:
+    import argparse
+
+    from benchmarks.harness import Program, Programs
+
+TURN = 20  # seconds: longer than the first block, so that all attackers come back once
+
+_GRACE = 5  # seconds beyond its time after which a load is ended
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """Clients of one kind: their first address, and their requests a second in all."""
+
+    source: str
+    clients: int
+    rate: int
+
+
+VISITORS = Crowd("127.10.0.1", 500, 500)
+ATTACKERS = Crowd("127.66.0.1", 100, 20_000)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a crowd got in one turn; ``took`` is nanoseconds of each admitted request."""
+
+    sent: int
+    allowed: int
+    refused: int
+    failed: int
+    withheld: int
+    leaked: int
+    late_p99_us: float
+    took: array[int]
+
+
+class Sender:
+    """A crowd under way, in a process of its own."""
+
+    def __init__(self, program: str, port: str, crowd: Crowd, seed: int) -> None:
+        command = [program, port, crowd.source, str(crowd.clients), str(crowd.rate)]
+        self._process = subprocess.Popen(
+            [*command, str(TURN), str(seed)], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+        )
+
+    def result(self) -> Load:
+        try:
+            output, _ = self._process.communicate(timeout=TURN + _GRACE)
+        finally:
+            self._process.kill()
+        if self._process.returncode:
+            sys.exit(f"{self._process.args!r} failed")
+        line, _, took = output.partition(b"\n")
+        return Load(**json.loads(line), took=array("I", took))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What came of a turn; CPU in cores."""
+
+    visitors: Load
+    attackers: Load | None
+    haproxy: float
+    agent: float
+    application: float
+
+
+class Arena:
+    """HAProxy as shipped, an agent with an empty configuration, and an application."""
+
+    def __init__(self, programs: Programs, config: Path, threads: int) -> None:
+        backend, spop = harness.free_address(), harness.free_address()
+        haproxy = harness.find("haproxy") or "haproxy"
+        self.application = programs.start(
+            "application", [haproxy, "-db", "-f", str(APPLICATION)], {"BENCH_LISTEN": backend}
+        )
+        self.agent = programs.agent("agent", "compiled", spop)
+        self.haproxy = HAProxy(
+            programs,
+            "haproxy",
+            config,
+            self.agent,
+            RATELIMIT_BACKEND=backend,
+            RATELIMIT_SPOP=spop,
+            RATELIMIT_THREADS=str(threads),
+        )
+        self._paced = programs.compiled("paced")
+        self._turns = 0
+
+    def turn(self, flood: bool) -> Turn:
+        self._turns += 1
+        programs: list[Program] = [self.haproxy.program, self.agent, self.application]
+        port = self.haproxy.address.rpartition(":")[2]
+        before = [program.cpu() for program in programs]
+        begin = time.monotonic()
+        visitors = Sender(self._paced, port, VISITORS, self._turns)
+        attackers = Sender(self._paced, port, ATTACKERS, -self._turns) if flood else None
+        loads = [sender.result() for sender in (visitors, attackers) if sender]
+        seconds = time.monotonic() - begin
+        after = [program.cpu() for program in programs]
+        cores = [(a - b) / seconds / 1e9 for a, b in zip(after, before, strict=True)]
+        return Turn(loads[0], loads[1] if flood else None, *cores)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of visitors' answers."""
+
+    p50: float
+    p99: float
+    p999: float
+
+    @classmethod
+    def of(cls, turns: list[Turn]) -> Latency:
+        took = sorted(value for turn in turns for value in turn.visitors.took)
+        return cls(*(took[int(len(took) * share)] / 1e6 for share in (0.5, 0.99, 0.999)))
+
+
+def report(turns: list[Turn], checks: int) -> Report:
+    """Return what came of the turns, and of how many checks the agent did in them."""
+    floods = [(turn, turn.attackers) for turn in turns if turn.attackers]
+    quiet = [turn for turn in turns if not turn.attackers]
+    alone, beside = Latency.of(quiet), Latency.of([turn for turn, _ in floods])
+    visits = [turn.visitors for turn in turns]
+    sent = sum(flood.sent for _, flood in floods)
+    admitted = sum(flood.allowed for _, flood in floods)
+    asked = checks - sum(load.sent for load in visits)
+    latency = Table(
+        "visitors",
+        f"{len(turns)} turns of {TURN} s, with the flood and without; ms from when it was due",
+        (Column("p50", "less"), Column("p99", "less"), Column("p99.9", "less")),
+        (
+            Row.of("alone", *vars(alone).values()),
+            Row.of("beside the flood", *vars(beside).values()),
+        ),
+    )
+    cost = Table(
+        "turn",
+        "requests a second, how late the clients sent them (p99, ms), and cores used",
+        (
+            Column("visits", digits=0),
+            Column("flood", digits=0),
+            Column("late"),
+            Column("flood late"),
+            Column("HAProxy", "less"),
+            Column("agent", "less"),
+            Column("application", "less"),
+        ),
+        tuple(
+            Row.of(
+                name,
+                Figure.of(turn.visitors.sent / TURN for turn in some),
+                Figure.of(t.attackers.sent / TURN if t.attackers else 0 for t in some),
+                Figure.of(turn.visitors.late_p99_us / 1000 for turn in some),
+                Figure.of(t.attackers.late_p99_us / 1000 if t.attackers else 0 for t in some),
+                Figure.of(turn.haproxy for turn in some),
+                Figure.of(turn.agent for turn in some),
+                Figure.of(turn.application for turn in some),
+            )
+            for name, some in (("alone", quiet), ("beside the flood", [t for t, _ in floods]))
+        ),
+    )
+    reached = Table(
+        "requests of the flood",
+        "how far they got; admitted are those that the application answered",
+        (Column("count", digits=0), Column("%", "less")),
+        tuple(
+            Row.of(name, count, 100 * count / sent)
+            for name, count in (
+                ("sent", sent),
+                ("reached the agent", asked),
+                ("admitted", admitted),
+                ("withheld by a client that waits", sum(flood.withheld for _, flood in floods)),
+            )
+        ),
+    )
+    lost = sum(load.failed + load.withheld for load in visits)
+    leaked = sum(flood.leaked for _, flood in floods)
+    return Report(
+        (latency, cost, reached),
+        (
+            Target(
+                "requests of the flood a second", sent / len(floods) / TURN, 19_500, at_most=False
+            ),
+            Target("visitors refused", sum(load.refused for load in visits), 0, at_most=True),
+            Target("visitors' requests that failed", lost, 0, at_most=True),
+            Target(
+                "visitors' p99, with the flood : without", beside.p99 / alone.p99, 1.5, at_most=True
+            ),
+            Target("share of the flood that reached the agent", asked / sent, 0.03, at_most=True),
+            Target("flood admitted beyond the limit", leaked, 0, at_most=True),
+        ),
+    )
+
+
+def run(programs: Programs, options: argparse.Namespace) -> Report:
+    arena = Arena(programs, options.config, options.threads)
+    turns = []
+    for number in range(2 * options.rounds):
+        harness.progress(f"turn {number + 1} of {2 * options.rounds}")
+        turns.append(arena.turn(flood=number % 2 == 1))
+    arena.agent.stop()
+    return report(turns, arena.agent.checks())
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    cores = os.cpu_count() or 1
+    parser.add_argument("--config", type=Path, default=SHIPPED, help="another haproxy.cfg")
+    parser.add_argument("--threads", type=int, default=cores, help="of HAProxy (one a core)")
+
+
+if __name__ == "__main__":
+    command.main("flood", __doc__, run, rounds=(8, 2), arguments=arguments)
