@@ -26,6 +26,8 @@ nginx := command -v nginx || missing+=" nginx-light";
 perf := command -v perf || missing+=" linux-perf";
 curl := command -v curl || missing+=" curl";
 wrk := command -v wrk || missing+=" wrk";
+images := $(foreach tool,buildah podman runc debootstrap,command -v $(tool) || missing+=" $(tool)";) \
+	command -v dnsmasq || missing+=" dnsmasq-base";
 
 # $(call system,NAME...): install what is missing, or say what it is.
 define system
@@ -39,10 +41,10 @@ define system
 	$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing
 endef
 
-.PHONY: help run test lint bench loadtest clean
+.PHONY: help run test lint bench loadtest test-images lock clean
 
 help: ## list the targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 run: system-run $(VENV)/compiled ## the agent and HAProxy in front of a demo application; ARGS="--backend HOST:PORT" STORE=redis
 ifeq ($(STORE),redis)
@@ -69,18 +71,31 @@ bench: system-bench $(VENV)/compiled $(VENV)/group-bench ## all benchmarks; ARGS
 loadtest: system-run $(VENV)/compiled $(VENV)/group-loadtest ## visitors and attackers, with locust; ARGS="--quick" or "--web"
 	$(BIN)/python -m benchmarks.loadtest $(ARGS)
 
+test-images: system-images $(VENV)/compiled $(VENV)/group-test ## the images, built and started as docker-compose.yml says; needs root
+	$(BIN)/python -m tests.images.engine
+	$(BIN)/pytest tests/images $(ARGS)
+
+lock: $(VENV)/group-lock ## the versions that an image has; ARGS=--upgrade for newer ones
+	@pin() { $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--custom-compile-command "make lock" $(ARGS) "$$@"; }; \
+	pin pyproject.toml -o locks/run.txt; \
+	pin --group wheels -o locks/wheels.txt; \
+	pin pyproject.toml --group lint -o locks/development.txt
+
 clean: ## remove everything that was built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find ratelimit -name '*.so' -delete
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: system-base system-run system-bench
+.PHONY: system-base system-run system-bench system-images
 system-base:
 	$(call system,base)
 system-run:
 	$(call system,base haproxy redis curl ip)
 system-bench:
 	$(call system,base haproxy redis nginx wrk perf)
+system-images:
+	$(call system,base images curl ip)
 
 $(VENV)/created: | system-base
 	$(PYTHON) -m venv $(VENV)

@@ -1,7 +1,8 @@
 """A small application for ``ratelimit up`` without ``--backend``: it tells who asked for what.
 
-Run as a process of its own, ``python -m ratelimit.demo FD``, on a listening socket that it
-inherits, so that it neither shares the agent's loop nor needs a port to be known beforehand.
+Run as a process of its own, so that it does not share the agent's loop: ``python -m ratelimit.demo
+FD`` on a listening socket that it inherits, so that no port needs to be known beforehand, or, in a
+container, ``HOST:PORT``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import socket
 import sys
 
 from aiohttp import web
+
+from ratelimit.notation import parse_host_port
 
 
 async def _hello(request: web.Request) -> web.Response:
@@ -21,7 +24,12 @@ def main() -> None:
     """Serve until SIGTERM."""
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", _hello)
-    listener = socket.socket(fileno=int(sys.argv[1]))
+    where = sys.argv[1]
+    if where.isdecimal():
+        listener = socket.socket(fileno=int(where))
+    else:
+        address = parse_host_port(where)
+        listener = socket.create_server((address.host, address.port))
     web.run_app(application, sock=listener, access_log=None, print=None, shutdown_timeout=0.5)
 
 
