@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 import subprocess
 from collections.abc import Callable
@@ -147,6 +149,25 @@ def test_tls(make_server: Callable[..., Server], folder: Path) -> None:
 )
 def test_versions(server_name: str, version: str, fine: bool) -> None:
     assert (too_old(server_name, version) == "") is fine
+
+
+def test_a_server_that_is_too_old() -> None:
+    hello = b"%2\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nversion\r\n$6\r\n6.2.14\r\n"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while await reader.read(100):
+                writer.write(hello)
+        writer.close()
+
+    async def main() -> None:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as old:
+            port = old.sockets[0].getsockname()[1]
+            async with nodes(f"redis://127.0.0.1:{port}") as [(store, _)]:
+                assert not store.up
+                assert store.problem == "redis 6.2.14 is too old; 7.0 or later is needed"
+
+    run(main)
 
 
 def test_a_cluster_is_not_a_single_server(make_server: Callable[..., Server]) -> None:
