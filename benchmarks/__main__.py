@@ -22,7 +22,10 @@ BENCHMARKS = (
     "end_to_end",
     "peers",
     "accuracy",
-    "fleet",
+    "fleet --accuracy",
+    "fleet --cost",
+    "fleet --hang",
+    "fleet --gone",
     "table",
     "reload",
     "replay",
@@ -38,7 +41,7 @@ _STOP_TIMEOUT = 10  # seconds from SIGTERM to SIGKILL
 
 def measure(name: str, file: Path, quick: bool, limit: float) -> str:
     """Run one benchmark and return what went wrong; nothing if it did well."""
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(file)]
+    command = [sys.executable, "-m", *f"benchmarks.{name}".split(), "--json", str(file)]
     with subprocess.Popen([*command, *["--quick"] * quick], cwd=ROOT) as process:
         try:
             code = process.wait(limit)
