@@ -56,7 +56,7 @@ else
 	exec $(BIN)/ratelimit up $(ARGS)
 endif
 
-test: system-run $(VENV)/compiled $(VENV)/group-test ## all tests compiled, then those without a server as plain Python
+test: system-run $(VENV)/compiled $(VENV)/group-test $(BIN)/promtool ## all tests compiled, then those without a server as plain Python
 	$(BIN)/pytest -n $(WORKERS) $(ARGS)
 	RATELIMIT_PURE=1 $(BIN)/pytest -n $(WORKERS) -m "not integration and not packaging" $(ARGS)
 
@@ -113,6 +113,17 @@ $(VENV)/compiled: $(VENV)/installed $(TYPED) $(TYPED:.pxd=.py)
 	$(BIN)/python setup.py build_ext --inplace -j "$$(nproc)" &>$@.log || { cat $@.log; exit 1; }
 	$(BIN)/ratelimit version
 	touch $@
+
+# The program alone, out of Debian's package, whose installation would start a server.
+$(BIN)/promtool: | $(VENV)/created
+	@if found=$$(command -v promtool); then ln -sf "$$found" $@; exit; fi; \
+	command -v apt-get >/dev/null || { echo "Please install promtool, of Prometheus" >&2; exit 1; }; \
+	as_root=; [[ $$EUID == 0 ]] || as_root=sudo; \
+	cd $(VENV); \
+	apt-get download -qq prometheus 2>/dev/null || \
+		{ $$as_root apt-get update -qq; apt-get download -qq prometheus; }; \
+	dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 -C bin ./usr/bin/promtool; \
+	rm prometheus_*.deb
 
 $(VENV)/group-%: $(VENV)/created pyproject.toml
 	$(BIN)/pip install -q --group $*

@@ -17,46 +17,22 @@ import structlog
 
 from ratelimit.agent import Agent
 from ratelimit.bus import Bus
+from ratelimit.busiest import Busiest
 from ratelimit.config import Config
-from ratelimit.engine import compiled
-from ratelimit.engine.constants import ADDRESS, SECOND
-from ratelimit.engine.scan import Busy, Scan
-from ratelimit.keys import counted_key, key_text, wider_keys
+from ratelimit.engine.constants import SECOND
+from ratelimit.keys import counted_key, wider_keys
 from ratelimit.limiter import ClientState
 from ratelimit.model import EVERY_LIMIT, Block, Limit
 from ratelimit.reload import Reloader, ReloadResult
 from ratelimit.runtime import EdgeEntry, Fault, Runtime
 from ratelimit.store import Events, Node, Store, StoreError
 
-MAX_BUSIEST = 1000
-"""Clients that one scan finds."""
-
-SLICE = 1024 if compiled() else 16
-"""Sets of the table that a scan looks at without a pause; well under a millisecond."""
-
 MAX_EDGE_CHANGES = 10_000
 """Keys that wait for HAProxy; the next one is dropped, see ``edges_dropped``."""
 
-_SCAN_LIFE = 1.0  # seconds for which a scan is good enough for the next who asks
 _LISTED = 1000  # entries of the blocklist that are looked at without a pause
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class BusyClient:
-    """A client among the busiest.
-
-    ``key`` is what is counted; of a string that is not blocked only its hash is known, and
-    ``hashed`` says so. ``rate`` is in hits a second.
-    """
-
-    key: str
-    hashed: bool
-    limit: str
-    hits: int
-    rate: float
-    until: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +55,7 @@ class Control:
     Attributes:
         config, agent, limiter, sync, about: of this node.
         runtime: the HAProxy processes beside it.
+        busiest: finds the busiest clients of this node.
         bus: what happens.
         started: epoch seconds.
         ready: the store has been tried and requests are answered; false again while draining.
@@ -97,6 +74,7 @@ class Control:
         self.sync = agent.sync
         self.about = about
         self.runtime = runtime or Runtime(())
+        self.busiest = Busiest(self.limiter, self.sync)
         self.bus = Bus()
         self.started = time.time()
         self.ready = False
@@ -106,7 +84,6 @@ class Control:
         self.edges_dropped = 0
         self._edges: dict[str, int] = {}
         self._edges_wait = asyncio.Event()
-        self._scans: dict[str, tuple[float, asyncio.Task[list[Busy]]]] = {}
         self._put = self.limiter.on_block
         self.limiter.on_block = self._made
         self.limiter.on_fuse = self._fuse
@@ -285,46 +262,9 @@ class Control:
 
     # Clients.
 
-    async def busiest(self, count: int, sort: str = "rate") -> list[BusyClient]:
-        """Return the busiest clients of this node; see ``engine.scan``.
-
-        Those who ask at about the same time share a scan.
-        """
-        made, task = self._scans.get(sort, (0.0, None))
-        if task is None or (task.done() and time.monotonic() - made > _SCAN_LIFE):
-            task = asyncio.create_task(self._scan(sort), name="scan")
-            self._scans[sort] = time.monotonic(), task
-        busy = await asyncio.shield(task)
-        return [self._busy(one) for one in busy[:count]]
-
-    async def _scan(self, sort: str) -> list[Busy]:
-        engine = self.limiter.engine
-        scan = Scan(engine.table, engine.rules, MAX_BUSIEST, sort)
-        while not scan.done:
-            self._set_time()
-            scan.slice(SLICE, engine.now)
-            await asyncio.sleep(0)
-        found: list[Busy] = scan.take()
-        return found
-
-    def _set_time(self) -> None:
-        if not self.sync.flying:  # the checks under way have a time of their own
-            self.limiter.engine.at(self.sync.now())
-
-    def _busy(self, busy: Busy) -> BusyClient:
-        rule = next(rule for rule in self.limiter.engine.rules if rule.index == busy.index)
-        limit = rule.limit
-        hashed = busy.kind != ADDRESS
-        if hashed:
-            key = f"{busy.hi:016x}{busy.lo:016x}"
-        else:
-            key = key_text(busy.kind, busy.hi, busy.lo, b"", limit.ipv4_prefix, limit.ipv6_prefix)
-        rate = round(busy.hits * SECOND / limit.window, 3)
-        return BusyClient(key, hashed, limit.name, busy.hits, rate, busy.until)
-
     async def explain(self, key: str) -> Explanation:
         """Return everything known about a key, canonical."""
-        self._set_time()
+        self.busiest.set_time()
         states = self.limiter.explain(key)
         get = self.limiter.blocklist.get
         by_hand = [get(EVERY_LIMIT, one) for one in (key, *wider_keys(key))]

@@ -60,6 +60,14 @@ class Source(Protocol):
         """This node."""
 
     @property
+    def edge_faults(self) -> int:
+        """Changes that an HAProxy did not take."""
+
+    @property
+    def edges_dropped(self) -> int:
+        """Changes that found no room to wait for HAProxy."""
+
+    @property
     def reloaded(self) -> Reload | None:
         """How the last one went; None before the first."""
 
@@ -118,8 +126,8 @@ class Metrics(Collector):
         )
         yield _counter(
             "refusals",
-            "Checks that were refused, for whatever reason.",
-            sum(rule.throttled + rule.blocked for rule in engine.rules),
+            "Checks that were refused, for whatever reason, or would have been without shadow.",
+            sum(rule.throttled + rule.blocked + rule.denied for rule in engine.rules),
         )
         yield _counter("unknown_messages", "Messages whose name is no limit.", engine.unknown)
         yield _counter("keyless_messages", "Messages without a usable key.", engine.keyless)
@@ -161,6 +169,15 @@ class Metrics(Collector):
         yield _counter("haproxy_connections_refused", "Connections over the most.", agent.refused)
         yield _counter(
             "protocol_errors", "Connections that ended by an error.", agent.protocol_errors
+        )
+
+        yield _counter(
+            "edge_faults",
+            "Blocks by hand and lifts that an HAProxy did not take at once.",
+            self._source.edge_faults,
+        )
+        yield _counter(
+            "edge_dropped", "Those that found no room to wait.", self._source.edges_dropped
         )
 
     def _store(self) -> Iterator[Metric]:

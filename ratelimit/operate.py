@@ -91,7 +91,9 @@ def blocks(
             return
         if made["note"]:
             click.echo(printable(made["note"]), err=True)
-        click.echo(f"{printable(made['key'])} is blocked for {_left(made['until'])}")
+        click.echo(
+            f"{printable(made['key'])} is blocked for {_duration(made['until'] - made['since'])}"
+        )
     elif action == "remove":
         client.delete(path_of("/v1/blocks", key or ""))
         click.echo(json.dumps({"lifted": key}) if as_json else f"{printable(key or '')} is lifted")
@@ -192,18 +194,28 @@ def show(
     from rich.live import Live
 
     console = Console(highlight=False, markup=False, emoji=False)
+    first = table(look())
     if not watch:
-        console.print(table(look()))
+        console.print(first)
         return
+
+    def again() -> RenderableType:
+        time.sleep(_INTERVAL)
+        try:
+            return table(look())
+        except ApiError as error:
+            if error.status:
+                raise
+            return f"ratelimit: {error}"  # it may come back
+
     with contextlib.suppress(KeyboardInterrupt):
         if not console.is_terminal:
+            console.print(first)
             while True:
-                console.print(table(look()))
-                time.sleep(_INTERVAL)
-        with Live(table(look()), console=console, auto_refresh=False, screen=True) as live:
+                console.print(again())
+        with Live(first, console=console, auto_refresh=False, screen=True) as live:
             while True:
-                time.sleep(_INTERVAL)
-                live.update(table(look()), refresh=True)
+                live.update(again(), refresh=True)
 
 
 def new_table(*columns: str, title: str = "") -> Any:
@@ -331,7 +343,7 @@ def _left(until: int) -> str:
 
 def _duration(seconds: float) -> str:
     """Return the two greatest units of a duration, such as ``2h 5m``."""
-    left, parts = round(seconds), []
+    left, parts = int(seconds), []
     for name, size in (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)):
         if left >= size:
             parts.append(f"{left // size}{name}")

@@ -100,12 +100,12 @@ async def _up(config: Config, listen: Address, application: Address | None) -> i
         return await _first(
             *running.parts(),
             _failed(haproxy),
-            _announce(config, listen, application, stop),
+            _announce(config, listen, application, running.ops, stop),
         )
 
 
 async def _announce(
-    config: Config, listen: Address, application: Address, stop: asyncio.Event
+    config: Config, listen: Address, application: Address, ops: Address, stop: asyncio.Event
 ) -> None:
     """Wait until HAProxy accepts clients, say what runs, and wait for the signal to stop."""
     limiter = _reachable(listen)
@@ -118,6 +118,7 @@ async def _announce(
     url = f"http://{_written(limiter)}/"
     click.echo(f"limiter      {url}")
     click.echo(f"application  http://{_written(application)}/")
+    click.echo(f"operators    http://{_written(_reachable(ops))}/")
     for limit in config.limits_in_force():
         click.echo(f"limit        {limit.name}: {limit.rate} in {format_duration(limit.window)}")
     click.echo("try          300 requests from one address, and what became of them:")
@@ -140,9 +141,10 @@ async def _accepts(address: Address) -> None:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Running:
-    """A node that listens on ``addresses``, and what runs beside it."""
+    """A node that listens on ``addresses``, its API on ``ops``, and what runs beside it."""
 
     addresses: list[Address]
+    ops: Address
     control: Control
     server: Server
     webhooks: Webhooks
@@ -231,7 +233,7 @@ async def _agent(config: Config, *sockets: str) -> AsyncIterator[_Running]:
             table_bytes=agent.limiter.engine.table.size,
         )
         control.ready = True
-        yield _Running(addresses, control, server, webhooks, alerts)
+        yield _Running(addresses, ops, control, server, webhooks, alerts)
         control.ready = False
         log.info("agent stops", checks=agent.limiter.engine.checks, blocks=agent.limiter.blocks)
 

@@ -13,7 +13,7 @@ import pytest
 import structlog
 
 from ratelimit import logs
-from ratelimit.logs import LINES, PERIOD, Bound
+from ratelimit.logs import AUDIT, LINES, PERIOD, Bound
 
 
 class Stream(io.StringIO):
@@ -166,6 +166,12 @@ def test_of_one_cause_only_so_many_are_written() -> None:
     assert admit("b") == 0
     now[0] += PERIOD
     assert [admit("a"), admit("a"), admit("b")] == [7, 0, 0]
+
+
+def test_what_operators_do_is_written_in_full(stream: Stream) -> None:
+    for number in range(10 * LINES):
+        structlog.get_logger().info(AUDIT, who="ann", key=str(number))
+    assert stream.getvalue().count("\n") == 10 * LINES
 
 
 def test_a_library_is_bound_by_what_it_says_not_by_the_values(stream: Stream) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +58,8 @@ class Parts:
     about: Node
     webhooks: Webhooks  # not of the source, but of its metrics
     reloaded: Reloaded | None = None
+    edge_faults: int = 0
+    edges_dropped: int = 0
 
 
 def read(metrics: Metrics) -> Samples:
@@ -157,6 +161,7 @@ def test_what_goes_wrong_is_counted(tmp_path: Path) -> None:
         assert value(seen, "reload_timestamp_seconds") == parts.about.since > 0
         parts.reloaded = Reloaded(ok=False, at=1_700_000_500.5)
         parts.agent.limiter.blocklist.refused = 7
+        parts.edge_faults, parts.edges_dropped = 5, 4
         hook = parts.webhooks.hooks[0]
         parts.webhooks.send("fuse", {})
         hook.sent, hook.failed, hook.dropped = 3, 2, 1
@@ -165,6 +170,8 @@ def test_what_goes_wrong_is_counted(tmp_path: Path) -> None:
         assert value(seen, "reload_success") == 0
         assert value(seen, "reload_timestamp_seconds") == 1_700_000_500.5
         assert value(seen, "blocklist_refused_total") == 7
+        assert value(seen, "edge_faults_total") == 5
+        assert value(seen, "edge_dropped_total") == 4
         name = "1:hooks.example"
         assert value(seen, "webhook_sent_total", webhook=name) == 3
         assert value(seen, "webhook_failed_total", webhook=name) == 2
@@ -341,14 +348,15 @@ def test_the_dashboard_asks_the_source_that_is_chosen() -> None:
             assert target["datasource"]["uid"] == "${datasource}"
 
 
-@pytest.mark.skipif(
-    shutil.which("promtool") is None, reason="promtool is not installed: package prometheus"
-)
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "command", [["check", "rules", "alerts.yml"], ["test", "rules", "alerts_test.yml"]]
 )
 def test_promtool_accepts_the_rules_and_they_fire_when_they_should(command: list[str]) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    promtool = shutil.which("promtool", path=path)
+    assert promtool, "there is no promtool: `make .venv/bin/promtool` gets it"
     ran = subprocess.run(
-        ["promtool", *command], cwd=MONITORING, capture_output=True, text=True, check=False
+        [promtool, *command], cwd=MONITORING, capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -153,7 +153,7 @@ def test_the_wheel_is_compiled_and_holds_the_haproxy_files(wheel: Path) -> None:
     sources = {
         str(path.relative_to(ROOT))
         for path in PACKAGE.rglob("*")
-        if path.suffix in (".lua", ".py", ".typed")
+        if path.suffix in (".html", ".lua", ".py", ".typed")
     }
     files = {f"ratelimit/haproxy_files/{path.name}" for path in (ROOT / "haproxy").iterdir()}
     packed = {name for name in names if name.startswith("ratelimit/")}

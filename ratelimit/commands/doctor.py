@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import click
+from rich.console import Console
 
 from ratelimit.client import Client, read_token
 from ratelimit.config import load
@@ -52,7 +53,8 @@ def doctor(
     config = load(path)
     token = read_token(token_file) if token_file else os.environ.get("RATELIMIT_TOKEN", "")
     client = Client(url or f"http{str(config.ops.listen).removeprefix('tcp')}", token)
-    checks = asyncio.run(diagnose(config, client, probe))
+    with Console(stderr=True).status("Asking HAProxy, the agent and the store"):
+        checks = asyncio.run(diagnose(config, client, probe))
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(check) for check in checks], indent=1))
     else:

@@ -34,10 +34,6 @@ cdef class Scan:
     @cython.locals(at=Py_ssize_t, above=Py_ssize_t, below=Py_ssize_t)
     cdef void keep(self, uint64_t score, Py_ssize_t slot) noexcept
     @cython.locals(score=uint64_t, i=Py_ssize_t, count=Py_ssize_t)
-    cpdef list take(self)
-    @cython.locals(ident=uint64_t, rule=Rule)
-    cdef object busy(self, Py_ssize_t slot)
-    @cython.locals(slot=Py_ssize_t, rule=Rule)
-    cpdef object find(
-        self, uint64_t hi, uint64_t lo, uint64_t kind, uint64_t index, uint64_t now
-    )
+    cpdef list order(self)
+    @cython.locals(ident=uint64_t, index=Py_ssize_t, rule=Rule)
+    cpdef object busy(self, Py_ssize_t slot)

@@ -1,7 +1,7 @@
 """The busiest clients of the table, found a slice at a time.
 
 A slice looks at so many sets and keeps the ``count`` highest scores in a heap of fixed size. The
-table goes on changing between slices: what is returned at the end is what the slots hold then. Only
+table goes on changing between slices: what is told at the end is what the slots hold then. Only
 clients seen lately are looked into; of the others the tags tell enough, an eighth of the memory.
 """
 
@@ -159,8 +159,8 @@ class Scan:
         scores[at] = score
         slots[at] = slot
 
-    def take(self) -> list[Busy]:
-        """Return the clients found, the busiest first."""
+    def order(self) -> list[int]:
+        """Return the slots of the clients found, the busiest first."""
         found = {}
         count = self.count
         self.count = self.size + 1  # no score is too low now
@@ -170,25 +170,21 @@ class Scan:
             if score > 0:
                 found[slot] = score
         self.count = count
-        return [self.busy(slot) for slot in sorted(found, key=found.__getitem__, reverse=True)]
+        return sorted(found, key=found.__getitem__, reverse=True)
 
-    def busy(self, slot: int) -> Busy:
-        """Return what there is to say of a client."""
+    def busy(self, slot: int) -> Busy | None:
+        """Return what there is to say of a client; None if its slot is now one of a new limit."""
         words = self.table.words
         ident = words[slot + 2] & _M32
-        rule = self.rules[ident & 0xFFFF]
+        index = ident & 0xFFFF
+        if index >= len(self.rules):
+            return None
+        rule = self.rules[index]
         return Busy(
             ident >> 16,
             words[slot],
             words[slot + 1],
-            rule.index,
+            index,
             self.hits(slot, rule),
             self.table.until(slot),
         )
-
-    def find(self, hi: int, lo: int, kind: int, index: int, now: int) -> Busy | None:
-        """Return what the table knows of one client, if it knows it; the table does not change."""
-        for rule in self.known:
-            rule.at(now)
-        slot = self.table.peek(hi, lo, kind << 16 | index)
-        return None if slot < 0 else self.busy(slot)

@@ -23,20 +23,11 @@ from ratelimit.keys import canonical, has_host_bits, wider_keys
 from ratelimit.model import EVERY_LIMIT, Block
 from ratelimit.notation import format_duration
 from ratelimit.ops import models
+from ratelimit.ops.page import PAGE, POLICY
 from ratelimit.ops.problems import ProblemError
 from ratelimit.ops.stream import send_events
 from ratelimit.ops.tokens import Caller
 from ratelimit.store import StoreError
-
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>ratelimit</title>
-<h1>ratelimit</h1>
-<p>The API of this node: <a href="/openapi.json">its description</a>,
-<a href="/v1/status">this node</a>, <a href="/v1/blocks">the blocklist</a>,
-<a href="/v1/clients">the busiest clients</a>, <a href="/v1/limits">the limits</a>,
-<a href="/v1/nodes">the fleet</a>, <a href="/v1/haproxy">HAProxy</a>.
-</html>
-"""
 
 DESCRIPTION = web.AppKey("description", bytes)
 """The OpenAPI description, which ``openapi`` makes of the routes."""
@@ -187,7 +178,7 @@ def _note(written: str, key: str) -> str:
 async def list_clients(call: Call) -> Reply:
     """Answer with the busiest."""
     query: models.ClientsQuery = call.query
-    found = await call.control.busiest(query.n, query.sort)
+    found = await call.control.busiest.find(query.n, query.sort)
     return Reply(
         models.BusyClients(clients=[models.BusyClient.model_validate(one) for one in found])
     )
@@ -218,7 +209,7 @@ async def explain(call: Call) -> Reply:
         models.Explained(
             key=key,
             note=_note(call.names["key"], key),
-            lists="",
+            lists=known.listed,
             limits=limits,
             by_hand=_entries(control, known.by_hand),
             edge=known.edge,
@@ -241,6 +232,9 @@ async def list_limits(call: Call) -> Reply:
                     block=[format_duration(seconds * SECOND) for seconds in limit.block],
                     forget=format_duration(limit.forget * SECOND),
                     strict=limit.strict,
+                    shadow=limit.shadow,
+                    headers=limit.headers,
+                    fuse=limit.fuse,
                     ipv4_prefix=limit.ipv4_prefix,
                     ipv6_prefix=limit.ipv6_prefix,
                 )
@@ -303,6 +297,8 @@ async def status(call: Call) -> Reply:
                     allowed=rule.allowed,
                     throttled=rule.throttled,
                     blocked=rule.blocked,
+                    denied=rule.denied,
+                    fuse_blown=rule.fused,
                 )
                 for rule in engine.rules
             ],
@@ -415,4 +411,5 @@ async def openapi(call: Call) -> web.Response:
 
 async def page(_call: Call) -> web.Response:
     """Answer with the page for people."""
-    return web.Response(text=_PAGE, content_type="text/html")
+    policy = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
+    return web.Response(text=PAGE, content_type="text/html", headers=policy)

@@ -54,14 +54,9 @@ async def change_server(call: Call) -> Reply:
         acted = await call.control.runtime.act(name, change.action)
     except UnknownServerError as error:
         raise ProblemError.field(404, "server", str(error)) from None
-    log.info(
-        "haproxy server changed",
-        server=ascii(name),
-        change=change.action.setting,
-        by=call.caller.name,
-        problems=[one.problem for one in acted if one.problem],
-    )
-    if all(one.problem for one in acted):
-        problems = "; ".join(f"{one.socket}: {one.problem}" for one in acted)
-        raise ProblemError(503, f"nothing was changed: {problems}")
+    problems = [f"{one.socket}: {one.problem}" for one in acted if one.problem]
+    if problems:
+        log.warning("a server was not changed everywhere", server=ascii(name), problems=problems)
+    if len(problems) == len(acted):
+        raise ProblemError(503, f"nothing was changed: {'; '.join(problems)}")
     return Reply(ChangedServer(haproxy=acted))

@@ -209,7 +209,7 @@ class Explained(Answer):
 
 
 class LimitInForce(Answer):
-    """A limit, with what it has decided on this node since the start."""
+    """A limit as the configuration has it."""
 
     name: str
     rate: int
@@ -217,6 +217,9 @@ class LimitInForce(Answer):
     block: list[str]
     forget: str
     strict: bool
+    shadow: bool = Field(description="It only watches.")
+    headers: bool
+    fuse: float
     ipv4_prefix: int
     ipv6_prefix: int
 
@@ -228,12 +231,14 @@ class Limits(Answer):
 
 
 class LimitCounters(Answer):
-    """What a limit has decided on this node since the start."""
+    """What a limit has decided on this node since the start; one in shadow refuses nobody."""
 
     name: str
     allowed: int
     throttled: int
     blocked: int
+    denied: int = Field(description="By the deny list.")
+    fuse_blown: bool = Field(description="It would have blocked too many, and only throttles.")
 
 
 class TableFill(Answer):

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 from ratelimit.config import Config
 from ratelimit.control import Control
 from ratelimit.exceptions import ConfigError
+from ratelimit.logs import AUDIT
 from ratelimit.model import Address
 from ratelimit.ops.access import Access
 from ratelimit.ops.handlers import DESCRIPTION, Call
@@ -50,10 +51,10 @@ _MAX_HEAD = 8190  # bytes of a line, as aiohttp has it
 _CLOSE_TIMEOUT = 1.0
 _LINES_PER_SECOND = 10
 _HEADERS = {
-    "Server": "ratelimit",
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
 }
 
 log = structlog.get_logger()
@@ -168,7 +169,9 @@ class Server:
         server = self._runner.server
         if server is None:
             raise ConfigError(["ops.listen: not started"])
-        return server()
+        http = server()
+        http.__class__ = _Http  # aiohttp makes them by itself
+        return http
 
     def joined(self, transport: asyncio.BaseTransport, connection: _Connection) -> bool:
         """Take a connection, in the place of a slower one if there is no other; false if full."""
@@ -277,13 +280,15 @@ class Server:
         return response
 
     def _audit(self, route: Route, call: Call, status: int) -> None:
-        key = getattr(call.body, "key", None) or "/".join(call.names.values())
+        asked = {} if call.body is None else call.body.model_dump(exclude_none=True)
+        key = asked.pop("key", None) or "/".join(call.names.values())
         log.info(
-            "audit",
+            AUDIT,
             who=call.caller.name,
             peer=call.request.remote,
             what=route.name,
             key=key if key.isprintable() else ascii(key),
+            **asked,
             status=status,
         )
 
@@ -359,9 +364,30 @@ class _Connection(asyncio.Protocol):
             self._inner.resume_writing()
 
 
+class _Http(web.RequestHandler):
+    """aiohttp's HTTP, whose answer to what it can't read is a problem like all others."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        super().handle_error(request, status, exc, message)
+        detail = "the request can't be read: it is no HTTP, or its first line or headers are long"
+        response = ProblemError(status, detail).response()
+        response.headers.update(_HEADERS)
+        response.force_close()
+        return response
+
+
 async def _add_headers(_request: web.Request, response: web.StreamResponse) -> None:
-    response.headers.update(_HEADERS)
-    response.headers.setdefault("Cache-Control", "no-store")
+    response.headers["Server"] = "ratelimit"
+    for name, value in _HEADERS.items():
+        response.headers.setdefault(name, value)
 
 
 def _query(model: type[BaseModel], request: web.Request) -> BaseModel:

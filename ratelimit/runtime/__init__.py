@@ -55,6 +55,9 @@ __all__ = [
     "Weight",
 ]
 
+TIMEOUT = 0.9
+"""Seconds that a HAProxy is waited for, so that nobody waits for an answer longer than one."""
+
 
 class UnknownServerError(RatelimitError):
     """No HAProxy has a server of this name."""
@@ -134,7 +137,7 @@ class Runtime:
     """
 
     def __init__(
-        self, sockets: Sequence[str], timeout: float = 1, prefixes: Prefixes | None = None
+        self, sockets: Sequence[str], timeout: float = TIMEOUT, prefixes: Prefixes | None = None
     ) -> None:
         self.prefixes = prefixes or Prefixes()
         self._edges = [Edge(path, timeout) for path in sockets]

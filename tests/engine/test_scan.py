@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
 from ratelimit.engine.answer import Engine
 from ratelimit.engine.constants import ADDRESS, SECOND
-from ratelimit.engine.scan import Scan
+from ratelimit.engine.scan import Busy, Scan
 from ratelimit.model import Limit
 from tests import wire
 from tests.forms import plain_modules
@@ -44,6 +45,9 @@ class Clients:
             scan.slice(sets, self.engine.now)
         return scan
 
+    def taken(self, *arguments: Any) -> list[Busy]:
+        return take(self.scan(*arguments))
+
     def expected(self, limit: Limit, client: int, now: int) -> int:
         """Return the hits in the window by a count of the parts, the oldest one weighted."""
         part = limit.window // 16
@@ -56,6 +60,10 @@ class Clients:
             elif at // part == tick - 16:
                 oldest += hits
         return total + (oldest * weight >> 20)
+
+
+def take(scan: Any) -> list[Busy]:
+    return [busy for busy in map(scan.busy, scan.order()) if busy is not None]
 
 
 def loaded(seed: int) -> Clients:
@@ -75,7 +83,7 @@ def loaded(seed: int) -> Clients:
 @pytest.mark.parametrize("count", [1, 10, 1000])
 def test_the_busiest_are_found(seed: int, sort: str, count: int) -> None:
     clients = loaded(seed)
-    found = clients.scan(count, sort).take()
+    found = clients.taken(count, sort)
     now = clients.engine.now
     wanted = []
     for name, client in clients.hits:
@@ -102,11 +110,11 @@ def test_the_blocked() -> None:
     now = clients.engine.now
     for client in (5, 6, 7):
         clients.hit("blocks", client, 6, now)
-    found = clients.scan(10, "blocked").take()
+    found = clients.taken(10, "blocked")
     assert sorted(busy.lo & 0xFFFF for busy in found) == [5, 6, 7]
     assert {busy.until for busy in found} == {NOW // SECOND + 60}
     clients.engine.at(NOW + 61 * SECOND)
-    assert clients.scan(10, "blocked").take() == []
+    assert clients.taken(10, "blocked") == []
 
 
 def test_a_slice_looks_at_so_many_sets_and_no_more() -> None:
@@ -118,12 +126,12 @@ def test_a_slice_looks_at_so_many_sets_and_no_more() -> None:
     for _ in range(25):
         assert not scan.done
         scan.slice(4, NOW)
-        seen.append(len(scan.take()))
+        seen.append(len(take(scan)))
         assert seen[-1] - seen[-2] <= 4 * 8
     assert scan.done
     assert seen[-1] == clients.engine.table.entries
     scan.slice(4, NOW)
-    assert len(scan.take()) == seen[-1]
+    assert len(take(scan)) == seen[-1]
 
 
 def test_clients_that_change_between_the_slices_are_shown_as_they_are_then() -> None:
@@ -133,7 +141,7 @@ def test_clients_that_change_between_the_slices_are_shown_as_they_are_then() -> 
         scan.slice(3, clients.engine.now)
         for client in range(3):
             clients.hit("default", client, 1, clients.engine.now)
-    for busy in scan.take():
+    for busy in take(scan):
         limit = LIMITS[busy.index]
         assert busy.hits == clients.expected(limit, busy.lo & 0xFFFF, clients.engine.now)
 
@@ -142,18 +150,26 @@ def test_looking_changes_nothing() -> None:
     clients = loaded(3)
     table = clients.engine.table
     entries = table.entries
-    before = [(busy.lo, busy.hits) for busy in clients.scan(1000).take()]
-    scan = Scan(table, clients.engine.rules, 1, "rate")
-    assert scan.find(0, 0xFFFF_0A00_FFFF, ADDRESS, 0, clients.engine.now) is None
-    assert [(busy.lo, busy.hits) for busy in clients.scan(1000).take()] == before
+    before = [(busy.lo, busy.hits) for busy in clients.taken(1000)]
+    assert [(busy.lo, busy.hits) for busy in clients.taken(1000)] == before
     assert table.entries == entries
-    lo, hits = before[0]
-    known = [scan.find(0, lo, ADDRESS, i, clients.engine.now) for i in range(2)]
-    assert hits in [one.hits for one in known if one is not None]
+
+
+def test_a_slot_that_a_new_limit_has_taken_is_left_out() -> None:
+    clients = Clients(8)
+    clients.hit("default", 1, 5, NOW)
+    scan = Scan(clients.engine.table, clients.engine.rules[:1], 10, "rate")
+    scan.slice(8, NOW)
+    (slot,) = scan.order()
+    assert scan.busy(slot) is not None
+    for client in range(20):
+        clients.hit("slow", client, 1, NOW + SECOND)
+    assert scan.busy(slot) is None
+    assert scan.order() == []
 
 
 def test_an_empty_table() -> None:
-    assert Clients(8).scan(10).take() == []
+    assert Clients(8).taken(10) == []
 
 
 @pytest.mark.both_forms
@@ -173,4 +189,4 @@ def test_the_plain_form_finds_the_same() -> None:
     engine.at(clients.engine.now)
     scan = plain(engine.table, engine.rules, 50, "rate")
     scan.slice(10_000, engine.now)
-    assert len(scan.take()) == 50
+    assert len(take(scan)) == 50

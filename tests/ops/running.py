@@ -60,7 +60,7 @@ async def running(folder: Path, config: str = "", clients: int = 1000) -> AsyncI
     path = folder / "api.toml"
     path.write_text(config)
     loaded = load(path)
-    limiter = Limiter(loaded.limits_in_force(), clients, node="here")
+    limiter = Limiter(loaded.limits_in_force(), clients, node="here", lists=loaded.read_lists())
     sync = Sync(limiter, 0.01, False)
     about = Node("here", "0", 0)
     edges = Edges()

@@ -27,7 +27,7 @@ ann:operate:{ANN}
 bob:view:{BOB}
 """
 
-BODY = {"key": "192.0.2.7", "ttl": 60}
+BODY = {"key": "192.0.2.7", "ttl": "1m"}
 
 
 def write(folder: Path, text: str, mode: int = 0o600) -> Path:
@@ -94,9 +94,9 @@ def test_each_token_may_what_its_role_may(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path, f"[ops]\ntoken_file = '{path}'\n") as api:
             ask = api.client
-            for open_path in ("/healthz", "/readyz"):
+            for open_path in ("/healthz", "/readyz", "/"):
                 assert (await ask.get(open_path)).status_code == 200
-            for closed in ("/", "/metrics", "/openapi.json", "/v1/status", "/v1/nothing"):
+            for closed in ("/metrics", "/openapi.json", "/v1/status", "/v1/nothing"):
                 answer = await ask.get(closed)
                 assert answer.status_code == 401
                 assert answer.headers["www-authenticate"].startswith("Bearer")
@@ -162,6 +162,7 @@ def test_every_change_is_in_the_log_without_a_secret(tmp_path: Path) -> None:
         ("ann", "127.0.0.1", "lift_block", "192.0.2.7", 204),
         ("ann", "127.0.0.1", "lift_block", "'a\\nb\\x1b[2J'", 404),
     ]
+    assert (audit[0]["ttl"], audit[0]["reason"]) == (60, "")
     assert "any user of this machine can read the tokens" in [line["event"] for line in lines]
     (refused,) = (line for line in lines if line["event"] == "API request refused")
     assert refused["path"] == "'/v1/blocks'"

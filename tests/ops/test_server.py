@@ -15,6 +15,7 @@ from ratelimit.config import load
 from ratelimit.exceptions import ConfigError
 from ratelimit.ops import server as ops
 from ratelimit.ops.routes import ROUTES
+from ratelimit.store import MemoryStore
 from tests.ops.running import running, until
 
 pytestmark = pytest.mark.integration
@@ -101,22 +102,21 @@ def test_what_may_be_kept_and_what_not(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_health(tmp_path: Path) -> None:
+def test_health(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with running(tmp_path) as api:
-            store = api.control.store
 
             async def health() -> list[tuple[int, str]]:
                 answers = [await api.client.get(path) for path in ("/healthz", "/readyz")]
                 return [(answer.status_code, answer.json()["status"]) for answer in answers]
 
             assert await health() == [(200, "ok"), (200, "ready")]
-            store.up = False
+            away = property(lambda store: False, lambda store, up: None)
+            monkeypatch.setattr(MemoryStore, "up", away, raising=False)
             assert await health() == [(200, "ok"), (200, "degraded")]
             assert (await api.client.get("/v1/status")).json()["degraded"] is True
             api.control.ready = False
             assert await health() == [(200, "ok"), (503, 503)]
-            store.up = True
 
     asyncio.run(main())
 
@@ -204,6 +204,9 @@ def test_what_is_not_http(tmp_path: Path, raw: bytes) -> None:
             with contextlib.suppress(ConnectionError):
                 answer = await asyncio.wait_for(reader.read(), 5)
                 assert answer == b"" or re.match(rb"HTTP/1\.[01] 4\d\d ", answer)
+                if answer:
+                    assert b"Content-Type: application/problem+json\r\n" in answer
+                    assert b"x" * 40 not in answer, "it repeats what was sent"
             writer.close()
             assert (await api.client.get("/healthz")).status_code == 200
 
