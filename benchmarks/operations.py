@@ -38,6 +38,7 @@ from tests.store.servers import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from multiprocessing.sharedctypes import Synchronized
 
     from benchmarks.harness import Program
 
@@ -194,25 +195,31 @@ def lift_by_command(here: Api, there: Api, other: HAProxy, client: str) -> int:
 # ---- one agent under full load -------------------------------------------------------------
 
 
-def dashboard(address: str) -> None:
+def dashboard(address: str, looks: Synchronized[int]) -> None:
     """Scrape and look once a second until ended."""
     api = Api(address)
     while True:
         begin = time.monotonic()
         for path in _ASKED:
-            api("GET", path)
+            if api("GET", path)[0] != 200:
+                sys.exit(f"{path} is not answered")
+        looks.value += 1
         time.sleep(max(0.0, begin + 1 - time.monotonic()))
 
 
 @contextlib.contextmanager
-def watched(address: str) -> Iterator[None]:
-    process = multiprocessing.get_context("fork").Process(target=dashboard, args=(address,))
+def watched(address: str, seconds: float) -> Iterator[None]:
+    context = multiprocessing.get_context("fork")
+    looks = context.Value("i", 0)
+    process = context.Process(target=dashboard, args=(address, looks))
     process.start()
     try:
         yield
     finally:
         process.terminate()
         process.join()
+    if looks.value < int(seconds):
+        sys.exit(f"{looks.value} looks in {seconds} s")
 
 
 def run_load(programs: Programs, rounds: int, seconds: float) -> dict[str, Any]:
@@ -261,7 +268,7 @@ def run_load(programs: Programs, rounds: int, seconds: float) -> dict[str, Any]:
     for number in range(rounds):
         harness.progress(f"load {number + 1} of {rounds}")
         alone.append(bench.load(frames, depth, seconds))
-        with watched(address):
+        with watched(address, seconds):
             with_it.append(bench.load(frames, depth, seconds))
     dear = [b.cost / a.cost - 1 for a, b in zip(alone, with_it, strict=True)]
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import fields
+from operator import attrgetter
+from typing import Any
 
 from sortedcontainers import SortedList
 
@@ -17,6 +20,10 @@ from ratelimit.notation import format_duration
 
 MAX_ENTRIES = 200_000
 _LOOKED_AT = 100
+
+_packed = attrgetter(*(field.name for field in fields(Block)))
+"""Returns a block as a plain tuple, which the garbage collector need not look into: it would stop
+all answers for as long as it takes to walk through 200,000 objects."""
 
 
 class Blocklist:
@@ -28,7 +35,7 @@ class Blocklist:
         self.refused = 0
         # Each limit's entries stand in the order of their last strike. They are forgotten from the
         # first on, so one may stay longer than it must, by no more than the longest block.
-        self._entries: dict[str, dict[str, Block]] = {}
+        self._entries: dict[str, dict[str, tuple[Any, ...]]] = {}
         self._size = 0
         # The same keys in order, for who reads the list a page at a time while it changes.
         self._sorted: dict[str, SortedList] = {}
@@ -40,11 +47,12 @@ class Blocklist:
 
     def get(self, limit: str, key: str) -> Block | None:
         """Return the client's last block, which may have ended."""
-        return self._entries.get(limit, {}).get(key)
+        found = self._entries.get(limit, {}).get(key)
+        return None if found is None else Block(*found)
 
     def __iter__(self) -> Iterator[Block]:
         for entries in self._entries.values():
-            yield from entries.values()
+            yield from itertools.starmap(Block, entries.values())
 
     def after(self, limit: str, key: str, count: int) -> list[Block]:
         """Return up to ``count`` entries that follow a limit and key, in the order of both."""
@@ -54,7 +62,7 @@ class Blocklist:
                 low = key if name == limit else None
                 keys = self._sorted[name].irange(low, inclusive=(False, False))
                 wanted = itertools.islice(keys, count - len(found))
-                found += [self._entries[name][key] for key in wanted]
+                found += [Block(*self._entries[name][key]) for key in wanted]
         return found
 
     def put(self, block: Block) -> bool:
@@ -62,14 +70,14 @@ class Blocklist:
         entries = self._entries.setdefault(block.limit, {})
         old = entries.pop(block.key, None)
         if old is not None:
-            self._count(old, -1)
+            self._count(Block(*old), -1)
         else:
             if self._size >= self.max_entries and not self._make_room(block.since):
                 self.refused += 1
                 return False
             self._sorted.setdefault(block.limit, SortedList()).add(block.key)
             self._size += 1
-        entries[block.key] = block
+        entries[block.key] = _packed(block)
         self._count(block, 1)
         return True
 
@@ -86,19 +94,22 @@ class Blocklist:
     def _make_room(self, now: int) -> bool:
         """Drop an entry whose block has ended, of those that were made first."""
         for entries in self._entries.values():
-            for key, block in itertools.islice(entries.items(), _LOOKED_AT):
+            for entry in itertools.islice(entries.values(), _LOOKED_AT):
+                block = Block(*entry)
                 if block.until <= now:
-                    self.remove(block.limit, key)
+                    self.remove(block.limit, block.key)
                     return True
         return False
 
     def remove(self, limit: str, key: str) -> Block | None:
         """Take an entry off; return it if there was one."""
-        block = self._entries.get(limit, {}).pop(key, None)
-        if block is not None:
-            self._sorted[limit].remove(key)
-            self._size -= 1
-            self._count(block, -1)
+        entry = self._entries.get(limit, {}).pop(key, None)
+        if entry is None:
+            return None
+        block = Block(*entry)
+        self._sorted[limit].remove(key)
+        self._size -= 1
+        self._count(block, -1)
         return block
 
     def strike(self, limit: Limit, key: str, now: int) -> Block | None:
@@ -133,13 +144,13 @@ class Blocklist:
 
     def of(self, limit: str) -> Iterator[Block]:
         """Yield the entries of a limit, the one made first first."""
-        yield from self._entries.get(limit, {}).values()
+        yield from itertools.starmap(Block, self._entries.get(limit, {}).values())
 
     def forget(self, limit: str, seconds: int, now: int) -> None:
         """Drop the entries of a limit whose block ended so many seconds ago."""
         entries = self._entries.get(limit, {})
         while entries:
-            key, block = next(iter(entries.items()))
+            block = Block(*next(iter(entries.values())))
             if now - max(block.since, block.until) < seconds:
                 return
-            self.remove(limit, key)
+            self.remove(limit, block.key)

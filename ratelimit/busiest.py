@@ -36,8 +36,9 @@ _PIECE = 32  # clients that are made readable without a pause
 class BusyClient:
     """A client among the busiest.
 
-    ``key`` is what is counted; of a string that is not blocked only its hash is known, and
-    ``hashed`` says so. ``rate`` is in hits a second.
+    ``key`` is what is counted; of a string only its hash is known, and ``hashed`` says so. ``hits``
+    are those of the window that ends now, on this node, ``rate`` is in hits a second, and ``until``
+    is the epoch second at which its block ends or ended, 0 without one.
     """
 
     key: str
@@ -58,7 +59,10 @@ class _Pass:
 
 
 class Busiest:
-    """Finds them; those who ask at about the same time share a scan."""
+    """Finds them; those who ask at about the same time share a scan.
+
+    A blocked client has done nothing since its block: only by ``blocked`` is it found.
+    """
 
     def __init__(self, limiter: Limiter, sync: Sync) -> None:
         self._limiter = limiter

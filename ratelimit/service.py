@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import gc
 import resource
 import secrets
 import signal
@@ -232,6 +233,10 @@ async def _agent(config: Config, *sockets: str) -> AsyncIterator[_Running]:
             ops=_written(ops),
             table_bytes=agent.limiter.engine.table.size,
         )
+        # What the start made stays: the garbage collector, which stops all answers meanwhile, need
+        # not walk through it each time.
+        gc.collect()
+        gc.freeze()
         control.ready = True
         yield _Running(addresses, ops, control, server, webhooks, alerts)
         control.ready = False

@@ -179,9 +179,7 @@ async def list_clients(call: Call) -> Reply:
     """Answer with the busiest."""
     query: models.ClientsQuery = call.query
     found = await call.control.busiest.find(query.n, query.sort)
-    return Reply(
-        models.BusyClients(clients=[models.BusyClient.model_validate(one) for one in found])
-    )
+    return Reply(models.BusyClients(clients=found))
 
 
 async def explain(call: Call) -> Reply:

@@ -18,6 +18,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from ratelimit.busiest import MAX_BUSIEST, BusyClient
 from ratelimit.keys import canonical
 from ratelimit.notation import DAY, SECOND, parse_duration
 from ratelimit.runtime import EdgeEntry, Report
@@ -121,7 +122,7 @@ class BlocksQuery(Asked):
 class ClientsQuery(Asked):
     """Which of the busiest clients."""
 
-    n: int = Field(20, ge=1, le=1000, description="How many.")
+    n: int = Field(20, ge=1, le=MAX_BUSIEST, description="How many.")
     sort: Literal["rate", "share", "blocked"] = Field(
         "rate",
         description="By hits a second, by hits to the limit, or the blocked by the end of it.",
@@ -164,17 +165,6 @@ class KeyBlocks(Answer):
 
     key: str
     blocks: list[BlockEntry]
-
-
-class BusyClient(Answer):
-    """One of the busiest clients of this node."""
-
-    key: str = Field(description="An address or network, or the hash of a string.")
-    hashed: bool
-    limit: str
-    hits: int = Field(description="In the window that ends now, on this node.")
-    rate: float = Field(description="Hits a second.")
-    until: int = Field(description="When its block ends or ended; 0 without one.")
 
 
 class BusyClients(Answer):
