@@ -10,7 +10,6 @@ meanwhile is timed.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import http.client
@@ -23,25 +22,29 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from benchmarks import harness
+from benchmarks import command, harness
 from benchmarks.agent import ADDRESSES, DEPTHS, PLACES, Bench, Frames, known
 from benchmarks.end_to_end import APPLICATION, SHIPPED, HAProxy
 from benchmarks.harness import Figure, Programs, Target
+from benchmarks.report import Column, Report, Row, Table
 from ratelimit.busiest import Busiest
 from tests import wire
 from tests.ops.running import running
 from tests.store.servers import Server
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterator
     from multiprocessing.sharedctypes import Synchronized
+    from pathlib import Path
 
     from benchmarks.harness import Program
 
+CORES = sorted(os.sched_getaffinity(0))
 BLOCKS = 100_000
 CLIENTS = 1_000_000
 NEVER = 10_000_000  # a rate that nobody reaches
@@ -114,14 +117,9 @@ def at_edge(stats: Path, client: str) -> bool:
     return found is not None and int(found[1]) > time.time()
 
 
-def run_fleet(programs: Programs, rounds: int) -> tuple[dict[str, Figure], list[int]]:
+def run_fleet(programs: Programs, backend: str, rounds: int) -> tuple[dict[str, Figure], list[int]]:
     """Block and lift on the first node; return milliseconds, and statuses after the command."""
     server = Server(programs.folder).start()
-    backend = harness.free_address()
-    haproxy = harness.find("haproxy") or "haproxy"
-    programs.start(
-        "application", [haproxy, "-db", "-f", str(APPLICATION)], {"BENCH_LISTEN": backend}
-    )
     nodes = []
     edges = []
     for name in ("first", "second"):
@@ -222,8 +220,32 @@ def watched(address: str, seconds: float) -> Iterator[None]:
         sys.exit(f"{looks.value} looks in {seconds} s")
 
 
-def run_load(programs: Programs, rounds: int, seconds: float) -> dict[str, Any]:
-    """Return what a check costs with and without a dashboard, and how long questions take."""
+@dataclass(frozen=True)
+class Loaded:
+    """What was found at the agent under full load.
+
+    Attributes:
+        pages: milliseconds for a page, by its size.
+        alone, watched: CPU microseconds a check, without and with a dashboard.
+        dearer: by which part of it a check was dearer with one.
+        rate: checks a second.
+        haproxy: seconds to the answer about a HAProxy, by how that is.
+    """
+
+    pages: dict[int, Figure]
+    alone: Figure
+    watched: Figure
+    dearer: float
+    rate: Figure
+    haproxy: dict[str, float]
+
+    @property
+    def slowest(self) -> float:
+        return max(figure.high for figure in self.pages.values())
+
+
+def run_load(programs: Programs, backend: str, rounds: int, seconds: float) -> Loaded:
+    """Load an agent, with and without a dashboard, and ask it."""
     name = "loaded"
     config = (
         f'[haproxy]\nsockets = ["{programs.folder}/beside.sock"]\n'
@@ -234,6 +256,7 @@ def run_load(programs: Programs, rounds: int, seconds: float) -> dict[str, Any]:
     beside = HAProxy(
         programs, "beside", SHIPPED, bench.program,
         RATELIMIT_SPOP=f"unix@{programs.folder}/{name}.sock",
+        RATELIMIT_BACKEND=backend,
     )  # fmt: skip
     api = Api.of(bench.program)
     over = Frames.of([_BLOCKED + i for i in range(BLOCKS)], ("blocks",), hits=wire.int64(2))
@@ -270,7 +293,6 @@ def run_load(programs: Programs, rounds: int, seconds: float) -> dict[str, Any]:
         alone.append(bench.load(frames, depth, seconds))
         with watched(address, seconds):
             with_it.append(bench.load(frames, depth, seconds))
-    dear = [b.cost / a.cost - 1 for a, b in zip(alone, with_it, strict=True)]
 
     asked: dict[str, float] = {}
 
@@ -288,15 +310,14 @@ def run_load(programs: Programs, rounds: int, seconds: float) -> dict[str, Any]:
     beside.program.process.wait()
     time.sleep(3)  # until it is asked again
     ask("dead")
-    return {
-        "pages": {size: Figure.of(times) for size, times in pages.items()},
-        "slowest": max(max(times) for times in pages.values()),
-        "alone": Figure.of(sample.cost for sample in alone),
-        "watched": Figure.of(sample.cost for sample in with_it),
-        "rate": Figure.of(sample.rate for sample in with_it),
-        "dear": dear,
-        "haproxy": asked,
-    }
+    return Loaded(
+        pages={size: Figure.of(times) for size, times in pages.items()},
+        alone=Figure.of(sample.cost for sample in alone),
+        watched=Figure.of(sample.cost for sample in with_it),
+        dearer=Figure.of(b.cost / a.cost - 1 for a, b in zip(alone, with_it, strict=True)).median,
+        rate=Figure.of(sample.rate for sample in with_it),
+        haproxy=asked,
+    )
 
 
 # ---- the busiest of a full table -----------------------------------------------------------
@@ -317,7 +338,7 @@ def timed_pieces() -> Iterator[list[float]]:
         yield times
 
 
-async def run_scan(folder: Path, rounds: int) -> dict[tuple[str, int], tuple[Figure, Figure]]:
+async def run_scan(folder: Path, rounds: int) -> dict[str, tuple[Figure, Figure]]:
     """Return milliseconds of an answer, and of the longest piece of work that it was made of."""
     found = {}
     config = f"[limits.default]\nrate = {NEVER}\nblock = []\n"
@@ -350,85 +371,75 @@ async def run_scan(folder: Path, rounds: int) -> dict[tuple[str, int], tuple[Fig
                         if process.returncode:
                             sys.exit(f"{url} is not answered")
                     longest.append(1000 * max(pieces))
-                found[sort, count] = Figure.of(took), Figure.of(longest)
+                found[f"{count} by {sort}"] = Figure.of(took), Figure.of(longest)
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.operations", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
-    options = parser.parse_args()
-    rounds = 5 if options.quick else 20
+def run(programs: Programs, options: argparse.Namespace) -> Report:
     # The fork for a dashboard and the loader stay off the agent's core.
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    with Programs() as programs:
-        load = run_load(programs, 3 if options.quick else 7, 2 if options.quick else 5)
-    os.sched_setaffinity(0, range(os.cpu_count() or 1))
-    with Programs() as programs:
-        fleet, after = run_fleet(programs, rounds)
+    os.sched_setaffinity(0, {CORES[-1]})
+    backend = harness.free_address()
+    haproxy = harness.require("haproxy")
+    programs.start(
+        "application", [haproxy, "-db", "-f", str(APPLICATION)], {"BENCH_LISTEN": backend}
+    )
+    load = run_load(programs, backend, options.rounds, options.seconds)
+    os.sched_setaffinity(0, CORES)
+    fleet, after = run_fleet(programs, backend, 3 * options.rounds)
     os.environ["RATELIMIT_OPS__LISTEN"] = "127.0.0.1:0"
-    with Programs() as programs:
-        scan = asyncio.run(run_scan(programs.folder / "scan", 3 if options.quick else 7))
+    scan = asyncio.run(run_scan(programs.folder / "scan", options.rounds))
 
-    harness.table(
-        ["two nodes, each with a HAProxy; milliseconds", "median (range)"],
-        [[what, figure.text(1)] for what, figure in fleet.items()],
-    )
+    median = Column("median (least-greatest)", "less")
     passed = after.count(200)
-    dear = Figure.of(load["dear"]).median
-    print(
-        f"after `ratelimit blocks remove` the next request passed {passed} of {len(after)} times\n"
+    tables = (
+        Table(
+            "heard",
+            "milliseconds from the request of an operator; two nodes with one Redis, each with a "
+            f"HAProxy. After `ratelimit blocks remove` the next request passed {passed} of "
+            f"{len(after)} times",
+            (median,),
+            tuple(Row.of(what, figure) for what, figure in fleet.items()),
+        ),
+        Table(
+            "pages",
+            f"milliseconds for each page of {BLOCKS:,} blocks",
+            (median,),
+            tuple(Row.of(f"{size} entries", figure) for size, figure in load.pages.items()),
+        ),
+        Table(
+            "looked at",
+            f"CPU microseconds a check, at {load.rate.median:,.0f} checks a second, with "
+            f"{BLOCKS:,} blocks; a look is a scrape and a page each second",
+            (Column("median (least-greatest)", "less", 3),),
+            (Row.of("nobody looks", load.alone), Row.of("somebody does", load.watched)),
+        ),
+        Table(
+            "GET /v1/haproxy",
+            "seconds to the answer",
+            (Column("seconds", "less", 3),),
+            tuple(Row.of(f"HAProxy {what}", took) for what, took in load.haproxy.items()),
+        ),
+        Table(
+            "busiest",
+            f"milliseconds to find the busiest of {CLIENTS:,} clients, and those of the longest "
+            "piece of work between which others are answered",
+            (Column("answer", "less", 0), Column("longest piece", "less")),
+            tuple(Row.of(what, answer, longest) for what, (answer, longest) in scan.items()),
+        ),
     )
-    harness.table(
-        [f"{BLOCKS:,} blocks; milliseconds a page", "median (range)"],
-        [[f"{size} entries", figure.text(1)] for size, figure in load["pages"].items()],
-    )
-    harness.table(
-        [f"{load['rate'].median:,.0f} checks a second", "median (range)"],
-        [
-            ["CPU us a check, nobody looks", load["alone"].text(3)],
-            ["CPU us a check, a scrape and a page each second", load["watched"].text(3)],
-            ["more by, %", Figure.of(100 * x for x in load["dear"]).text(1)],
-        ],
-    )
-    harness.table(
-        ["GET /v1/haproxy", "seconds"],
-        [[f"HAProxy {what}", f"{took:.3f}"] for what, took in load["haproxy"].items()],
-    )
-    harness.table(
-        [f"busiest of {CLIENTS:,} clients; milliseconds", "answer", "its longest piece"],
-        [
-            [f"{count} by {sort}", answer.text(0), longest.text()]
-            for (sort, count), (answer, longest) in scan.items()
-        ],
-    )
-    targets = [
+    targets = (
         *(Target(f"ms, {what}", figure.high, 100, True) for what, figure in fleet.items()),
         Target("lifted by the command, next request passes", passed / len(after), 1, False),
-        Target(f"ms, slowest page of {BLOCKS:,} blocks", load["slowest"], 50, True),
-        Target("CPU a check, more by a scrape and a page a second", dear, 0.05, True),
+        Target(f"ms, slowest page of {BLOCKS:,} blocks", load.slowest, 50, True),
+        Target("CPU a check, more by a scrape and a page a second", load.dearer, 0.05, True),
+        *(Target(f"s, HAProxy {what}", took, 1, True) for what, took in load.haproxy.items()),
         *(
-            Target(f"seconds, HAProxy {what}", took, 1, True)
-            for what, took in load["haproxy"].items()
+            Target(f"ms of the loop at a time, {what}", longest.median, 1, True)
+            for what, (_, longest) in scan.items()
         ),
-        *(
-            Target(f"ms of the loop at a time, {count} by {sort}", longest.median, 1, True)
-            for (sort, count), (_, longest) in scan.items()
-        ),
-    ]
-    results = {
-        "fleet_ms": fleet,
-        "statuses_after_command": after,
-        "load": load,
-        "busiest_ms": [
-            {"sort": sort, "n": count, "answer": answer, "longest_piece": longest}
-            for (sort, count), (answer, longest) in scan.items()
-        ],
-        "targets": targets,
-    }
-    harness.finish(results, options.json)
+    )
+    return Report(tables, targets)
 
 
 if __name__ == "__main__":
-    main()
+    command.main("operations", __doc__, run, rounds=(7, 3), seconds=(5, 2))

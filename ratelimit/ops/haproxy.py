@@ -8,7 +8,7 @@ import structlog
 from pydantic import Field, model_validator
 
 from ratelimit.ops import models
-from ratelimit.ops.handlers import Call, Reply
+from ratelimit.ops.call import Call, Reply
 from ratelimit.ops.problems import ProblemError
 from ratelimit.runtime import Acted, Action, Drain, Ready, UnknownServerError, Weight
 from ratelimit.runtime.figures import MAX_WEIGHT

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from aiohttp import web
 from pydantic import BaseModel
 
-from ratelimit.ops import handlers, haproxy, models
-from ratelimit.ops.handlers import Call, Reply
+from ratelimit.ops import blocks, handlers, haproxy, models
+from ratelimit.ops.call import Call, Reply
 from ratelimit.ops.tokens import Role
 
 
@@ -56,7 +56,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/v1/blocks",
-        handler=handlers.list_blocks,
+        handler=blocks.list_blocks,
         summary="The blocklist, a page at a time",
         query=models.BlocksQuery,
         answer=models.BlocksPage,
@@ -65,7 +65,7 @@ ROUTES = (
     Route(
         method="POST",
         path="/v1/blocks",
-        handler=handlers.add_block,
+        handler=blocks.add_block,
         summary="Block an address, a network or another key on every node",
         role=Role.OPERATE,
         body=models.NewBlock,
@@ -76,7 +76,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/v1/blocks/{key}",
-        handler=handlers.show_block,
+        handler=blocks.show_block,
         summary="The blocks of a key",
         answer=models.KeyBlocks,
         problems={404: "It has none.", 422: _INVALID},
@@ -84,7 +84,7 @@ ROUTES = (
     Route(
         method="DELETE",
         path="/v1/blocks/{key}",
-        handler=handlers.lift_block,
+        handler=blocks.lift_block,
         summary="Lift all blocks of a key, on every node and in every edge table",
         role=Role.OPERATE,
         answer=None,

@@ -1,8 +1,4 @@
-"""The server of the API: its socket, its connections and their limits, and what every call meets.
-
-A connection that says nothing, or slowly, is cut after a few seconds, and at once when its place is
-needed: slow clients can't keep operators out, however many they are.
-"""
+"""The server of the API: its socket, its limits, and what every call meets."""
 
 from __future__ import annotations
 
@@ -13,7 +9,6 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import cast
 
 import structlog
 from aiohttp import web
@@ -25,27 +20,19 @@ from ratelimit.exceptions import ConfigError
 from ratelimit.logs import AUDIT
 from ratelimit.model import Address
 from ratelimit.ops.access import Access
-from ratelimit.ops.handlers import DESCRIPTION, Call
+from ratelimit.ops.call import Call
+from ratelimit.ops.connections import IDLE_TIMEOUT, MAX_CONNECTIONS, Connection, Connections
+from ratelimit.ops.handlers import DESCRIPTION
 from ratelimit.ops.openapi import describe
 from ratelimit.ops.problems import ProblemError
 from ratelimit.ops.routes import ROUTES, Route
 from ratelimit.ops.tokens import Role, Tokens, read_tokens
 
-MAX_CONNECTIONS = 256
 MAX_BODY = 16_384
 """Bytes."""
 
-HEAD_TIMEOUT = 5.0
-"""Seconds from connecting, or from a request's first byte, to the end of its headers."""
-
 BODY_TIMEOUT = 5.0
 """Seconds for the body."""
-
-REQUEST_TIMEOUT = 20.0
-"""Seconds for everything else, the store's answer included."""
-
-IDLE_TIMEOUT = 30.0
-"""Seconds between requests, and for an answer to be read."""
 
 _MAX_HEAD = 8190  # bytes of a line, as aiohttp has it
 _CLOSE_TIMEOUT = 1.0
@@ -84,15 +71,14 @@ class Server:
 
     Attributes:
         access: who is let in.
-        cut: connections that were ended because they were slow, or in the way of others.
+        connections: those that are open.
     """
 
     def __init__(self, control: Control) -> None:
         config = control.config
         self.control = control
         self.access = Access(tokens_of(config), config.ops.listen.is_loopback)
-        self.cut = 0
-        self._connections: dict[asyncio.BaseTransport, _Connection] = {}
+        self.connections = Connections(self._protocol)
         self._server: asyncio.Server | None = None
         self._lines = 0
         app = web.Application(middlewares=[self._meet], client_max_size=MAX_BODY)
@@ -119,7 +105,10 @@ class Server:
         await self._runner.setup()
         try:
             self._server = await asyncio.get_running_loop().create_server(
-                lambda: _Connection(self), listen.host, listen.port, backlog=MAX_CONNECTIONS
+                lambda: Connection(self.connections),
+                listen.host,
+                listen.port,
+                backlog=MAX_CONNECTIONS,
             )
         except OSError as error:
             await self._runner.cleanup()
@@ -137,11 +126,7 @@ class Server:
             if self._lines > _LINES_PER_SECOND:
                 log.warning("more API requests refused", count=self._lines - _LINES_PER_SECOND)
             self._lines = 0
-            now = time.monotonic()
-            for connection in tuple(self._connections.values()):
-                if connection.overdue(now):
-                    self.cut += 1
-                    connection.abort()
+            self.connections.cut_overdue(time.monotonic())
 
     async def close(self) -> None:
         """Stop listening and end what is open, within a second or so."""
@@ -149,8 +134,7 @@ class Server:
             self._server.close()
         self.control.bus.close()
         await self._runner.cleanup()
-        for connection in tuple(self._connections.values()):
-            connection.abort()
+        self.connections.abort()
 
     def _reload(self, config: Config) -> Callable[[], object]:
         tokens = tokens_of(config)
@@ -164,7 +148,7 @@ class Server:
 
     # Connections.
 
-    def protocol(self) -> asyncio.Protocol:
+    def _protocol(self) -> asyncio.Protocol:
         """Return a new connection's HTTP, which is aiohttp's."""
         server = self._runner.server
         if server is None:
@@ -173,29 +157,12 @@ class Server:
         http.__class__ = _Http  # aiohttp makes them by itself
         return http
 
-    def joined(self, transport: asyncio.BaseTransport, connection: _Connection) -> bool:
-        """Take a connection, in the place of a slower one if there is no other; false if full."""
-        if len(self._connections) >= MAX_CONNECTIONS:
-            slow = [one for one in self._connections.values() if not one.busy]
-            if not slow:
-                return False
-            oldest = min(slow, key=lambda one: one.since)
-            self.cut += 1
-            oldest.abort()
-            self.left(oldest.transport)
-        self._connections[transport] = connection
-        return True
-
-    def left(self, transport: asyncio.BaseTransport) -> None:
-        """Forget a connection."""
-        self._connections.pop(transport, None)
-
     # Requests.
 
     @web.middleware
     async def _meet(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         """Answer a request or say why not; whatever happens, as the API answers."""
-        connection = self._connections.get(cast(asyncio.BaseTransport, request.transport))
+        connection = self.connections.of(request.transport)
         if connection is not None:
             connection.begin()
         try:
@@ -260,7 +227,7 @@ class Server:
         elif call.request.body_exists and call.request.method in ("GET", "DELETE"):
             raise ProblemError(400, "there is nothing to be read from a body here")
         if route.answer == "text/event-stream":
-            connection = self._connections.get(cast(asyncio.BaseTransport, call.request.transport))
+            connection = self.connections.of(call.request.transport)
             if connection is not None:
                 connection.stream = asyncio.current_task()
         reply = await route.handler(call)
@@ -291,77 +258,6 @@ class Server:
             **asked,
             status=status,
         )
-
-
-class _Connection(asyncio.Protocol):
-    """Stands between a socket and aiohttp, and knows how long either has kept the other waiting."""
-
-    __slots__ = ("_inner", "_server", "busy", "reading", "since", "stream", "transport")
-
-    transport: asyncio.Transport
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._inner: asyncio.Protocol | None = None
-        self.since = time.monotonic()
-        self.busy = False  # a request is being answered
-        self.stream: asyncio.Task[object] | None = None  # sends events, for as long as it lasts
-        self.reading = True  # its headers are to come
-
-    def begin(self) -> None:
-        """The headers of a request have come."""
-        self.busy, self.reading, self.since = True, False, time.monotonic()
-
-    def end(self) -> None:
-        """It is answered."""
-        self.busy, self.since = False, time.monotonic()
-
-    def overdue(self, now: float) -> bool:
-        """Tell whether this takes too long."""
-        if self.stream is not None:
-            return False
-        limit = IDLE_TIMEOUT
-        if self.busy:
-            limit = REQUEST_TIMEOUT
-        elif self.reading:
-            limit = HEAD_TIMEOUT
-        return now - self.since > limit
-
-    def abort(self) -> None:
-        """End it at once."""
-        self.transport.abort()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-        if self._server.joined(transport, self):
-            self._inner = self._server.protocol()
-            self._inner.connection_made(transport)
-        else:
-            self.abort()
-
-    def data_received(self, data: bytes) -> None:
-        if not self.busy and not self.reading:
-            self.reading, self.since = True, time.monotonic()
-        if self._inner is not None:
-            self._inner.data_received(data)
-
-    def eof_received(self) -> bool | None:
-        return self._inner.eof_received() if self._inner is not None else None
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._server.left(self.transport)
-        if self.stream is not None:
-            self.stream.cancel()
-        if self._inner is not None:
-            self._inner.connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        if self._inner is not None:
-            self._inner.pause_writing()
-
-    def resume_writing(self) -> None:
-        if self._inner is not None:
-            self._inner.resume_writing()
 
 
 class _Http(web.RequestHandler):

@@ -13,6 +13,7 @@ import pytest
 
 from ratelimit.config import load
 from ratelimit.exceptions import ConfigError
+from ratelimit.ops import connections
 from ratelimit.ops import server as ops
 from ratelimit.ops.routes import ROUTES
 from ratelimit.store import MemoryStore
@@ -125,7 +126,7 @@ def test_a_thousand_slow_clients_disturb_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They send half of a request, or nothing, and hold on for as long as they are let."""
-    monkeypatch.setattr(ops, "HEAD_TIMEOUT", 0.5)
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT", 0.5)
 
     async def main() -> None:
         async with running(tmp_path) as api, contextlib.AsyncExitStack() as stack:
@@ -140,9 +141,9 @@ def test_a_thousand_slow_clients_disturb_nobody(
                     async with httpx.AsyncClient(trust_env=False) as operator:
                         url = f"http://127.0.0.1:{api.port}/v1/status"
                         assert (await operator.get(url)).status_code == 200
-            await until(lambda: api.server.cut >= 1000 - ops.MAX_CONNECTIONS)
-            assert len(api.server._connections) <= ops.MAX_CONNECTIONS
-            await until(lambda: api.server.cut >= 1000)
+            await until(lambda: api.server.connections.cut >= 1000 - connections.MAX_CONNECTIONS)
+            assert len(api.server.connections) <= connections.MAX_CONNECTIONS
+            await until(lambda: api.server.connections.cut >= 1000)
 
     asyncio.run(main())
 
@@ -167,8 +168,8 @@ def test_a_slow_body_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_answer_that_is_not_read_ends_the_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ops, "IDLE_TIMEOUT", 0.5)
-    monkeypatch.setattr(ops, "REQUEST_TIMEOUT", 0.5)
+    monkeypatch.setattr(connections, "IDLE_TIMEOUT", 0.5)
+    monkeypatch.setattr(connections, "REQUEST_TIMEOUT", 0.5)
 
     async def main() -> None:
         async with running(tmp_path) as api:
@@ -179,7 +180,7 @@ def test_an_answer_that_is_not_read_ends_the_connection(
                 for _ in range(400):
                     with contextlib.suppress(BlockingIOError):
                         sock.send(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
-                await until(lambda: api.server.cut == 1)
+                await until(lambda: api.server.connections.cut == 1)
             assert (await api.client.get("/healthz")).status_code == 200
 
     asyncio.run(main())

@@ -1,0 +1,34 @@
+"""A request that was let in, and its answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+from pydantic import BaseModel
+
+from ratelimit.control import Control
+from ratelimit.ops.tokens import Caller
+
+
+@dataclass(slots=True)
+class Call:
+    """A request that was let in, with what it says as models of its route."""
+
+    control: Control
+    request: web.Request
+    caller: Caller
+    query: Any = None
+    body: Any = None
+    names: dict[str, str] = field(default_factory=dict)
+    """Parts of the path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What is answered: a model as JSON, or nothing."""
+
+    body: BaseModel | None = None
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
