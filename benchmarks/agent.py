@@ -9,6 +9,10 @@ Both ends share one core, where what they exchange is in its cache and no other 
 and then have a core each, as HAProxy and its agent have when both are busy. They are pinned, for
 else the kernel changes from one to the other as it likes.
 
+"All in use" is an agent that does for a check whatever it can do: three limits, 100,000 networks
+on the allow list, ``headers = true``, and Redis, by which two agents (one on TCP, one on a unix
+socket) share the counts of 1,000 of the clients.
+
 ``--limits`` instead compares frames that ask for one limit with such that ask for three, and with
 an agent that has 100,000 networks in its lists or tells all clients what is left. ``--start``
 measures the time from the start of the process to its first answer.
@@ -16,19 +20,21 @@ measures the time from the start of the process to its first answer.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import select
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from benchmarks import command, harness
 from benchmarks.harness import Figure, Programs, Target
 from benchmarks.reload import NETWORKS, networks
 from benchmarks.report import Column, Report, Row, Table
 from tests import wire
+from tests.store.servers import PROGRAM, Server
 
 if TYPE_CHECKING:
     import argparse
@@ -41,17 +47,24 @@ ADDRESSES = 100_000
 CLIENTS = 1_000_000
 CONNECTIONS = 4
 
-ALLOWING = "[limits.default]\nrate = 10_000_000\nblock = []\n"
-REFUSING = '[limits.default]\nrate = 1\nblock = ["1h"]\n'
+_HIGH = 10_000_000
+ALLOWING = f"[limits.default]\nrate = {_HIGH}\nblock = []\n"
+REFUSING = '[limits.default]\nrate = 1\nblock = ["1h"]\nfuse = 0\n'
 
 _CORES = sorted(os.sched_getaffinity(0))
 PLACES = {"one core": _CORES[-1], "two cores": _CORES[0]} if _CORES[1:] else {"one core": _CORES[0]}
 """Where the agent runs; this program is on the last core."""
 
-BOUNDS = {8: 1.3, 64: 0.5}
-"""The most CPU microseconds that a check may cost the compiled agent, by frames in flight."""
+BOUNDS = {8: 1.0, 64: 0.4}
+"""The most CPU microseconds that a check may cost with all in use, by frames in flight."""
+
+RATE = 1_000_000
+"""The least checks a second of one agent with all in use."""
 
 _REFUSED = ", all refused"
+_IN_USE = "compiled, all in use"
+_NAMES = ("default", "sign-in", "api-key")  # as long as each other: all frames have one size
+_BUSY = 1000  # clients that the nodes share
 _KNOWN = 0x0A000000  # 10.0.0.0: the addresses that come again and again
 _FIRST_STREAM, _STREAMS = 240, 2048  # ids that take two bytes on the wire
 _SILENCE = 5  # seconds without an answer after which a load is given up
@@ -152,6 +165,15 @@ class Bench:
         for peer in self._peers.values():
             peer.sock.setblocking(False)
 
+    def ask(self, message: bytes) -> None:
+        """Send one message in a frame and wait for the answer."""
+        sock = next(iter(self._peers.values())).sock
+        sock.setblocking(True)
+        sock.sendall(wire.notify(message))
+        wire.frames(sock.recv(1 << 16))
+        sock.setblocking(False)
+        self.checks += 1
+
     def load(
         self, frames: Frames, depth: int, seconds: float = 3600, checks: int = sys.maxsize
     ) -> Sample:
@@ -233,30 +255,102 @@ def known(limits: Sequence[str] = ("default",)) -> Frames:
     return Frames.of(addresses, limits)
 
 
+def mixed() -> Frames:
+    """Return such frames of which each asks for one of three limits, most for the same."""
+    parts = [known((name,)) for name in _NAMES]
+    size = parts[0].size
+    built = []
+    for i in range(ADDRESSES + max(DEPTHS)):
+        start = i % ADDRESSES * size
+        part = parts[{8: 1, 9: 2}.get(i % 10, 0)]
+        built.append(part.data[start : start + size])
+    return Frames(memoryview(b"".join(built)), ADDRESSES, size)
+
+
+class Fleet:
+    """Two agents with all in use, that share clients by Redis; ``benches`` load them."""
+
+    def __init__(self, programs: Programs, server: Server) -> None:
+        self.server = server
+        lists = programs.folder / "in-use.lst"
+        lists.write_text("\n".join(networks(NETWORKS, 1)))
+        config = f'[store]\nurl = "{server.url}"\n[lists]\nallow_files = ["{lists}"]\n'
+        for name in _NAMES:
+            config += f"[limits.{name}]\nrate = {_HIGH}\n"
+            config += 'window = "1h"\nblock = []\nheaders = true\n'
+        self.benches = [
+            Bench(programs, _IN_USE, "compiled", unix=False, config=config),
+            Bench(programs, f"{_IN_USE}, unix", "compiled", unix=True, config=config),
+        ]
+
+    def warm(self, frames: Frames) -> None:
+        """Have the agents share the busy clients, and know the others."""
+        # More than one of two nodes' part of the limit, and much less than the limit for both.
+        hits = wire.int64(_HIGH * 3 // 10)
+        busy = Frames.of(range(_KNOWN, _KNOWN + _BUSY), hits=hits)
+        for bench in self.benches:
+            bench.probe(frames)
+            for number in range(_SILENCE * 10):
+                if self._shared(1):
+                    break
+                # Until the nodes know of each other, they share nobody.
+                bench.ask(wire.message("default", key=b"\x06" + number.to_bytes(4), hits=hits))
+                time.sleep(0.1)
+            bench.load(busy, max(DEPTHS), checks=_BUSY)
+            bench.load(frames, max(DEPTHS), checks=ADDRESSES)
+        deadline = time.monotonic() + _SILENCE
+        while not self._shared(_BUSY):
+            if time.monotonic() > deadline:
+                sys.exit(f"the agents do not share {_BUSY} clients")
+            time.sleep(0.05)
+
+    def _shared(self, clients: int) -> bool:
+        with self.server.client() as redis:
+            keys = cast("list[bytes]", redis.keys("*:counts:*"))
+            fields = [cast("list[bytes]", redis.hkeys(key)) for key in keys]
+        return len({field[:16] for some in fields for field in some}) >= clients
+
+
 def run_load(programs: Programs, rounds: int, seconds: float, unix: bool) -> Report:
     """Load all agents in turns, at each depth and place."""
+    if PROGRAM is None:
+        sys.exit("there is no redis-server: apt-get install redis-server")
+    with contextlib.ExitStack() as stack:
+        server = Server(programs.folder)
+        stack.callback(server.kill)
+        server.start()
+        return _run_load(programs, server, rounds, seconds, unix)
+
+
+def _run_load(
+    programs: Programs, server: Server, rounds: int, seconds: float, unix: bool
+) -> Report:
     frames = known()
-    turns: list[tuple[Bench, int]] = []
+    turns: list[tuple[Bench, Frames, int]] = []
     for form in ("compiled", "plain", "ack"):
         bench = Bench(programs, form, form, unix)
         bench.probe(frames)
         bench.load(frames, max(DEPTHS), checks=ADDRESSES)
-        turns += [(bench, depth) for depth in DEPTHS]
+        turns += [(bench, frames, depth) for depth in DEPTHS]
+    fleet = Fleet(programs, server)
+    mix = mixed()
+    fleet.warm(mix)
+    turns += [(bench, mix, depth) for bench in fleet.benches for depth in DEPTHS]
     over = Frames.of([_KNOWN + i for i in range(ADDRESSES)], hits=wire.int64(2))
     for form in ("compiled", "plain"):
         bench = Bench(programs, f"{form}{_REFUSED}", form, unix, REFUSING)
         bench.probe(over, refused=True)
         bench.load(over, max(DEPTHS), checks=ADDRESSES)
-        turns.append((bench, max(DEPTHS)))
+        turns.append((bench, over, max(DEPTHS)))
     samples: dict[tuple[str, str, int], list[Sample]] = {}
     for number in range(rounds):
         harness.progress(f"round {number + 1} of {rounds}")
         for place in PLACES:
-            for bench, depth in turns:
+            for bench, asked, depth in turns:
                 bench.move(place)
                 taken = samples.setdefault((place, bench.name, depth), [])
-                taken.append(bench.load(frames, depth, seconds))
-    for bench in dict.fromkeys(bench for bench, _ in turns):
+                taken.append(bench.load(asked, depth, seconds))
+    for bench in dict.fromkeys(bench for bench, *_ in turns):
         bench.finish()
 
     note = f"{CONNECTIONS} {'unix' if unix else 'tcp'} connections, {ADDRESSES:,} addresses, "
@@ -275,7 +369,7 @@ def run_load(programs: Programs, rounds: int, seconds: float, unix: bool) -> Rep
     for (place, name, depth), taken in samples.items():
         cost = Figure.of(s.cost for s in taken)
         ratio = None
-        if name.startswith("compiled"):
+        if name.startswith("compiled") and not name.startswith(_IN_USE):
             plain = samples[place, name.replace("compiled", "plain"), depth]
             ratio = Figure.of(p.cost / c.cost for p, c in zip(plain, taken, strict=True))
         rows[place].append(
@@ -289,8 +383,11 @@ def run_load(programs: Programs, rounds: int, seconds: float, unix: bool) -> Rep
             )
         )
         title = f"{name}, {depth} in flight, {place}"
-        if name == "compiled" and depth in BOUNDS:
+        if name.startswith(_IN_USE) and depth in BOUNDS:
             targets.append(Target(f"CPU us a check, {title}", cost.median, BOUNDS[depth], True))
+        if name.startswith(_IN_USE) and depth == max(DEPTHS):
+            rate = Figure.of(s.rate for s in taken)
+            targets.append(Target(f"checks a second, {title}", rate.median, RATE, at_most=False))
         if name == "compiled" and depth == max(DEPTHS) and ratio:
             targets.append(Target(f"plain to {title}", ratio.median, 10, at_most=False))
     tables = (Table(place, note, columns, tuple(those)) for place, those in rows.items())

@@ -4,7 +4,7 @@ from libc.stdint cimport uint64_t
 from ratelimit.engine.rule cimport Rule
 from ratelimit.spop.codec cimport Writer
 
-cdef int _ACK, _FIN, _SET_VAR, _SET_VAR_ARGUMENTS, _UNSET_VAR, _UNSET_VAR_ARGUMENTS, _SCOPE_TXN, _TRUE
+cdef int _ACK, _FIN, _SET_VAR, _SET_VAR_ARGUMENTS, _UNSET_VAR, _UNSET_VAR_ARGUMENTS, _SCOPE_TXN, _TRUE, _MAX_ACK
 
 
 @cython.final

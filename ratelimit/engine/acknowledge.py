@@ -18,6 +18,7 @@ _TRUE = 0x11
 MAX_ACK = 256
 """Bytes of the longest ACK: fits the smallest frame that a peer may ask for."""
 
+_MAX_ACK = MAX_ACK  # of C's int type when compiled
 _OUTPUT = 1 << 16
 
 
@@ -30,7 +31,7 @@ class Acknowledge:
 
     def full(self) -> bool:
         """Tell whether another answer might not fit."""
-        return self.writer.room() < MAX_ACK
+        return self.writer.room() < _MAX_ACK
 
     def take(self) -> bytes:
         """Return the frames written since the last call."""

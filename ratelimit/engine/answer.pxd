@@ -63,7 +63,7 @@ cdef class Engine:
     ) except -1
     cpdef bytes take(self)
     @cython.locals(
-        reader=Reader, flags=uint64_t, ids=Py_ssize_t, ids_size=Py_ssize_t, _=int,
+        reader=Reader, flags=uint64_t, ids=Py_ssize_t, ids_size=Py_ssize_t,
     )
     cdef int notify(self) except -1
     @cython.locals(ack=Acknowledge, until=int64_t)

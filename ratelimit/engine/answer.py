@@ -302,9 +302,7 @@ class Engine:
 
     def notify(self) -> None:
         reader = self.reader
-        flags = 0
-        for _ in range(4):
-            flags = flags << 8 | reader.byte()
+        flags = reader.u32()
         if flags != _FIN:
             raise SpopError(_FRAGMENTED, "a fragmented NOTIFY; fragmentation was not announced")
         ids = reader.pos

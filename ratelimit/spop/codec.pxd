@@ -17,6 +17,8 @@ cdef class Reader:
     @cython.locals(data=bytes)
     cpdef void reset(self, bytes data, Py_ssize_t pos, Py_ssize_t end) noexcept
     cpdef int byte(self) except -1
+    @cython.locals(value=uint64_t, _=int)
+    cpdef uint64_t u32(self) except? 7777777777777777777
     @cython.locals(value=uint64_t, byte=uint64_t, shift=int)
     cpdef uint64_t varint(self) except? 7777777777777777777
     @cython.locals(size=uint64_t)

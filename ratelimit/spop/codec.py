@@ -56,6 +56,16 @@ class Reader:
         self.pos += 1
         return self.p[self.pos - 1]
 
+    def u32(self) -> int:
+        """Read four bytes, the most significant first."""
+        if self.end - self.pos < 4:
+            raise SpopError(_INVALID, "the frame ends where a byte is expected")
+        value = 0
+        for _ in range(4):
+            value = value << 8 | self.p[self.pos]
+            self.pos += 1
+        return value
+
     def varint(self) -> int:
         """Read a variable-length integer, 0 to 2^64 - 1."""
         if self.pos >= self.end:
