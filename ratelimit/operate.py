@@ -7,7 +7,6 @@ import functools
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +15,20 @@ import click
 
 from ratelimit.client import DEFAULT_URL, Client, path_of, read_token
 from ratelimit.exceptions import ApiError
+from ratelimit.shown import (
+    blocks_table,
+    clients_table,
+    duration,
+    explanation,
+    printable,
+    show,
+    status_tables,
+)
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    pass
 
 _PAGE = 1000
-_INTERVAL = 1.0  # seconds between two looks
 
 _Command = Callable[..., None]
 
@@ -92,7 +99,7 @@ def blocks(
         if made["note"]:
             click.echo(printable(made["note"]), err=True)
         click.echo(
-            f"{printable(made['key'])} is blocked for {_duration(made['until'] - made['since'])}"
+            f"{printable(made['key'])} is blocked for {duration(made['until'] - made['since'])}"
         )
     elif action == "remove":
         client.delete(path_of("/v1/blocks", key or ""))
@@ -105,7 +112,7 @@ def blocks(
             before = ",\n "
         click.echo("[]" if before == "[" else "]")
     else:
-        show(lambda: _blocks_now(client, q, count, ended), _blocks_table, as_json, watch)
+        show(lambda: _blocks_now(client, q, count, ended), blocks_table, as_json, watch)
 
 
 @click.command()
@@ -124,7 +131,7 @@ def top(client: Client, count: int, sort: str, once: bool, as_json: bool) -> Non
     live = sys.stdout.isatty() and not once and not as_json
     show(
         lambda: client.get("/v1/clients", n=count, sort=sort)["clients"],
-        _clients_table,
+        clients_table,
         as_json,
         live,
     )
@@ -136,7 +143,7 @@ def top(client: Client, count: int, sort: str, once: bool, as_json: bool) -> Non
 def explain(client: Client, key: str, as_json: bool) -> None:
     """Show everything known about a KEY."""
     known = client.get(path_of("/v1/clients", key))
-    show(lambda: known, _explanation, as_json, watch=False)
+    show(lambda: known, explanation, as_json, watch=False)
 
 
 @click.command()
@@ -146,7 +153,7 @@ def status(client: Client, as_json: bool) -> None:
     state = client.get("/v1/status")
     with contextlib.suppress(ApiError):  # the store's part; the rest is known without it
         state["fleet"] = client.get("/v1/nodes")["nodes"]
-    show(lambda: state, _status, as_json, watch=False)
+    show(lambda: state, status_tables, as_json, watch=False)
 
 
 @click.command()
@@ -178,177 +185,6 @@ def _blocks_now(client: Client, q: str, count: int, ended: bool) -> list[dict[st
         if len(found) == count:
             break
     return found
-
-
-def show(
-    look: Callable[[], Any], table: Callable[[Any], RenderableType], as_json: bool, watch: bool
-) -> None:
-    """Print what ``look`` returns, again and again with ``watch`` until Ctrl-C."""
-    if as_json:
-        while True:
-            click.echo(json.dumps(look()))
-            if not watch:
-                return
-            time.sleep(_INTERVAL)
-    from rich.console import Console
-    from rich.live import Live
-
-    console = Console(highlight=False, markup=False, emoji=False)
-    first = table(look())
-    if not watch:
-        console.print(first)
-        return
-
-    def again() -> RenderableType:
-        time.sleep(_INTERVAL)
-        try:
-            return table(look())
-        except ApiError as error:
-            if error.status:
-                raise
-            return f"ratelimit: {error}"  # it may come back
-
-    with contextlib.suppress(KeyboardInterrupt):
-        if not console.is_terminal:
-            console.print(first)
-            while True:
-                console.print(again())
-        with Live(first, console=console, auto_refresh=False, screen=True) as live:
-            while True:
-                live.update(again(), refresh=True)
-
-
-def new_table(*columns: str, title: str = "") -> Any:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    made = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
-    for column in columns:
-        name = column.removesuffix("#")
-        made.add_column(name, justify="right" if column != name else "left", overflow="fold")
-    return made
-
-
-def _blocks_table(entries: list[dict[str, Any]]) -> RenderableType:
-    made = new_table("key", "limit", "left#", "strikes#", "by", "reason", "node")
-    for entry in entries:
-        made.add_row(
-            printable(entry["key"]),
-            printable(entry["limit"]),
-            _left(entry["until"]),
-            str(entry["strikes"]),
-            printable(entry["by"]),
-            printable(entry["reason"]),
-            printable(entry["node"][:8]),
-        )
-    made.caption = f"{len(entries)} entries"
-    return made  # type: ignore[no-any-return]
-
-
-def _clients_table(clients: list[dict[str, Any]]) -> RenderableType:
-    made = new_table("client", "limit", "hits a second#", "in the window#", "blocked for#")
-    for one in clients:
-        made.add_row(
-            f"#{one['key']}" if one["hashed"] else one["key"],
-            printable(one["limit"]),
-            f"{one['rate']:,.1f}",
-            f"{one['hits']:,}",
-            _left(one["until"]) if one["until"] > time.time() else "",
-        )
-    return made  # type: ignore[no-any-return]
-
-
-def _explanation(known: dict[str, Any]) -> RenderableType:
-    from rich.console import Group
-
-    title = f"{printable(known['key'])}{' is listed: ' + known['lists'] if known['lists'] else ''}"
-    limits = new_table(
-        "limit", "counts", "hits#", "of#", "in", "left#", "strikes#", "blocked for#", title=title
-    )
-    for one in known["limits"]:
-        limits.add_row(
-            printable(one["limit"]),
-            printable(one["key"]),
-            f"{one['hits']:,}",
-            f"{one['rate']:,}",
-            one["window"],
-            f"{one['remaining']:,}",
-            str(one["strikes"]),
-            _left(one["until"]) if one["until"] > time.time() else "",
-        )
-    parts: list[RenderableType] = [limits]
-    entries = [one["block"] for one in known["limits"] if one["block"]] + known["by_hand"]
-    if entries:
-        parts.append(_blocks_table(entries))
-    if known["edge"]:
-        parts.append(_records("HAProxy's edge", known["edge"]))
-    if known["note"]:
-        parts.append(printable(known["note"]))
-    return Group(*parts)
-
-
-def _status(state: dict[str, Any]) -> RenderableType:
-    from rich.console import Group
-
-    store, table = state["store"], state["table"]
-    node = new_table("node", state["node"])
-    health = "degraded: own counts only" if state["degraded"] else "ready"
-    away = f"away: {printable(store['problem'])}"
-    rows = {
-        "state": health if state["ready"] else "starting or draining",
-        "version": f"{state['version']} ({'compiled' if state['compiled'] else 'pure'})",
-        "up for": _duration(state["uptime"]),
-        "checks": f"{state['checks']:,}",
-        "HAProxy connections": f"{state['connections']:,}",
-        "protocol errors": f"{state['protocol_errors']:,}",
-        "clients": f"{table['entries']:,} of {table['capacity']:,}; {table['evictions']:,} evicted",
-        "blocklist": f"{state['blocklist']['entries']:,} entries",
-        "store": f"{store['kind']}, {'up' if store['up'] else away}; {store['outages']} outages",
-        "nodes": str(state["nodes"]),
-    }
-    if state["reload"] and not state["reload"]["ok"]:
-        rows["last reload"] = "; ".join(printable(one) for one in state["reload"]["problems"])
-    for name, value in rows.items():
-        node.add_row(name, value)
-    limits = new_table("limit", "allowed#", "throttled#", "blocked#")
-    for one in state["limits"]:
-        limits.add_row(
-            printable(one["name"]), *(f"{one[k]:,}" for k in ("allowed", "throttled", "blocked"))
-        )
-    parts: list[RenderableType] = [node, limits]
-    for name, records in (("fleet", state.get("fleet", [])), ("HAProxy", state["haproxy"])):
-        if records:
-            parts.append(_records(name, records))
-    return Group(*parts)
-
-
-def _records(title: str, records: list[dict[str, Any]]) -> RenderableType:
-    """Return a table of objects that have the same fields."""
-    plain = [name for name, value in records[0].items() if not isinstance(value, (list, dict))]
-    made = new_table(*plain, title=title)
-    for record in records:
-        made.add_row(*(printable(str(record.get(name, ""))) for name in plain))
-    return made  # type: ignore[no-any-return]
-
-
-def printable(text: str) -> str:
-    """Return a client's text so that a terminal only shows it."""
-    return text if text.isprintable() else ascii(text)[1:-1]
-
-
-def _left(until: int) -> str:
-    seconds = until - time.time()
-    return _duration(seconds) if seconds > 0 else "ended"
-
-
-def _duration(seconds: float) -> str:
-    """Return the two greatest units of a duration, such as ``2h 5m``."""
-    left, parts = int(seconds), []
-    for name, size in (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)):
-        if left >= size:
-            parts.append(f"{left // size}{name}")
-            left %= size
-    return " ".join(parts[:2]) or "0s"
 
 
 def _number(ttl: str) -> str | int:

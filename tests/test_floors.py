@@ -24,7 +24,7 @@ FLOORS = [
     ["runtime.words"],
     ["runtime.figures"],
     ["bus", "demo", "haproxy", "logs", "ops.tokens", "runtime.edge", "store.outbox"],
-    ["client", "runtime", "store.base", "store.clock", "store.url", "webhooks"],
+    ["client", "runtime", "shown", "store.base", "store.clock", "store.url", "webhooks"],
     ["store.explain", "store.memory"],
     ["store.link"],
     ["store.routes"],

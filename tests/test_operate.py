@@ -170,7 +170,7 @@ def test_the_state_of_a_node(tmp_path: Path) -> None:
     async def test(shell: Shell) -> None:
         hit(shell.api, "192.0.2.1", 3)
         shown = await shell.well("status")
-        for words in ("here", "ready", "memory, up", "1 of 1,000", r"default +3 +0 +0"):
+        for words in ("here", "ready", "memory, up", "1 of 1,000", r"default +3 +0 +0 +0"):
             assert re.search(words, shown), words
         state = json.loads(await shell.well("status", "--json"))
         assert (state["node"], state["checks"]) == ("here", 3)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ratelimit.client import Client, path_of
-from ratelimit.operate import asks, new_table, printable, show
+from ratelimit.operate import asks
+from ratelimit.shown import new_table, printable, show
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -1,0 +1,196 @@
+"""What the commands print: tables for people, one look or many, and text that only shows itself."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ratelimit.exceptions import ApiError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_INTERVAL = 1.0  # seconds between two looks
+
+
+def show(
+    look: Callable[[], Any], table: Callable[[Any], RenderableType], as_json: bool, watch: bool
+) -> None:
+    """Print what ``look`` returns, again and again with ``watch`` until Ctrl-C."""
+    if as_json:
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                click.echo(json.dumps(look()))
+                if not watch:
+                    return
+                time.sleep(_INTERVAL)
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    first = table(look())
+    if not watch:
+        console.print(first)
+        return
+
+    def again() -> RenderableType:
+        time.sleep(_INTERVAL)
+        try:
+            return table(look())
+        except ApiError as error:
+            if error.status:
+                raise
+            return f"ratelimit: {error}"  # it may come back
+
+    with contextlib.suppress(KeyboardInterrupt):
+        if not console.is_terminal:
+            console.print(first)
+            while True:
+                console.print(again())
+        with Live(first, console=console, auto_refresh=False, screen=True) as live:
+            while True:
+                live.update(again(), refresh=True)
+
+
+def new_table(*columns: str, title: str = "") -> Any:
+    """Return a table; a column whose name ends with ``#`` has figures."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    made = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    for column in columns:
+        name = column.removesuffix("#")
+        made.add_column(name, justify="right" if column != name else "left", overflow="fold")
+    return made
+
+
+def blocks_table(entries: list[dict[str, Any]]) -> RenderableType:
+    """Return entries of the blocklist."""
+    made = new_table("key", "limit", "left#", "strikes#", "by", "reason", "node")
+    for entry in entries:
+        made.add_row(
+            printable(entry["key"]),
+            printable(entry["limit"]),
+            _left(entry["until"]),
+            str(entry["strikes"]),
+            printable(entry["by"]),
+            printable(entry["reason"]),
+            printable(entry["node"][:8]),
+        )
+    made.caption = f"{len(entries)} entries"
+    return made  # type: ignore[no-any-return]
+
+
+def clients_table(clients: list[dict[str, Any]]) -> RenderableType:
+    """Return the busiest clients."""
+    made = new_table("client", "limit", "hits a second#", "in the window#", "blocked for#")
+    for one in clients:
+        made.add_row(
+            f"#{one['key']}" if one["hashed"] else one["key"],
+            printable(one["limit"]),
+            f"{one['rate']:,.1f}",
+            f"{one['hits']:,}",
+            _left(one["until"]) if one["until"] > time.time() else "",
+        )
+    return made  # type: ignore[no-any-return]
+
+
+def explanation(known: dict[str, Any]) -> RenderableType:
+    """Return everything known about a key."""
+    from rich.console import Group
+
+    title = f"{printable(known['key'])}{' is listed: ' + known['lists'] if known['lists'] else ''}"
+    limits = new_table(
+        "limit", "counts", "hits#", "of#", "in", "left#", "strikes#", "blocked for#", title=title
+    )
+    for one in known["limits"]:
+        limits.add_row(
+            printable(one["limit"]),
+            printable(one["key"]),
+            f"{one['hits']:,}",
+            f"{one['rate']:,}",
+            one["window"],
+            f"{one['remaining']:,}",
+            str(one["strikes"]),
+            _left(one["until"]) if one["until"] > time.time() else "",
+        )
+    parts: list[RenderableType] = [limits]
+    entries = [one["block"] for one in known["limits"] if one["block"]] + known["by_hand"]
+    if entries:
+        parts.append(blocks_table(entries))
+    if known["edge"]:
+        parts.append(_records("HAProxy's edge", known["edge"]))
+    if known["note"]:
+        parts.append(printable(known["note"]))
+    return Group(*parts)
+
+
+def status_tables(state: dict[str, Any]) -> RenderableType:
+    """Return the state of a node, and of the fleet if it is in there."""
+    from rich.console import Group
+
+    store, table = state["store"], state["table"]
+    node = new_table("node", state["node"])
+    health = "degraded: own counts only" if state["degraded"] else "ready"
+    away = f"away: {printable(store['problem'])}"
+    rows = {
+        "state": health if state["ready"] else "starting or draining",
+        "version": f"{state['version']} ({'compiled' if state['compiled'] else 'pure'})",
+        "up for": duration(state["uptime"]),
+        "checks": f"{state['checks']:,}",
+        "HAProxy connections": f"{state['connections']:,}",
+        "protocol errors": f"{state['protocol_errors']:,}",
+        "clients": f"{table['entries']:,} of {table['capacity']:,}; {table['evictions']:,} evicted",
+        "blocklist": f"{state['blocklist']['entries']:,} entries",
+        "store": f"{store['kind']}, {'up' if store['up'] else away}; {store['outages']} outages",
+        "nodes": str(state["nodes"]),
+    }
+    if state["reload"] and not state["reload"]["ok"]:
+        rows["last reload"] = "; ".join(printable(one) for one in state["reload"]["problems"])
+    for name, value in rows.items():
+        node.add_row(name, value)
+    verdicts = ("allowed", "throttled", "blocked", "denied")
+    limits = new_table("limit", *(f"{verdict}#" for verdict in verdicts), "fuse")
+    for one in state["limits"]:
+        fuse = "BLOWN: it only throttles" if one["fuse_blown"] else ""
+        limits.add_row(printable(one["name"]), *(f"{one[v]:,}" for v in verdicts), fuse)
+    parts: list[RenderableType] = [node, limits]
+    for name, records in (("fleet", state.get("fleet", [])), ("HAProxy", state["haproxy"])):
+        if records:
+            parts.append(_records(name, records))
+    return Group(*parts)
+
+
+def _records(title: str, records: list[dict[str, Any]]) -> RenderableType:
+    """Return a table of objects that have the same fields."""
+    plain = [name for name, value in records[0].items() if not isinstance(value, (list, dict))]
+    made = new_table(*plain, title=title)
+    for record in records:
+        made.add_row(*(printable(str(record.get(name, ""))) for name in plain))
+    return made  # type: ignore[no-any-return]
+
+
+def printable(text: str) -> str:
+    """Return a client's text so that a terminal only shows it."""
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def _left(until: int) -> str:
+    seconds = until - time.time()
+    return duration(seconds) if seconds > 0 else "ended"
+
+
+def duration(seconds: float) -> str:
+    """Return the two greatest units of a duration, such as ``2h 5m``."""
+    left, parts = int(seconds), []
+    for name, size in (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)):
+        if left >= size:
+            parts.append(f"{left // size}{name}")
+            left %= size
+    return " ".join(parts[:2]) or "0s"
