@@ -212,6 +212,35 @@ def test_table_forgets_too_early(plant: Plant) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize("edge", ["64", "56"])
+def test_an_edge_that_counts_other_clients(plant: Plant, edge: str) -> None:
+    async def test() -> None:
+        config = "[limits.default]\nipv6_prefix = 56\n"
+        async with plant(config, RATELIMIT_IPV6_PREFIX=edge) as made:
+            check = (await made.checks())["haproxy: edge table"]
+            if edge == "56":
+                assert check.state is State.OK
+            else:
+                assert check.state is State.UNSURE
+                assert "limits.default.ipv6_prefix is 56" in check.finding
+                assert "RATELIMIT_IPV6_PREFIX=56" in check.mend
+
+    run(test())
+
+
+@pytest.mark.integration
+def test_a_limit_that_haproxy_never_asks_about(plant: Plant) -> None:
+    async def test() -> None:
+        async with plant("[limits.login]\nrate = 5\n") as made:
+            assert "limits" not in await made.checks(), "nobody has come yet"
+            check = (await made.checks(probe=True))["limits"]
+            assert check.state is State.UNSURE
+            assert "limits.login" in check.finding and "RATELIMIT_LOGIN_PATH" in check.mend
+
+    run(test())
+
+
+@pytest.mark.integration
 def test_socket_without_rights(plant: Plant) -> None:
     async def test() -> None:
         async with plant(RATELIMIT_STATS_LEVEL="user") as made:

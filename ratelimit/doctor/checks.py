@@ -17,6 +17,7 @@ def judge(facts: Facts, limits: Sequence[Limit]) -> list[Check]:
         *_agent(facts),
         _api(facts.after, facts.api),
         *_questions(facts),
+        *_unasked(facts.after.status),
         *_store(facts),
         *_versions(facts),
         *judge_haproxy(facts, limits),
@@ -81,6 +82,28 @@ def _questions(facts: Facts) -> Iterator[Check]:
         )
     elif status.checks:
         yield Check("groups", State.OK, "every question named a limit and a key")
+
+
+def _unasked(status: Status | None) -> Iterator[Check]:
+    """Look for limits that HAProxy does not ask about, among those that it might."""
+    if status is None or not status.checks:
+        return
+    unasked = [
+        limit.name
+        for limit in status.limits
+        if not (limit.allowed or limit.throttled or limit.blocked or limit.denied)
+    ]
+    if unasked:
+        fields = ", ".join(f"limits.{name}" for name in unasked[:SHOWN])
+        yield Check(
+            "limits",
+            State.UNSURE,
+            f"HAProxy has not asked about {fields} since the agent's start, so nobody is limited "
+            "by that",
+            "nothing is wrong if no such request came; else spoe.conf needs a message of that "
+            "name in a group, and haproxy.cfg an `http-request send-spoe-group rl GROUP`; the "
+            "shipped one sends login with RATELIMIT_LOGIN_PATH and api_key with RATELIMIT_API_KEYS",
+        )
 
 
 def _noted(status: Status, word: str) -> str:

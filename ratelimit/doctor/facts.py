@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -18,12 +18,15 @@ from ratelimit.runtime import Report, Runtime
 from ratelimit.runtime.edge import MAX_SCANNED, Edge
 from ratelimit.runtime.words import (
     Entry,
+    Prefixes,
     clear_entry,
     read_entries,
+    read_prefixes,
     refusal,
     set_entry,
     show_entries,
     show_live_entries,
+    show_prefixes,
 )
 from ratelimit.spop.constants import MAX_FRAME_SIZE
 from ratelimit.spop.frames import read_health, write_health_check
@@ -54,6 +57,18 @@ class Note(BaseModel):
     message: str
 
 
+class Counts(BaseModel):
+    """A limit, and what became of the questions about it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    name: str
+    allowed: int = 0
+    throttled: int = 0
+    blocked: int = 0
+    denied: int = 0
+
+
 class Status(BaseModel):
     """What we need of ``GET /v1/status``."""
 
@@ -65,6 +80,7 @@ class Status(BaseModel):
     unknown: int = 0
     keyless: int = 0
     unchecked: list[Note] = []
+    limits: list[Counts] = []
 
 
 class _Limit(BaseModel):
@@ -100,12 +116,14 @@ class EdgeTable:
         kept: seconds for which a new entry is kept.
         stale: keys that the edge refuses and the agent knows no block of.
         compared: how many entries were compared with the agent's blocklist.
+        prefixes: what is a client there, as far as the environment of HAProxy says so.
     """
 
     problem: str = ""
     kept: float = 0
     stale: tuple[Entry, ...] = ()
     compared: int = 0
+    prefixes: Prefixes = field(default_factory=Prefixes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +292,7 @@ async def _edge_table(report: Report, api: Api | None) -> EdgeTable:
         if not entries:
             return EdgeTable(refusal(answer) or "it did not keep what was written to it")
         await edge.ask(clear_entry(_UNROUTED))
+        prefixes = read_prefixes(await edge.ask(show_prefixes()))
         live: list[Entry] = []
         if api is not None and report.edge.used <= MAX_SCANNED:
             command = show_live_entries(int(time.time()) + 1)
@@ -283,4 +302,4 @@ async def _edge_table(report: Report, api: Api | None) -> EdgeTable:
         return EdgeTable(str(error))
     finally:
         await edge.close()
-    return EdgeTable("", entries[0].expires_in / 1000, tuple(stale), len(live))
+    return EdgeTable("", entries[0].expires_in / 1000, tuple(stale), len(live), prefixes)

@@ -185,6 +185,20 @@ def _edge(
             "blocklist that was lost",
         )
         return
+    counted = next((limit for limit in limits if limit.name == "default"), Limit())
+    for kind in ("ipv4", "ipv6"):
+        bits, wanted = getattr(edge.prefixes, kind), getattr(counted, f"{kind}_prefix")
+        if bits != wanted:
+            variable = f"RATELIMIT_{kind.upper()}_PREFIX"
+            yield Check(
+                subject,
+                State.UNSURE,
+                f"limits.default.{kind}_prefix is {wanted}, and HAProxy's {variable} {bits}: the "
+                "edge remembers other clients than the agent blocks",
+                f"set {variable}={wanted} where HAProxy is started, and restart it; nothing is "
+                "wrong if a haproxy.cfg of your own has the number in its `ipmask()`",
+            )
+            return
     full = report.edge.used / report.edge.size
     agrees = f"; {edge.compared} compared with the blocklist agree" if edge.compared else ""
     yield Check(

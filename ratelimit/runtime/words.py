@@ -105,6 +105,11 @@ def _key(address: IPv4Address | IPv6Address) -> str:
     return f"::ffff:{IPv4Address(number)}" if address.version == 4 else str(IPv6Address(number))
 
 
+def show_prefixes() -> str:
+    """Return the command that shows what the shipped haproxy.cfg counts as one client."""
+    return "show env RATELIMIT_IPV4_PREFIX;show env RATELIMIT_IPV6_PREFIX"
+
+
 def set_entry(key: str, until: int) -> str:
     """Return the command that has a key of the table blocked; ``until`` in epoch seconds."""
     return f"set table {TABLE} key {key} data.gpt0 {max(0, min(int(until), _LAST_SECOND))}"
@@ -159,6 +164,12 @@ _EXPLAINED = {
     "Invalid key": f"the stick table {TABLE} is not of `type ipv6`",
     "Data type not stored in this table": f"the stick table {TABLE} does not `store gpt0`",
 }
+
+
+def read_prefixes(answer: Iterable[str]) -> Prefixes:
+    """Return what ``show_prefixes()`` shows; what is not set has its default."""
+    found = (re.fullmatch(r"RATELIMIT_IPV([46])_PREFIX=(\d{1,3})", line) for line in answer)
+    return Prefixes(**{f"ipv{one[1]}": int(one[2]) for one in found if one})
 
 
 def read_entries(answer: Iterable[str]) -> list[Entry]:
