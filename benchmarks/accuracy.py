@@ -292,4 +292,4 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    command.main("accuracy", __doc__, run, rounds=(5, 2), seconds=(2000, 300), arguments=arguments)
+    command.main("accuracy", __doc__, run, rounds=(5, 2), seconds=(2000, 2000), arguments=arguments)
