@@ -224,6 +224,16 @@ class LimitSection(_Section):
             raise ValueError("each block must be longer than the one before it")
         return ladder
 
+    @field_validator("strict")
+    @classmethod
+    def _outlasts_the_window(cls, strict: bool, info: ValidationInfo) -> bool:
+        window, ladder = info.data.get("window", 0), info.data.get("block", ())
+        if strict and ladder and ladder[0] < window:
+            # Who comes back from a block has the whole rate again.
+            shown = format_duration(window)
+            raise ValueError(f"needs blocks of at least the window, {shown}, or block = []")
+        return strict
+
 
 class ListsSection(_Section):
     """``[lists]``: who is never counted, and who is always refused."""

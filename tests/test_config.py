@@ -207,7 +207,7 @@ def test_every_type_can_be_said_by_a_variable(monkeypatch: pytest.MonkeyPatch) -
         "AGENT__MAX_CLIENTS": "64",
         "STORE__URL": "memory://",
         "LIMITS__LOGIN__WINDOW": "1m",
-        "LIMITS__LOGIN__BLOCK": '["1s", "2s"]',
+        "LIMITS__LOGIN__BLOCK": '["60s", "61s"]',
         "LIMITS__LOGIN__STRICT": "true",
         "LIMITS__OTHER__BLOCK": "[]",
     }.items():
@@ -216,7 +216,7 @@ def test_every_type_can_be_said_by_a_variable(monkeypatch: pytest.MonkeyPatch) -
     assert config.agent.listen == (Address("127.0.0.1", 1), Address(path="/run/a"))
     assert config.agent.max_clients == 64
     login, other = sorted(config.limits_in_force()[1:], key=lambda limit: limit.name)
-    assert (login.window, login.block, login.strict) == (60 * 10**9, (1, 2), True)
+    assert (login.window, login.block, login.strict) == (60 * 10**9, (60, 61), True)
     assert other.block == ()
 
 
@@ -315,6 +315,10 @@ NAME = "a name has 1 to 64 of the characters A-Z a-z 0-9 _ . : -"
         (
             "[limits.default]\nblock = ['2s', '2s']",
             "limits.default.block: each block must be longer than the one before it",
+        ),
+        (
+            "[limits.default]\nstrict = true\nwindow = '1m'\nblock = ['59s', '2m']",
+            "limits.default.strict: needs blocks of at least the window, 1m, or block = []",
         ),
         ("[limits.default]\nforget = '0'", "limits.default.forget: must be from 1s to 366d"),
         ("[limits.default]\nstrict = 1", "limits.default.strict: must be true or false"),

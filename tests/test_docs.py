@@ -7,6 +7,9 @@ import tomllib
 from pathlib import Path
 from typing import Any, get_args
 
+from click import Context
+
+from ratelimit.cli import main
 from ratelimit.config import Config, _Section
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -62,3 +65,9 @@ def test_every_field_is_documented_with_its_default() -> None:
         name: fields for name, fields in found.items() if REQUIRED not in fields.values()
     }
     assert Config(**whole).model_dump() == Config().model_dump()
+
+
+def test_every_command_is_in_the_readme() -> None:
+    text = (DOCS.parent / "README.md").read_text()
+    told = set(re.findall(r"^\| `ratelimit (\w+)[^`]*` \|", text, re.MULTILINE))
+    assert told == set(main.list_commands(Context(main)))

@@ -478,6 +478,7 @@ MOMENTS = st.one_of(
     st.fractions(0, 2),  # of a sub-window
     st.integers(1, SUB_WINDOWS + 2).map(Fraction),
     st.sampled_from([SUB_WINDOWS - Fraction(1, 1000), SUB_WINDOWS + Fraction(1, 1000)]),
+    st.sampled_from([2, 40]).map(lambda windows: Fraction(SUB_WINDOWS * windows)),
 )
 """Steps of an attacker who knows where sub-windows begin and how long the window is."""
 
@@ -497,7 +498,9 @@ def test_strict_admits_no_more_than_the_rate_in_any_window(
     phase = data.draw(
         st.one_of(st.sampled_from([0, 1, width - 1, window - 1]), st.integers(0, window - 1))
     )
-    limit = Limit(rate=rate, window=window, block=(), strict=True)
+    shortest = -(-window // SECOND)
+    ladder = data.draw(st.sampled_from([(), (shortest,), (shortest, 3 * shortest)]))
+    limit = Limit(rate=rate, window=window, block=ladder, strict=True)
     engine = Limiter([limit], 8, secret=bytes(range(64))).engine
     now = START - START % window + phase
     admitted: list[tuple[int, int]] = []
