@@ -90,6 +90,15 @@ def run_cost(programs: Programs, server: Server, quick: bool) -> Report:
         commands = Figure.of(u.per_check(u.commands) for u in taken["redis"])
         cpu = Figure.of(u.redis_us for u in taken["redis"])
         octets = Figure.of(u.per_check(u.octets) for u in taken["redis"])
+        # What a client takes on the wire, the request and its answer; without hot ones, heartbeats.
+        client = (
+            Figure.of(
+                u.redis_us * (RECORD_BYTES + ANSWER_BYTES) / u.per_check(u.octets)
+                for u in taken["redis"]
+            )
+            if octets.median > 1
+            else None
+        )
         rows.append(
             Row.of(
                 name,
@@ -97,11 +106,7 @@ def run_cost(programs: Programs, server: Server, quick: bool) -> Report:
                 commands,
                 cpu,
                 octets,
-                # What a client takes on the wire, the request and its answer.
-                Figure.of(
-                    u.redis_us * (RECORD_BYTES + ANSWER_BYTES) / u.per_check(u.octets)
-                    for u in taken["redis"]
-                ),
+                client,
                 figures["redis"],
                 figures["memory"],
                 ratio,
