@@ -71,13 +71,15 @@ def main() -> int:
         help="the file of results (%(default)s)",
     )
     options = parser.parse_args()
-    if unknown := [name for name in options.names if name not in BENCHMARKS]:
+    kinds = {name.split()[0] for name in BENCHMARKS}
+    if unknown := [name for name in options.names if name not in kinds.union(BENCHMARKS)]:
         parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    wanted = [name for name in BENCHMARKS if {name, name.split()[0]}.intersection(options.names)]
     file: Path = options.json.resolve()
     file.parent.mkdir(parents=True, exist_ok=True)
     failures = {}
     missed = []
-    for name in options.names or BENCHMARKS:
+    for name in wanted or BENCHMARKS:
         print(f"== {name}\n", flush=True)
         if failure := measure(name, file, options.quick, LIMITS[options.quick]):
             failures[name] = failure
