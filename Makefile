@@ -24,6 +24,7 @@ ip := command -v ip || missing+=" iproute2";
 redis := command -v redis-server || missing+=" redis-server";
 nginx := command -v nginx || missing+=" nginx-light";
 perf := command -v perf || missing+=" linux-perf";
+systemd := command -v systemd-analyze || missing+=" systemd";
 curl := command -v curl || missing+=" curl";
 wrk := command -v wrk || missing+=" wrk";
 images := $(foreach tool,buildah podman runc debootstrap,command -v $(tool) || missing+=" $(tool)";) \
@@ -56,7 +57,7 @@ else
 	exec $(BIN)/ratelimit up $(ARGS)
 endif
 
-test: system-run $(VENV)/compiled $(VENV)/group-test $(BIN)/promtool ## all tests compiled, then those without a server as plain Python
+test: system-test $(VENV)/compiled $(VENV)/group-test $(BIN)/promtool ## all tests compiled, then those without a server as plain Python
 	$(BIN)/pytest -n $(WORKERS) $(ARGS)
 	RATELIMIT_PURE=1 $(BIN)/pytest -n $(WORKERS) -m "not integration and not packaging" $(ARGS)
 
@@ -87,11 +88,13 @@ clean: ## remove everything that was built
 	find ratelimit -name '*.so' -delete
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: system-base system-run system-bench system-images
+.PHONY: system-base system-run system-test system-bench system-images
 system-base:
 	$(call system,base)
 system-run:
 	$(call system,base haproxy redis curl ip)
+system-test:
+	$(call system,base haproxy redis curl ip systemd)
 system-bench:
 	$(call system,base haproxy redis nginx wrk perf)
 system-images:

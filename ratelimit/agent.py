@@ -11,8 +11,10 @@ import asyncio
 import os
 import socket
 import stat
+import sys
 import time
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import structlog
 
@@ -23,6 +25,7 @@ from ratelimit.model import Address
 from ratelimit.spop.connection import Connection
 from ratelimit.spop.constants import Status
 from ratelimit.sync import Sync
+from ratelimit.systemd import Passed
 
 MAX_CONNECTIONS = 4096
 """More than one HAProxy needs for 50,000 requests at once, at 20 streams a connection (3.1)."""
@@ -50,9 +53,9 @@ log = structlog.get_logger()
 class Agent:
     """Listens, keeps the connections, and ends them.
 
-    ``peers`` are the open connections; ``refused`` counts those over ``MAX_CONNECTIONS``,
-    ``protocol_errors`` those that ended by a broken protocol. ``answer_times`` has the time from a
-    read to its answer, of each 16th read of a connection.
+    ``sockets`` are those that listen, ``peers`` the open connections; ``refused`` counts those over
+    ``MAX_CONNECTIONS``, ``protocol_errors`` those that ended by a broken protocol. ``answer_times``
+    has the time from a read to its answer, of each 16th read of a connection.
     """
 
     def __init__(self, limiter: Limiter, sync: Sync | None = None) -> None:
@@ -64,28 +67,41 @@ class Agent:
         self.answer_times = Histogram()
         self.lines = 0
         self._told_refused = 0
+        self.sockets: list[Passed] = []
         self._servers: list[asyncio.Server] = []
         self._paths: list[tuple[str, int]] = []
         self._quiet = asyncio.Event()
 
-    async def listen(self, address: Address) -> Address:
+    async def listen(self, address: Address, passed: Sequence[Passed] = ()) -> Address:
         """Accept connections; return the address with the port that was given for port 0.
 
-        Raises StartError if the address can't be bound.
+        ``passed`` are sockets of the address that somebody else has bound; without any, it is bound
+        here. Raises StartError if that can't be done.
         """
         try:
-            sock = _bind_unix(address.path) if address.path else _bind_tcp(address)
+            sockets = passed or [_bind(address)]
+            for one in sockets:
+                await self._accept(one)
         except OSError as error:
             raise StartError(f"can't listen on {address}: {error.strerror or error}") from error
+        return sockets[0].address
+
+    async def _accept(self, one: Passed) -> None:
         loop = asyncio.get_running_loop()
-        if address.path:
-            self._paths.append((address.path, os.stat(address.path).st_ino))
-            server = await loop.create_unix_server(lambda: _Peer(self), sock=sock, backlog=_BACKLOG)
+        if one.address.path:
+            # Whose the file is, is for close() to say; later Pythons would remove it in any case.
+            keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+            server = await loop.create_unix_server(
+                lambda: _Peer(self), sock=one.sock, backlog=_BACKLOG, **keep
+            )
         else:
-            address = Address(address.host, sock.getsockname()[1])
-            server = await loop.create_server(lambda: _Peer(self), sock=sock, backlog=_BACKLOG)
+            # Accepted connections inherit it: a peer that vanished without a word is found out.
+            one.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            server = await loop.create_server(lambda: _Peer(self), sock=one.sock, backlog=_BACKLOG)
         self._servers.append(server)
-        return address
+        self.sockets.append(one)
+        if one.ours:
+            self._paths.append((one.address.path, os.stat(one.address.path).st_ino))
 
     def tick(self) -> None:
         """Do what is due about once a second: time limits, and what the limiter has to do."""
@@ -96,15 +112,16 @@ class Agent:
             self.limiter.tick(self.sync.now())
         self._report()
 
-    async def close(self, timeout: float) -> None:
+    async def close(self, timeout: float, handed_over: bool = False) -> None:
         """Stop accepting, tell every peer, and close; at most ``timeout`` seconds.
 
         What has been read is answered already: a read and its answer are one turn of the loop.
+        ``handed_over`` says that another process goes on with the sockets.
         """
         for server in self._servers:
             server.close()
-        for path, inode in self._paths:
-            # A successor may have put its own socket there.
+        for path, inode in [] if handed_over else self._paths:
+            # Somebody else may have put another socket there.
             if os.path.exists(path) and os.stat(path).st_ino == inode:
                 os.unlink(path)
         self.sync.release()
@@ -293,18 +310,18 @@ class _Peer(asyncio.Protocol):
             self._transport.write_eof()
 
 
-def _bind_tcp(address: Address) -> socket.socket:
+def _bind(address: Address) -> Passed:
+    if address.path:
+        return Passed(_bind_unix(address.path), ours=True)
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted connections inherit it: a peer that vanished without a word is found out.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.bind((address.host, address.port))
     except OSError:
         sock.close()
         raise
-    return sock
+    return Passed(sock)
 
 
 def _bind_unix(path: str) -> socket.socket:

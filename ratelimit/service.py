@@ -29,6 +29,7 @@ from ratelimit.control import Control
 from ratelimit.engine import compiled
 from ratelimit.engine.constants import CLIENT_BYTES, SECOND
 from ratelimit.exceptions import StartError
+from ratelimit.handover import Predecessor, hand_over
 from ratelimit.haproxy import HAProxy, find
 from ratelimit.limiter import Limiter, Sharing
 from ratelimit.load import Load
@@ -40,6 +41,7 @@ from ratelimit.runtime import Prefixes, Runtime
 from ratelimit.runtime.figures import AGENT_BACKEND
 from ratelimit.store import MEMORY, Node, open_store
 from ratelimit.sync import Sync
+from ratelimit.systemd import Sockets, notify, watch
 from ratelimit.webhooks import Webhooks
 
 DRAIN_TIMEOUT = 0.8
@@ -71,8 +73,16 @@ def up(config: Config, listen: Address | None, backend: Address | None) -> int:
 async def _serve(config: Config) -> int:
     stop = _on_signal(signal.SIGTERM, signal.SIGINT)
     again = _on_signal(signal.SIGHUP)
-    async with _agent(config) as running:
-        return await _first(*running.parts(), _reload(running.control, again), stop.wait())
+    follow = _on_signal(signal.SIGUSR2)
+    predecessor = Predecessor.of_environment()
+    async with _agent(config, predecessor=predecessor) as running:
+        return await _first(
+            *running.parts(),
+            _reload(running.control, again),
+            _hand_over(running, predecessor, follow),
+            watch(),
+            stop.wait(),
+        )
 
 
 async def _up(config: Config, listen: Address, application: Address | None) -> int:
@@ -140,9 +150,12 @@ async def _accepts(address: Address) -> None:
             return
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class _Running:
-    """A node that listens on ``addresses``, its API on ``ops``, and what runs beside it."""
+    """A node that listens on ``addresses``, its API on ``ops``, and what runs beside it.
+
+    ``handed_over`` says that a successor goes on with its sockets.
+    """
 
     addresses: list[Address]
     ops: Address
@@ -150,6 +163,7 @@ class _Running:
     server: Server
     webhooks: Webhooks
     alerts: Alerts
+    handed_over: bool = False
 
     def parts(self) -> list[Awaitable[object]]:
         """Return what is to run for as long as the node does."""
@@ -165,11 +179,18 @@ class _Running:
 
 
 @contextlib.asynccontextmanager
-async def _agent(config: Config, *sockets: str) -> AsyncIterator[_Running]:
+async def _agent(
+    config: Config, *stats: str, predecessor: Predecessor | None = None
+) -> AsyncIterator[_Running]:
     """Run a node; yield it with what belongs to it.
 
-    ``sockets`` are those of HAProxy that the configuration can't name.
+    ``stats`` are sockets of HAProxy that the configuration can't name. A ``predecessor`` goes on
+    answering until this node does, and then ends.
     """
+    passed = Sockets.inherited(trusted=predecessor is not None)
+    sockets = [passed.take(address) for address in config.agent.listen]
+    ops_sockets = passed.take(config.ops.listen)
+    passed.done()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -187,7 +208,7 @@ async def _agent(config: Config, *sockets: str) -> AsyncIterator[_Running]:
     sync = Sync(limiter, config.store.sync_interval / SECOND, config.store.on_outage == "share")
     about = Node(node, __version__, int(time.time()))
     agent = Agent(limiter, sync)
-    runtime = Runtime([*config.haproxy.sockets, *sockets], prefixes=_prefixes(config))
+    runtime = Runtime([*config.haproxy.sockets, *stats], prefixes=_prefixes(config))
     control = Control(config, agent, about, runtime)
     server = Server(control)
     store = open_store(
@@ -211,25 +232,34 @@ async def _agent(config: Config, *sockets: str) -> AsyncIterator[_Running]:
         ),
     ]
     control.metrics = Metrics(control, webhooks).exposition
-    addresses = []
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(runtime.close)
         # First, so that who asks while the store is waited for is told that the node starts.
-        ops = await server.start()
+        ops = await server.start(ops_sockets)
         stack.push_async_callback(server.close)
+        running = _Running([], ops, control, server, webhooks, alerts)
+
+        async def listen() -> None:
+            for address, bound in zip(config.agent.listen, sockets, strict=True):
+                try:
+                    running.addresses.append(await agent.listen(address, bound))
+                except StartError as error:
+                    raise config.wrong("agent.listen", str(error)) from error
+
+        if predecessor is not None and config.store.url == MEMORY:
+            # Only one process can have its file open, and somebody has to answer meanwhile.
+            await listen()
+            await predecessor.replace()
         await store.start()
         stack.push_async_callback(store.close)
-        stack.push_async_callback(agent.close, DRAIN_TIMEOUT)
-        for address in config.agent.listen:
-            try:
-                addresses.append(await agent.listen(address))
-            except StartError as error:
-                raise config.wrong("agent.listen", str(error)) from error
+        stack.push_async_callback(lambda: agent.close(DRAIN_TIMEOUT, running.handed_over))
+        if not running.addresses:
+            await listen()
         log.info(
             "agent started",
             version=__version__,
             compiled=compiled(),
-            listen=[str(address) for address in addresses],
+            listen=[str(address) for address in running.addresses],
             ops=_written(ops),
             table_bytes=agent.limiter.engine.table.size,
         )
@@ -238,8 +268,11 @@ async def _agent(config: Config, *sockets: str) -> AsyncIterator[_Running]:
         gc.collect()
         gc.freeze()
         control.ready = True
-        yield _Running(addresses, ops, control, server, webhooks, alerts)
+        notify("READY=1")
+        yield running
         control.ready = False
+        if not running.handed_over:
+            notify("STOPPING=1")
         log.info("agent stops", checks=agent.limiter.engine.checks, blocks=agent.limiter.blocks)
 
 
@@ -317,7 +350,22 @@ async def _reload(control: Control, again: asyncio.Event) -> None:
     while True:
         await again.wait()
         again.clear()
+        notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         await control.reload()
+        notify("READY=1")
+
+
+async def _hand_over(
+    running: _Running, predecessor: Predecessor | None, follow: asyncio.Event
+) -> None:
+    """Have the predecessor end; then, at the signal, go on until a successor has taken over."""
+    if predecessor is not None:
+        await predecessor.replace()
+    while not running.handed_over:
+        await follow.wait()
+        follow.clear()
+        passed = [*running.control.agent.sockets, *running.server.sockets]
+        running.handed_over = await hand_over(passed)
 
 
 def _on_signal(*numbers: signal.Signals) -> asyncio.Event:

@@ -135,7 +135,7 @@ def test_the_sdist_holds_the_sources_and_nothing_built(sdist: Path) -> None:
     assert not [name for name in names if name.startswith("ratelimit/") and name.endswith(made)]
     for module in MODULES:
         assert module.replace(".", "/") + ".pxd" in names
-    for folder in ("benchmarks", "haproxy", "tests"):
+    for folder in ("benchmarks", "haproxy", "systemd", "tests"):
         wanted = {
             str(path.relative_to(ROOT))
             for path in (ROOT / folder).rglob("*")
@@ -158,9 +158,15 @@ def test_the_wheel_is_compiled_and_holds_the_haproxy_files(wheel: Path) -> None:
     files = {f"ratelimit/haproxy_files/{path.name}" for path in (ROOT / "haproxy").iterdir()}
     packed = {name for name in names if name.startswith("ratelimit/")}
     assert {name for name in packed if not name.endswith(".so")} == sources | files
+    version = f"ratelimit-{ratelimit.__version__}"
     assert {name.partition("/")[0] for name in names} == {
         "ratelimit",
-        f"ratelimit-{ratelimit.__version__}.dist-info",
+        f"{version}.data",
+        f"{version}.dist-info",
+    }
+    units = f"{version}.data/data/share/ratelimit/systemd"
+    assert {name for name in names if name.startswith(f"{version}.data/")} == {
+        f"{units}/{path.name}" for path in (ROOT / "systemd").iterdir()
     }
 
 

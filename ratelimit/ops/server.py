@@ -7,8 +7,9 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import structlog
 from aiohttp import web
@@ -27,6 +28,7 @@ from ratelimit.ops.openapi import describe
 from ratelimit.ops.problems import ProblemError
 from ratelimit.ops.routes import ROUTES, Route
 from ratelimit.ops.tokens import Role, Tokens, read_tokens
+from ratelimit.systemd import Passed
 
 MAX_BODY = 16_384
 """Bytes."""
@@ -72,6 +74,7 @@ class Server:
     Attributes:
         access: who is let in.
         connections: those that are open.
+        sockets: those that it listens on.
     """
 
     def __init__(self, control: Control) -> None:
@@ -79,7 +82,8 @@ class Server:
         self.control = control
         self.access = Access(tokens_of(config), config.ops.listen.is_loopback)
         self.connections = Connections(self._protocol)
-        self._server: asyncio.Server | None = None
+        self.sockets: list[Passed] = []
+        self._servers: list[asyncio.Server] = []
         self._lines = 0
         app = web.Application(middlewares=[self._meet], client_max_size=MAX_BODY)
         app[DESCRIPTION] = describe(ROUTES)
@@ -99,25 +103,28 @@ class Server:
         )
         control.reloader.parts.append(self._reload)
 
-    async def start(self) -> Address:
-        """Listen; return where. Raises ConfigError if that is not possible."""
+    async def start(self, passed: Sequence[Passed] = ()) -> Address:
+        """Listen; return where. Raises ConfigError if that is not possible.
+
+        ``passed`` are sockets of the address that somebody else has bound.
+        """
         listen = self.control.config.ops.listen
+        places: list[dict[str, Any]] = [{"sock": one.sock} for one in passed]
         await self._runner.setup()
         try:
-            self._server = await asyncio.get_running_loop().create_server(
-                lambda: Connection(self.connections),
-                listen.host,
-                listen.port,
-                backlog=MAX_CONNECTIONS,
-            )
+            for place in places or [{"host": listen.host, "port": listen.port}]:
+                server = await asyncio.get_running_loop().create_server(
+                    lambda: Connection(self.connections), **place, backlog=MAX_CONNECTIONS
+                )
+                self._servers.append(server)
         except OSError as error:
             await self._runner.cleanup()
             why = os.strerror(error.errno) if error.errno else str(error)
             raise self.control.config.wrong(
                 "ops.listen", f"can't listen on {listen.host} port {listen.port}: {why}"
             ) from error
-        port: int = self._server.sockets[0].getsockname()[1]
-        return Address(listen.host, port)
+        self.sockets = list(passed) or [Passed(sock) for sock in self._servers[0].sockets]
+        return Address(listen.host, self.sockets[0].address.port)
 
     async def run(self) -> None:
         """Keep the time limits, until cancelled."""
@@ -130,8 +137,8 @@ class Server:
 
     async def close(self) -> None:
         """Stop listening and end what is open, within a second or so."""
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
         self.control.bus.close()
         await self._runner.cleanup()
         self.connections.abort()

@@ -1,0 +1,71 @@
+"""The units of systemd: well-formed, hardened, and of this program."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from ratelimit.config import AgentSection, OpsSection
+
+UNITS = Path(__file__).parent.parent / "systemd"
+PROGRAM = "/opt/ratelimit/bin/ratelimit"
+
+MOST_EXPOSURE = 12
+"""In tenths, as ``systemd-analyze security`` counts; the network alone is 8 of them."""
+
+
+def value(unit: str, name: str) -> list[str]:
+    return re.findall(f"(?m)^{name}=(.*)$", (UNITS / unit).read_text())
+
+
+def test_the_units_are_well_formed(tmp_path: Path) -> None:
+    for unit in ("ratelimit.service", "ratelimit.socket"):
+        # Where it is to be installed there is nothing here, and that would be an error.
+        text = (UNITS / unit).read_text().replace(PROGRAM, sys.executable)
+        (tmp_path / unit).write_text(text)
+    ran = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *map(str, sorted(tmp_path.iterdir()))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_the_service_is_hardened() -> None:
+    ran = subprocess.run(
+        [
+            "systemd-analyze",
+            "security",
+            "--offline=true",
+            f"--threshold={MOST_EXPOSURE}",
+            str(UNITS / "ratelimit.service"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout
+
+
+def test_the_sockets_are_those_of_the_default_configuration() -> None:
+    wanted = [*AgentSection().listen, OpsSection().listen]
+    assert value("ratelimit.socket", "ListenStream") == [f"{a.host}:{a.port}" for a in wanted]
+
+
+def test_the_user_of_the_service_is_made() -> None:
+    (user,) = value("ratelimit.service", "User")
+    program = shutil.which("systemd-sysusers")
+    assert program is not None
+    ran = subprocess.run(
+        [program, "--dry-run", str(UNITS / "ratelimit.sysusers")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"Creating user '{user}'" in ran.stdout + ran.stderr or f"{user}:" in (
+        Path("/etc/passwd").read_text()
+    )
