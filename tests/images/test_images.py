@@ -15,8 +15,9 @@ from typing import Self
 
 import pytest
 
+from tests.composefile import ROOT
 from tests.images import engine
-from tests.images.engine import AGENT, LIMIT, podman
+from tests.images.engine import AGENT, DEVELOPMENT, LIMIT, podman
 from tests.images.stack import Container, Stack, stack, until
 
 REQUESTS = 300
@@ -74,6 +75,11 @@ def ask(agent: Container, *words: str) -> str:
 
 def blocked(agent: Container) -> set[str]:
     return {block["key"] for block in json.loads(ask(agent, "blocks", "--json"))}
+
+
+def block(agent: Container, key: str) -> None:
+    """Block an address for longer than any test takes."""
+    ask(agent, "blocks", "add", key, "--ttl", "1h")
 
 
 def uses_store(agent: Container) -> bool:
@@ -160,6 +166,72 @@ def test_the_image_alone_is_well_and_ends_at_once(tmp_path: Path) -> None:
         podman("volume", "rm", name)
 
 
+def test_the_development_image_runs_the_tests() -> None:
+    engine.image(DEVELOPMENT, ROOT / "Dockerfile", "development")
+    options = ("--rm", "--network=none", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1000:1000")
+    found = podman("run", *options, DEVELOPMENT, "pytest", "-q", "tests/engine")
+    assert re.search(r"\d+ passed", found)
+    assert "failed" not in found
+
+
+# ---- as the file says --------------------------------------------------------------------------
+
+
+def test_rights_and_bounds_of_the_file_are_in_force(up: Stack) -> None:
+    for container in up.containers.values():
+        process = container.state(".State.Pid")
+        pairs = re.findall(
+            r"^(\w+):\s+(.*)$", Path(f"/proc/{process}/status").read_text(), re.MULTILINE
+        )
+        status = dict(pairs)
+        for capabilities in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+            assert int(status[capabilities], 16) == 0
+        assert status["NoNewPrivs"] == "1"
+        user, group = container.service.user.split(":")
+        assert set(status["Uid"].split()) == {user}
+        assert set(status["Gid"].split()) == {group}
+        mounts = Path(f"/proc/{process}/mounts").read_text().splitlines()
+        (root,) = [line.split()[3] for line in mounts if line.split()[1] == "/"]
+        assert "ro" in root.split(",")
+        assert container.service.resources
+        assert memory_bound(process) == bytes_of(container.service.resources.memory)
+
+
+def memory_bound(process: int) -> int:
+    """Return the bytes that the kernel allows to a process and those beside it."""
+    for line in Path(f"/proc/{process}/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        for file in (
+            Path(f"/sys/fs/cgroup/{controllers}{path}/memory.limit_in_bytes"),
+            Path(f"/sys/fs/cgroup{path}/memory.max"),
+        ):
+            if file.exists():
+                return int(file.read_text())
+    raise AssertionError("no bound")
+
+
+def bytes_of(text: str) -> int:
+    return int(text[:-1]) << {"M": 20, "G": 30}[text[-1]]
+
+
+def test_the_doctor_finds_nothing_broken(up: Stack) -> None:
+    url = ("--url", "http://127.0.0.1:9191")
+    checks = json.loads(ask(one(up, "ratelimit"), "doctor", *url, "--json"))
+    assert not [check for check in checks if check["state"] == "broken"]
+
+
+def test_signals_reload_the_limits_and_haproxy(up: Stack) -> None:
+    agent, haproxy = one(up, "ratelimit"), one(up, "haproxy")
+    with Visitor(client(up), haproxy) as visitor:
+        podman("kill", "--signal=HUP", agent.name)
+        until(lambda: "configuration reloaded" in agent.log(), "the agent has read its file")
+        workers = haproxy.log().count("New worker")
+        podman("kill", "--signal=USR2", haproxy.name)
+        until(lambda: haproxy.log().count("New worker") > workers, "HAProxy has a new worker")
+        until(haproxy.healthy, "it is well")
+    assert set(visitor.answers) == {"200"}
+
+
 # ---- what it is there for ----------------------------------------------------------------------
 
 
@@ -230,7 +302,7 @@ def test_prometheus_sees_both_nodes_and_has_the_rules(up: Stack) -> None:
 
 def test_the_agent_dies_and_no_request_fails(up: Stack) -> None:
     haproxy, agent, bad = one(up, "haproxy"), one(up, "ratelimit"), client(up)
-    bad.statuses(haproxy, REQUESTS)
+    block(agent, bad.address)
     with Visitor(client(up), haproxy) as visitor:
         agent.crash()
         assert bad.statuses(haproxy) == {"429": 1}
@@ -254,7 +326,7 @@ def test_an_application_dies_and_no_request_fails(up: Stack) -> None:
 
 def test_redis_dies_and_the_blocks_are_there_again(up: Stack) -> None:
     haproxy, agent, redis = one(up, "haproxy"), one(up, "ratelimit"), one(up, "redis")
-    ask(agent, "blocks", "add", "192.0.2.99", "--ttl", "10m")
+    block(agent, "192.0.2.99")
     with Visitor(client(up), haproxy) as visitor:
         redis.crash()
         until(lambda: redis.state(".RestartCount") == 1, "it is started again")
@@ -304,6 +376,7 @@ def test_a_redis_cluster_of_three(tmp_path: Path) -> None:
             lambda: json.loads(ask(agent, "status", "--json"))["store"]["up"], "the agent uses it"
         )
         assert bad.statuses(haproxy, REQUESTS) == {"200": RATE, "429": REQUESTS - RATE}
+        block(agent, bad.address)
         agent.crash()
         until(lambda: agent.state(".RestartCount") == 1 and agent.healthy(), "the agent is back")
         until(lambda: bad.address in blocked(agent), "the cluster kept the block")
