@@ -83,7 +83,7 @@ def blocks_table(entries: list[dict[str, Any]]) -> RenderableType:
             printable(entry["reason"]),
             printable(entry["node"][:8]),
         )
-    made.caption = f"{len(entries)} entries"
+    made.caption = f"{len(entries):,} entr{'y' if len(entries) == 1 else 'ies'}"
     return made  # type: ignore[no-any-return]
 
 
@@ -125,7 +125,7 @@ def explanation(known: dict[str, Any]) -> RenderableType:
     if entries:
         parts.append(blocks_table(entries))
     if known["edge"]:
-        parts.append(_records("HAProxy's edge", known["edge"]))
+        parts.append(_edges(known["edge"]))
     if known["note"]:
         parts.append(printable(known["note"]))
     return Group(*parts)
@@ -161,18 +161,55 @@ def status_tables(state: dict[str, Any]) -> RenderableType:
         fuse = "BLOWN: it only throttles" if one["fuse_blown"] else ""
         limits.add_row(printable(one["name"]), *(f"{one[v]:,}" for v in verdicts), fuse)
     parts: list[RenderableType] = [node, limits]
-    for name, records in (("fleet", state.get("fleet", [])), ("HAProxy", state["haproxy"])):
-        if records:
-            parts.append(_records(name, records))
+    if state.get("fleet"):
+        parts.append(_fleet(state["fleet"]))
+    if state["haproxy"]:
+        parts.append(_haproxies(state["haproxy"]))
     return Group(*parts)
 
 
-def _records(title: str, records: list[dict[str, Any]]) -> RenderableType:
-    """Return a table of objects that have the same fields."""
-    plain = [name for name, value in records[0].items() if not isinstance(value, (list, dict))]
-    made = new_table(*plain, title=title)
-    for record in records:
-        made.add_row(*(printable(str(record.get(name, ""))) for name in plain))
+def _fleet(nodes: list[dict[str, Any]]) -> RenderableType:
+    made = new_table("node", "version", "checks a second#", "up for#", "", title="fleet")
+    for node in nodes:
+        made.add_row(
+            printable(node["id"]),
+            printable(node["version"]),
+            f"{node['checks']:,.0f}",
+            duration(max(0, time.time() - node["since"])),
+            "this one" if node["here"] else "",
+        )
+    return made  # type: ignore[no-any-return]
+
+
+def _haproxies(reports: list[dict[str, Any]]) -> RenderableType:
+    made = new_table(
+        "socket", "version", "up for#", "requests a second#", "denied#", "agent", "edge#",
+        title="HAProxy",
+    )  # fmt: skip
+    for one in reports:
+        if one["problem"]:
+            made.add_row(printable(one["socket"]), "can't be asked")
+            continue
+        made.add_row(
+            printable(one["socket"]),
+            printable(one["version"]),
+            duration(one["uptime"]),
+            *(
+                f"{sum(front[name] for front in one['frontends']):,}"
+                for name in ("request_rate", "denied_requests")
+            ),
+            printable(one["agent"]) or "no backend",
+            f"{one['edge']['used']:,}" if one["edge"] else "no table",
+        )
+    problems = [f"{one['socket']}: {one['problem']}" for one in reports if one["problem"]]
+    made.caption = "\n".join(map(printable, problems)) or None
+    return made  # type: ignore[no-any-return]
+
+
+def _edges(entries: list[dict[str, Any]]) -> RenderableType:
+    made = new_table("socket", "key", "left#", title="HAProxy's edge")
+    for entry in entries:
+        made.add_row(printable(entry["socket"]), printable(entry["key"]), _left(entry["until"]))
     return made  # type: ignore[no-any-return]
 
 

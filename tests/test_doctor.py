@@ -404,10 +404,14 @@ def test_the_command(plant: Plant) -> None:
             code, text = await doctor(made, "--probe", made.site)
             assert code == 0 and "0 of 10 checks found something broken" in text
             made.world.stop_agent()
+            assert made.world.haproxy is not None
+            made.world.haproxy.terminate()
+            made.world.haproxy.wait()
             code, text = await doctor(made, "--json")
             assert code == 1
             broken = {one["subject"] for one in json.loads(text) if one["state"] == "broken"}
             assert f"agent unix://{plant.folder}/spop.sock" in broken
+            assert f"haproxy {plant.folder}/haproxy.sock" in broken
 
     run(test())
 

@@ -90,7 +90,7 @@ def test_a_client_is_blocked_shown_and_lifted(tmp_path: Path) -> None:
         for words in (("blocks",), ("blocks", "list"), ("blocks", "--q", "scrap")):
             shown = await shell.well(*words)
             assert re.search(r"192\.0\.2\.0/24 +\* +(2h|1h 59m) +0 +operator +scrapes", shown)
-            assert "1 entries" in shown
+            assert "1 entry" in shown
         assert "0 entries" in await shell.well("blocks", "--q", "nothing")
         [entry] = json.loads(await shell.well("blocks", "--json"))
         assert (entry["key"], entry["by"], entry["reason"]) == (

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import logging
 import os
 import sys
 from pathlib import Path
 
 import click
+import structlog
 from rich.console import Console
 
 from ratelimit.client import Client, read_token
@@ -50,6 +52,8 @@ def doctor(
     Exit code 1 if anything is broken. One entry, which refuses nobody, is written to each edge
     table and removed.
     """
+    # What it finds it says by itself, and --json is for programs.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     config = load(path)
     token = read_token(token_file) if token_file else os.environ.get("RATELIMIT_TOKEN", "")
     client = Client(url or f"http{str(config.ops.listen).removeprefix('tcp')}", token)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
 import sys
 import time
 from collections.abc import Awaitable
@@ -33,11 +35,14 @@ def run(test: Awaitable[None]) -> None:
     asyncio.run(main())
 
 
-async def command(made: Installation, *words: str) -> tuple[int, str, str]:
+async def command(
+    made: Installation, *words: str, group: tuple[str, ...] = ("haproxy",)
+) -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "ratelimit", "haproxy", *words, "--url", made.url),
+        *(sys.executable, "-m", "ratelimit", *group, *words, "--url", made.url),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "COLUMNS": "200"},
     )
     output, errors = await process.communicate()
     assert process.returncode is not None
@@ -67,6 +72,8 @@ def test_a_server_is_drained_and_comes_back(plant: Plant) -> None:
             [report] = json.loads(text)
             assert [backend["name"] for backend in report["backends"]] == ["app", "spoa"]
             assert report["agent"] == "UP" and report["edge"]["name"] == "t_block"
+            code, text, _ = await command(made, "status", group=())
+            assert code == 0 and re.search(r"haproxy.sock +2?[0-9.]\S+ .* UP +0", text)
             assert made.world.agent_log().count("audit") == 3
 
     run(test())
@@ -88,6 +95,8 @@ def test_a_mistake_is_told(plant: Plant) -> None:
             made.world.haproxy.wait()
             code, _, error = await command(made, "servers")
             assert code == 1 and "HAProxy does not run" in error
+            code, text, _ = await command(made, "status", group=())
+            assert code == 0 and "can't be asked" in text and "HAProxy does not run" in text
 
     run(test())
 
