@@ -30,6 +30,7 @@ BENCHMARKS = (
     "reload",
     "replay",
     "flood",
+    "admission",
     "operations",
     "profiles",
 )

@@ -63,15 +63,18 @@ class Load:
 class Sender:
     """A crowd under way, in a process of its own."""
 
-    def __init__(self, program: str, port: str, crowd: Crowd, seed: int) -> None:
+    def __init__(
+        self, program: str, port: str, crowd: Crowd, seed: int, seconds: int = TURN
+    ) -> None:
+        self._seconds = seconds
         command = [program, port, crowd.source, str(crowd.clients), str(crowd.rate)]
         self._process = subprocess.Popen(
-            [*command, str(TURN), str(seed)], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+            [*command, str(seconds), str(seed)], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
         )
 
     def result(self) -> Load:
         try:
-            output, _ = self._process.communicate(timeout=TURN + _GRACE)
+            output, _ = self._process.communicate(timeout=self._seconds + _GRACE)
         finally:
             self._process.kill()
         if self._process.returncode:

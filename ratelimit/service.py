@@ -93,13 +93,16 @@ async def _up(config: Config, listen: Address, application: Address | None) -> i
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ratelimit-"))
         stats = str(Path(folder) / "haproxy.sock")
         running = await stack.enter_async_context(_agent(config, stats))
+        # A check over it costs both ends less than one over TCP.
+        spop = Address(path=str(Path(folder) / "spop.sock"))
+        await running.control.agent.listen(spop)
         if application is None:
             application = await stack.enter_async_context(_demo())
         haproxy = await HAProxy.start(
             program,
             {
                 "RATELIMIT_LISTEN": _written(listen),
-                "RATELIMIT_SPOP": _written(_reachable(running.addresses[0])),
+                "RATELIMIT_SPOP": _written(spop),
                 "RATELIMIT_BACKEND": _written(application),
                 "RATELIMIT_STATS_SOCKET": stats,
                 "RATELIMIT_STATS_LEVEL": "admin",  # in a folder that nobody else can enter

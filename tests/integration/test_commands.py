@@ -68,6 +68,13 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+def unix_sockets() -> list[str]:
+    """Return what the kernel tells of each unix socket that is connected (proc(5))."""
+    connected = "03"
+    lines = Path("/proc/net/unix").read_text().splitlines()[1:]
+    return [read for read in lines if read.split()[5] == connected]
+
+
 def test_up_runs_the_main_job_from_any_folder(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +102,8 @@ def test_up_runs_the_main_job_from_any_folder(
         assert found[200] + found[429] == 300
         assert 0 <= seconds_over < 100, "100 in the first second; the rest came later, if at all"
         assert found[429] > 0
+        # HAProxy and agent are on one machine, so they speak over a unix socket.
+        assert any("/ratelimit-" in read and "/spop.sock" in read for read in unix_sockets())
 
         process.send_signal(signal.SIGINT)
         line(process, 'agent stops.*"blocks": 1')
