@@ -227,7 +227,7 @@ class Clock:
 def test_an_hour_without_the_store_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(module, "time", clock)
-    limiter = Limiter([Limit(block=(10, 60))], 10_000, sharing=Sharing.HOT)
+    limiter = Limiter([Limit(block=(10, 60), fuse=0)], 10_000, sharing=Sharing.HOT)
     sync = Sync(limiter, 0.01, False)
     store = RedisStore(parse("redis://192.0.2.255"), events=sync.events)
     store.nodes = 4
@@ -235,7 +235,7 @@ def test_an_hour_without_the_store_takes_no_memory(monkeypatch: pytest.MonkeyPat
     peer = Peer(limiter)
     # Clients that come once and go, and some that are blocked again and again.
     passing = [client(0x0A000000 + number, 1) for number in range(20_000)]
-    heavy = [client(0x0B000000 + number, RATE * 3 // 4) for number in range(200)]
+    heavy = [client(0x0B000000 + number, RATE + 1) for number in range(200)]
     sizes = []
     tracemalloc.start()
     try:
@@ -244,9 +244,9 @@ def test_an_hour_without_the_store_takes_no_memory(monkeypatch: pytest.MonkeyPat
             sync.tick()
             limiter.tick(sync.now())
             limiter.news.clear()
-            first = 5 * second % len(passing)
-            peer.answer(b"".join(passing[first : first + 5]), sync.now())
-            peer.answer(heavy[second % len(heavy)] * 2, sync.now())
+            first = 2 * second % len(passing)
+            peer.answer(passing[first] + passing[first + 1], sync.now())
+            peer.answer(heavy[second % len(heavy)], sync.now())
             if second % 600 == 599:
                 gc.collect()
                 sizes.append(tracemalloc.get_traced_memory()[0])
