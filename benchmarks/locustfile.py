@@ -37,9 +37,7 @@ if TYPE_CHECKING:
     from locust.env import Environment
 
 _PATIENCE = 10.0  # seconds that a visitor waits for an answer, and anyone for a connection
-_TOGETHER = (
-    0.005  # seconds; requests of an attacker that come due in this time are sent as one piece
-)
+_TOGETHER = 0.005  # seconds; what an attacker has due within is sent as one piece
 _LATER = 0.05  # seconds that who comes back waits longer than it was told
 
 clock = time.perf_counter

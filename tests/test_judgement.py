@@ -63,11 +63,18 @@ def test_each_request_beyond_the_limit_has_leaked() -> None:
     assert account(ATTACKER, steady(3, 0.1)).leaked() == 0
     assert account(ATTACKER, steady(5, 0.1)).leaked() == 2
     assert account(ATTACKER, steady(20, 0.34)).leaked() == 0, "the limit, and no more"
+
+
+def test_one_part_of_the_window_more_is_no_fault() -> None:
     guest = account(VISITOR, steady(1, 1))
+    spared = "clients above their limit never refused"
+    assert RULE.part == 1
+    assert missed(guest, account(ATTACKER, steady(4, 0.1))) == {spared}
     assert missed(guest, account(ATTACKER, steady(5, 0.1))) == {
-        "requests that leaked",
-        "clients above their limit never refused",
+        spared,
+        "requests leaked beyond a part of the window",
     }
+    assert Rule(rate=100, window=1.0).part == 7
 
 
 def test_what_may_have_been_in_another_window_has_not_leaked() -> None:

@@ -86,7 +86,7 @@ def test_wrong_done_to_anybody_ends_with_1() -> None:
         "visitors refused",
         "refusals without a reason",
         "clients above their limit never refused",
-        "requests that leaked",
+        "requests leaked beyond a part of the window",
     }
 
 
