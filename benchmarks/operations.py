@@ -294,6 +294,7 @@ def run_load(programs: Programs, backend: str, rounds: int, seconds: float) -> L
         with watched(address, seconds):
             with_it.append(bench.load(frames, depth, seconds))
 
+    api = Api.of(bench.program)  # the connection from before was silent for too long
     asked: dict[str, float] = {}
 
     def ask(what: str) -> None:
