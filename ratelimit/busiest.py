@@ -23,7 +23,7 @@ MAX_BUSIEST = 1000
 SLICE = 0.000_25
 """Seconds of the loop that a slice is to take."""
 
-SHARE = 0.02
+SHARE = 0.005
 """The most of the time that scans take: a costly one is good for longer."""
 
 _LIFE = 1.0  # seconds for which any scan is good enough for the next who asks
