@@ -27,6 +27,7 @@ perf := command -v perf || missing+=" linux-perf";
 systemd := command -v systemd-analyze || missing+=" systemd";
 curl := command -v curl || missing+=" curl";
 wrk := command -v wrk || missing+=" wrk";
+debootstrap := command -v debootstrap || missing+=" debootstrap";
 images := $(foreach tool,buildah podman runc debootstrap,command -v $(tool) || missing+=" $(tool)";) \
 	command -v dnsmasq || missing+=" dnsmasq-base";
 
@@ -72,6 +73,9 @@ bench: system-bench $(VENV)/compiled $(VENV)/group-bench ## all benchmarks; ARGS
 loadtest: system-run $(VENV)/compiled $(VENV)/group-loadtest ## visitors and attackers, with locust; ARGS="--quick" or "--web"
 	$(BIN)/python -m benchmarks.loadtest $(ARGS)
 
+test-matrix: system-matrix $(VENV)/compiled $(VENV)/group-test ## other versions of HAProxy, Redis and Valkey; ARGS="NAME..."; needs root
+	$(BIN)/python -m tests.matrix $(ARGS)
+
 test-images: system-images $(VENV)/compiled $(VENV)/group-test ## the images, built and started as docker-compose.yml says; needs root
 	$(BIN)/python -m tests.images.engine
 	$(BIN)/pytest tests/images $(ARGS)
@@ -88,7 +92,7 @@ clean: ## remove everything that was built
 	find ratelimit -name '*.so' -delete
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: system-base system-run system-test system-bench system-images
+.PHONY: system-base system-run system-test system-bench system-images system-matrix
 system-base:
 	$(call system,base)
 system-run:
@@ -97,6 +101,8 @@ system-test:
 	$(call system,base haproxy redis curl ip systemd)
 system-bench:
 	$(call system,base haproxy redis nginx wrk perf)
+system-matrix:
+	$(call system,base haproxy redis curl ip debootstrap)
 system-images:
 	$(call system,base images curl ip)
 

@@ -28,6 +28,7 @@ BENCHMARKS = (
     "fleet --gone",
     "table",
     "reload",
+    "restart",
     "replay",
     "flood",
     "admission",

@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, get_args
 
+import yaml
 from click import Context
 
 from ratelimit.cli import main
@@ -71,3 +72,11 @@ def test_every_command_is_in_the_readme() -> None:
     text = (DOCS.parent / "README.md").read_text()
     told = set(re.findall(r"^\| `ratelimit (\w+)[^`]*` \|", text, re.MULTILINE))
     assert told == set(main.list_commands(Context(main)))
+
+
+def test_every_alert_says_what_to_do() -> None:
+    rules = yaml.safe_load((DOCS.parent / "monitoring" / "alerts.yml").read_text())
+    alerts = [rule["alert"] for group in rules["groups"] for rule in group["rules"]]
+    _, _, listed = (DOCS / "operations.md").read_text().partition("\n## Alerts\n")
+    sections = re.findall(r"(?m)^### (\w+)\n(\S.*)$", listed)
+    assert [name for name, _ in sections] == alerts
