@@ -83,7 +83,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # As it lies here, with the extensions of this checkout, but nothing that a build left behind.
     ignore = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, source, ignore=ignore)
-    shutil.copytree(ROOT / ".ci", source / ".ci")
+    for name in (".ci", ".github"):
+        shutil.copytree(ROOT / name, source / name)
     ran = run(sys.executable, "-m", "build", "--outdir", to, source)
     assert ran.returncode == 0, ran.stdout
     return to
@@ -143,6 +144,7 @@ def test_the_sdist_holds_the_sources_and_nothing_built(sdist: Path) -> None:
         }
         assert wanted <= names
     assert {"LICENSE", "Makefile", "README.md", "setup.py", ".ci/run"} <= names
+    assert ".github/workflows/ci.yml" in names
 
 
 @pytest.mark.packaging
