@@ -84,8 +84,14 @@ class Sockets:
         return found
 
     def done(self) -> None:
-        """Raise StartError if there are sockets that nobody has taken."""
-        if self._left:
+        """Let go of sockets that nobody has taken: StartError if they are a service manager's.
+
+        Those of a process before are of addresses that the configuration no longer has.
+        """
+        if self._trusted:
+            for one in self._left:
+                one.sock.close()
+        elif self._left:
             names = ", ".join(str(one.address) for one in self._left)
             raise StartError(
                 f"the service manager passes a socket on {names}, which is neither in agent.listen"

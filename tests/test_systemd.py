@@ -117,6 +117,8 @@ def test_sockets_are_found_by_their_address(listener: socket.socket, tmp_path: P
         handed_over = Sockets([file, tcp, more], trusted=True)
         assert handed_over.take(Address("127.0.0.1", 0)) == [tcp], "the one that was given"
         assert handed_over.take(Address("127.0.0.1", 0)) == [more]
+        handed_over.done()
+        assert unix.fileno() == -1, "an address that there is no more"
 
 
 def test_the_manager_is_told(manager: socket.socket) -> None:
