@@ -165,14 +165,15 @@ def run(entry: Entry) -> Ran:
                 "PATH": f"{programs}:{os.environ['PATH']}",
             },
             stdout=subprocess.PIPE,
-            text=True,
         )
-        last = ""
+        said = b""
         assert pytest.stdout is not None
-        for line in pytest.stdout:
-            print(line, end="", flush=True)
-            last = line.strip() or last
+        while part := os.read(pytest.stdout.fileno(), 1 << 16):
+            sys.stdout.buffer.write(part)
+            sys.stdout.flush()
+            said = (said + part)[-1000:]
         code = pytest.wait()
+    last = said.decode().strip().rpartition("\n")[2]
     outcome = re.sub(r"=+ | =+| in [\d.]+s.*", "", last)
     return Ran(entry, version, outcome, time.monotonic() - began, good=code == 0)
 
