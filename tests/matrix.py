@@ -125,7 +125,9 @@ def wrapper(entry: Entry, folder: Path, to: Path) -> Path:
     inner = f"set -e; {'; '.join(mounts)}; mount -t proc proc {folder}/proc"
     # A name that it may have no other by: Valkey is started where the tests want Redis.
     path = to / entry.program
-    script = f'{inner}; exec chroot {folder} {entry.program} "$@"'
+    # By its whole path, for HAProxy's master starts itself anew by the name that it was given.
+    found = next(p for p in ("usr/sbin", "usr/bin") if (folder / p / entry.program).exists())
+    script = f'{inner}; exec chroot {folder} /{found}/{entry.program} "$@"'
     path.write_text(f'#!/bin/sh\nexec unshare --mount sh -c {shlex.quote(script)} server "$@"\n')
     path.chmod(0o755)
     return path
