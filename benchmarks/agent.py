@@ -11,7 +11,7 @@ else the kernel changes from one to the other as it likes.
 
 "All in use" is an agent that does for a check whatever it can do: three limits, 100,000 networks
 on the allow list, ``headers = true``, and Redis, by which two agents (one on TCP, one on a unix
-socket) share the counts of 1,000 of the clients.
+socket) share the counts of 100 clients from which every tenth request comes.
 
 ``--limits`` instead compares frames that ask for one limit with such that ask for three, and with
 an agent that has 100,000 networks in its lists or tells all clients what is left. ``--start``
@@ -64,7 +64,7 @@ RATE = 1_000_000
 _REFUSED = ", all refused"
 _IN_USE = "compiled, all in use"
 _NAMES = ("default", "sign-in", "api-key")  # as long as each other: all frames have one size
-_BUSY = 1000  # clients that the nodes share
+_BUSY = 100  # clients that the nodes share
 _KNOWN = 0x0A000000  # 10.0.0.0: the addresses that come again and again
 _FIRST_STREAM, _STREAMS = 240, 2048  # ids that take two bytes on the wire
 _SILENCE = 5  # seconds without an answer after which a load is given up
@@ -256,13 +256,17 @@ def known(limits: Sequence[str] = ("default",)) -> Frames:
 
 
 def mixed() -> Frames:
-    """Return such frames of which each asks for one of three limits, most for the same."""
+    """Return such frames of which each asks for one of three limits, most for the same.
+
+    Every tenth is of a busy client, of which there are few.
+    """
     parts = [known((name,)) for name in _NAMES]
-    size = parts[0].size
+    busy = Frames.of(range(_KNOWN, _KNOWN + _BUSY), _NAMES[:1])
+    size = busy.size
     built = []
     for i in range(ADDRESSES + max(DEPTHS)):
-        start = i % ADDRESSES * size
-        part = parts[{8: 1, 9: 2}.get(i % 10, 0)]
+        part = {7: busy, 8: parts[1], 9: parts[2]}.get(i % 10, parts[0])
+        start = (i // 10 % _BUSY if part is busy else i % ADDRESSES) * size
         built.append(part.data[start : start + size])
     return Frames(memoryview(b"".join(built)), ADDRESSES, size)
 
@@ -296,7 +300,7 @@ class Fleet:
                 # Until the nodes know of each other, they share nobody.
                 bench.ask(wire.message("default", key=b"\x06" + number.to_bytes(4), hits=hits))
                 time.sleep(0.1)
-            bench.load(busy, max(DEPTHS), checks=_BUSY)
+            bench.load(busy, min(DEPTHS), checks=_BUSY)
             bench.load(frames, max(DEPTHS), checks=ADDRESSES)
         deadline = time.monotonic() + _SILENCE
         while not self._shared(_BUSY):

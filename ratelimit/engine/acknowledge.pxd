@@ -4,7 +4,9 @@ from libc.stdint cimport uint64_t
 from ratelimit.engine.rule cimport Rule
 from ratelimit.spop.codec cimport Writer
 
-cdef int _ACK, _FIN, _SET_VAR, _SET_VAR_ARGUMENTS, _UNSET_VAR, _UNSET_VAR_ARGUMENTS, _SCOPE_TXN, _TRUE, _MAX_ACK
+cdef int _ACK, _FIN, _MAX_ACK
+cdef bytes _DENY, _REASON, _RETRY_AFTER, _BLOCK_UNTIL, _LIMIT, _REMAINING, _RESET, _WINDOW
+cdef bytes _NO_WINDOW, _LIMIT_NAME
 
 
 @cython.final
@@ -19,8 +21,5 @@ cdef class Acknowledge:
     cdef void end(self) noexcept
     cdef void refuse(self, bytes reason, uint64_t wait, uint64_t until) noexcept
     cdef void tell(self, Rule rule, uint64_t remaining, uint64_t reset) noexcept
-    @cython.locals(writer=Writer)
-    cdef void variable(self, bytes name) noexcept
-    @cython.locals(writer=Writer)
-    cdef void forget(self, bytes name) noexcept
-    cdef void integer(self, bytes name, uint64_t value) noexcept
+    cdef void head(self, bytes head) noexcept
+    cdef void integer(self, bytes head, uint64_t value) noexcept

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ratelimit.engine.rule import Rule
 from ratelimit.spop.codec import Writer
-from ratelimit.spop.constants import FrameType
+from ratelimit.spop.constants import DataType, FrameType
 
 _ACK = int(FrameType.ACK)  # of C's int type when compiled
 _FIN = 1
@@ -20,6 +20,27 @@ MAX_ACK = 256
 
 _MAX_ACK = MAX_ACK  # of C's int type when compiled
 _OUTPUT = 1 << 16
+
+
+def _head(name: bytes, kind: int) -> bytes:
+    """Return what stands before the value of a variable, for most of an answer is always the same.
+
+    A boolean is its kind, and nothing follows.
+    """
+    start = (_SET_VAR, _SET_VAR_ARGUMENTS, _SCOPE_TXN, len(name))
+    return bytes(start) + name + bytes((kind,))
+
+
+_DENY = _head(b"deny", _TRUE)
+_REASON = _head(b"reason", DataType.STRING)
+_RETRY_AFTER = _head(b"retry_after", DataType.INT64)
+_BLOCK_UNTIL = _head(b"block_until", DataType.INT64)
+_LIMIT = _head(b"limit", DataType.INT64)
+_REMAINING = _head(b"remaining", DataType.INT64)
+_RESET = _head(b"reset", DataType.INT64)
+_WINDOW = _head(b"window", DataType.INT64)
+_NO_WINDOW = bytes((_UNSET_VAR, _UNSET_VAR_ARGUMENTS, _SCOPE_TXN, 6)) + b"window"
+_LIMIT_NAME = _head(b"limit_name", DataType.STRING)
 
 
 class Acknowledge:
@@ -56,41 +77,29 @@ class Acknowledge:
 
         ``until`` is the epoch second at which a block ends, by HAProxy's clock, or 0.
         """
-        self.variable(b"deny")
-        self.writer.byte(_TRUE)
-        self.variable(b"reason")
-        self.writer.typed_string(reason)
-        self.integer(b"retry_after", wait)
+        self.head(_DENY)
+        self.head(_REASON)
+        self.writer.string(reason)
+        self.integer(_RETRY_AFTER, wait)
         if until > 0:
-            self.integer(b"block_until", until)
+            self.integer(_BLOCK_UNTIL, until)
 
     def tell(self, rule: Rule, remaining: int, reset: int) -> None:
         """Say what is left of a limit, for the header fields."""
-        self.integer(b"limit", rule.rate)
-        self.integer(b"remaining", remaining)
-        self.integer(b"reset", reset)
+        self.integer(_LIMIT, rule.rate)
+        self.integer(_REMAINING, remaining)
+        self.integer(_RESET, reset)
         if rule.seconds > 0:
-            self.integer(b"window", rule.seconds)
+            self.integer(_WINDOW, rule.seconds)
         else:
             # There may be one of a limit that another group of the same request asked for.
-            self.forget(b"window")
-        self.variable(b"limit_name")
-        self.writer.typed_string(rule.name)
+            self.head(_NO_WINDOW)
+        self.head(_LIMIT_NAME)
+        self.writer.string(rule.name)
 
-    def variable(self, name: bytes) -> None:
-        writer = self.writer
-        writer.byte(_SET_VAR)
-        writer.byte(_SET_VAR_ARGUMENTS)
-        writer.byte(_SCOPE_TXN)
-        writer.string(name)
+    def head(self, head: bytes) -> None:
+        self.writer.copy(head, 0, len(head))
 
-    def forget(self, name: bytes) -> None:
-        writer = self.writer
-        writer.byte(_UNSET_VAR)
-        writer.byte(_UNSET_VAR_ARGUMENTS)
-        writer.byte(_SCOPE_TXN)
-        writer.string(name)
-
-    def integer(self, name: bytes, value: int) -> None:
-        self.variable(name)
-        self.writer.typed_int(value)
+    def integer(self, head: bytes, value: int) -> None:
+        self.writer.copy(head, 0, len(head))
+        self.writer.varint(value)

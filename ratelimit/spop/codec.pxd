@@ -36,11 +36,12 @@ cdef class Writer:
     cpdef Py_ssize_t room(self) noexcept
     cpdef bytes take(self)
     cpdef void byte(self, int value) noexcept
+    @cython.locals(o='unsigned char *', pos=Py_ssize_t)
     cpdef void varint(self, uint64_t value) noexcept
-    @cython.locals(size=Py_ssize_t, i=Py_ssize_t, source='const unsigned char *')
     cpdef void string(self, bytes value) noexcept
-    @cython.locals(i=Py_ssize_t, source='const unsigned char *')
+    @cython.locals(
+        i=Py_ssize_t, source='const unsigned char *', o='unsigned char *', pos=Py_ssize_t,
+    )
     cpdef void copy(self, bytes value, Py_ssize_t start, Py_ssize_t size) noexcept
-    cpdef void typed_int(self, uint64_t value) noexcept
     cpdef void typed_string(self, bytes value) noexcept
     cpdef void u32(self, Py_ssize_t at, uint64_t value) noexcept

@@ -170,36 +170,33 @@ class Writer:
 
     def varint(self, value: int) -> None:
         """Write an integer from 0 to 2^64 - 1; at most ten bytes."""
-        if value < 240:
-            self.byte(value)
-            return
-        self.byte((value & 0x0F) | 0xF0)
-        value = (value - 240) >> 4
-        while value >= 128:
-            self.byte((value & 0x7F) | 0x80)
-            value = (value - 128) >> 7
-        self.byte(value)
+        # Of their own, since a compiler takes any byte written for one that may change ``self``.
+        o = self.o
+        pos = self.pos
+        if value >= 240:
+            o[pos] = (value & 0x0F) | 0xF0
+            pos += 1
+            value = (value - 240) >> 4
+            while value >= 128:
+                o[pos] = (value & 0x7F) | 0x80
+                pos += 1
+                value = (value - 128) >> 7
+        o[pos] = value
+        self.pos = pos + 1
 
     def string(self, value: bytes) -> None:
         """Write the length of ``value`` and its bytes."""
-        size = len(value)
-        source = value
-        self.varint(size)
-        for i in range(size):
-            self.o[self.pos + i] = source[i]
-        self.pos += size
+        self.varint(len(value))
+        self.copy(value, 0, len(value))
 
     def copy(self, value: bytes, start: int, size: int) -> None:
         """Write ``value[start:start + size]`` as it is."""
         source = value
+        o = self.o
+        pos = self.pos
         for i in range(size):
-            self.o[self.pos + i] = source[start + i]
-        self.pos += size
-
-    def typed_int(self, value: int) -> None:
-        """Write typed data: an INT64 of 0 or more, as HAProxy does."""
-        self.byte(_INT64)
-        self.varint(value)
+            o[pos + i] = source[start + i]
+        self.pos = pos + size
 
     def typed_string(self, value: bytes) -> None:
         """Write typed data: a string."""
