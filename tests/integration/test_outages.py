@@ -143,7 +143,10 @@ def test_without_the_agent_haproxy_itself_refuses_above_the_limit(
         seconds = sum(answer.seconds for answer in answers)
         assert 90 <= found[200] <= 100 * (seconds + 1)
         assert found[429] > 0
-        assert {a.headers["retry-after"] for a in answers if a.status == 429} == {"1"}
+        refused = [a.headers for a in answers if a.status == 429]
+        assert {told["retry-after"] for told in refused} == {"1"}
+        assert {told["ratelimit-policy"] for told in refused} == {'"default";q=100;w=1'}
+        assert {told["ratelimit"] for told in refused} == {'"default";r=0;t=1'}
         assert (await visitor.get()).status == 200
 
         if hung:
