@@ -15,8 +15,8 @@ ARG BASE=debian:trixie-slim
 FROM ${BASE} AS python
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends python3 \
-    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/* /var/log/apt /var/log/*.log \
-        /usr/lib/python3*/pydoc_data /usr/lib/python3*/test
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/* /var/cache/ldconfig/* \
+        /var/log/apt /var/log/*.log /usr/lib/python3*/pydoc_data /usr/lib/python3*/test
 
 
 FROM python AS dependencies
@@ -25,7 +25,8 @@ RUN apt-get update \
         binutils ca-certificates gcc libc6-dev python3-dev python3-venv
 WORKDIR /src
 COPY locks/wheels.txt locks/run.txt locks/
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+# The epoch is that of the files in a wheel, whose hash pip notes down.
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore SOURCE_DATE_EPOCH=1767225600
 # Without build isolation, which would take tools that are in no lock. Of Pygments, with which rich
 # colours code, nothing but Python is ever coloured. The byte code goes by hashes, so that it is the same
 # in each build, and good for a file system that can't be written; none of what is never imported.

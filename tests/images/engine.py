@@ -7,6 +7,7 @@ packages, containers in network namespaces of our own.
 from __future__ import annotations
 
 import configparser
+import hashlib
 import json
 import os
 import shutil
@@ -66,12 +67,13 @@ def build() -> None:
         image(tag, file, target)
 
 
-def image(tag: str, file: Path, target: str = "") -> None:
+def image(tag: str, file: Path, target: str = "", *, cached: bool = True) -> None:
     """Build an image as "docker build" would."""
     print(f"building {tag.rpartition('/')[2]}", flush=True)
     stage = ("--target", target) if target else ()
-    options = ("--isolation=chroot", "--layers", "--format=docker", f"--build-arg=BASE={BASE}")
-    buildah("bud", *options, *_pip_secrets(), *stage, "-f", file, "-t", tag, ROOT)
+    options = ("--isolation=chroot", "--format=docker", f"--build-arg=BASE={BASE}")
+    layers = "--layers" if cached else "--no-cache"
+    buildah("bud", layers, *options, *_pip_secrets(), *stage, "-f", file, "-t", tag, ROOT)
 
 
 def _base() -> None:
@@ -128,6 +130,25 @@ def _pip_secrets() -> list[str]:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         config.write(file)
     return [*secrets, f"--secret=id=pip,src={path}"]
+
+
+def files(tag: str) -> dict[str, str]:
+    """Return the files of an image: of each, who may do what, and a hash of what is in it."""
+    container = buildah("from", tag).strip()
+    try:
+        root = Path(buildah("mount", container).strip())
+        return {str(path.relative_to(root)): _state(path) for path in root.rglob("*")}
+    finally:
+        buildah("rm", container)
+
+
+def _state(path: Path) -> str:
+    about = path.lstat()
+    if path.is_symlink():
+        content = os.readlink(path)
+    else:
+        content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return f"{about.st_mode:o} {about.st_uid}:{about.st_gid} {content}"
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,15 @@ def test_runtime_image_has_the_program_compiled_and_no_compiler() -> None:
     assert podman("run", *bare, *bounds, *shell).split() == ["10001"]
 
 
+def test_the_same_sources_make_the_same_files() -> None:
+    again = f"{AGENT}-again"
+    engine.image(again, ROOT / "Dockerfile", "runtime", cached=False)
+    first, second = engine.files(AGENT), engine.files(again)
+    engine.buildah("rmi", again)
+    assert "opt/ratelimit/bin/ratelimit" in first
+    assert {name for name in first | second if first.get(name) != second.get(name)} == set()
+
+
 def test_image_says_how_it_is_run() -> None:
     about = json.loads(podman("image", "inspect", AGENT))[0]
     assert about["Config"]["Entrypoint"] == ["ratelimit"]
