@@ -72,11 +72,12 @@ def new_table(*columns: str, title: str = "") -> Any:
 
 def blocks_table(entries: list[dict[str, Any]]) -> RenderableType:
     """Return entries of the blocklist."""
-    made = new_table("key", "limit", "left#", "strikes#", "by", "reason", "node")
+    made = new_table("key", "limit", "since", "left#", "strikes#", "by", "reason", "node")
     for entry in entries:
         made.add_row(
             printable(entry["key"]),
-            printable(entry["limit"]),
+            printable(entry["limit"]) + (" (shadow)" if entry["shadow"] else ""),
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["since"])),
             _left(entry["until"]),
             str(entry["strikes"]),
             printable(entry["by"]),

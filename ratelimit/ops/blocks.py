@@ -92,6 +92,7 @@ def entries(control: Control, blocks: list[Block]) -> list[models.BlockEntry]:
             by=block.by,
             node=block.node,
             active=block.until > now,
+            shadow=block.shadow,
         )
         for block in blocks
     ]

@@ -145,6 +145,7 @@ class BlockEntry(Answer):
     by: str = Field(description="The person who made it; empty for a limit's own.")
     node: str
     active: bool = Field(description="It has not ended.")
+    shadow: bool = Field(description="The limit only watches: this refuses nothing.")
 
 
 class MadeBlock(BlockEntry):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -235,8 +236,10 @@ def test_a_block_that_has_ended_is_listed_for_its_strikes_only(tmp_path: Path) -
     async def main() -> None:
         async with running(tmp_path) as api:
             api.control.limiter.apply(block("192.0.2.1", api.seconds() - 1))
-            api.control.limiter.apply(block("192.0.2.2", LATER))
+            api.control.limiter.apply(replace(block("192.0.2.2", LATER), shadow=True))
             assert await pages(api) == [["192.0.2.2"]]
+            [listed] = (await api.client.get("/v1/blocks")).json()["blocks"]
+            assert (listed["active"], listed["shadow"]) == (True, True)
             assert await pages(api, ended="true") == [["192.0.2.1", "192.0.2.2"]]
             entry = (await api.client.get("/v1/blocks/192.0.2.1")).json()["blocks"][0]
             assert (entry["active"], entry["strikes"]) == (False, 1)
