@@ -268,7 +268,7 @@ class Engine:
             pass
         finally:
             self.mode = _ANSWER
-        self.table.fetch()
+            self.table.fetch()
         return self.walked
 
     def walk(self, data: bytes, start: int, max_frame_size: int, frames: int) -> int:
