@@ -70,19 +70,20 @@ def new_table(*columns: str, title: str = "") -> Any:
     return made
 
 
-def blocks_table(entries: list[dict[str, Any]]) -> RenderableType:
-    """Return entries of the blocklist."""
-    made = new_table("key", "limit", "since", "left#", "strikes#", "by", "reason", "node")
+def blocks_table(entries: list[dict[str, Any]], since: bool = False) -> RenderableType:
+    """Return entries of the blocklist; ``since`` says when each was made, too."""
+    columns = ["key", "limit", "left#", "strikes#", "by", "reason", "node"]
+    made = new_table(*columns, *["since"] * since)
     for entry in entries:
         made.add_row(
             printable(entry["key"]),
             printable(entry["limit"]) + (" (shadow)" if entry["shadow"] else ""),
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["since"])),
             _left(entry["until"]),
             str(entry["strikes"]),
             printable(entry["by"]),
             printable(entry["reason"]),
             printable(entry["node"][:8]),
+            *[time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["since"]))] * since,
         )
     made.caption = f"{len(entries):,} entr{'y' if len(entries) == 1 else 'ies'}"
     return made  # type: ignore[no-any-return]
@@ -124,7 +125,7 @@ def explanation(known: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [limits]
     entries = [one["block"] for one in known["limits"] if one["block"]] + known["by_hand"]
     if entries:
-        parts.append(blocks_table(entries))
+        parts.append(blocks_table(entries, since=True))
     if known["edge"]:
         parts.append(_edges(known["edge"]))
     if known["note"]:
