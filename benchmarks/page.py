@@ -30,6 +30,12 @@ _ACROSS = 4  # plots beside each other
 _BLOCK = re.compile(r"(<!-- figures: ([^,\n]+), ([^\n]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
+_BUSY = (
+    "**The machine had other work to do**: what is told by the second is too low, and waits are\n"
+    "too long. CPU times and ratios bear that better.\n"
+)
+
+
 def markdown(lines: Sequence[Sequence[str]]) -> str:
     """Return a table, its head first; the first column is text, the others are figures."""
     head, *rows = lines
@@ -60,6 +66,8 @@ def page(records: dict[str, Record]) -> str:
             f"`python -m benchmarks.{name}`, {length} of {record.seconds:.0f} s on {when}, load",
             f"{record.load:g} before it, commit {record.machine['commit']}.\n",
         ]
+        if record.load > 1:
+            parts.append(_BUSY)
         if (machine := _same(record.machine)) != _same(first.machine):
             other = "; ".join(f"{k} {v}" for k, v in machine.items() if first.machine.get(k) != v)
             parts.append(f"On another machine: {other}.\n")

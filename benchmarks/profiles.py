@@ -38,6 +38,7 @@ SHOWN = 12
 
 _LEAST = 0.5  # percent below which a part is not shown
 _EVERYTHING = 80  # percent from which on a caller is the whole program, and tells nothing
+_LOOP = "uv_run, core.c"  # is in the stack of the thread that answers, and of no other
 _FREQUENCY = 997  # samples a second; not in step with anything
 _LONGER = 2  # seconds that a load goes on for beyond its samples
 _TIMEOUT = 30  # seconds for a sampler to end after its load
@@ -122,6 +123,8 @@ class Spy:
         for line in self._file.read_text().splitlines():
             stack, _, count = line.rpartition(" ")
             frames = [_frame(frame) for frame in stack.split(";")]
+            if _LOOP not in frames:
+                continue
             itself[frames[-1]] += int(count)
             for frame in set(frames):
                 within[frame] += int(count)

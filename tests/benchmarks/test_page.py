@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 
 import pytest
@@ -39,6 +40,8 @@ def test_a_page_tells_what_was_measured_where_and_what_was_missed() -> None:
     assert "commit abc" in text
     assert "| CPU us | 1.5 | at most 1 | **missed** |" in text
     assert "![agent, one core](agent-one-core.svg)" in text
+    assert "other work" not in text
+    assert "other work" in page.page({"agent": dataclasses.replace(RECORD, load=1.5)})
 
 
 def test_a_document_takes_only_the_figures_that_it_names() -> None:
