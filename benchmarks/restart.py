@@ -154,9 +154,9 @@ class Site:
         _until(lambda: "agent started" in self._said(begun))
 
     def reload_haproxy(self) -> None:
-        before = self.log().count("New worker")
+        before = self.log().count("Loading success")
         self._haproxy.process.send_signal(signal.SIGUSR2)
-        _until(lambda: self.log().count("New worker") > before)
+        _until(lambda: self.log().count("Loading success") > before)
 
     def restart_redis(self) -> None:
         self._redis.signal(signal.SIGTERM)

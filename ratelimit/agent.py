@@ -44,6 +44,7 @@ CLOSE_TIMEOUT = 5
 
 _WRITE_LIMIT = 1 << 18  # bytes unsent to a peer that does not read; then its reading stops as well
 _BACKLOG = 1024
+_SILENCE = 0.002  # seconds without a frame after which none is likely to be on its way
 _LINES_PER_SECOND = 10
 _UNTIMED = 15  # of 16 reads: to take the time of each costs a read of few checks some percent
 
@@ -125,12 +126,23 @@ class Agent:
             if os.path.exists(path) and os.stat(path).st_ino == inode:
                 os.unlink(path)
         self.sync.release()
+        # What HAProxy has sent when it hears of the end gets no answer, and from 3.1 on waits for
+        # one: so a connection ends in a moment in which nothing comes, if there is one in time.
+        began = time.monotonic()
+        for peer in self.peers:
+            peer.seen = False
+        while self.peers and time.monotonic() < began + timeout / 2:
+            await asyncio.sleep(_SILENCE)
+            for peer in tuple(self.peers):
+                if not peer.seen:
+                    peer.close(Status.NORMAL, "the agent stops")
+                peer.seen = False
         for peer in tuple(self.peers):
             peer.close(Status.NORMAL, "the agent stops")
         self._quiet.clear()
         if self.peers:
             try:
-                await asyncio.wait_for(self._quiet.wait(), timeout)
+                await asyncio.wait_for(self._quiet.wait(), began + timeout - time.monotonic())
             except TimeoutError:
                 for peer in tuple(self.peers):
                     peer.abort()

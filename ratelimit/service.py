@@ -243,6 +243,10 @@ async def _agent(
         running = _Running([], ops, control, server, webhooks, alerts)
 
         async def listen() -> None:
+            # What the start made stays: the garbage collector, which stops all answers meanwhile,
+            # need not walk through it each time.
+            gc.collect()
+            gc.freeze()
             for address, bound in zip(config.agent.listen, sockets, strict=True):
                 try:
                     running.addresses.append(await agent.listen(address, bound))
@@ -266,10 +270,6 @@ async def _agent(
             ops=_written(ops),
             table_bytes=agent.limiter.engine.table.size,
         )
-        # What the start made stays: the garbage collector, which stops all answers meanwhile, need
-        # not walk through it each time.
-        gc.collect()
-        gc.freeze()
         control.ready = True
         notify("READY=1")
         yield running

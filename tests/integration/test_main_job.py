@@ -151,7 +151,9 @@ def test_ipv6(tmp_path: Path) -> None:
         client = w.client("::1")
         assert await client.statuses(200) == [200] * 100 + [429] * 100
         assert w.requests == {"::1": 100}
-        assert "key=:: " in await w.runtime("show table t_block"), "as its /64"
+        # From 3.0 on, ipmask() takes ::1 for the IPv4 address that it was compatible with.
+        table = await w.runtime("show table t_block")
+        assert "key=:: " in table or "key=::ffff:0.0.0.1 " in table, "as its /64"
         assert (await w.client("127.0.0.1").get()).status == 200
 
     run(tmp_path, test)

@@ -236,9 +236,9 @@ class World:
     async def reload(self) -> None:
         """Reload HAProxy and wait until its new worker has seen the agent's health."""
         assert self.haproxy is not None
-        before = self.haproxy_log().count("New worker")
+        before = self.haproxy_log().count("Loading success")
         self.haproxy.send_signal(signal.SIGUSR2)
-        await until(lambda: self.haproxy_log().count("New worker") > before, "a new worker")
+        await until(lambda: self.haproxy_log().count("Loading success") > before, "a new worker")
         await until(lambda: self.agent_is("UP"), "the new worker sees the agent")
 
     async def listens(self) -> bool:
