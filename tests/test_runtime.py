@@ -416,6 +416,11 @@ def test_a_refusal_is_explained(tmp_path: Path, level: str, more: str, problem: 
                 await tested.lift("192.0.2.2"),
                 await tested.lift("192.0.2.0/24"),
             ):
+                if problem == "type ipv6" and not fault:
+                    # HAProxy 3 takes what is no number for 0, and says nothing.
+                    [report] = await tested.report()
+                    assert not report.version.startswith("2.")
+                    continue
                 assert [f.socket for f in fault] == [str(made.path)]
                 assert problem in fault[0].problem
             # It refuses, but is well: what needs no rights is answered.
