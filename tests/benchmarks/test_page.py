@@ -1,4 +1,4 @@
-"""The page of results, and the figures in the documentation."""
+"""The page of results, and that what is published agrees with it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import datetime as dt
 
 import pytest
 
-from benchmarks import page
+from benchmarks import page, report
 from benchmarks.harness import Figure, Target
 from benchmarks.report import Column, Record, Report, Row, Table
 
@@ -51,3 +51,10 @@ def test_a_document_takes_only_the_figures_that_it_names() -> None:
     assert page.fill(filled, {"agent": RECORD}) == filled
     with pytest.raises(KeyError, match="two cores"):
         page.fill(before.replace("one core", "two cores"), {"agent": RECORD})
+
+
+def test_what_is_published_is_what_was_measured() -> None:
+    records = report.read(page.RESULTS)
+    assert (page.RESULTS.parent / "README.md").read_text() == page.page(records)
+    document = page.DOCUMENT.read_text()
+    assert page.fill(document, records) == document
