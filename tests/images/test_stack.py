@@ -1,33 +1,20 @@
-"""The images, started as docker-compose.yml says: ``make test-images``."""
+"""The services, started as docker-compose.yml says: ``make test-images``."""
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
 
 import pytest
 
-from tests.composefile import ROOT
-from tests.images import engine
-from tests.images.engine import AGENT, DEVELOPMENT, LIMIT, podman
-from tests.images.stack import Container, Stack, stack, until
+from tests.images.clients import RATE, Visitor, ask, block, blocked, client, one, uses_store
+from tests.images.engine import podman
+from tests.images.stack import Stack, stack, until
 
 REQUESTS = 300
-RATE = 100
-"""Requests a second of a client, of the default limit."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _built() -> None:
-    engine.build()
 
 
 @pytest.fixture(scope="module")
@@ -36,151 +23,6 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with stack(tmp_path_factory.mktemp("stack")) as made:
         made.up("redis", "ratelimit", "app", "haproxy", "ratelimit2", "haproxy2", "prometheus")
         yield made
-
-
-@dataclass
-class Client:
-    """A machine with an address of its own."""
-
-    namespace: str
-    address: str
-
-    def curl(self, *arguments: str) -> list[str]:
-        """Return the lines that curl prints."""
-        name = Path(self.namespace).name
-        command = ("ip", "netns", "exec", name, "curl", "-s", "--max-time", "20", *arguments)
-        return subprocess.run(
-            command, capture_output=True, text=True, check=False
-        ).stdout.splitlines()
-
-    def statuses(self, server: Container, count: int = 1) -> Counter[str]:
-        """Send requests as the README does, and count their answers."""
-        url = f"http://{server.address}:8080/[1-{count}]"
-        return Counter(self.curl("-o", "/dev/null", "-w", "%{http_code}\\n", url))
-
-
-def client(up: Stack) -> Client:
-    return Client(*up.switch.port())
-
-
-def one(up: Stack, name: str) -> Container:
-    (found,) = up.of(name)
-    return found
-
-
-def ask(agent: Container, *words: str) -> str:
-    """Run a command of ours inside the agent's container."""
-    return agent.execute("ratelimit", *words, "--token-file", "/run/secrets/operator_token")
-
-
-def blocked(agent: Container) -> set[str]:
-    return {block["key"] for block in json.loads(ask(agent, "blocks", "--json"))}
-
-
-def block(agent: Container, key: str) -> None:
-    """Block an address for longer than any test takes."""
-    ask(agent, "blocks", "add", key, "--ttl", "1h")
-
-
-def uses_store(agent: Container) -> bool:
-    up: bool = json.loads(ask(agent, "status", "--json"))["store"]["up"]
-    return up
-
-
-@dataclass
-class Visitor:
-    """Asks all the time, at a tenth of its limit, and counts the answers."""
-
-    client: Client
-    server: Container
-    answers: Counter[str] = field(default_factory=Counter)
-    _over: threading.Event = field(default_factory=threading.Event)
-
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._visit)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _visit(self) -> None:
-        while not self._over.is_set():
-            self.answers += self.client.statuses(self.server)
-            self._over.wait(10 / RATE)
-
-
-# ---- the image ---------------------------------------------------------------------------------
-
-
-def test_size() -> None:
-    found = engine.size()
-    assert 0 < found.own < found.whole < LIMIT
-
-
-def test_runtime_image_has_the_program_compiled_and_no_compiler() -> None:
-    """On a file system that can't be written, as nobody in particular, without a network."""
-    bare = ("--rm", "--network=none", "--read-only", "--read-only-tmpfs=false", "--cap-drop=all")
-    bounds = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=1000:1000")
-    assert "(compiled)" in podman("run", *bare, *bounds, AGENT, "version")
-    script = (
-        "id -u; command -v gcc cc ld make pip npm; find / -xdev -perm /6000 -user 10001; exit 0"
-    )
-    shell = ("--entrypoint", "sh", AGENT, "-c", script)
-    assert podman("run", *bare, *bounds, *shell).split() == ["10001"]
-
-
-def test_the_same_sources_make_the_same_files() -> None:
-    again = f"{AGENT}-again"
-    engine.image(again, ROOT / "Dockerfile", "runtime", cached=False)
-    first, second = engine.files(AGENT), engine.files(again)
-    engine.buildah("rmi", again)
-    assert "opt/ratelimit/bin/ratelimit" in first
-    assert {name for name in first | second if first.get(name) != second.get(name)} == set()
-
-
-def test_image_says_how_it_is_run() -> None:
-    about = json.loads(podman("image", "inspect", AGENT))[0]
-    assert about["Config"]["Entrypoint"] == ["ratelimit"]
-    assert about["Config"]["Cmd"] == ["serve"]
-    assert about["User"] == "ratelimit"
-    assert about["Healthcheck"]["Test"][0] == "CMD"
-    assert about["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
-
-
-def test_the_image_alone_is_well_and_ends_at_once(tmp_path: Path) -> None:
-    """With its own health check and defaults, and only the folder of the state to write to."""
-    health = json.loads(podman("image", "inspect", AGENT))[0]["Healthcheck"]["Test"][1:]
-    name = f"ratelimit-alone-{tmp_path.name}"
-    bounds = ("--ulimit=nofile=8192:8192", "--ulimit=nproc=1000:1000")
-    bare = ("--network=none", "--read-only", "--read-only-tmpfs=false", "--cap-drop=all")
-    state = f"--volume={name}:/var/lib/ratelimit"
-    podman("run", "--detach", "--no-healthcheck", "--name", name, *bare, *bounds, state, AGENT)
-
-    def well() -> bool:
-        try:
-            podman("exec", name, *health)
-        except AssertionError:
-            return False
-        return True
-
-    try:
-        until(well, "the health check of the image")
-        # SIGTERM reaches the agent itself; otherwise podman would kill it after the time.
-        podman("stop", "--time=10", name)
-        assert podman("inspect", "--format", "{{.State.ExitCode}}", name).strip() == "0"
-    finally:
-        podman("rm", "--force", name)
-        podman("volume", "rm", name)
-
-
-def test_the_development_image_runs_the_tests() -> None:
-    engine.image(DEVELOPMENT, ROOT / "Dockerfile", "development")
-    options = ("--rm", "--network=none", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1000:1000")
-    found = podman("run", *options, DEVELOPMENT, "pytest", "-q", "tests/engine")
-    assert re.search(r"\d+ passed", found)
-    assert "failed" not in found
 
 
 # ---- as the file says --------------------------------------------------------------------------
@@ -340,9 +182,7 @@ def test_redis_dies_and_the_blocks_are_there_again(up: Stack) -> None:
         redis.crash()
         until(lambda: redis.state(".RestartCount") == 1, "it is started again")
         until(redis.healthy, "it is well again")
-        until(
-            lambda: json.loads(ask(agent, "status", "--json"))["store"]["up"], "the agent uses it"
-        )
+        until(lambda: uses_store(agent), "the agent uses it")
     assert set(visitor.answers) == {"200"}
     agent.crash()  # so that it has nothing but what Redis kept
     until(lambda: agent.state(".RestartCount") >= 1 and agent.healthy(), "the agent is back")
@@ -350,13 +190,12 @@ def test_redis_dies_and_the_blocks_are_there_again(up: Stack) -> None:
 
 
 def test_haproxy_dies_and_comes_back(up: Stack) -> None:
-    haproxy, bad = one(up, "haproxy"), client(up)
+    haproxy, good, bad = one(up, "haproxy"), client(up), client(up)
     haproxy.crash()
     until(lambda: haproxy.state(".RestartCount") == 1, "it is started again")
     until(haproxy.healthy, "it is well again")
-    until(lambda: bad.statuses(haproxy) == {"200": 1}, "it serves")
-    time.sleep(1)
-    assert bad.statuses(haproxy, REQUESTS)["429"] == REQUESTS - RATE
+    until(lambda: good.statuses(haproxy) == {"200": 1}, "it serves")
+    assert bad.statuses(haproxy, REQUESTS) == {"200": RATE, "429": REQUESTS - RATE}
 
 
 # ---- secrets and the cluster -------------------------------------------------------------------
@@ -381,9 +220,7 @@ def test_a_redis_cluster_of_three(tmp_path: Path) -> None:
             lambda: job.state(".State.ExitCode") == 0 and not job.state(".State.Pid"), "a cluster"
         )
         agent, haproxy, bad = one(up, "ratelimit"), one(up, "haproxy"), client(up)
-        until(
-            lambda: json.loads(ask(agent, "status", "--json"))["store"]["up"], "the agent uses it"
-        )
+        until(lambda: uses_store(agent), "the agent uses it")
         assert bad.statuses(haproxy, REQUESTS) == {"200": RATE, "429": REQUESTS - RATE}
         block(agent, bad.address)
         agent.crash()
