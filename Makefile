@@ -26,6 +26,7 @@ nginx := command -v nginx || missing+=" nginx-light";
 perf := command -v perf || missing+=" linux-perf";
 systemd := command -v systemd-analyze || missing+=" systemd";
 curl := command -v curl || missing+=" curl";
+chromium := command -v chromium || missing+=" chromium";
 wrk := command -v wrk || missing+=" wrk";
 debootstrap := command -v debootstrap || missing+=" debootstrap";
 images := $(foreach tool,buildah podman runc debootstrap,command -v $(tool) || missing+=" $(tool)";) \
@@ -98,7 +99,7 @@ system-base:
 system-run:
 	$(call system,base haproxy redis curl ip)
 system-test:
-	$(call system,base haproxy redis curl ip systemd)
+	$(call system,base haproxy redis curl ip systemd chromium)
 system-bench:
 	$(call system,base haproxy redis nginx wrk perf)
 system-matrix:
