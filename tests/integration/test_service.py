@@ -208,15 +208,17 @@ def test_a_successor_that_fails_changes_nothing(folder: Path) -> None:
 def test_the_agent_hands_over_under_load(tmp_path: Path) -> None:
     async def test(w: World) -> None:
         assert w.agent is not None
-        async with load(w) as answers:
-            w.agent.send_signal(signal.SIGUSR2)
-            while w.agent.poll() is None:
-                await more(answers, 10)
-            await more(answers)
-            assert await w.agent_is("UP"), "HAProxy never missed it"
-        assert questions(w)[True] <= 8, "at most the one under way on each connection"
-        (successor,) = re.findall(r'"successor": (\d+)', w.agent_log())
-        os.kill(int(successor), signal.SIGTERM)
-        until(lambda: w.agent_log().count('"agent stops"') == 2, "the successor ends")
+        try:
+            async with load(w) as answers:
+                w.agent.send_signal(signal.SIGUSR2)
+                while w.agent.poll() is None:
+                    await more(answers, 10)
+                await more(answers)
+                assert await w.agent_is("UP"), "HAProxy never missed it"
+            assert questions(w)[True] <= 8, "at most the one under way on each connection"
+        finally:
+            (successor,) = map(int, re.findall(r'"successor": (\d+)', w.agent_log()))
+            os.kill(successor, signal.SIGTERM)
+            until(lambda: ended(successor), "the successor ends")
 
     run(tmp_path, test)
