@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +44,16 @@ class _Program(click.Group):
         return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a key may have any sign
         try:
             return super().invoke(ctx)
         except ConfigError as error:
             for problem in error.problems:
                 click.echo(problem, err=True)
             sys.exit(2)
+        except BrokenPipeError:
+            raise  # whoever read has what they wanted; click ends without a word
         except (RatelimitError, OSError) as error:
             click.echo(f"ratelimit: {error}", err=True)
             sys.exit(1)

@@ -30,9 +30,18 @@ class Client:
     """Speaks to one node; every call raises ApiError if it does not answer as it should."""
 
     def __init__(self, url: str = DEFAULT_URL, token: str = "") -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        try:
+            parts = urlsplit(url)
+            good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            good = False
+        if "@" in url:
+            raise ApiError("the URL of the API has no user or password", 422)
+        if not good:
             raise ApiError(f"{url}: must be http://HOST:PORT", 422)
+        token = token.strip()
+        if not re.fullmatch("[!-~]*", token):
+            raise ApiError("a token has printable signs of ASCII only, and no spaces", 422)
         self.url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         # No proxy: what listens on loopback is beside us.
@@ -58,7 +67,7 @@ class Client:
         try:
             with self._opener.open(request, timeout=_TIMEOUT) as answer:
                 raw = answer.read(_MAX_ANSWER)
-            return json.loads(raw) if raw else None
+            known = json.loads(raw) if raw else {}
         except urllib.error.HTTPError as error:
             with error:
                 raise ApiError(self._explain(error), error.code) from None
@@ -70,6 +79,9 @@ class Client:
                     "--url or RATELIMIT_URL says where its API is"
                 ) from None
             raise ApiError(f"{self.url}: {reason}") from None
+        if not isinstance(known, dict):
+            raise ApiError(f"{self.url}: is this the API of ratelimit?")
+        return known
 
     def _explain(self, error: urllib.error.HTTPError) -> str:
         try:

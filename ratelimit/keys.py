@@ -91,10 +91,11 @@ def key_bytes(text: str) -> bytes:
 
 
 _LIKE_ADDRESS = re.compile(
-    r"[0-9]+(\.[0-9]+){3}"  # four numbers
+    r"[0-9]+(\.[0-9]+){3}(\.|:[0-9]+)?"  # four numbers, as a log may have them
     r"|[0-9.]+/.*"  # an IPv4 network
     r"|[0-9A-Fa-f:.]*::[0-9A-Fa-f:.]*(%.*)?(/.*)?"
-    r"|[0-9A-Fa-f]*(:[0-9A-Fa-f]*){6,}(%.*)?(/.*)?",
+    r"|[0-9A-Fa-f]*(:[0-9A-Fa-f]*){6,}(%.*)?(/.*)?"
+    r"|\[[0-9A-Fa-f:.]*:.*\](:[0-9]+)?",
     re.DOTALL,
 )
 """What somebody who wrote this can only have meant as an address or a network."""

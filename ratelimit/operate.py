@@ -56,7 +56,12 @@ def asks(function: _Command) -> _Command:
     ) -> None:
         token = read_token(token_file) if token_file else os.environ.get("RATELIMIT_TOKEN", "")
         try:
-            function(Client(url, token), **arguments)
+            function(Client(url, token), **{name: _text(one) for name, one in arguments.items()})
+        except KeyError as error:
+            click.echo(
+                f"ratelimit: {url}: an answer without {error}, as of no API of ours", err=True
+            )
+            context.exit(1)
         except ApiError as error:
             click.echo(f"ratelimit: {error}", err=True)
             context.exit(2 if error.status in (400, 422) else 1)
@@ -70,7 +75,14 @@ def asks(function: _Command) -> _Command:
 @click.option("--ttl", metavar="DURATION", help="add: how long, such as 10m; 1s to 30d.")
 @click.option("--reason", default="", metavar="TEXT", help="add: why.")
 @click.option("--q", default="", metavar="TEXT", help="list: only entries with this in them.")
-@click.option("-n", "count", default=1000, help="list: entries of the table.", show_default=True)
+@click.option(
+    "-n",
+    "count",
+    type=click.IntRange(1),
+    default=1000,
+    show_default=True,
+    help="list: entries of the table.",
+)
 @click.option("--ended", is_flag=True, help="list: also those that ended, for their strikes.")
 @click.option("--watch", is_flag=True, help="list: until Ctrl-C.")
 @asks
@@ -185,6 +197,16 @@ def _blocks_now(client: Client, q: str, count: int, ended: bool) -> list[dict[st
         if len(found) == count:
             break
     return found
+
+
+def _text(argument: Any) -> Any:
+    """Return an argument that can be sent; what the shell passed on as bytes can't."""
+    if isinstance(argument, str) and not argument.isascii():
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise click.BadParameter(f"{argument!a} is not UTF-8") from None
+    return argument
 
 
 def _number(ttl: str) -> str | int:

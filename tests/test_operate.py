@@ -205,6 +205,12 @@ def test_a_reload(tmp_path: Path) -> None:
         (2, ("blocks", "nonsense"), "nonsense"),
         (1, ("blocks", "remove", "192.0.2.1"), "key: is not on the blocklist"),
         (2, ("status", "--url", "localhost:1"), "must be http://HOST:PORT"),
+        (2, ("status", "--url", "http://[::1"), "must be http://HOST:PORT"),
+        (2, ("status", "--url", "http://127.0.0.1:99999"), "must be http://HOST:PORT"),
+        (2, ("status", "--url", "http://ann:pw@127.0.0.1:1"), "has no user or password"),
+        (2, ("blocks", "remove", "\udcff"), "is not UTF-8"),
+        (2, ("blocks", "list", "--q", "\udcff"), "is not UTF-8"),
+        (2, ("blocks", "list", "-n", "0"), "0 is not in the range"),
         (1, ("status", "--token-file", "/no/such"), "/no/such: No such file"),
     ],
 )
@@ -225,6 +231,54 @@ def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.stderr.startswith(f"ratelimit: nobody listens on http://127.0.0.1:{port}")
 
 
+@pytest.mark.parametrize("said", [b"[]", b"null", b"{}", b"<html>", b""])
+@pytest.mark.parametrize("words", [("blocks",), ("top",), ("status",), ("haproxy", "servers")])
+def test_another_program_is_there(said: bytes, words: tuple[str, ...]) -> None:
+    async def other(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.0 200 OK\r\n\r\n" + said)
+        writer.close()
+
+    async def go() -> Result:
+        server = await asyncio.start_server(other, "127.0.0.1", 0)
+        async with server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            return await asyncio.to_thread(CliRunner().invoke, main, [*words, "--url", url])
+
+    result = asyncio.run(go())
+    assert result.exit_code == 1
+    assert result.stderr.startswith("ratelimit: http://127.0.0.1:")
+    assert not result.stdout
+
+
+@pytest.mark.integration
+def test_a_reader_may_go_and_a_terminal_may_know_few_signs(tmp_path: Path) -> None:
+    async def test(shell: Shell) -> None:
+        shell.api.control.limiter.apply(block("\N{SNOWMAN}", LATER))
+
+        async def ends(code: int, *words: str, stdout: int) -> bytes:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "ratelimit", *words, "--url", shell.url,
+                env={**os.environ, "PYTHONIOENCODING": "ascii"},
+                stdout=stdout,
+                stderr=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+            shown, said = await asyncio.wait_for(process.communicate(), 30)
+            assert (process.returncode, said) == (code, b"")
+            return shown
+
+        assert b"\\u2603" in await ends(0, "blocks", stdout=asyncio.subprocess.PIPE)
+        for words in (("blocks",), ("blocks", "--json"), ("blocks", "--watch", "--json")):
+            reader, writer = os.pipe()
+            os.close(reader)
+            try:
+                await ends(1, *words, stdout=writer)
+            finally:
+                os.close(writer)
+
+    run(tmp_path, test)
+
+
 @pytest.mark.integration
 def test_a_token_from_a_file_or_the_environment(tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
@@ -234,6 +288,11 @@ def test_a_token_from_a_file_or_the_environment(tmp_path: Path) -> None:
     async def test(shell: Shell) -> None:
         assert "--token-file or RATELIMIT_TOKEN" in await shell.fails(1, "status")
         await shell.well("status", RATELIMIT_TOKEN=TOKEN)
+        await shell.well("status", RATELIMIT_TOKEN=f"{TOKEN}\r\n")
+        for wrong in (f"{TOKEN}\nx", f"{TOKEN}ü", f"{TOKEN} x"):
+            refused = await shell.fails(2, "status", RATELIMIT_TOKEN=wrong)
+            assert "a token has printable signs of ASCII only" in refused
+            assert TOKEN not in refused
         await shell.well("status", "--token-file", str(tokens))
         refused = await shell.fails(1, "blocks", "add", "a", "--token-file", str(tokens))
         assert "the token of ann may view, not operate" in refused

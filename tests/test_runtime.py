@@ -396,6 +396,27 @@ def test_another_server_is_not_taken_for_haproxy(tmp_path: Path) -> None:
     run(test())
 
 
+def test_a_server_that_never_ends_is_not_read_on(tmp_path: Path) -> None:
+    sent = 0
+
+    async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        with contextlib.suppress(ConnectionError):
+            while sent < 1 << 28:
+                writer.write(b"name,1,2\n" * 1000)
+                await writer.drain()
+                sent += 9000
+        writer.close()
+
+    async def test() -> None:
+        server = await asyncio.start_unix_server(flood, tmp_path / "other.sock")
+        async with server:
+            await refused(tmp_path / "other.sock", "no `stats socket`")
+        assert sent < 1 << 22
+
+    run(test())
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize(
     ("level", "more", "problem"),

@@ -39,6 +39,10 @@ class Connections:
         """How many are open."""
         return len(self._open)
 
+    def open(self) -> list[Connection]:
+        """Return all of them."""
+        return list(self._open.values())
+
     def of(self, transport: asyncio.BaseTransport | None) -> Connection | None:
         """Return the connection of a transport, unless it has been ended."""
         return None if transport is None else self._open.get(transport)
@@ -62,14 +66,14 @@ class Connections:
 
     def cut_overdue(self, now: float) -> None:
         """End those that take too long, by a time of ``time.monotonic``."""
-        for connection in tuple(self._open.values()):
+        for connection in self.open():
             if connection.overdue(now):
                 self.cut += 1
                 connection.abort()
 
     def abort(self) -> None:
         """End all of them at once."""
-        for connection in tuple(self._open.values()):
+        for connection in self.open():
             connection.abort()
 
 
@@ -94,7 +98,7 @@ class Connection(asyncio.Protocol):
 
     def end(self) -> None:
         """It is answered."""
-        self.busy, self.since = False, time.monotonic()
+        self.busy, self.stream, self.since = False, None, time.monotonic()
 
     def overdue(self, now: float) -> bool:
         """Tell whether this takes too long."""

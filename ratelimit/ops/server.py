@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from pydantic import BaseModel, ValidationError
 
 from ratelimit.config import Config
@@ -45,6 +45,7 @@ _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
 }
+_NOT_ENCODED = {"Accept-Encoding": "identity"}  # RFC 9110, section 15.5.16
 
 log = structlog.get_logger()
 
@@ -90,7 +91,7 @@ class Server:
         app.on_response_prepare.append(_add_headers)
         for route in ROUTES:
             path = route.path.replace("{key}", "{key:(?s:.+)}")
-            app.router.add_route(route.method, path, self._answering(route))
+            app.router.add_route(route.method, path, self._answering(route), expect_handler=_expect)
         self._runner = web.AppRunner(
             app,
             handle_signals=False,
@@ -99,6 +100,7 @@ class Server:
             keepalive_timeout=IDLE_TIMEOUT,
             max_line_size=_MAX_HEAD,
             max_field_size=_MAX_HEAD,
+            auto_decompress=False,
             shutdown_timeout=_CLOSE_TIMEOUT,
         )
         control.reloader.parts.append(self._reload)
@@ -293,6 +295,15 @@ async def _add_headers(_request: web.Request, response: web.StreamResponse) -> N
         response.headers.setdefault(name, value)
 
 
+async def _expect(request: web.Request) -> web.StreamResponse | None:
+    """Have a client go on that waits before its body (RFC 9110, section 10.1.1)."""
+    if request.headers.get("Expect", "").lower() != "100-continue":
+        return ProblemError(417, "Expect: may be 100-continue").response()
+    if request.version >= HttpVersion11 and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    return None
+
+
 def _query(model: type[BaseModel], request: web.Request) -> BaseModel:
     values: dict[str, str] = {}
     for name, value in request.query.items():
@@ -308,6 +319,8 @@ def _query(model: type[BaseModel], request: web.Request) -> BaseModel:
 async def _body(model: type[BaseModel], request: web.Request) -> BaseModel:
     if request.content_type != "application/json":
         raise ProblemError(415, "Content-Type: must be application/json")
+    if "Content-Encoding" in request.headers:
+        raise ProblemError(415, "Content-Encoding: must not be used", headers=_NOT_ENCODED)
     try:
         async with asyncio.timeout(BODY_TIMEOUT):
             raw = await request.read()
@@ -315,6 +328,8 @@ async def _body(model: type[BaseModel], request: web.Request) -> BaseModel:
         raise ProblemError(408, "the body did not come in time") from None
     except web.HTTPRequestEntityTooLarge:
         raise ProblemError(413, f"the body has at most {MAX_BODY} bytes") from None
+    except (ConnectionError, web.RequestPayloadError):
+        raise ProblemError(400, "the body ended before its end") from None
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:

@@ -48,6 +48,7 @@ FIRST_REST = 0.1
 
 LONGEST_REST = 2.0
 
+_FIRST_WORD = b"Name: "  # of `show info`; what follows differs among HAProxy's builds
 _SCAN_TIMEOUT = 10  # seconds to read the whole table; each read of it has the usual limit
 _LATER = "it is told as soon as it can be"
 
@@ -236,10 +237,25 @@ class Edge:
             return list(answer)
 
     def _knock(self) -> None:
-        """Connect, for the reason if that fails: haproxyadmin keeps it to itself."""
+        """See who is there: haproxyadmin reads without an end whatever comes.
+
+        The reason, if nobody is, it keeps to itself.
+        """
+        deadline = time.monotonic() + self._timeout
+        heard = b""
         with socket.socket(socket.AF_UNIX) as knock:
             knock.settimeout(self._timeout)
             knock.connect(self.path)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                knock.sendall(b"show info\n")
+                while len(heard) < len(_FIRST_WORD):
+                    knock.settimeout(max(0.001, deadline - time.monotonic()))
+                    part = knock.recv(len(_FIRST_WORD) - len(heard))
+                    if not part:
+                        break
+                    heard += part
+        if heard != _FIRST_WORD:
+            raise ValueError("not HAProxy")
 
     def _ran(self, answer: asyncio.Future[list[str]]) -> None:
         """Learn from a question how HAProxy is; called in the event loop."""

@@ -135,6 +135,10 @@ def test_a_slash_in_the_path_needs_no_encoding(tmp_path: Path) -> None:
         ({"key": "192.0.2.0/33", "ttl": 60}, ["key"]),
         ({"key": "2001:db8:::1", "ttl": 60}, ["key"]),
         ({"key": "fe80::1%eth0", "ttl": 60}, ["key"]),
+        ({"key": "192.0.2.7.", "ttl": 60}, ["key"]),
+        ({"key": "192.0.2.7:443", "ttl": 60}, ["key"]),
+        ({"key": "[2001:db8::1]", "ttl": 60}, ["key"]),
+        ({"key": "[2001:db8::1]:443", "ttl": 60}, ["key"]),
         ({"key": "k" * 201, "ttl": 60}, ["key"]),
         ({"key": "ü" * 101, "ttl": 60}, ["key"]),
         ({"key": "a\nclear table t_block", "ttl": 60}, ["key"]),
@@ -217,6 +221,22 @@ def test_automatic_blocks_stand_beside_those_by_hand(tmp_path: Path) -> None:
             assert await pages(api) == [[]]
             lifted = {"2001:db8:0:1::7", "2001:db8:0:1::/64", "2001:db8::/48"}
             await until(lambda: {key for key, end in api.edges.told if not end} == lifted)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("key", ["999.9.9.9", "192.0.2.7:443", "::zz", "1.2.3.4/99"])
+def test_a_string_that_nobody_would_write_can_be_lifted(tmp_path: Path, key: str) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            place = "/v1/blocks/" + quote(key, safe="")
+            missing = 404 if key == "::zz" else 422
+            assert (await api.client.delete(place)).status_code == missing
+            api.control.limiter.apply(block(key, api.seconds() + 60))
+            assert (await api.client.get(place)).json()["blocks"][0]["key"] == key
+            assert (await api.client.get(place.replace("blocks", "clients"))).status_code == 200
+            assert (await api.client.delete(place)).status_code == 204
+            assert (await api.client.get(place)).status_code == missing
 
     asyncio.run(main())
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from ratelimit.config import load
 from ratelimit.exceptions import ConfigError
@@ -163,6 +164,37 @@ def test_a_slow_body_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             writer.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status"),
+    [
+        ("Content-Encoding: gzip\r\nContent-Length: 2", b"{}", 415),
+        ("Content-Encoding: deflate\r\nContent-Length: 2", b"{}", 415),
+        ("Expect: miracles\r\nContent-Length: 2", b"{}", 417),
+        ("Expect: 100-Continue\r\nContent-Length: 2", b"{}", 100),
+        ("Content-Length: 3", b"{}", 0),
+        ("Transfer-Encoding: chunked", b"2\r\n{}\r\n", 0),
+    ],
+)
+def test_a_body_that_is_none(tmp_path: Path, headers: str, body: bytes, status: int) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+            head = "POST /v1/blocks HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json"
+            writer.write(f"{head}\r\n{headers}\r\n\r\n".encode() + body)
+            if status:
+                answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+                assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+                assert status < 400 or b"Content-Type: application/problem+json\r\n" in answer
+            else:
+                await until(lambda: any(one.busy for one in api.server.connections.open()))
+            writer.close()
+            await until(lambda: not len(api.server.connections))
+
+    with capture_logs() as logs:
+        asyncio.run(main())
+    assert not [one for one in logs if one["log_level"] == "error"]
 
 
 def test_an_answer_that_is_not_read_ends_the_connection(
