@@ -93,8 +93,9 @@ class Subscription:
 class Bus:
     """Takes events and passes them on.
 
-    ``published`` counts them by name, ``dropped`` the listeners that did not keep up. ``taps`` are
-    called with each event's name and data; they must not wait or fail.
+    ``latest`` is the id of the last one, ``published`` counts them by name, ``dropped`` the
+    listeners that did not keep up. ``taps`` are called with each event's name and data; they must
+    not wait or fail.
     """
 
     def __init__(self) -> None:
@@ -104,7 +105,7 @@ class Bus:
         self._history: deque[Event] = deque(maxlen=HISTORY)
         self._ids = itertools.count(time.time_ns() // 1_000_000 * _IDS)
         # Ids up to this one are no longer known; at first those of an earlier process.
-        self._forgotten = next(self._ids)
+        self._forgotten = self.latest = next(self._ids)
         self._listeners: set[Subscription] = set()
 
     def __len__(self) -> int:
@@ -114,6 +115,7 @@ class Bus:
     def publish(self, name: str, **data: object) -> Event:
         """Tell all listeners; never waits and never fails."""
         event = Event(next(self._ids), name, time.time(), data)
+        self.latest = event.id
         self.published[name] = self.published.get(name, 0) + 1
         if len(self._history) == self._history.maxlen:
             self._forgotten = self._history[0].id

@@ -106,7 +106,7 @@ def path_of(folder: str, key: str) -> str:
 def read_token(path: Path) -> str:
     """Return the token of a file: its first line, or the last part of ``name:role:token``."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ApiError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     for line in lines:

@@ -151,6 +151,9 @@ class Server:
             raise config.wrong("ops.token_file", "is needed beyond loopback")
 
         def change() -> None:
+            if tokens != self.access.tokens:
+                # Who listens has to show a token anew, and misses nothing by it.
+                self.control.bus.close()
             self.access.tokens = tokens
 
         return change

@@ -24,6 +24,7 @@ async def send_events(request: web.Request, bus: Bus) -> web.StreamResponse:
     """
     last = request.headers.get("Last-Event-ID", "")
     after = int(last) if last.isascii() and last.isdigit() and len(last) < 20 else None
+    latest = bus.latest
     listener = bus.subscribe(after=after)
     try:
         response = web.StreamResponse(
@@ -31,6 +32,8 @@ async def send_events(request: web.Request, bus: Bus) -> web.StreamResponse:
         )
         await response.prepare(request)
         opening = f"retry: {_RETRY}\n\n"
+        if after is None:
+            opening = f"id: {latest}\n{opening}"  # to go on from, should it be cut before an event
         if listener.missed:
             opening += "event: gap\ndata: {}\n\n"
         await _write(response, opening)

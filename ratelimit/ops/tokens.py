@@ -66,7 +66,7 @@ def read_tokens(path: Path) -> Tokens:
     if len(raw) > _MAX_FILE:
         raise ValueError(f"{path}: more than {_MAX_FILE} bytes")
     callers: dict[bytes, Caller] = {}
-    for number, line in enumerate(raw.decode("utf-8", "replace").splitlines(), 1):
+    for number, line in enumerate(raw.decode("utf-8-sig", "replace").splitlines(), 1):
         text = line.strip()
         if not text or text.startswith("#"):
             continue

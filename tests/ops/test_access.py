@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -131,7 +132,16 @@ def test_a_reload_changes_the_tokens_unless_they_are_wrong(tmp_path: Path) -> No
             write(tmp_path, TOKENS + f"ann:operate:{NEXT}")
             assert [await reload(NEXT), await reload(ANN), await reload(NEXT)] == [401, 200, 200]
             write(tmp_path, f"ann:operate:{NEXT}")
-            assert [await reload(ANN), await reload(ANN)] == [200, 401]
+            async with api.client.stream("GET", "/v1/events", headers=bearer(ANN)) as listening:
+                assert [await reload(NEXT), await reload(ANN)] == [200, 401]
+                lines = (await listening.aread()).decode().splitlines()  # to its end
+            (last,) = re.findall(r"id: (\d+)", lines[0])
+            again = {"Last-Event-ID": last, **bearer(NEXT)}
+            async with api.client.stream("GET", "/v1/events", headers=again) as listening:
+                texts = listening.aiter_lines()
+                assert "event: reload" in [await anext(texts) for _ in range(6)]
+                assert await reload(NEXT) == 200  # the same tokens end no stream
+                assert "event: reload" in [await anext(texts) for _ in range(4)]
             write(tmp_path, "ann:operate:short")
             answer = await api.client.post("/v1/reload", json={}, headers=bearer(NEXT))
             assert answer.status_code == 422
