@@ -40,7 +40,7 @@ cdef class Exchange:
     cdef bint press(self, Py_ssize_t slot, uint32_t place, uint64_t counted) noexcept
     @cython.locals(at=uint64_t, millisecond=uint32_t, first=Py_ssize_t, planned=uint32_t)
     cdef bint plan(self, uint32_t place, uint64_t wait) noexcept
-    @cython.locals(place=uint32_t)
+    @cython.locals(place=uint32_t, reserved=uint64_t)
     cdef void reserve(self, Py_ssize_t slot, uint64_t hits) noexcept
     @cython.locals(rule=Rule, first=Py_ssize_t, oldest=uint64_t, total=uint64_t, unsent=uint64_t)
     cdef uint64_t remote(self, uint32_t place, uint64_t hits) noexcept

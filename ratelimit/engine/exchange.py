@@ -202,7 +202,8 @@ class Exchange:
         if place > 0:
             self.words[_WORDS * (place - 1) + 2] = self.rule.tick
             self.halves[_HALVES * (place - 1) + _UNSENT] = 1
-            self.halves[_HALVES * (place - 1) + _RESERVED] += hits
+            reserved = self.halves[_HALVES * (place - 1) + _RESERVED] + hits
+            self.halves[_HALVES * (place - 1) + _RESERVED] = min(reserved, _MAX_UNSENT)
 
     def remote(self, place: int, hits: int) -> int:
         """Note ``hits`` of a client; return its hits at other nodes in the window that ends now."""

@@ -116,9 +116,9 @@ class Life:
         """Send a command that belongs to a key; whatever goes wrong is a StoreError."""
         try:
             return await self._routes.call(self.timeout if timeout is None else timeout, key, *args)
-        except NoScriptError:
-            raise
         except ResponseError as error:
+            if isinstance(error, NoScriptError) and args[0] == "EVALSHA":
+                raise
             # An error is an answer: nothing has been done, but by a script that began well.
             problem = explain(error, self._routes.home(key))
             raise self.fail(problem, unsent=True) from error

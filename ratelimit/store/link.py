@@ -88,8 +88,8 @@ class Link(asyncio.Protocol):
             if target.tls is not None:
                 problem += "; see to it that the port speaks TLS"
             raise StoreError(problem, unsent=True) from None
-        except (RedisError, OSError, AttributeError) as error:
-            # AttributeError: redis-py reads an answer to HELLO that is none.
+        except Exception as error:
+            # Of any kind: redis-py reads an answer to HELLO that is none.
             await link.close()
             raise StoreError(explain(error, endpoint), unsent=True) from error
         except BaseException:
@@ -173,6 +173,9 @@ class Link(asyncio.Protocol):
                 self._take(answer)
         except RedisError as error:
             self._break(explain(error, self.endpoint))
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            # Such as a MOVED that says no address, or a map whose keys are lists.
+            self._break(f"{self.endpoint}: an answer has an unknown form; is this Redis? ({error})")
 
     def connection_lost(self, exc: Exception | None) -> None:
         error = RedisConnectionError("Connection closed by server.")

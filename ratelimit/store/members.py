@@ -23,6 +23,8 @@ HEARTBEAT = 1.0
 NODE_LIFE = 3000
 """Milliseconds after the last heartbeat until a node counts as gone."""
 
+_END = 1 << 32  # epoch seconds, as far as the end of a block goes
+_MOST = 1 << 16  # nodes
 _ANNOUNCE = Script("announce")
 _FIELDS = [field.name for field in fields(Node)]  # what a later version adds is left out
 
@@ -60,15 +62,18 @@ class Members:
         sent = time.monotonic_ns()
         answer = await self._announce(life, blocklist, about)
         received = time.monotonic_ns()
-        try:
-            seconds, microseconds, live, era, forget_at = answer
-            self.clock.sample(sent, received, (seconds * 1_000_000 + microseconds) * 1000)
-            self._count(int(live))
-            self._forget_at = bytes(forget_at)
-        except (ValueError, TypeError):
-            raise life.odd("the answer to a heartbeat") from None
+        match answer:
+            case [int(seconds), int(microseconds), int(live), bytes(era), bytes(forget_at)] if (
+                0 < seconds < _END and 0 <= microseconds < 1_000_000 and 0 <= live < _MOST
+            ):
+                pass
+            case _:
+                raise life.odd("the answer to a heartbeat")
+        self.clock.sample(sent, received, (seconds * 1_000_000 + microseconds) * 1000)
+        self._count(live)
+        self._forget_at = forget_at
         await life.ping()
-        return era  # type: ignore[no-any-return]
+        return era
 
     async def leave(self, life: Life, blocklist: SharedBlocklist) -> None:
         with contextlib.suppress(StoreError):

@@ -111,7 +111,10 @@ def block_to_json(block: Block) -> str:
 
 def block_from_json(text: str | bytes) -> Block:
     """Return the entry; ValueError if it is none. Fields of a later version are left out."""
-    data = json.loads(text)
+    try:
+        data = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if not isinstance(data, dict):
         raise ValueError("not an entry")  # noqa: TRY004 - of the text, not of the argument
     values: dict[str, object] = {}

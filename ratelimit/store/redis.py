@@ -7,7 +7,8 @@ So there is one way to begin, and after it nothing has been missed.
 
 Keys: ``PREFIX:{fleet}:nodes``, ``PREFIX:{fleet}:blocks`` and ``PREFIX:{fleet}:claim:NAME``, and for
 counts ``PREFIX:{LIMIT.SHARD}:counts:GENERATION``; channels ``PREFIX:{fleet}:news`` and
-``PREFIX:{fleet}:hot``. What is in them and what the scripts do with it: ``scripts/``.
+``PREFIX:{fleet}:hot``, which end with ``:DB`` but in database 0, for the databases of a server have
+their channels in common. What is in them and what the scripts do with it: ``scripts/``.
 
 A request that got no answer in time may have been carried out. Counts are therefore not sent again
 (see ``StoreError.unsent``); blocks are, for writing them twice changes nothing.
@@ -85,8 +86,10 @@ class RedisStore(SharedStore):
         self._exchange_timeout = exchange_timeout
         self._prefix = prefix
         self._members = Members(nodes_key(prefix), node)
-        self._hot = f"{prefix}:{{fleet}}:hot".encode()
-        self._blocklist = SharedBlocklist(prefix, self.events, self.outbox)
+        db = f":{target.db}" if target.db else ""
+        self._hot = f"{prefix}:{{fleet}}:hot{db}".encode()
+        news = f"{prefix}:{{fleet}}:news{db}".encode()
+        self._blocklist = SharedBlocklist(prefix, news, self.events, self.outbox)
         self._life: Life | None = None
         self._known = target.endpoints[:0]
         self._tried = asyncio.Event()

@@ -1,6 +1,6 @@
 """The blocklist that nodes share: written from the outbox, read whole, and followed by messages.
 
-The key ``PREFIX:{fleet}:blocks`` and the channel ``PREFIX:{fleet}:news``; see ``scripts/``.
+The key ``PREFIX:{fleet}:blocks`` and the channel for news of it; see ``scripts/``.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class SharedBlocklist:
     begins with the secret of all nodes, which a node that knows it passes on to the next era.
     """
 
-    def __init__(self, prefix: str, events: Events, outbox: Outbox) -> None:
+    def __init__(self, prefix: str, channel: bytes, events: Events, outbox: Outbox) -> None:
         self.key = f"{prefix}:{{fleet}}:blocks".encode()
-        self.channel = f"{prefix}:{{fleet}}:news".encode()
+        self.channel = channel
         self._events = events
         self._outbox = outbox
         self._era = b""
@@ -63,17 +63,18 @@ class SharedBlocklist:
 
     async def read(self, life: Life) -> list[Block]:
         blocks = {}
-        cursor: Any = b"0"
+        cursor: Any = "0"
         while True:
             answer = await life.run(_LOAD, (self.key,), self.new_era(), cursor, _PAGE)
             try:
                 cursor, *texts = answer
+                cursor = cursor.decode()
                 for text in texts:
                     block = block_from_json(text)
                     blocks[block.limit, block.key] = block
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, AttributeError):
                 raise life.odd("the blocklist") from None
-            if cursor == b"0":
+            if cursor == "0":
                 return list(blocks.values())
 
     async def load(self, life: Life) -> None:
@@ -126,7 +127,7 @@ class SharedBlocklist:
             news = json.loads(text)
             blocks = [block_from_json(json.dumps(block)) for block in news.get("blocks", ())]
             lifts = [_unfield(field) for field in news.get("lifts", ())]
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             return False
         for block in blocks:
             if self._meanwhile is not None:

@@ -3,7 +3,7 @@
 -- KEYS[1]  counts of this generation: a hash from client id to state
 -- KEYS[2]  counts of the generation before; read only
 -- ARGV[1]  era for a new key
--- ARGV[2]  milliseconds that both keys live from now on
+-- ARGV[2]  milliseconds that the first lives from now on: two generations
 -- ARGV[3]  records of 92 bytes: client id (16), tick (u64), 17 deltas (u32), the i-th for tick - i
 -- ARGV[4]  channel for hot clients; ARGV[5]  what to publish there, or empty
 --
@@ -100,8 +100,9 @@ for i = 1, #writes do
   call('HSET', KEYS[1], unpack(writes[i]))
 end
 
+-- The generation before has lived on for long enough since it was written last. Whether it is ours,
+-- nobody has looked.
 call('PEXPIRE', KEYS[1], ARGV[2])
-call('PEXPIRE', KEYS[2], ARGV[2])
 if ARGV[5] ~= '' then
   call('PUBLISH', ARGV[4], ARGV[5])
 end
