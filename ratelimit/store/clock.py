@@ -3,7 +3,8 @@
 Cristian's algorithm: a request left at local time ``sent``, its answer came at ``received`` and
 says the store's time. So the store's clock is ahead of ours by ``store - (sent + received) / 2``,
 wrong by at most half of what the round trip took. Of the last samples the one with the shortest
-round trip is believed.
+round trip is believed. Somebody may set the store's clock: then a sample and the believed one can't
+both be right, and those before it are forgotten.
 
 Local time is the monotonic clock, which nobody sets: a node whose wall clock jumps does not notice.
 The served time follows the believed one without jumps: it runs up to ``SLEW`` faster or slower
@@ -59,7 +60,11 @@ class Clock:
     def sample(self, sent: int, received: int, store: int) -> None:
         """Learn from one request what the store's time is."""
         middle = (sent + received) // 2
-        self._samples.append(_Sample(middle, store - middle, (received - sent + 1) // 2))
+        sample = _Sample(middle, store - middle, (received - sent + 1) // 2)
+        apart = abs(sample.offset - self._believed(middle)) - sample.error - self.error
+        if self._samples and apart > LEAP:
+            self.forget()
+        self._samples.append(sample)
         if self.known:
             self._served, self._at = self.offset(received), received
         recent = list(self._samples)[-(SAMPLES // 4) :]

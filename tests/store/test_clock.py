@@ -76,6 +76,18 @@ def test_a_large_error_is_made_up_for_at_once() -> None:
     assert clock.offset(START + SECOND) == LEAP + MS
 
 
+@pytest.mark.parametrize("jump", [3600 * SECOND, -5 * SECOND])
+def test_a_store_whose_clock_is_set_is_followed_at_once(jump: int) -> None:
+    clock = Clock()
+    for second in range(SAMPLES):
+        ask(clock, START + second * SECOND, 0)
+    at = START + SAMPLES * SECOND
+    ask(clock, at, jump, there=2 * MS, back=2 * MS)
+    assert clock.offset(at + 4 * MS) == jump
+    ask(clock, at + SECOND, jump, there=900 * MS, back=0)
+    assert clock.offset(at + 2 * SECOND) == jump, "a slow answer says nothing against it"
+
+
 def test_a_smaller_error_is_made_up_for_slowly() -> None:
     clock = Clock()
     ask(clock, START, 0)
