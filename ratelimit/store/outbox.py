@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields, replace
 
@@ -15,14 +17,18 @@ MAX_UNWRITTEN = 100_000
 
 
 class Change:
-    """An entry to write or, without a block, to take off; ``waiters`` are told of the outcome."""
+    """An entry to write or, without a block, to take off; ``waiters`` are told of the outcome.
 
-    __slots__ = ("block", "key", "limit", "waiters")
+    ``asked`` is the monotonic time at which it was made.
+    """
+
+    __slots__ = ("asked", "block", "key", "limit", "waiters")
 
     def __init__(self, limit: str, key: str, block: Block | None = None) -> None:
         self.limit = limit
         self.key = key
         self.block = block
+        self.asked = time.monotonic()
         self.waiters: list[asyncio.Future[bool]] = []
 
 
@@ -79,11 +85,19 @@ class Outbox:
                 if not waiter.done():
                     waiter.set_result(result)
 
-    def forget_block(self, limit: str, key: str) -> None:
-        """Drop an entry that was lifted elsewhere before it could be written."""
-        change = self._take(limit, key, True)
-        if change is not None:
+    def forget_block(self, limit: str, key: str, lifted: float = math.inf) -> bool:
+        """Drop an entry that was lifted elsewhere, at an epoch second, before it was written.
+
+        Returns False, and keeps it, if it began later than that.
+        """
+        change = self._changes.get((limit, key, True))
+        if change is not None and change.block is not None:
+            # A block begins at a whole second, up to one after the hit.
+            if change.block.since > lifted + 1:
+                return False
+            del self._changes[limit, key, True]
             self.written([change], [False])
+        return True
 
     def shift(self, seconds: int) -> None:
         """Move the times of all entries, which were made by another clock."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import secrets
 import time
 from typing import Any
@@ -127,17 +128,19 @@ class SharedBlocklist:
             news = json.loads(text)
             blocks = [block_from_json(json.dumps(block)) for block in news.get("blocks", ())]
             lifts = [_unfield(field) for field in news.get("lifts", ())]
+            # Earlier versions did not say when.
+            times = [float(time) for time in news.get("lifted", ())] or [math.inf] * len(lifts)
         except (ValueError, TypeError, AttributeError, RecursionError):
             return False
         for block in blocks:
             if self._meanwhile is not None:
                 self._meanwhile[block.limit, block.key] = block
             self._events.on_block(block)
-        for limit, key in lifts:
+        for (limit, key), lifted in zip(lifts, times, strict=False):
             if self._meanwhile is not None:
                 self._meanwhile[limit, key] = None
-            self._outbox.forget_block(limit, key)
-            self._events.on_lift(limit, key)
+            if self._outbox.forget_block(limit, key, lifted):
+                self._events.on_lift(limit, key)
         return True
 
     async def _write_blocks(self, life: Life, blocks: list[Block]) -> None:
@@ -151,8 +154,11 @@ class SharedBlocklist:
         await life.run(_BLOCK, (self.key,), self.new_era(), self.channel, *args)
 
     async def _write_lifts(self, life: Life, changes: list[Change]) -> list[bool]:
-        fields = (_field(change.limit, change.key) for change in changes)
-        answer = await life.run(_LIFT, (self.key,), self.new_era(), self.channel, *fields)
+        args: list[bytes | int] = []
+        for change in changes:
+            since = int(time.monotonic() - change.asked)
+            args += _field(change.limit, change.key), since
+        answer = await life.run(_LIFT, (self.key,), self.new_era(), self.channel, *args)
         if not isinstance(answer, list) or len(answer) != len(changes):
             raise life.odd("the answer to a lift")
         return [found == 1 for found in answer]

@@ -97,6 +97,16 @@ def test_a_block_lifted_elsewhere_is_not_written() -> None:
     assert len(outbox) == 0
 
 
+def test_a_block_made_after_the_lift_stays() -> None:
+    outbox = Outbox()
+    entry = block("a")
+    put(outbox, "a", entry)
+    assert not outbox.forget_block("default", "a", entry.since - 2)
+    assert len(outbox) == 1
+    assert outbox.forget_block("default", "a", entry.since - 1), "of the same second, perhaps"
+    assert len(outbox) == 0
+
+
 def test_entries_as_text() -> None:
     entry = block("ключ\x00", 3)
     assert block_from_json(block_to_json(entry)) == entry

@@ -9,6 +9,7 @@ import pytest
 
 from ratelimit.store import StoreError
 from ratelimit.store.base import Node
+from ratelimit.store.outbox import Change
 from tests.store.conftest import block, nodes, run
 from tests.store.servers import Server, until
 
@@ -105,6 +106,28 @@ def test_what_was_lifted_is_not_written_again_by_a_late_node(server: Server) -> 
             assert await store.load() == []
             await store.save(block("192.0.2.1", since=1))
             assert [entry.strikes for entry in await store.load()] == [1]
+
+    run(main)
+
+
+def test_a_lift_that_is_written_late_spares_who_was_blocked_again(server: Server) -> None:
+    async def main() -> None:
+        async with nodes(server.url, 2) as [(one, of_one), (two, of_two)]:
+            # As long ago as an outage may take.
+            for key, since in (("before", -70), ("after", -50)):
+                await two.save(block(key, since=since, length=600))
+            await until(lambda: of_one.clients() == {"before", "after"})
+            lifts = [Change("default", key) for key in ("before", "after", "again")]
+            for lift in lifts:
+                lift.asked -= 60
+                one.outbox.add(lift)
+            one.put(block("again", since=-50, length=600))
+            await until(lambda: not len(one.outbox))
+            await one.save(block("last"))
+            left = {"after", "again", "last"}
+            assert {entry.key for entry in await one.load()} == left
+            await until(lambda: of_one.clients() == of_two.clients() == left)
+            assert ("default", "after") not in of_one.lifts + of_two.lifts
 
     run(main)
 

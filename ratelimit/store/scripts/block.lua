@@ -17,20 +17,6 @@ own(KEYS[1], ARGV[1])
 local now = tonumber(redis.call('TIME')[1])
 local news, latest = {}, 0
 
--- Returns what is stored for a client; nil if that is damaged.
-local function read(stored)
-  local whole, last = pcall(cjson.decode, string.match(stored, '^%d+ (.*)$') or '')
-  if not whole or type(last) ~= 'table' then
-    return nil
-  end
-  for _, field in ipairs(last.lifted and {'lifted'} or {'since', 'until', 'strikes'}) do
-    if type(last[field]) ~= 'number' then
-      return nil
-    end
-  end
-  return last
-end
-
 for i = 3, #ARGV, 3 do
   local field, text, memory = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
   local entry = cjson.decode(text)
