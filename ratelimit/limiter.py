@@ -21,7 +21,7 @@ from ratelimit.keys import (
     key_text,
     parse_network,
 )
-from ratelimit.lists import Lists, cut, span
+from ratelimit.lists import Lists, Range, cut, span
 from ratelimit.model import EVERY_LIMIT, Block, Limit
 
 _MAX_NEWS = 16
@@ -30,6 +30,7 @@ _SHARED_ALL = 262_144  # likewise, where every client is
 _ROUND = 50  # milliseconds between exchanges of a client that is far from its limit
 _MINUTE = 60
 _FORGET_UNKNOWN = 86_400  # seconds, for the blocks of a limit that is no more
+_CUT_AT_ONCE = 500  # networks blocked by hand, a millisecond of work
 _SLICE = 20  # blocks put back at a time; each takes some 20 us a limit
 _M64 = 0xFFFFFFFFFFFFFFFF
 
@@ -108,7 +109,9 @@ class Limiter:
         self.on_fuse: Callable[[Limit, bool], object] = lambda limit, blown: None
         self.lists = lists or Lists()
         self._rules = {rule.limit.name: rule for rule in self.engine.rules}
-        self._barred: dict[str, int] = {}
+        self._barred: dict[str, Range] = {}
+        self._stale = False
+        self._loading = False
         self._minute = 0
         self._relist()
 
@@ -124,10 +127,10 @@ class Limiter:
         for name in self.blocklist.limits():
             self.blocklist.forget(name, self.forget(name), seconds)
         self.blocklist.active(seconds)
-        ended = [key for key, until in self._barred.items() if until <= seconds]
-        if ended:
-            for key in ended:
-                del self._barred[key]
+        ended = [key for key, (_, _, until) in self._barred.items() if until <= seconds]
+        for key in ended:
+            del self._barred[key]
+        if ended or self._stale:
             self._relist()
         if not 0 <= seconds - self._minute < _MINUTE:
             self._minute = seconds
@@ -157,7 +160,7 @@ class Limiter:
         self._barred = {}
         for block in self.blocklist.of(EVERY_LIMIT):
             if self._is_barred(block.key):
-                self._barred[block.key] = block.until
+                self._barred[block.key] = _barred(block)
         self._relist()
         changed = {rule.limit.name for rule in fresh}
         for name, rule in self._rules.items():
@@ -221,8 +224,8 @@ class Limiter:
         """Take an entry that the store has, made here or elsewhere."""
         if self.blocklist.put(block):
             if block.limit == EVERY_LIMIT and self._is_barred(block.key):
-                self._barred[block.key] = block.until
-                self._relist()
+                self._barred[block.key] = _barred(block)
+                self._rebarred()
             else:
                 self._update(block.limit, block.key)
 
@@ -230,18 +233,24 @@ class Limiter:
         """Take an entry off: the client may come at once, and its strikes are forgotten."""
         self.blocklist.remove(limit, key)
         if limit == EVERY_LIMIT and self._barred.pop(key, None) is not None:
-            self._relist()
+            self._rebarred()
         else:
             self._update(limit, key)
 
     def load(self, blocks: list[Block]) -> None:
         """Replace the whole list."""
         wanted = {(block.limit, block.key) for block in blocks}
-        for block in list(self.blocklist):
-            if (block.limit, block.key) not in wanted:
-                self.lift(block.limit, block.key)
-        for block in blocks:
-            self.apply(block)
+        self._loading = True
+        try:
+            for block in list(self.blocklist):
+                if (block.limit, block.key) not in wanted:
+                    self.lift(block.limit, block.key)
+            for block in blocks:
+                self.apply(block)
+        finally:
+            self._loading = False
+        if self._stale:
+            self._relist()
 
     def rekey(self, secret: bytes) -> None:
         """Take the secret by which all nodes know strings; 16 bytes."""
@@ -303,12 +312,22 @@ class Limiter:
         network = key_network(key)
         return not all(_is_client(rule.limit, network) for rule in self.engine.rules)
 
+    def _rebarred(self) -> None:
+        """Have the engine know what has changed of the blocked networks.
+
+        At once if they are few. To cut many anew for each change would hold up all answers, so
+        those wait for the next tick.
+        """
+        self._stale = True
+        if not self._loading and len(self._barred) <= _CUT_AT_ONCE:
+            self._relist()
+
     def _relist(self) -> None:
         engine = self.engine
         engine.lists.load(self.lists.starts, self.lists.values)
-        ranges = [span(parse_network(key), until) for key, until in self._barred.items()]
-        engine.barred.load(*cut(sorted(ranges)))
+        engine.barred.load(*cut(sorted(self._barred.values())))
         engine.relist()
+        self._stale = False
 
     def _strike(self, rule: Rule, text: bytes, kind: int, hi: int, lo: int, now: int) -> int:
         limit = rule.limit
@@ -327,6 +346,10 @@ class Limiter:
         self.news.append(block)
         self.on_block(block)
         return block.until
+
+
+def _barred(block: Block) -> Range:
+    return span(parse_network(block.key), block.until)
 
 
 def _too_many(limit: Limit, seen: int, refused: int) -> bool:

@@ -9,12 +9,12 @@ import pytest
 
 from ratelimit.engine.acknowledge import MAX_ACK
 from ratelimit.limiter import FUSE_CLIENTS, Limiter
-from ratelimit.lists import Lists, read_lists
+from ratelimit.lists import Lists, Range, cut, read_lists
 from ratelimit.model import EVERY_LIMIT, MAX_RATE, Block, Limit
 from tests import wire
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 SECOND = 1_000_000_000
 START = 1_700_000_000 * SECOND
@@ -159,6 +159,40 @@ def test_lifting_one_block_leaves_the_other() -> None:
     assert node.ask("192.0.2.1") == "block"
     node.limiter.lift(EVERY_LIMIT, "192.0.2.1")
     assert node.ask("192.0.2.1") == "allow"
+
+
+def test_many_networks_blocked_by_hand_are_loaded_at_once_and_changed_at_ticks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuts = []
+
+    def counted(ranges: Iterable[Range]) -> tuple[bytes, bytes]:
+        cuts.append(1)
+        return cut(ranges)
+
+    monkeypatch.setattr("ratelimit.limiter.cut", counted)
+    node = Node()
+    since = START // SECOND
+    blocks = [
+        Block(f"10.{n // 256}.{n % 256}.0/24", EVERY_LIMIT, "", 0, since, since + 60)
+        for n in range(1000)
+    ]
+    cuts.clear()
+    node.limiter.load(blocks)
+    assert len(cuts) == 1
+    assert [node.ask(f"10.3.231.{n}") for n in (0, 255)] == ["block", "block"]
+    node.by_hand("10.200.0.0/16")
+    node.limiter.lift(EVERY_LIMIT, "10.3.231.0/24")
+    assert len(cuts) == 1
+    node.tick(1)
+    assert len(cuts) == 2
+    assert node.ask("10.200.1.1") == "block"
+    assert node.ask("10.3.231.0") == "allow"
+    node.limiter.load(blocks)
+    assert node.ask("10.200.1.1") == "allow"
+    assert node.ask("10.3.231.0") == "block"
+    node.tick(60)
+    assert node.ask("10.3.231.0") == "allow"
 
 
 def test_a_block_by_hand_is_no_strike() -> None:
