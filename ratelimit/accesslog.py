@@ -146,6 +146,8 @@ class AccessLog:
 
     def _open(self, path: str) -> IO[bytes]:
         if path == STDIN:
+            if sys.stdin is None:
+                raise LogError(f"{self.name}: closed")
             # A file object of its own: closing it leaves the interpreter's as it is.
             return open(sys.stdin.fileno(), "rb", closefd=False)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -214,3 +215,9 @@ def test_how_far_a_file_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         steps = [log.done for _ in log]
         assert steps == sorted(steps)
         assert 0 < steps[0] < steps[-1] == log.size
+
+
+def test_a_standard_input_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)  # as Python has it then
+    with pytest.raises(LogError, match="standard input: closed"):
+        AccessLog("-")
