@@ -156,6 +156,9 @@ class Limiter:
         before = {name: rule.limit for name, rule in self._rules.items()}
         fresh = self.engine.reload(limits)
         self._rules = {rule.limit.name: rule for rule in self.engine.rules}
+        for name, rule in self._rules.items():
+            if rule.limit.fuse == 0:
+                self.clear_fuse(name)
         self.lists = lists
         self._barred = {}
         for block in self.blocklist.of(EVERY_LIMIT):

@@ -337,6 +337,17 @@ def test_a_fuse_is_whole_after_a_quiet_minute() -> None:
     assert node.ask("192.0.2.2", hits=2) == "block"
 
 
+def test_a_reload_that_takes_the_fuse_out_blocks_at_once() -> None:
+    node = Node(Limit(rate=1))
+    for client in clients(200):
+        node.ask(client, hits=2)
+    node.reload(Limit(rate=1))
+    assert node.ask("192.0.2.1", hits=2) == "throttle", "still blown"
+    node.reload(Limit(rate=1, fuse=0))
+    assert node.fuses == [("default", True), ("default", False)]
+    assert node.ask("192.0.2.2", hits=2) == "block"
+
+
 def test_an_operator_clears_a_fuse() -> None:
     node = Node(Limit(rate=1))
     for client in clients(200):
