@@ -30,7 +30,6 @@ from pydantic import (
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from ratelimit.exceptions import ConfigError
-from ratelimit.keys import parse_network
 from ratelimit.lists import Lists, read_lists
 from ratelimit.model import MAX_RATE, Address, Limit
 from ratelimit.notation import (
@@ -89,11 +88,6 @@ def _sync_interval(value: int) -> int:
     return value if value == 0 else _between(MILLISECOND, 10 * SECOND, MILLISECOND)(value)
 
 
-def _network(text: str) -> str:
-    parse_network(text)
-    return text
-
-
 def _store_url(url: str) -> str:
     if url != "memory://":
         parse(url)
@@ -133,9 +127,6 @@ BlockLength = Annotated[Duration, AfterValidator(_between(SECOND, 30 * DAY, SECO
 Forget = Annotated[Duration, AfterValidator(_between(SECOND, 366 * DAY, SECOND))]
 Hold = Annotated[Duration, AfterValidator(_between(SECOND, DAY, SECOND))]
 SyncInterval = Annotated[Duration, AfterValidator(_sync_interval)]
-NetworkText = Annotated[str, AfterValidator(_network)]
-"""An address or a network."""
-
 StatsSocket = Annotated[str, AfterValidator(parse_unix_path)]
 LimitName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
 """What HAProxy takes as the name of a SPOE message, of at most 64 characters."""
@@ -236,10 +227,13 @@ class LimitSection(_Section):
 
 
 class ListsSection(_Section):
-    """``[lists]``: who is never counted, and who is always refused."""
+    """``[lists]``: who is never counted, and who is always refused.
 
-    allow: tuple[NetworkText, ...] = Field((), strict=False)
-    deny: tuple[NetworkText, ...] = Field((), strict=False)
+    What the entries are, ``read_lists()`` finds out.
+    """
+
+    allow: tuple[str, ...] = Field((), strict=False)
+    deny: tuple[str, ...] = Field((), strict=False)
     allow_files: tuple[str, ...] = Field((), strict=False)
     deny_files: tuple[str, ...] = Field((), strict=False)
 
@@ -343,12 +337,19 @@ class Config(BaseSettings):
 
     def wrong(self, field: str, what: str) -> ConfigError:
         """Return the error for a field, such as ``agent.listen``, that shows only in use."""
-        return ConfigError([_line(self._path, tuple(field.split(".")), what)])
+        return ConfigError([self._line(field, what)])
 
-    def read_lists(self) -> Lists:
-        """Read the files of the lists; ConfigError with all that is wrong in them."""
+    def _line(self, field: str, what: str) -> str:
+        return _line(self._path, tuple(field.split(".")), what)
+
+    def read_lists(self, pause: Callable[[], object] = lambda: None) -> Lists:
+        """Read the lists and their files; ConfigError with all that is wrong in them.
+
+        ``pause`` is called after every millisecond of work or so.
+        """
         lists = self.lists
-        return read_lists(lists.allow, lists.deny, lists.allow_files, lists.deny_files)
+        files = lists.allow_files, lists.deny_files
+        return read_lists(lists.allow, lists.deny, *files, self._line, pause)
 
     def receivers(self) -> tuple[Receiver, ...]:
         """Return who is told of events; ConfigError if a secret can't be read any more."""

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 from ratelimit.engine.constants import ALLOW, DENY
 from ratelimit.exceptions import ConfigError
@@ -23,8 +26,9 @@ MAX_NETWORKS = 1_000_000
 
 _MAPPED = 0xFFFF << 32
 _END = 1 << 128
-_PIECE = 512  # networks sorted at a time
+_PIECE = 256  # networks, a millisecond of work
 _SHOWN = 10  # mistakes of a file
+_LONGEST = 1 << 16  # characters of a line
 
 Range = tuple[int, int, int]
 """First and last address, as 128 bits with IPv4 mapped, and the value of all of them."""
@@ -83,27 +87,51 @@ def cut(ranges: Iterable[Range]) -> tuple[bytes, bytes]:
 
 
 def read_lists(
-    allow: Sequence[str], deny: Sequence[str], allow_files: Sequence[str], deny_files: Sequence[str]
+    allow: Sequence[str],
+    deny: Sequence[str],
+    allow_files: Sequence[str],
+    deny_files: Sequence[str],
+    name: Callable[[str, str], str] = "{}: {}".format,
+    pause: Callable[[], object] = lambda: None,
 ) -> Lists:
-    """Return the lists; ConfigError with all that is wrong in the files."""
+    """Return the lists; ConfigError with all that is wrong in them.
+
+    ``name`` puts a field, such as ``lists.deny.0``, and what is wrong with it into a line;
+    ``pause`` is called after every small piece of the work.
+    """
     problems: list[str] = []
     pieces: list[list[Range]] = []
     counts = []
-    for value, networks, files in ((ALLOW, allow, allow_files), (DENY, deny, deny_files)):
-        found = map(parse_network, networks)
-        every = itertools.chain(found, *(_read_file(Path(name), problems) for name in files))
+    for value, field, texts, files in (
+        (ALLOW, "lists.allow", allow, allow_files),
+        (DENY, "lists.deny", deny, deny_files),
+    ):
+        entries = _parse(enumerate(texts), problems, partial(_place, name, field))
+        read = (
+            _read_file(Path(file), problems, partial(name, f"{field}_files.{number}"))
+            for number, file in enumerate(files)
+        )
+        every = itertools.chain(entries, *read)
         ranges = (span(network, value) for network in every)
         before = sum(map(len, pieces))
         while piece := sorted(itertools.islice(ranges, _PIECE), reverse=True):
             pieces.append(piece)
-            if before + _PIECE * len(pieces) > MAX_NETWORKS + 2 * _PIECE:
+            pause()
+            if _PIECE * len(pieces) > MAX_NETWORKS + 2 * _PIECE:
                 break
         counts.append(sum(map(len, pieces)) - before)
     if sum(counts) > MAX_NETWORKS:
         problems.append(f"lists: more than {MAX_NETWORKS} networks")
     if problems:
         raise ConfigError(problems)
-    return Lists(*cut(heapq.merge(*map(_drain, pieces))), *counts)
+    return Lists(*cut(_paced(heapq.merge(*map(_drain, pieces)), pause)), *counts)
+
+
+def _paced(ranges: Iterable[Range], pause: Callable[[], object]) -> Iterator[Range]:
+    for number, one in enumerate(ranges, 1):
+        yield one
+        if number % _PIECE == 0:
+            pause()
 
 
 def _drain(piece: list[Range]) -> Iterator[Range]:
@@ -115,22 +143,53 @@ def _drain(piece: list[Range]) -> Iterator[Range]:
         yield piece.pop()
 
 
-def _read_file(path: Path, problems: list[str]) -> Iterator[Network]:
-    """Yield the networks of a file: one a line, the rest of a line after ``#`` is a comment."""
+def _parse(
+    entries: Iterable[tuple[int, str]], problems: list[str], tell: Callable[[int, str], str]
+) -> Iterator[Network]:
+    """Yield the networks of numbered entries; of the first that are wrong, ``tell`` is a line."""
     wrong = 0
-    try:
-        with path.open(encoding="utf-8-sig", errors="backslashreplace") as lines:
-            for number, line in enumerate(lines, 1):
-                entry = line.partition("#")[0].strip()
-                if not entry:
-                    continue
-                try:
-                    yield parse_network(entry)
-                except ValueError as error:
-                    wrong += 1
-                    if wrong <= _SHOWN:
-                        problems.append(f"{path}: line {number}: {error}")
-    except OSError as error:
-        problems.append(f"{path}: {error.strerror}")
+    for number, entry in entries:
+        try:
+            yield parse_network(entry)
+        except ValueError as error:
+            wrong += 1
+            if wrong <= _SHOWN:
+                problems.append(tell(number, str(error)))
+            last = number
     if wrong > _SHOWN:
-        problems.append(f"{path}: {wrong - _SHOWN} more lines are wrong")
+        problems.append(tell(last, f"the last of {wrong - _SHOWN} more that are wrong"))
+
+
+def _place(name: Callable[[str, str], str], field: str, number: int, what: str) -> str:
+    return name(f"{field}.{number}", what)
+
+
+def _read_file(path: Path, problems: list[str], name: Callable[[str], str]) -> Iterator[Network]:
+    """Yield the networks of a file: one a line, the rest of a line after ``#`` is a comment."""
+    try:
+        # One that is not regular might never end, or never begin.
+        if path.exists() and not path.is_file():
+            problems.append(name(f"{path}: not a file"))
+            return
+        with path.open(encoding="utf-8-sig", errors="backslashreplace") as file:
+            before = os.fstat(file.fileno())
+            yield from _parse(_entries(file), problems, lambda n, what: f"{path}: line {n}: {what}")
+            after = os.fstat(file.fileno())
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            what = "changed while it was read; write another and rename it"
+            problems.append(name(f"{path}: {what}"))
+    except (OSError, ValueError) as error:
+        # ValueError: a path with a NUL.
+        problems.append(name(f"{path}: {error.strerror if isinstance(error, OSError) else error}"))
+
+
+def _entries(file: TextIO) -> Iterator[tuple[int, str]]:
+    """Yield what the lines of a file have beside comments, each with its number."""
+    number = 0
+    while line := file.readline(_LONGEST):
+        number += 1
+        if len(line) == _LONGEST and not line.endswith("\n"):
+            raise OSError(0, f"line {number} is too long for a list")
+        entry = line.partition("#")[0].strip()
+        if entry:
+            yield number, entry

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 SWITCH_INTERVAL = 0.0005
 """Seconds after which a thread is asked to let the answers go on; 5 ms is Python's own."""
 
+_PAUSE = 0.00005  # seconds; the kernel makes it twice that
+
 _SECTIONS = ("agent", "ops", "store", "haproxy")
 """What is taken at the start only."""
 
@@ -106,4 +108,10 @@ class Reloader:
 
 def _read(path: Path | None) -> tuple[Config, Lists]:
     config = load(path)
-    return config, config.read_lists()
+    return config, config.read_lists(_pause)
+
+
+def _pause() -> None:
+    # Sleeping lets go of the interpreter, and of the core: a thread that wants one of them and is
+    # woken for it may else be kept waiting for the whole slice of the one that runs, some 4 ms.
+    time.sleep(_PAUSE)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 
 import pytest
 
+from ratelimit.config import load
 from ratelimit.exceptions import ConfigError
 from ratelimit.keys import parse_network
 from ratelimit.limiter import Limiter
@@ -83,6 +85,46 @@ def test_all_that_is_wrong_in_files_is_told_with_its_line(tmp_path: Path) -> Non
     problems = caught.value.problems
     assert problems[0] == f"{file}: line 2: not an address or a network: 'example.com'"
     assert problems[1].startswith(f"{file}: line 3: '192.0.2.1/24' has bits set")
-    assert problems[2] == f"{tmp_path / 'none'}: No such file or directory"
-    assert problems[-1] == f"{bad}: 10 more lines are wrong"
+    assert problems[2] == f"lists.allow_files.1: {tmp_path / 'none'}: No such file or directory"
+    assert problems[-1] == f"{bad}: line 20: the last of 10 more that are wrong"
     assert len(problems) == 14
+
+
+def test_an_entry_that_is_wrong_is_told_with_its_place_in_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "ratelimit.toml"
+    file.write_text('[lists]\nallow = ["192.0.2.1"]\ndeny = ["192.0.2.2", "example.com"]\n')
+    with pytest.raises(ConfigError) as caught:
+        load(file).read_lists()
+    wrong = "not an address or a network: 'example.com'"
+    assert caught.value.problems == [f"{file}: lists.deny.1: {wrong}"]
+    monkeypatch.setenv("RATELIMIT_LISTS__DENY", "example.com")
+    with pytest.raises(ConfigError) as caught:
+        load(file).read_lists()
+    assert caught.value.problems == [f"environment: RATELIMIT_LISTS__DENY: {wrong}"]
+
+
+def test_what_is_no_file_of_lines_is_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    long = tmp_path / "long.lst"
+    long.write_text("192.0.2.1\n" + "1" * 100_000)
+    with pytest.raises(ConfigError) as caught:
+        read_lists([], [], [str(pipe), "/dev/zero", str(long), "a\0b"], [])
+    assert caught.value.problems == [
+        f"lists.allow_files.0: {pipe}: not a file",
+        "lists.allow_files.1: /dev/zero: not a file",
+        f"lists.allow_files.2: {long}: line 2 is too long for a list",
+        "lists.allow_files.3: a\0b: embedded null byte",
+    ]
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_taken(tmp_path: Path) -> None:
+    file = tmp_path / "deny.lst"
+    file.write_text("192.0.2.0/24\n" * 1000)
+    with pytest.raises(ConfigError) as caught:
+        read_lists([], [], [], [str(file)], pause=lambda: os.truncate(file, 13))
+    assert caught.value.problems[-1].startswith(
+        f"lists.deny_files.0: {file}: changed while it was read"
+    )
