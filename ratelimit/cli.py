@@ -17,7 +17,7 @@ import click
 
 from ratelimit import __version__, engine
 from ratelimit.config import Config, load
-from ratelimit.exceptions import ConfigError, RatelimitError
+from ratelimit.exceptions import ApiError, ConfigError, RatelimitError
 from ratelimit.model import Address
 from ratelimit.notation import SECOND, format_duration, parse_host_port
 from ratelimit.operate import COMMANDS
@@ -56,7 +56,7 @@ class _Program(click.Group):
             raise  # whoever read has what they wanted; click ends without a word
         except (RatelimitError, OSError) as error:
             click.echo(f"ratelimit: {error}", err=True)
-            sys.exit(1)
+            sys.exit(2 if isinstance(error, ApiError) and error.status in (400, 422) else 1)
 
 
 def _host_port(

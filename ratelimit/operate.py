@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -24,9 +24,6 @@ from ratelimit.shown import (
     show,
     status_tables,
 )
-
-if TYPE_CHECKING:
-    pass
 
 _PAGE = 1000
 
@@ -50,21 +47,13 @@ def asks(function: _Command) -> _Command:
         help="A file with the token; also RATELIMIT_TOKEN, which holds the token itself.",
     )
     @click.option("--json", "as_json", is_flag=True, help="For programs.")
-    @click.pass_context
-    def command(
-        context: click.Context, /, url: str, token_file: Path | None, **arguments: Any
-    ) -> None:
+    def command(url: str, token_file: Path | None, **arguments: Any) -> None:
         token = read_token(token_file) if token_file else os.environ.get("RATELIMIT_TOKEN", "")
         try:
             function(Client(url, token), **{name: _text(one) for name, one in arguments.items()})
         except KeyError as error:
-            click.echo(
-                f"ratelimit: {url}: an answer without {error}, as of no API of ours", err=True
-            )
-            context.exit(1)
-        except ApiError as error:
-            click.echo(f"ratelimit: {error}", err=True)
-            context.exit(2 if error.status in (400, 422) else 1)
+            text = f"{url}: the answer has no {error}; is this the API of ratelimit?"
+            raise ApiError(text) from error
 
     return functools.update_wrapper(command, function)
 

@@ -111,24 +111,35 @@ class Page:
         await until(true, expression)
 
     async def click(self, selector: str) -> None:
-        """Press the mouse's button in the middle of an element, as a person could."""
-        place = await self.find(
-            f"(() => {{ const it = document.querySelector({json.dumps(selector)});"
-            "it.scrollIntoView({block: 'center'}); const box = it.getBoundingClientRect();"
-            "const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];"
-            "return [x, y, it.contains(document.elementFromPoint(x, y))]; })()"
-        )
-        x, y, reached = place
-        assert reached, f"something covers {selector}, or it is out of the window"
-        for kind in ("mousePressed", "mouseReleased"):
-            await self.tell(
-                "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1
+        """Press the mouse's button in the middle of an element, as a person could.
+
+        Again if the element has moved meanwhile, as it does where something above it appears.
+        """
+        name = json.dumps(selector)
+
+        async def hit() -> bool:
+            x, y, reached = await self.find(
+                f"(() => {{ const it = document.querySelector({name}); window.hit = false;"
+                "document.addEventListener('click', (event) => {"
+                f"window.hit = Boolean(event.target.closest({name})); }},"
+                "{once: true, capture: true});"
+                "it.scrollIntoView({block: 'center'}); const box = it.getBoundingClientRect();"
+                "const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];"
+                "return [x, y, it.contains(document.elementFromPoint(x, y))]; })()"
             )
+            assert reached, f"something covers {selector}, or it is out of the window"
+            for kind in ("mousePressed", "mouseReleased"):
+                await self.tell(
+                    "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1
+                )
+            return bool(await self.find("window.hit"))
+
+        await until(hit, f"a click on {selector}")
 
     async def write(self, selector: str, text: str) -> None:
         """Click on a field and write a text into it, in place of what is there."""
         await self.click(selector)
-        await self.find("document.activeElement.select()")
+        await self.find(f"document.querySelector({json.dumps(selector)}).select()")
         await self.tell("Input.insertText", text=text)
 
     async def look(self, width: int, dark: bool = False) -> None:
