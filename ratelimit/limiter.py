@@ -305,9 +305,10 @@ class Limiter:
             slot = engine.slot(rule, key_bytes(key))
         else:
             slot = table.find(*hashed, TEXT << 16 | rule.index)
-        if until > table.now and table.until(slot) <= table.now:
-            engine.hold(rule, slot, until, by_hand)
+        if until > table.now >= table.until(slot) and not by_hand:
+            engine.hold(rule, slot, until)
         else:
+            # A block by hand may be short, and settles nothing: what came before it still counts.
             table.block(slot, until, by_hand)
 
     def _is_barred(self, key: str) -> bool:

@@ -206,6 +206,15 @@ def test_a_block_by_hand_is_no_strike() -> None:
     assert block.strikes == 1
 
 
+def test_a_block_by_hand_settles_nothing() -> None:
+    node = Node(Limit(rate=5, window=3600 * SECOND, block=(), strict=True))
+    assert [node.ask("192.0.2.1") for _ in range(5)] == ["allow"] * 5
+    node.by_hand("192.0.2.1", 2)
+    assert node.ask("192.0.2.1") == "block"
+    node.tick(3)
+    assert node.ask("192.0.2.1") == "throttle"
+
+
 def test_a_block_by_hand_outlives_eviction() -> None:
     node = Node(Limit(shadow=True), max_clients=8)
     node.by_hand("192.0.2.1", 1000)

@@ -87,7 +87,7 @@ cdef class Engine:
     cpdef int check(self, Rule rule, uint64_t hits) except -1
     cpdef Py_ssize_t slot(self, Rule rule, bytes key) except -1
     @cython.locals(table=Table, exchange=Exchange)
-    cpdef int hold(self, Rule rule, Py_ssize_t slot, uint64_t until, bint by_hand) except -1
+    cpdef int hold(self, Rule rule, Py_ssize_t slot, uint64_t until) except -1
     cpdef Py_ssize_t known(self, Rule rule, bytes key) except -2
     @cython.locals(table=Table, exchange=Exchange, counted=uint64_t, place=uint64_t)
     cpdef uint64_t hits(self, Rule rule, Py_ssize_t slot) except? 7777777777777777777

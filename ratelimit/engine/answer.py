@@ -496,7 +496,7 @@ class Engine:
                 rule, text, self.key.kind, table.words[slot], table.words[slot + 1], self.now
             )
             if self.until > table.now:
-                self.hold(rule, slot, self.until, False)
+                self.hold(rule, slot, self.until)
                 self.wait = self.until - table.now
                 rule.blocked += 1
                 return _BLOCK
@@ -530,10 +530,10 @@ class Engine:
                 counted += exchange.remote(place - 1, 0)
         return counted
 
-    def hold(self, rule: Rule, slot: int, until: int, by_hand: bool) -> None:
-        """Block a client until an epoch second; what it had done before is settled by that."""
+    def hold(self, rule: Rule, slot: int, until: int) -> None:
+        """Block a client of a limit until an epoch second, which settles what it had done."""
         table = self.table
-        table.block(slot, until, by_hand)
+        table.block(slot, until, False)
         rule.at(self.now)
         table.settle(slot, rule)
         if self.shared and table.halves[2 * slot + HOT] > 0:

@@ -323,7 +323,7 @@ def test_a_blocked_client_is_not_exchanged() -> None:
     engine, exchange = node()
     ask(engine, 40)
     slot = engine.slot(engine.rules[0], b"192.0.2.1")
-    engine.hold(engine.rules[0], slot, START // SECOND + 60, False)
+    engine.hold(engine.rules[0], slot, START // SECOND + 60)
     for turn in range(20):
         assert exchange.pack(START + turn * 50 * MS) == b""
 
