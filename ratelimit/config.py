@@ -345,7 +345,7 @@ class Config(BaseSettings):
     def read_lists(self, pause: Callable[[], object] = lambda: None) -> Lists:
         """Read the lists and their files; ConfigError with all that is wrong in them.
 
-        ``pause`` is called after every millisecond of work or so.
+        ``pause`` is called after every half a millisecond of work or so.
         """
         lists = self.lists
         files = lists.allow_files, lists.deny_files
