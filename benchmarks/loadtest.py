@@ -23,9 +23,13 @@ from benchmarks.end_to_end import SHIPPED, HAProxy
 from benchmarks.harness import ROOT, Program, Programs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from benchmarks.plan import Plan
 
 APPLICATIONS = 3
+
+_LOOK = 5  # seconds
 
 
 def start(programs: Programs, run: Plan) -> tuple[HAProxy, dict[str, list[Program]]]:
@@ -83,7 +87,9 @@ def main() -> None:
             command += ["--headless"]
         before = {name: sum(p.cpu() for p in found) for name, found in servers.items()}
         begin = time.monotonic()
-        code = follow(command)
+        # Its table forgets within seconds, so one look at the end would miss what has been.
+        looks: list[bool] = []
+        code = follow(command, lambda: looks.append(haproxy.counted_alone()))
         seconds = time.monotonic() - begin
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         cores = {"locust": (used.ru_utime + used.ru_stime) / seconds} | {
@@ -93,18 +99,26 @@ def main() -> None:
         print("cores used: " + ", ".join(f"{name} {value:.2f}" for name, value in cores.items()))
         counters = haproxy.counters()
         print(f"HAProxy counted {counters.passed:,} answers 200 and {counters.refused:,} refusals")
-        if haproxy.counted_alone():
-            print("the agent did not answer in time, or was away: HAProxy counted alone meanwhile")
+        if any(looks):
+            print(
+                f"{sum(looks)} of {len(looks)} looks show that the agent did not answer in time, or"
+                " was away: HAProxy counted alone meanwhile, and logins were not counted"
+            )
     sys.exit(code)
 
 
-def follow(command: list[str]) -> int:
-    """Run locust to its end and return its exit code; it ends with this program."""
+def follow(command: list[str], look: Callable[[], None]) -> int:
+    """Run locust to its end and return its exit code; it ends with this program.
+
+    ``look`` is called every few seconds meanwhile.
+    """
     locust = subprocess.Popen(command, cwd=ROOT)
     try:
         while True:
             try:
-                return locust.wait()
+                return locust.wait(_LOOK)
+            except subprocess.TimeoutExpired:
+                look()
             except KeyboardInterrupt:
                 continue  # it was told as well, and still has to report
     finally:
