@@ -21,7 +21,9 @@ from ratelimit.limiter import Limiter, Sharing
 from ratelimit.model import SUB_WINDOWS, Block
 from ratelimit.store.base import Events, Node, SharedStore, Store, StoreError
 
-_GENERATION = 64 * SUB_WINDOWS  # ticks after which counts go to a new key, and the old one ends
+# Windows after which counts go to a new key, and the old one ends; it keeps all clients until then.
+_GENERATION = 64
+_GENERATION_LONG = 4  # of a minute at least
 _GAP = 0.002  # seconds from the beginning of an exchange to that of the next, at least
 _DEADLINE = 0.03
 """Seconds that an answer waits for the store; under HAProxy's ``timeout processing``."""
@@ -233,8 +235,10 @@ class Sync:
             notice = exchange.notice()
             hot = rule.limit.name.encode() + b"\0" + notice if notice else b""
             sub_window = rule.limit.window // SUB_WINDOWS
-            ttl = 2 * _GENERATION * sub_window // 1_000_000
-            generation = now // sub_window // _GENERATION
+            long = rule.limit.window >= 60 * SECOND
+            ticks = (_GENERATION_LONG if long else _GENERATION) * SUB_WINDOWS
+            ttl = 2 * ticks * sub_window // 1_000_000
+            generation = now // sub_window // ticks
             # What the batch carried counts as sent if this fails: hits may be lost to the others,
             # none is counted twice. The store tells of its outages itself.
             sent = time.monotonic_ns()

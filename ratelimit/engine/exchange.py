@@ -40,6 +40,8 @@ _MAX_RECORDS = 1000  # of a batch: 92,000 bytes, and a few milliseconds of the s
 _HALF = 1 << WEIGHT_BITS - 1  # to round a share to the nearest
 _INTERVAL = 10_000_000  # nanoseconds
 _NEAR = 3  # intervals before its limit from which on a client's hits are sent at once
+_ROUNDS = 1200  # of a window, at most,
+_MAX_REFRESH = 1000  # but one a second; milliseconds
 _AGES = 1 << 31  # milliseconds; what seems to be as long ago is in the future
 _M32 = 0xFFFFFFFF
 _MAX_OTHERS = 1 << 27  # hits of a tick; 17 of them fit into the sum
@@ -59,10 +61,10 @@ _DUE = 39  # and the millisecond from which on a batch is to carry it, 0 for the
 class Exchange:
     """The hot clients of one limit, at most ``capacity``.
 
-    Every ``refresh`` milliseconds a round of batches carries them all, whether or not they have
-    fresh hits; ``refresh`` of 0 means that every batch carries those that have. Of one that could
-    exceed its limit before the next round, the others are asked every ``interval`` nanoseconds,
-    and nearer its limit when half of the time has gone until then. ``due`` is the time, as of
+    Every ``refresh`` milliseconds, more with a long window, a round of batches carries them all,
+    whether or not they have fresh hits; ``refresh`` of 0 means that every batch carries those that
+    have. Of one that could exceed its limit before the next round, the others are asked every
+    ``interval`` nanoseconds, and nearer its limit when half of the time has gone until then. ``due`` is the time, as of
     ``Rule.at()``, by which the next batch should be packed for such a client, or 0.
     A client's place here, counted from 1, is kept in its slot of the table. ``overflow`` counts
     clients that should be hot and found no room: this node counts them alone.
@@ -72,7 +74,10 @@ class Exchange:
         self.table = table
         self.rule = rule
         self.capacity = capacity
-        self.refresh = refresh
+        # A client stays hot for two windows: with one of a day, as many rounds a second as with a
+        # short one would say the same a million times.
+        most = min(rule.limit.window // _MILLISECOND // _ROUNDS, _MAX_REFRESH)
+        self.refresh = max(refresh, most) if refresh > 0 else 0
         self.interval = _INTERVAL
         self.announced = False
         self.due = 0

@@ -259,6 +259,14 @@ def test_far_from_its_limit_a_client_goes_with_the_next_round() -> None:
     assert sum(record(exchange, START + 100 * MS)) == 0, "asked about without hits of its own"
 
 
+@pytest.mark.parametrize(
+    ("seconds", "refresh"), [(1, 50), (10, 50), (60, 50), (600, 500), (86_400, 1000)]
+)
+def test_rounds_of_a_long_window_are_fewer(seconds: int, refresh: int) -> None:
+    _, exchange = node(Limit(window=seconds * SECOND, block=()))
+    assert exchange.refresh == refresh
+
+
 def test_with_more_than_its_part_of_the_slack_a_node_sends_at_once() -> None:
     engine, exchange = node()
     engine.at(START + 60 * MS)
