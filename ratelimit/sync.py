@@ -258,7 +258,9 @@ class Sync:
         name, _, notices = hot.partition(b"\0")
         rule = self.limiter.rule(name.decode("ascii", "replace"))
         if rule is not None and len(notices) % NOTICE_BYTES == 0:
-            self.limiter.engine.exchanges[rule.index].warm(notices)
+            engine = self.limiter.engine
+            engine.at(self.now())
+            engine.exchanges[rule.index].warm(notices, engine.now)
             self._plan()
 
     def put(self, block: Block) -> None:

@@ -8,6 +8,7 @@ from ratelimit.spop.codec cimport Writer
 cdef uint64_t RING
 cdef int WEIGHT_BITS, HOT, SETTLED, ANSWER_BYTES, NOTICE_BYTES, RECORD_BYTES, FIRST_COUNTER
 cdef uint64_t _AGES, _HALF, _INTERVAL, _NEAR, _MAX_OTHERS, _MAX_UNSENT, _MILLISECOND, _M32
+cdef uint64_t _KIND, _IS_NEAR, _ROUNDS, _MAX_REFRESH
 cdef int TELL, TELL_NEAR, TOLD, TOLD_NEAR
 cdef int _TELL, _MAX_RECORDS, _WORDS, _HALVES, _REMOTE, _SUM, _UNSENT, _ASKED, _RESERVED
 cdef int _DUE
@@ -30,8 +31,11 @@ cdef class Exchange:
 
     @cython.locals(table=Table, place=uint32_t, i=int)
     cpdef void heat(self, Py_ssize_t slot, uint32_t told) noexcept
-    @cython.locals(n=Py_ssize_t, start=Py_ssize_t, slot=Py_ssize_t, place=uint32_t)
-    cpdef int warm(self, bytes notices) except -1
+    @cython.locals(
+        n=Py_ssize_t, start=Py_ssize_t, slot=Py_ssize_t, place=uint32_t,
+        hi=uint64_t, lo=uint64_t, kind=uint64_t, ident=uint64_t,
+    )
+    cpdef int warm(self, bytes notices, uint64_t now) except -1
     cpdef bytes notice(self)
     @cython.locals(
         rule=Rule, mine=Py_ssize_t, left=uint64_t, last=Py_ssize_t, own=Py_ssize_t,
@@ -62,7 +66,7 @@ cdef class Exchange:
         sent=uint32_t, _=int,
     )
     cdef void record(self, uint32_t place, Py_ssize_t slot) noexcept
-    @cython.locals(told=uint32_t)
+    @cython.locals(told=uint32_t, kind=uint64_t)
     cdef void tell(self, uint32_t place, Py_ssize_t slot) noexcept
     @cython.locals(
         rule=Rule, table=Table, batch=bytes, n=uint32_t, place=uint32_t, slot=Py_ssize_t,

@@ -42,6 +42,8 @@ _INTERVAL = 10_000_000  # nanoseconds
 _NEAR = 3  # intervals before its limit from which on a client's hits are sent at once
 _ROUNDS = 1200  # of a window, at most,
 _MAX_REFRESH = 1000  # but one a second; milliseconds
+_KIND = 0x7F  # of a client's key, in a notice
+_IS_NEAR = 0x80
 _AGES = 1 << 31  # milliseconds; what seems to be as long ago is in the future
 _M32 = 0xFFFFFFFF
 _MAX_OTHERS = 1 << 27  # hits of a tick; 17 of them fit into the sum
@@ -64,8 +66,9 @@ class Exchange:
     Every ``refresh`` milliseconds, more with a long window, a round of batches carries them all,
     whether or not they have fresh hits; ``refresh`` of 0 means that every batch carries those that
     have. Of one that could exceed its limit before the next round, the others are asked every
-    ``interval`` nanoseconds, and nearer its limit when half of the time has gone until then. ``due`` is the time, as of
-    ``Rule.at()``, by which the next batch should be packed for such a client, or 0.
+    ``interval`` nanoseconds, and nearer its limit when half of the time has gone until then.
+    ``due`` is the time, as of ``Rule.at()``, by which the next batch should be packed for such a
+    client, or 0.
     A client's place here, counted from 1, is kept in its slot of the table. ``overflow`` counts
     clients that should be hot and found no room: this node counts them alone.
     """
@@ -118,20 +121,25 @@ class Exchange:
         self.plan(place, 0)
         table.halves[2 * slot + HOT] = place + 1
 
-    def warm(self, notices: bytes) -> None:
-        """Share the clients that another node has told of, as far as this node knows them.
+    def warm(self, notices: bytes, now: int) -> None:
+        """Share the clients that another node has told of at ``now``, as of ``pack()``.
 
-        One that it does not know has no hits here. A rest of less than a notice is ignored.
+        One that this node does not know has no hits here, and is no business of this node's unless
+        it is near its limit: then it must not have a share of its own here, if it comes. A rest of
+        less than a notice is ignored.
         """
+        self.rule.at(now)
         for n in range(len(notices) // NOTICE_BYTES):
             start = NOTICE_BYTES * n
-            slot = self.table.peek(
-                self.number(notices, start, 8),
-                self.number(notices, start + 8, 8),
-                self.number(notices, start + 16, 1) << 16 | self.rule.index,
-            )
+            hi = self.number(notices, start, 8)
+            lo = self.number(notices, start + 8, 8)
+            kind = self.number(notices, start + 16, 1)
+            ident = (kind & _KIND) << 16 | self.rule.index
+            slot = self.table.peek(hi, lo, ident)
             if slot < 0:
-                continue
+                if kind <= _KIND or self.size >= self.capacity:
+                    continue
+                slot = self.table.find(hi, lo, ident)
             place = self.table.halves[2 * slot + HOT]
             if place == 0:
                 self.heat(slot, TOLD)
@@ -140,7 +148,10 @@ class Exchange:
                 self.plan(place - 1, 0)
 
     def notice(self) -> bytes:
-        """Return what the other nodes are to be told: 17 bytes a client, its key and kind."""
+        """Return what the other nodes are to be told: 17 bytes a client, its key and kind.
+
+        The highest bit of the kind says that the client is near its limit.
+        """
         return self.notices.take()
 
     def press(self, slot: int, place: int, counted: int) -> bool:
@@ -344,17 +355,19 @@ class Exchange:
     def tell(self, place: int, slot: int) -> None:
         """Write a client's notice, if it is due."""
         told = self.halves[_HALVES * place + _TELL]
+        kind = self.table.words[slot + 2] >> 16 & _KIND
         if told == TELL:
             self.halves[_HALVES * place + _TELL] = TOLD
             # What the others have of it, they say only now.
             self.plan(place, self.interval)
         elif told == TELL_NEAR:
             self.halves[_HALVES * place + _TELL] = TOLD_NEAR
+            kind |= _IS_NEAR
         else:
             return
         self.u64(self.notices, self.table.words[slot])
         self.u64(self.notices, self.table.words[slot + 1])
-        self.notices.byte(self.table.words[slot + 2] >> 16 & 0xFF)
+        self.notices.byte(kind)
 
     def learn(self, answers: bytes) -> None:
         """Take the store's answers to the last batch.

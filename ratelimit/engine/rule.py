@@ -89,11 +89,12 @@ class Rule:
         """Share clients with this many nodes, this one included; 1 is to share none.
 
         A client is shared above ``share`` hits, so that those who are not have at most half of the
-        limit on all nodes together; above ``near`` the others are told at once.
+        limit on all nodes together; above ``near`` the others, which may have come to know them
+        since, are told again: below it even what they may have unsaid is within the limit.
         """
         self.nodes = nodes
         self.share = self.limit.rate // (2 * nodes) if nodes > 1 else _NEVER
-        self.near = self.limit.rate * 4 // 5 if nodes > 1 else _NEVER
+        self.near = self.limit.rate - (nodes - 1) * self.share - 1 if nodes > 1 else _NEVER
 
     def at(self, now: int) -> None:
         """Set the time, in nanoseconds since the epoch."""

@@ -51,10 +51,12 @@ class Store:
 class Fleet:
     """Nodes that exchange at an interval of 10 ms as ``sync.py`` does; it takes half of one."""
 
-    def __init__(self, nodes: int, seed: int, engine: type[Engine] = Engine) -> None:
+    def __init__(
+        self, nodes: int, seed: int, engine: type[Engine] = Engine, limit: Limit = LIMIT
+    ) -> None:
         self.random = random.Random(seed)
         self.store = Store()
-        self.engines = [engine([LIMIT], 1000, lambda *_: 0, SECRET, 100, 50) for _ in range(nodes)]
+        self.engines = [engine([limit], 1000, lambda *_: 0, SECRET, 100, 50) for _ in range(nodes)]
         for node in self.engines:
             node.rules[0].divide(nodes)
         self.now = START + self.random.randrange(SECOND)
@@ -104,7 +106,7 @@ class Fleet:
                 for node, engine in enumerate(self.engines):
                     if node != teller:
                         engine.at(when)
-                        engine.exchanges[0].warm(notice)
+                        engine.exchanges[0].warm(notice, when)
 
     def send(self, node: int, now: int) -> None:
         engine = self.engines[node]
@@ -158,6 +160,30 @@ def test_a_client_at_nine_tenths_is_never_refused(nodes: int, uneven: bool) -> N
     fleet = Fleet(nodes, seed=nodes)
     for at in arrivals(fleet, 0.9 * LIMIT.rate, 5):
         assert fleet.ask(pick(fleet, uneven), at)
+
+
+@pytest.mark.parametrize("nodes", [2, 3, 4, 8])
+@pytest.mark.parametrize("rate", [10, 100])
+def test_a_slow_client_has_not_one_hit_above_the_limit(nodes: int, rate: int) -> None:
+    limit = Limit(rate=rate, window=100 * SECOND, block=())
+    for seed in range(20):
+        fleet = Fleet(nodes, seed, limit=limit)
+        start = fleet.now
+        passed = sum(
+            fleet.ask(pick(fleet, seed % 2 == 0), start + n * 200 * MS) for n in range(rate + 5)
+        )
+        assert passed == rate
+
+
+@pytest.mark.parametrize("nodes", [2, 4])
+def test_a_client_that_moves_to_another_node_has_no_second_share(nodes: int) -> None:
+    fleet = Fleet(nodes, seed=nodes)
+    start = fleet.now
+    # All that it may have at one node, and then some at each of the others.
+    passed = sum(fleet.ask(0, start + n * MS) for n in range(99))
+    for other in range(1, nodes):
+        passed += sum(fleet.ask(other, start + (100 * other + n) * MS) for n in range(60))
+    assert 99 <= passed <= LIMIT.rate + nodes
 
 
 def test_a_client_below_its_share_costs_the_store_nothing() -> None:
@@ -353,7 +379,7 @@ def test_any_answers_and_notices_do_no_harm(answers: bytes, notices: bytes) -> N
         ask(engine, 40, client)
     exchange.pack(START)
     exchange.learn(answers[: ANSWER_BYTES * len(clients)])
-    exchange.warm(notices)
+    exchange.warm(notices, START)
     assert ask(engine, 1, "192.0.2.200") == 1
 
 
