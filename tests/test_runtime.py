@@ -31,7 +31,7 @@ from ratelimit.runtime import (
 )
 from ratelimit.runtime.edge import MAX_QUEUED
 from tests.edges import TABLE, Edge, edges, unprivileged
-from tests.integration.world import World, until, world
+from tests.integration.world import LONGEST, World, until, world
 from tests.integration.world import run as run_world
 
 LATER = "it is told as soon as it can be"
@@ -68,7 +68,7 @@ async def runtime(*made: Edge, timeout: float = 1) -> AsyncIterator[Runtime]:
 
 def run(test: Awaitable[None]) -> None:
     async def main() -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(LONGEST):
             await test
 
     asyncio.run(main())
@@ -109,6 +109,17 @@ def test_an_entry_blocks_nobody_else(key: str, entry: str | None) -> None:
         ("2001:db8::/56", "2001:db8::", ["2001:db8::"]),
         ("2001:db8::/64", None, ["2001:db8::"]),  # not the other 255
         ("2001:db8:0:1::/64", None, ["2001:db8:0:1::", "2001:db8::"]),
+        ("::1", None, ["::1", "::", "::ffff:0.0.0.0"]),
+        (
+            "2002:c000:204:7::1",
+            None,
+            [
+                "2002:c000:204:7::1",
+                "2002:c000:204::",
+                "::ffff:192.0.2.0",
+            ],
+        ),
+        ("2002:c000::/32", "2002:c000::", ["2002:c000::", "::ffff:192.0.0.0"]),
     ],
 )
 def test_clients_of_other_prefixes(key: str, pushed: str | None, entries: list[str]) -> None:
@@ -198,6 +209,30 @@ def test_a_pushed_block_refuses_the_next_request_and_a_lift_lets_it_pass(tmp_pat
         await tested.close()
 
     run_world(tmp_path, test)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("client", "network"), [("2002:c000:204:7::1", "2002:c000:204::/48"), ("::1", "::/64")]
+)
+def test_an_address_that_haproxy_takes_for_another_is_lifted(
+    tmp_path: Path, client: str, network: str
+) -> None:
+    async def test(made: World) -> None:
+        (made.folder / "haproxy" / "lb.lst").write_text("127.0.0.9\n")
+        await made.reload()
+        balancer = made.client("127.0.0.9")
+        tested = Runtime([f"{tmp_path}/haproxy.sock"])
+        for key in (client, network):
+            while (await balancer.get(X_Forwarded_For=client)).status == 200:
+                pass
+            assert "gpt0=" in await made.runtime("show table t_block")
+            assert len(await tested.edge(client)) == 1
+            assert await tested.lift(key) == []
+            assert "gpt0=" not in await made.runtime("show table t_block")
+        await tested.close()
+
+    run_world(tmp_path, test, "[limits.default]\nrate = 5\nwindow = '1m'\n")
 
 
 @pytest.mark.integration

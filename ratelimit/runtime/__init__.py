@@ -34,6 +34,7 @@ from ratelimit.runtime.words import (
     refusal,
     set_entry,
     show_entries,
+    taken_for,
 )
 
 __all__ = [
@@ -176,7 +177,12 @@ class Runtime:
         if network is None:
             return []
         if network.num_addresses > 1:
-            return await self._change(str(network), lambda: Change(network=network))
+            faults = await self._change(str(network), lambda: Change(network=network))
+            inside = taken_for(network, self.prefixes)
+            if inside is not None:
+                more = await self._change(str(inside), lambda: Change(network=inside))
+                faults = list(dict.fromkeys(faults + more))
+            return faults
         command = ";".join(clear_entry(entry) for entry in entries_of(network, self.prefixes))
         return await self._change(str(network), lambda: Change(command))
 

@@ -19,6 +19,8 @@ MAX_COMMAND = 15_000
 """Bytes of a command line: HAProxy reads it into a buffer of 16 KiB, and drops what is longer."""
 
 _MAPPED = IPv6Network("::ffff:0:0/96")
+_SIX_TO_FOUR = IPv6Network("2002::/16")
+_LOOPBACK = IPv6Address("::1")
 _LAST_SECOND = (1 << 32) - 1  # gpt0 has 32 bits
 _IN_USE = "Entry currently in use, cannot remove"
 _ENTRY = re.compile(r"key=(\S+) .*exp=(\d+) .*gpt0=(\d+)")
@@ -83,7 +85,26 @@ def entries_of(network: Network, prefixes: Prefixes) -> list[str]:
     keys = [_key(network.network_address)]
     if network.prefixlen > prefixes.of(network):
         keys.append(_key(network.supernet(new_prefix=prefixes.of(network)).network_address))
+    if (inside := taken_for(network, prefixes)) is not None:
+        keys.append(_key(inside.network_address))
     return list(dict.fromkeys(keys))
+
+
+def taken_for(network: Network, prefixes: Prefixes) -> IPv4Network | None:
+    """Return the IPv4 clients as which HAProxy 3.0 and later may remember these addresses.
+
+    Its ``ipmask()`` looks for an IPv4 address in 6to4 ones (RFC 3056) and in those that were once
+    compatible (RFC 4291, 2.5.5.1). Of the latter only ``::1`` is ever a client.
+    """
+    if network.version == 4:
+        return None
+    if network.subnet_of(_SIX_TO_FOUR):
+        number = int(network.network_address) >> 80 & 0xFFFFFFFF
+        bits = min(network.prefixlen - _SIX_TO_FOUR.prefixlen, prefixes.ipv4)
+        return IPv4Network((number, bits), strict=False)
+    if _LOOPBACK in network:
+        return IPv4Network((int(_LOOPBACK), prefixes.ipv4), strict=False)
+    return None
 
 
 def within(key: str, network: Network) -> bool:
