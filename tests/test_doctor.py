@@ -22,7 +22,7 @@ from ratelimit.exceptions import SpopError
 from ratelimit.spop.frames import read_health, write_agent_disconnect, write_agent_hello
 from ratelimit.store import Events, Node, open_store
 from tests.edges import unprivileged
-from tests.integration.world import free_port, until
+from tests.integration.world import LONGEST, free_port, until
 from tests.plant import Installation, Plant, replaced, without
 from tests.store.servers import Server
 
@@ -34,7 +34,7 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plant:
 
 def run(test: Awaitable[None]) -> None:
     async def main() -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(LONGEST):
             await test
 
     asyncio.run(main())

@@ -22,6 +22,7 @@ from structlog.testing import capture_logs
 
 from ratelimit.cli import main
 from tests import wire
+from tests.integration.world import LONGEST
 from tests.ops.running import Running, block, running, until
 
 LATER = 1 << 31
@@ -62,7 +63,7 @@ def run(
     folder: Path, test: Callable[[Shell], Awaitable[None]], config: str = "", clients: int = 1000
 ) -> None:
     async def go() -> None:
-        async with asyncio.timeout(60), running(folder, config, clients) as api:
+        async with asyncio.timeout(LONGEST), running(folder, config, clients) as api:
             await test(Shell(api))
 
     with capture_logs():  # the node's log would be among what a command prints

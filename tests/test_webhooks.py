@@ -21,7 +21,8 @@ from structlog.testing import capture_logs
 
 from ratelimit import webhooks as module
 from ratelimit.webhooks import EVENTS, QUEUE, SIGNATURE, TRIES, Event, Receiver, Webhooks, sign
-from tests.store.servers import free_port, until
+from tests.integration.world import free_port
+from tests.store.servers import until
 
 SECRET = b"0123456789abcdef"
 Answer = Callable[[int], Awaitable[web.Response]]

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.integration.world import World, until
+from tests.integration.world import LONGEST, World, until
 from tests.plant import Installation, Plant
 
 pytestmark = pytest.mark.integration
@@ -29,7 +29,7 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plant:
 
 def run(test: Awaitable[None]) -> None:
     async def main() -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(LONGEST):
             await test
 
     asyncio.run(main())

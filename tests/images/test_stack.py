@@ -76,9 +76,9 @@ def test_signals_reload_the_limits_and_haproxy(up: Stack) -> None:
     with Visitor(client(up), haproxy) as visitor:
         podman("kill", "--signal=HUP", agent.name)
         until(lambda: "configuration reloaded" in agent.log(), "the agent has read its file")
-        workers = haproxy.log().count("New worker")
+        workers = haproxy.log().count("Loading success")
         podman("kill", "--signal=USR2", haproxy.name)
-        until(lambda: haproxy.log().count("New worker") > workers, "HAProxy has a new worker")
+        until(lambda: haproxy.log().count("Loading success") > workers, "HAProxy has a new worker")
         until(haproxy.healthy, "it is well")
     assert set(visitor.answers) == {"200"}
 

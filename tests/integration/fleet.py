@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from tests import wire
+from tests.integration.world import PATIENCE
 from tests.store.servers import PROGRAM, Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
-
-PATIENCE = 15.0
-"""Seconds after which a condition that has not come true fails the test."""
 
 BLOCKED = "block"
 THROTTLED = "throttle"
@@ -87,7 +85,7 @@ class Node:
                 stderr=log,
                 stdin=subprocess.DEVNULL,
             )
-        until(self._connects, f"{self.name} listens: {self.log()}")
+        until(self._connects, f"{self.name} listens")
         return self
 
     def _connects(self) -> bool:

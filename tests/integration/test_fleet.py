@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import signal
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ratelimit.store.redis import EXCHANGE_TIMEOUT
 from tests.integration.fleet import BLOCKED, THROTTLED, Fleet, Node, fleet, spread, until
 from tests.store.servers import PROGRAM
 
@@ -179,7 +181,7 @@ def test_redis_that_hangs(folder: Path) -> None:
         nodes = [it.add(), it.add()]
         it.settled(RATE)
         it.server.pause()
-        slowest = 0.0
+        seconds = []
         number = 0
         # New clients all the while, each over its share, so that there is something to tell.
         while not all("store lost" in node.log() for node in nodes):
@@ -187,9 +189,10 @@ def test_redis_that_hangs(folder: Path) -> None:
             for node in nodes:
                 answer = node.ask(f"203.0.{number >> 8 & 255}.{number & 255}", RATE // 2)
                 assert answer.reason is None
-                slowest = max(slowest, answer.seconds)
-        assert number > 10
-        assert slowest < 0.1  # a machine with other work; a node that waited would take 0.25
+                seconds.append(answer.seconds)
+        # A node that waited would have taken the time limit once, and then known.
+        assert number > 1
+        assert statistics.median(seconds) < EXCHANGE_TIMEOUT
         it.server.resume()
         logged(it, "store back")
         answers = spread(nodes, CLIENT, rate=2 * RATE, seconds=2)

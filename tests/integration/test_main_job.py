@@ -35,7 +35,11 @@ def single(field: str) -> tuple[str, dict[str, int]]:
     return item.value, dict(item.params)
 
 
-SHORT = "[limits.default]\nblock = ['1s', '2s']\n"
+LONG = "[limits.default]\nwindow = '30s'\n"
+"""The default limit in a window in which a machine that does much else can exceed it, too."""
+
+SHORT = "[limits.default]\nrate = 20\nwindow = '2s'\nblock = ['3s', '5s']\n"
+"""Blocks that a test can wait for; longer than the window, so that no hit before them counts."""
 
 
 def test_a_client_under_the_limit_is_never_refused(tmp_path: Path) -> None:
@@ -43,10 +47,11 @@ def test_a_client_under_the_limit_is_never_refused(tmp_path: Path) -> None:
         async def steady(source: str) -> list[int]:
             client = w.client(source)
             found = []
-            started = time.monotonic()
-            for n in range(180):
-                # 90 a second, by the clock, however long an answer takes.
-                await asyncio.sleep(max(0.0, started + n / 90 - time.monotonic()))
+            due = time.monotonic()
+            for _ in range(180):
+                # 90 a second. What is late delays the others, or there would be more in a second.
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                due = max(due, time.monotonic()) + 1 / 90
                 found.append((await client.get()).status)
             return found
 
@@ -70,26 +75,26 @@ def test_above_the_limit_a_client_is_refused_and_others_are_not(tmp_path: Path) 
         assert refused.headers["content-type"] == "application/problem+json"
         assert json.loads(refused.body)["status"] == 429
 
-    run(tmp_path, test)
+    run(tmp_path, test, LONG)
 
 
 def test_the_edge_denies_without_asking_until_the_block_ends(tmp_path: Path) -> None:
     async def test(w: World) -> None:
         client = w.client("127.3.0.1")
-        assert Counter(await client.statuses(500)) == {200: 100, 429: 400}
+        assert await client.statuses(60) == [200] * 20 + [429] * 40
         table = await w.runtime("show table t_block")
         found = re.search(r"key=::ffff:127\.3\.0\.1 .*gpt0=(\d+)", table)
         assert found, table
         end = int(found[1])
-        assert 0 < end - time.time() <= 2
+        assert 0 < end - time.time() <= 4
 
         async def passes() -> bool:
             return (await client.get()).status == 200
 
         await until(passes, "the block ends")
         assert time.time() >= end
-        # 100 and the one that was refused were asked before the block, one after it.
-        assert w.checks() == 102
+        # 20 and the one that was refused were asked before the block, one after it.
+        assert w.checks() == 22
 
     run(tmp_path, test, SHORT)
 
@@ -103,11 +108,12 @@ def test_the_second_block_is_longer(tmp_path: Path) -> None:
 
         waits = []
         for _ in range(2):
-            await client.statuses(101)
-            waits.append(int((await client.get()).headers["retry-after"]))
+            while (answer := await client.get()).status == 200:
+                pass
+            waits.append(int(answer.headers["retry-after"]))
             await until(passes, "the block ends")
-        assert waits[0] in (1, 2)
-        assert waits[1] in (2, 3)
+        assert waits[0] in (3, 4)
+        assert waits[1] in (5, 6)
 
     run(tmp_path, test, SHORT)
 
@@ -123,7 +129,7 @@ def test_a_throttled_client_is_asked_about_each_time_and_told_its_quota(tmp_path
         assert "127.3.0.3" not in await w.runtime("show table t_block")
         assert w.checks() == 101
 
-    run(tmp_path, test, "[limits.default]\nblock = []\n")
+    run(tmp_path, test, f"{LONG}block = []\n")
 
 
 def test_http2_with_a_hundred_streams_at_once(tmp_path: Path) -> None:
@@ -143,7 +149,7 @@ def test_http2_with_a_hundred_streams_at_once(tmp_path: Path) -> None:
             assert Counter(a.status_code for a in answers) == {429: 100}
         assert w.requests == {"127.4.0.1": 100}
 
-    run(tmp_path, test)
+    run(tmp_path, test, LONG)
 
 
 def test_ipv6(tmp_path: Path) -> None:
@@ -156,7 +162,7 @@ def test_ipv6(tmp_path: Path) -> None:
         assert "key=:: " in table or "key=::ffff:0.0.0.1 " in table, "as its /64"
         assert (await w.client("127.0.0.1").get()).status == 200
 
-    run(tmp_path, test)
+    run(tmp_path, test, LONG)
 
 
 @pytest.mark.parametrize("direct", [{}, {"RATELIMIT_DIRECT": "reject"}])
@@ -174,7 +180,7 @@ def test_ipv4_clients_of_a_socket_of_both_kinds(tmp_path: Path, direct: dict[str
             assert await client.statuses(60) == [200] * 60, "nor while HAProxy counts alone"
 
     port = free_port()
-    run(tmp_path, test, port=port, RATELIMIT_LISTEN=f"[::]:{port}", **direct)
+    run(tmp_path, test, LONG, port=port, RATELIMIT_LISTEN=f"[::]:{port}", **direct)
 
 
 def test_a_header_of_an_untrusted_peer_is_not_believed(tmp_path: Path) -> None:
@@ -187,7 +193,7 @@ def test_a_header_of_an_untrusted_peer_is_not_believed(tmp_path: Path) -> None:
         assert last.status == 429
         assert w.requests == {"127.5.0.1": 100}
 
-    run(tmp_path, test)
+    run(tmp_path, test, LONG)
 
 
 def test_behind_a_trusted_load_balancer_and_cdn_the_client_counts(tmp_path: Path) -> None:
@@ -214,7 +220,7 @@ def test_behind_a_trusted_load_balancer_and_cdn_the_client_counts(tmp_path: Path
             nameless = await balancer.get(X_Forwarded_For="unknown")
         assert nameless.status == 200, "a proxy is not limited in its clients' stead"
 
-    run(tmp_path, test)
+    run(tmp_path, test, LONG)
 
 
 def test_the_log_tells_verdict_limit_and_cost(tmp_path: Path) -> None:
@@ -229,7 +235,7 @@ def test_the_log_tells_verdict_limit_and_cost(tmp_path: Path) -> None:
         assert tails[100][1] == "default"
         assert all(tail[2].isdecimal() for tail in tails[:101]), "milliseconds of the question"
 
-    run(tmp_path, test)
+    run(tmp_path, test, LONG)
 
 
 def test_the_direct_variant_refuses_at_the_connection(tmp_path: Path) -> None:
@@ -248,13 +254,13 @@ def test_the_direct_variant_refuses_at_the_connection(tmp_path: Path) -> None:
         assert (await w.client("127.8.0.2").get()).status == 200
         assert w.requests["127.8.0.1"] == 100
 
-    run(tmp_path, test, RATELIMIT_DIRECT="reject")
+    run(tmp_path, test, LONG, RATELIMIT_DIRECT="reject")
 
 
 def test_limits_of_their_own_for_logins_and_api_keys(tmp_path: Path) -> None:
     limits = (
-        "[limits.default]\nrate = 50\nheaders = true\n[limits.login]\nrate = 5\n"
-        "[limits.api_key]\nrate = 20\nwindow = '1500ms'\n"
+        "[limits.default]\nrate = 50\nheaders = true\n[limits.login]\nrate = 5\nwindow = '10s'\n"
+        "[limits.api_key]\nrate = 20\nwindow = '10500ms'\n"
     )
 
     async def test(w: World) -> None:
@@ -276,14 +282,14 @@ def test_limits_of_their_own_for_logins_and_api_keys(tmp_path: Path) -> None:
 
 
 def test_the_header_fields_are_structured_fields(tmp_path: Path) -> None:
-    limits = "[limits.default]\nrate = 3\nwindow = '2s'\nheaders = true\nblock = []\n"
+    limits = "[limits.default]\nrate = 3\nwindow = '10s'\nheaders = true\nblock = []\n"
 
     async def test(w: World) -> None:
         client = w.client("127.9.0.3")
         left = []
         for _ in range(5):
             answer = await client.get()
-            assert policy(answer) == ("default", {"q": 3, "w": 2})
+            assert policy(answer) == ("default", {"q": 3, "w": 10})
             limit, told = quota(answer)
             assert limit == "default"
             assert told["t"] >= 1
@@ -311,7 +317,7 @@ def test_a_network_is_blocked_at_the_edge_as_it_is_counted(tmp_path: Path) -> No
         assert (await w.client("127.10.1.1").get()).status == 200
         assert w.checks() == 102, "of the network, 101 were asked about"
 
-    limits = "[limits.default]\nipv4_prefix = 24\n"
+    limits = f"{LONG}ipv4_prefix = 24\n"
     run(tmp_path, test, limits, RATELIMIT_IPV4_PREFIX="24")
 
 
@@ -341,7 +347,7 @@ def test_an_ipv6_customer_is_one_client(
         assert await ask(other) == 200
         assert w.checks() == 22, "of the customer, 21 were asked about"
 
-    limits = f"[limits.default]\nrate = 20\nipv6_prefix = {prefix}\n"
+    limits = f"[limits.default]\nrate = 20\nwindow = '10s'\nipv6_prefix = {prefix}\n"
     run(tmp_path, test, limits, RATELIMIT_IPV6_PREFIX=str(prefix))
 
 

@@ -15,8 +15,8 @@ from tests.integration.world import PROCESSING_TIMEOUT, Answer, World, run, unti
 
 pytestmark = pytest.mark.integration
 
-NOISE = 0.5
-"""Seconds that a busy machine may add to an answer."""
+NOISE = 5.0
+"""Seconds that a busy machine may add to an answer; other time limits are longer."""
 
 
 @contextlib.asynccontextmanager
@@ -91,7 +91,7 @@ def test_the_agent_hangs(tmp_path: Path) -> None:
             w.agent.send_signal(signal.SIGCONT)
             await until(lambda: w.agent_is("UP"), "HAProxy sees the agent again")
             await more(answers, 300)
-            assert questions(w)[False] > before[False]
+            await until(lambda: questions(w)[False] > before[False], "the agent is asked again")
 
     run(tmp_path, test)
 
@@ -136,28 +136,29 @@ def test_without_the_agent_haproxy_itself_refuses_above_the_limit(
         await until(lambda: w.agent_is("DOWN"), "HAProxy misses the agent")
 
         attacker = w.client("127.9.1.1")
-        answers = [await attacker.get() for _ in range(400)]
+        answers = [await attacker.get() for _ in range(100)]
         found = Counter(answer.status for answer in answers)
-        assert found[200] + found[429] == 400
+        assert found[200] + found[429] == 100
         # The limit a second, and what a slow machine needs beyond one second.
         seconds = sum(answer.seconds for answer in answers)
-        assert 90 <= found[200] <= 100 * (seconds + 1)
+        assert 18 <= found[200] <= 20 * (seconds + 1)
         assert found[429] > 0
         refused = [a.headers for a in answers if a.status == 429]
         assert {told["retry-after"] for told in refused} == {"1"}
-        assert {told["ratelimit-policy"] for told in refused} == {'"default";q=100;w=1'}
+        assert {told["ratelimit-policy"] for told in refused} == {'"default";q=20;w=1'}
         assert {told["ratelimit"] for told in refused} == {'"default";r=0;t=1'}
         assert (await visitor.get()).status == 200
 
         if hung:
             w.agent.send_signal(signal.SIGCONT)
         else:
-            w.start_agent()
+            w.start_agent(limit)
         await until(lambda: w.agent_is("UP"), "HAProxy sees the agent")
         newcomer = w.client("127.9.1.3")
         assert await newcomer.statuses(101) == [200] * 100 + [429]
 
-    run(tmp_path, test)
+    limit = "[limits.default]\nwindow = '30s'\n"
+    run(tmp_path, test, limit, RATELIMIT_ALONE_RATE="20")
 
 
 def test_haproxy_starts_before_the_agent(tmp_path: Path) -> None:

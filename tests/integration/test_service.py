@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from tests import wire
-from tests.integration.fleet import BLOCKED, PATIENCE, Node, fleet, until
+from tests.integration.fleet import BLOCKED, Node, fleet, until
 from tests.integration.test_outages import load, more, questions
-from tests.integration.world import World, free_port, run
+from tests.integration.world import PATIENCE, World, free_port, run
 
 pytestmark = pytest.mark.integration
 

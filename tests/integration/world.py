@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import re
 import shutil
 import signal
@@ -25,8 +26,11 @@ from ratelimit.haproxy import files
 HAPROXY = os.environ.get("RATELIMIT_TEST_HAPROXY", "haproxy").split()
 """The command of HAProxy; several words to run another version, such as ``chroot DIR haproxy``."""
 
-PATIENCE = 15.0
+PATIENCE = 60.0
 """Seconds after which a condition that has not come true fails the test."""
+
+LONGEST = 180.0
+"""Seconds that a test may take on a machine that does much else."""
 
 PROCESSING_TIMEOUT = 0.05
 """Seconds, of spoe.conf."""
@@ -44,9 +48,15 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], what: str) -> N
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
+    """Return a port that nobody listens on.
+
+    None of those that the kernel gives to connections, which it might give away before it is used;
+    nor one that is such with 10,000 more, as the second port of a cluster's node.
+    """
+    while True:
+        port = random.randrange(10_000, 22_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 async def closed(writer: asyncio.StreamWriter) -> None:
@@ -174,6 +184,10 @@ class World:
         self.write_config(config)
         self.agent.send_signal(signal.SIGHUP)
 
+    def agent_listens(self) -> bool:
+        assert self.agent is not None and self.agent.poll() is None, self.agent_log()
+        return (self.folder / "spop.sock").exists()
+
     def agent_log(self) -> str:
         return (self.folder / "agent.log").read_text()
 
@@ -242,6 +256,7 @@ class World:
         await until(lambda: self.agent_is("UP"), "the new worker sees the agent")
 
     async def listens(self) -> bool:
+        assert self.haproxy is not None and self.haproxy.poll() is None, self.haproxy_log()
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", self.port)
         except OSError:
@@ -282,9 +297,9 @@ async def world(
     try:
         if agent:
             made.start_agent(config)
-            await until((folder / "spop.sock").exists, "the agent listens")
+            await until(made.agent_listens, "the agent listens")
         made.start_haproxy(application.sockets[0].getsockname()[1])
-        await until(made.listens, f"HAProxy listens: {made.haproxy_log()}")
+        await until(made.listens, "HAProxy listens")
         if agent:
             await until(lambda: made.agent_is("UP"), "HAProxy sees the agent")
         else:
@@ -306,7 +321,7 @@ def run(
     """Run ``test`` in a world of its own."""
 
     async def main() -> None:
-        async with asyncio.timeout(60), world(folder, config, agent, port, env=env) as made:
+        async with asyncio.timeout(LONGEST), world(folder, config, agent, port, env=env) as made:
             await test(made)
 
     asyncio.run(main())

@@ -109,7 +109,7 @@ async def nodes(
             await store.close()
 
 
-def run(test: Callable[[], Awaitable[None]], seconds: float = 40) -> None:
+def run(test: Callable[[], Awaitable[None]], seconds: float = 120) -> None:
     """Run a test in an event loop; it may not take longer."""
 
     async def main() -> None:

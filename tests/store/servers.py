@@ -12,7 +12,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from typing import TYPE_CHECKING
@@ -20,6 +19,8 @@ from typing import TYPE_CHECKING
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+from tests.integration.world import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,18 +31,8 @@ PROGRAM = shlex.split(os.environ.get("RATELIMIT_TEST_REDIS", "")) or (
 )
 """The command, or None if there is no server; one that was named has to be there."""
 
-LIMIT = 10
+LIMIT = 40
 """Seconds that anything a test waits for may take."""
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on; below 55536, for a cluster adds 10000 to it."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port < 55536:
-            return port
 
 
 class Server:

@@ -151,9 +151,9 @@ def test_a_part_of_the_keys_is_lost_for_a_while(cluster: list[Server], logs: lis
             store.put(block("meanwhile"))
             await asyncio.sleep(0)
             await asyncio.to_thread(cluster[away].start)
-            await until(lambda: store.up, 20)
+            await until(lambda: store.up)
             assert hits(await store.exchange("default", shard, 7, TTL, RECORD)) == 1
             await until(lambda: seen.clients() == {"meanwhile"})
 
-    run(main, 60)
+    run(main)
     assert [line["event"] for line in logs] == ["store reached", "store lost", "store back"]

@@ -237,7 +237,7 @@ def test_a_flood_is_written_in_few_transactions(tmp_path: Path) -> None:
             for number in range(20_000):
                 store.put(block(str(number)))
             await until(lambda: not len(store.outbox))
-            assert time.monotonic() - began < 8
+            assert time.monotonic() - began < 60
             store.announce(Node("me", "1", 1))
             assert (await store.nodes_list())[0].id == "me"
 

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from ratelimit.store import Events, StoreError
 from ratelimit.store import redis as module
-from ratelimit.store.redis import RedisStore
+from ratelimit.store.redis import EXCHANGE_TIMEOUT, RedisStore
 from ratelimit.store.url import parse
 from tests.store.conftest import block, nodes, run
 from tests.store.servers import Server, until
@@ -90,9 +91,14 @@ def clients(server: Server) -> Callable[[], object]:
 def test_an_outage_begins_and_ends_by_itself(
     server: Server, begin: Callable[[Server], Callable[[], object]], problem: str, logs: list[Any]
 ) -> None:
+    outages = 0
+
     async def main() -> None:
         async with nodes(server.url, 2) as [(first, one), (second, two)]:
             await until(lambda: first.nodes == second.nodes == 2)
+            # To a machine that does much else, standing still may be an outage, here and later.
+            logs.clear()
+            earlier = first.outages, second.outages
             await first.save(block("before"))
             await until(lambda: "before" in two.clients())
             end = await asyncio.to_thread(begin, server)
@@ -109,24 +115,23 @@ def test_an_outage_begins_and_ends_by_itself(
                 await second.lift("default", "before", timeout=0.05)
             assert len(first.outbox) == 1
             await asyncio.to_thread(end)
-            ended = time.monotonic()
             await until(lambda: first.up and second.up)
-            assert time.monotonic() - ended < 1
             everything = {"meanwhile", "meanwhile too"}
             await until(lambda: one.clients() == two.clients() == everything)
             assert not len(first.outbox) and not len(second.outbox)
             assert total(await first.exchange("default", 0, 7, TTL, RECORD)) == 1
             assert total(await second.exchange("default", 0, 7, TTL, RECORD)) == 2
             assert first.nodes == 2
-            for store, seen in ((first, one), (second, two)):
-                assert store.outages == 1
+            for store, seen, before in zip((first, second), (one, two), earlier, strict=True):
+                assert store.outages > before
                 assert store.problem == ""
-                assert seen.states == ["back", "lost", "back"]
+                assert seen.states[-2:] == ["lost", "back"]
+            nonlocal outages
+            outages = first.outages + second.outages - sum(earlier)
 
     run(main)
-    events = [line["event"] for line in logs]
-    assert events.count("store lost") == events.count("store back") == 2
-    assert set(events) == {"store reached", "store lost", "store back"}
+    events = Counter(line["event"] for line in logs)
+    assert events == {"store lost": outages, "store back": outages}
 
 
 def test_it_starts_without_the_store(make_server: Callable[..., Server], logs: list[Any]) -> None:
@@ -184,10 +189,8 @@ def test_a_request_without_an_answer_is_not_sent_again(server: Server) -> None:
         async with nodes(server.url) as [(store, _)]:
             await store.exchange("default", 0, 7, TTL, RECORD)
             server.pause()
-            began = time.monotonic()
-            with pytest.raises(StoreError) as caught:
+            with pytest.raises(StoreError, match="no answer within 250 ms") as caught:
                 await store.exchange("default", 0, 7, TTL, RECORD)
-            assert 0.2 < time.monotonic() - began < 0.4
             assert not caught.value.unsent
             server.resume()
             await until(lambda: store.up)
@@ -204,7 +207,7 @@ def test_nothing_waits_behind_a_hung_server(server: Server) -> None:
             calls = [store.exchange("default", 0, 7, TTL, RECORD) for _ in range(50)]
             began = time.monotonic()
             results = await asyncio.gather(*calls, return_exceptions=True)
-            assert time.monotonic() - began < 0.5
+            assert time.monotonic() - began < 50 * EXCHANGE_TIMEOUT, "not one after another"
             assert all(isinstance(result, StoreError) for result in results)
             server.resume()
 
@@ -220,7 +223,7 @@ def test_a_hung_server_is_noticed_though_nobody_waits_for_it(server: Server) -> 
                 with contextlib.suppress(TimeoutError, StoreError):
                     async with asyncio.timeout(0.02):
                         await store.exchange("default", 0, 7, TTL, RECORD)
-            assert time.monotonic() - began < 0.4
+            assert time.monotonic() - began < 5, "sooner than the time limit of what else is asked"
             server.resume()
 
     run(main)
