@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from benchmarks import command, harness
-from benchmarks.harness import Figure, Programs, Target
+from benchmarks.harness import CORES, Figure, Programs, Target
 from benchmarks.reload import NETWORKS, networks
 from benchmarks.report import Column, Report, Row, Table
 from tests import wire
@@ -51,8 +51,7 @@ _HIGH = 10_000_000
 ALLOWING = f"[limits.default]\nrate = {_HIGH}\nblock = []\n"
 REFUSING = '[limits.default]\nrate = 1\nblock = ["1h"]\nfuse = 0\n'
 
-_CORES = sorted(os.sched_getaffinity(0))
-PLACES = {"one core": _CORES[-1], "two cores": _CORES[0]} if _CORES[1:] else {"one core": _CORES[0]}
+PLACES = {"one core": CORES[-1], "two cores": CORES[0]} if CORES[1:] else {"one core": CORES[0]}
 """Where the agent runs; this program is on the last core."""
 
 BOUNDS = {8: 1.0, 64: 0.4}
@@ -241,7 +240,7 @@ class Bench:
 
 def pin() -> None:
     """Put this program on the core where it is to stay."""
-    os.sched_setaffinity(0, {_CORES[-1]})
+    os.sched_setaffinity(0, {CORES[-1]})
 
 
 def _address(programs: Programs, name: str, unix: bool) -> str:

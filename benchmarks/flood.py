@@ -3,7 +3,8 @@
 ``python -m benchmarks.flood`` sends what 500 visitors ask for, all the time, and in every second
 turn what 100 attackers do, each from an address of its own (``paced.c``). Visitors' answers are
 timed from when their requests were due, and each turn with the flood is compared with the one
-before it. How much of the flood got how far, its clients and the agent count.
+before it. How much of the flood got how far, its clients and the agent count. Run by root, all of
+them come before what else the machine does, and the visitors' client, which measures, first.
 """
 
 from __future__ import annotations
@@ -65,16 +66,24 @@ class Load:
 
 
 class Sender:
-    """A crowd under way, in a process of its own."""
+    """A crowd under way, in a process of its own; ``measures`` if its times are what counts."""
 
     def __init__(
-        self, program: str, port: str, crowd: Crowd, seed: int, seconds: int = TURN
+        self,
+        program: str,
+        port: str,
+        crowd: Crowd,
+        seed: int,
+        seconds: float = TURN,
+        measures: bool = True,
     ) -> None:
         self._seconds = seconds
         command = [program, port, crowd.source, str(crowd.clients), str(crowd.rate)]
         self._process = subprocess.Popen(
             [*command, str(seconds), str(seed)], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
         )
+        if measures:
+            harness.put_first(self._process)
 
     def result(self) -> Load:
         try:
@@ -127,7 +136,9 @@ class Arena:
         before = [program.cpu() for program in programs]
         begin = time.monotonic()
         visitors = Sender(self._paced, port, VISITORS, self._turns)
-        attackers = Sender(self._paced, port, ATTACKERS, -self._turns) if flood else None
+        attackers = None
+        if flood:
+            attackers = Sender(self._paced, port, ATTACKERS, -self._turns, measures=False)
         loads = [sender.result() for sender in (visitors, attackers) if sender]
         seconds = time.monotonic() - begin
         after = [program.cpu() for program in programs]
@@ -141,8 +152,11 @@ def latency(turns: Sequence[Turn], share: float) -> float:
     return took[int(len(took) * share)] / 1e6
 
 
-def report(quiet: list[Turn], floods: list[Turn], checks: int) -> Report:
-    """Return what came of turns, in pairs, and of how many checks the agent did in them."""
+def report(quiet: list[Turn], floods: list[Turn], checks: int, order: str) -> Report:
+    """Return what came of turns, in pairs, and of how many checks the agent did in them.
+
+    ``order`` says what these programs come before.
+    """
     visits = [turn.visitors for turn in quiet + floods]
     attacks = [turn.attackers for turn in floods if turn.attackers]
     sent = sum(load.sent for load in attacks)
@@ -155,8 +169,8 @@ def report(quiet: list[Turn], floods: list[Turn], checks: int) -> Report:
     both = (("alone", quiet), ("beside the flood", floods))
     visitors = Table(
         "visitors",
-        f"{len(quiet)} turns of {TURN} s each; milliseconds from when a request was due;"
-        " attackers earn their blocks in the slowest turns",
+        f"{len(quiet)} turns of {TURN} s each, {order}; milliseconds from when a request was"
+        " due; attackers earn their blocks in the slowest turns",
         (
             Column("p50", "less"),
             Column("p99", "less"),
@@ -233,6 +247,7 @@ def report(quiet: list[Turn], floods: list[Turn], checks: int) -> Report:
 
 
 def run(programs: Programs, options: argparse.Namespace) -> Report:
+    order = harness.take_precedence()
     arena = Arena(programs, options.config, options.threads)
     turns: list[tuple[Turn, Turn]] = []
     for number in range(options.rounds):
@@ -240,7 +255,7 @@ def run(programs: Programs, options: argparse.Namespace) -> Report:
         turns.append((arena.turn(flood=False), arena.turn(flood=True)))
     arena.agent.stop()
     quiet, floods = zip(*turns, strict=True)
-    return report(list(quiet), list(floods), arena.agent.checks())
+    return report(list(quiet), list(floods), arena.agent.checks(), order)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

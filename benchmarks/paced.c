@@ -34,7 +34,7 @@ enum { WAITING = 64, BUFFER = 8192, EVENTS = 256 };
 enum { LIMIT = 100 }; /* hits a second of one client, by default */
 
 #define SECOND 1000000000LL
-#define GRACE (SECOND / 2) /* for the last answers */
+#define GRACE (SECOND / 2) /* for the last answers, at most */
 
 static const char request[] = "GET / HTTP/1.1\r\nHost: bench.invalid\r\n\r\n";
 
@@ -52,7 +52,7 @@ struct client {
 static struct sockaddr_in target;
 static struct client *clients;
 static int poller;
-static long sent, allowed, refused, failed, withheld, leaked;
+static long sent, allowed, refused, failed, withheld, leaked, waiting;
 static uint32_t *took, *late;
 
 static int64_t now(void)
@@ -73,6 +73,7 @@ static void cut(struct client *c)
     close(c->fd);
     c->fd = -1;
     failed += c->waiting;
+    waiting -= c->waiting;
     c->waiting = 0;
     c->have = 0;
 }
@@ -107,6 +108,7 @@ static void ask(struct client *c, int64_t due)
         return;
     }
     unsigned place = (c->first + c->waiting++) % WAITING;
+    waiting++;
     c->due[place] = due;
     c->sent[place] = when;
     if (write(c->fd, request, sizeof request - 1) != sizeof request - 1)
@@ -143,6 +145,7 @@ static void answers(struct client *c)
             failed++;
         c->first = (c->first + 1) % WAITING;
         c->waiting--;
+        waiting--;
         p = next;
     }
     c->have -= (size_t)(p - c->in);
@@ -161,13 +164,13 @@ int main(int argc, char **argv)
         return 2;
     int count = atoi(argv[3]);
     double rate = atof(argv[4]);
-    int64_t seconds = atoll(argv[5]) * SECOND;
+    int64_t seconds = (int64_t)(atof(argv[5]) * SECOND);
     srand48(atol(argv[6]));
     target.sin_family = AF_INET;
     target.sin_port = htons((uint16_t)atoi(argv[1]));
     target.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     /* Half as many again as are to be expected: more than chance can bring. */
-    size_t most = (size_t)(rate * (double)(seconds / SECOND) * 1.5) + 1000;
+    size_t most = (size_t)(rate * (double)seconds / SECOND * 1.5) + 1000;
     took = calloc(most, sizeof *took);
     late = calloc(most, sizeof *late);
     clients = calloc((size_t)count, sizeof *clients);
@@ -184,12 +187,12 @@ int main(int argc, char **argv)
 
     struct epoll_event events[EVENTS];
     int64_t start = now(), stop = start + seconds, due = start, clock;
-    for (long number = 0; (clock = now()) < stop + GRACE;) {
+    for (long number = 0; (clock = now()) < stop + (waiting || due < stop ? GRACE : 0);) {
         while (due <= clock && due < stop && (size_t)sent < most) {
             ask(&clients[number++ % count], due);
             due += (int64_t)(-log(1 - drand48()) / rate * SECOND);
         }
-        int64_t wait = (due < stop ? due : stop + GRACE) - now();
+        int64_t wait = (due < stop ? due : waiting ? stop + GRACE : stop) - now();
         struct timespec timeout = {wait / SECOND, wait % SECOND};
         if (wait < 0)
             timeout = (struct timespec){0, 0};
@@ -200,8 +203,7 @@ int main(int argc, char **argv)
                 answers(c);
         }
     }
-    for (int i = 0; i < count; i++)
-        failed += clients[i].waiting;
+    failed += waiting;
     qsort(late, (size_t)sent, sizeof *late, ascending);
     printf("{\"sent\": %ld, \"allowed\": %ld, \"refused\": %ld, \"failed\": %ld, "
            "\"withheld\": %ld, \"leaked\": %ld, \"late_p99_us\": %.1f}\n",
