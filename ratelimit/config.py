@@ -30,7 +30,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from ratelimit.exceptions import ConfigError
-from ratelimit.lists import Lists, read_lists
+from ratelimit.lists import ListFile, Lists, Steps, finish, read_lists
 from ratelimit.model import MAX_RATE, Address, Limit
 from ratelimit.notation import (
     DAY,
@@ -342,14 +342,21 @@ class Config(BaseSettings):
     def _line(self, field: str, what: str) -> str:
         return _line(self._path, tuple(field.split(".")), what)
 
-    def read_lists(self, pause: Callable[[], object] = lambda: None) -> Lists:
-        """Read the lists and their files; ConfigError with all that is wrong in them.
-
-        ``pause`` is called after every half a millisecond of work or so.
-        """
+    def read_list_files(self) -> tuple[list[ListFile], list[ListFile]]:
+        """Return the files of the lists, of those who are allowed and of those who are denied."""
         lists = self.lists
-        files = lists.allow_files, lists.deny_files
-        return read_lists(lists.allow, lists.deny, *files, self._line, pause)
+        return (
+            [ListFile.read(path) for path in lists.allow_files],
+            [ListFile.read(path) for path in lists.deny_files],
+        )
+
+    def list_steps(self, allow: list[ListFile], deny: list[ListFile]) -> Steps[Lists]:
+        """Return the lists with these files; ConfigError with all that is wrong in them."""
+        return read_lists(self.lists.allow, self.lists.deny, allow, deny, self._line)
+
+    def read_lists(self) -> Lists:
+        """Read the lists and their files; ConfigError with all that is wrong in them."""
+        return finish(self.list_steps(*self.read_list_files()))
 
     def receivers(self) -> tuple[Receiver, ...]:
         """Return who is told of events; ConfigError if a secret can't be read any more."""

@@ -1,21 +1,21 @@
 """The lists of the configuration: who is never counted, and who is always refused.
 
-A hundred thousand networks take a second to read, which the agent spends in a thread while it goes
-on to answer. So no step here keeps the interpreter for long: networks are sorted in small pieces,
-which are then merged one by one.
+A hundred thousand networks take a second to read, while the agent goes on to answer. So that is
+done in steps of half a millisecond: networks are sorted in small pieces, and these merged.
 """
 
 from __future__ import annotations
 
 import heapq
+import io
 import itertools
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 from ratelimit.engine.constants import ALLOW, DENY
 from ratelimit.exceptions import ConfigError
@@ -29,9 +29,15 @@ _END = 1 << 128
 _PIECE = 128  # networks, half a millisecond of work
 _SHOWN = 10  # mistakes of a file
 _LONGEST = 1 << 16  # characters of a line
+_LARGEST = 1 << 28  # bytes of a file
+
+T = TypeVar("T")
 
 Range = tuple[int, int, int]
 """First and last address, as 128 bits with IPv4 mapped, and the value of all of them."""
+
+Steps = Generator[None, None, T]
+"""Work that stops after every half a millisecond or so, and returns its result in the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,47 @@ class Lists:
     values: bytes = bytes(8)
     allow: int = 0
     deny: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ListFile:
+    """A file of networks, one a line; if it can't be read, ``problem`` says why."""
+
+    path: str
+    data: bytes = b""
+    problem: str = ""
+
+    @classmethod
+    def read(cls, path: str) -> ListFile:
+        """Read a file; this may wait for a disk or a network."""
+        try:
+            # One that is not regular might never end, or never begin.
+            if Path(path).exists() and not Path(path).is_file():
+                return cls(path, problem="not a file")
+            with Path(path).open("rb") as file:
+                before = os.fstat(file.fileno())
+                if before.st_size > _LARGEST:
+                    return cls(path, problem=f"larger than {_LARGEST >> 20} MiB")
+                data = file.read(before.st_size + 1)
+                after = os.fstat(file.fileno())
+        except OSError as error:
+            return cls(path, problem=str(error.strerror))
+        except ValueError as error:  # a path with a NUL
+            return cls(path, problem=str(error))
+        if (len(data), before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            what = "changed while it was read; write another and rename it"
+            return cls(path, problem=what)
+        return cls(path, data)
+
+
+def finish(steps: Steps[T]) -> T:
+    """Do all of the work at once."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
 
 
 def span(network: Network, value: int) -> Range:
@@ -58,13 +105,21 @@ def cut(ranges: Iterable[Range]) -> tuple[bytes, bytes]:
 
     Where ranges overlap, the higher value holds.
     """
+    return finish(_cut(ranges))
+
+
+def _cut(ranges: Iterable[Range]) -> Steps[tuple[bytes, bytes]]:
     starts = array("Q", (0, 0))
     values = array("Q", (0,))
     latest = 0  # where the last cut is
     active: list[tuple[int, int]] = []  # a heap of value, negated, and last address
     rest = iter(ranges)
     coming = next(rest, None)
-    while active or coming is not None:
+    for step in itertools.count(1):
+        if not active and coming is None:
+            break
+        if step % _PIECE == 0:
+            yield
         at = active[0][1] + 1 if active else _END
         if coming is not None and coming[0] <= at:
             at, last, value = coming
@@ -89,15 +144,13 @@ def cut(ranges: Iterable[Range]) -> tuple[bytes, bytes]:
 def read_lists(
     allow: Sequence[str],
     deny: Sequence[str],
-    allow_files: Sequence[str],
-    deny_files: Sequence[str],
+    allow_files: Sequence[ListFile],
+    deny_files: Sequence[ListFile],
     name: Callable[[str, str], str] = "{}: {}".format,
-    pause: Callable[[], object] = lambda: None,
-) -> Lists:
+) -> Steps[Lists]:
     """Return the lists; ConfigError with all that is wrong in them.
 
-    ``name`` puts a field, such as ``lists.deny.0``, and what is wrong with it into a line;
-    ``pause`` is called after every small piece of the work.
+    ``name`` puts a field, such as ``lists.deny.0``, and what is wrong with it into a line.
     """
     problems: list[str] = []
     pieces: list[list[Range]] = []
@@ -108,7 +161,7 @@ def read_lists(
     ):
         entries = _parse(enumerate(texts), problems, partial(_place, name, field))
         read = (
-            _read_file(Path(file), problems, partial(name, f"{field}_files.{number}"))
+            _read_file(file, problems, partial(name, f"{field}_files.{number}"))
             for number, file in enumerate(files)
         )
         every = itertools.chain(entries, *read)
@@ -116,7 +169,7 @@ def read_lists(
         before = sum(map(len, pieces))
         while piece := sorted(itertools.islice(ranges, _PIECE), reverse=True):
             pieces.append(piece)
-            pause()
+            yield
             if _PIECE * len(pieces) > MAX_NETWORKS + 2 * _PIECE:
                 break
         counts.append(sum(map(len, pieces)) - before)
@@ -124,14 +177,8 @@ def read_lists(
         problems.append(f"lists: more than {MAX_NETWORKS} networks")
     if problems:
         raise ConfigError(problems)
-    return Lists(*cut(_paced(heapq.merge(*map(_drain, pieces)), pause)), *counts)
-
-
-def _paced(ranges: Iterable[Range], pause: Callable[[], object]) -> Iterator[Range]:
-    for number, one in enumerate(ranges, 1):
-        yield one
-        if number % _PIECE == 0:
-            pause()
+    starts, values = yield from _cut(heapq.merge(*map(_drain, pieces)))
+    return Lists(starts, values, *counts)
 
 
 def _drain(piece: list[Range]) -> Iterator[Range]:
@@ -164,23 +211,20 @@ def _place(name: Callable[[str, str], str], field: str, number: int, what: str) 
     return name(f"{field}.{number}", what)
 
 
-def _read_file(path: Path, problems: list[str], name: Callable[[str], str]) -> Iterator[Network]:
+def _read_file(
+    file: ListFile, problems: list[str], name: Callable[[str], str]
+) -> Iterator[Network]:
     """Yield the networks of a file: one a line, the rest of a line after ``#`` is a comment."""
+    if file.problem:
+        problems.append(name(f"{file.path}: {file.problem}"))
+        return
+    text = io.TextIOWrapper(io.BytesIO(file.data), encoding="utf-8-sig", errors="backslashreplace")
     try:
-        # One that is not regular might never end, or never begin.
-        if path.exists() and not path.is_file():
-            problems.append(name(f"{path}: not a file"))
-            return
-        with path.open(encoding="utf-8-sig", errors="backslashreplace") as file:
-            before = os.fstat(file.fileno())
-            yield from _parse(_entries(file), problems, lambda n, what: f"{path}: line {n}: {what}")
-            after = os.fstat(file.fileno())
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            what = "changed while it was read; write another and rename it"
-            problems.append(name(f"{path}: {what}"))
-    except (OSError, ValueError) as error:
-        # ValueError: a path with a NUL.
-        problems.append(name(f"{path}: {error.strerror if isinstance(error, OSError) else error}"))
+        yield from _parse(
+            _entries(text), problems, lambda n, what: f"{file.path}: line {n}: {what}"
+        )
+    except ValueError as error:
+        problems.append(name(f"{file.path}: {error}"))
 
 
 def _entries(file: TextIO) -> Iterator[tuple[int, str]]:
@@ -189,7 +233,7 @@ def _entries(file: TextIO) -> Iterator[tuple[int, str]]:
     while line := file.readline(_LONGEST):
         number += 1
         if len(line) == _LONGEST and not line.endswith("\n"):
-            raise OSError(0, f"line {number} is too long for a list")
+            raise ValueError(f"line {number} is too long for a list")
         entry = line.partition("#")[0].strip()
         if entry:
             yield number, entry

@@ -1,8 +1,9 @@
 """Takes the configuration anew while answers go on.
 
-The files are read and checked in a thread. The interpreter goes from that to the answers every half
-millisecond: a process of its own would not hold them up at all, but for its start, which takes
-longer than that on a busy machine.
+The files are read in a thread, and the interpreter goes from that to the answers every half
+millisecond. What takes long, the lists, is done between the answers, in steps of half a
+millisecond: a thread that is busy for a second competes with the answers for the processor too,
+which the kernel lets it have for milliseconds at a time.
 """
 
 from __future__ import annotations
@@ -22,13 +23,11 @@ from ratelimit.exceptions import ConfigError
 
 if TYPE_CHECKING:
     from ratelimit.limiter import Limiter
-    from ratelimit.lists import Lists
+    from ratelimit.lists import ListFile, Lists, Steps
     from ratelimit.sync import Sync
 
 SWITCH_INTERVAL = 0.0005
 """Seconds after which a thread is asked to let the answers go on; 5 ms is Python's own."""
-
-_PAUSE = 0.00005  # seconds; the kernel makes it twice that
 
 _SECTIONS = ("agent", "ops", "store", "haproxy")
 """What is taken at the start only."""
@@ -73,7 +72,8 @@ class Reloader:
         """Read the configuration again, and put it in force if nothing is wrong with it."""
         async with self._lock:
             try:
-                config, lists = await asyncio.to_thread(_read, self.config.path)
+                config, files = await asyncio.to_thread(_read, self.config.path)
+                lists = await _paced(config.list_steps(*files))
                 changes = [part(config) for part in self.parts]
                 restore = self._limiter.reload(config.limits_in_force(), lists)
             except ConfigError as error:
@@ -106,12 +106,17 @@ class Reloader:
         return self.last
 
 
-def _read(path: Path | None) -> tuple[Config, Lists]:
+def _read(path: Path | None) -> tuple[Config, tuple[list[ListFile], list[ListFile]]]:
     config = load(path)
-    return config, config.read_lists(_pause)
+    return config, config.read_list_files()
 
 
-def _pause() -> None:
-    # Sleeping lets go of the interpreter, and of the core: a thread that wants one of them and is
-    # woken for it may else be kept waiting for the whole slice of the one that runs, some 4 ms.
-    time.sleep(_PAUSE)
+async def _paced(steps: Steps[Lists]) -> Lists:
+    """Do the work, and let answers go first after each step."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            result: Lists = stop.value
+            return result
+        await asyncio.sleep(0)

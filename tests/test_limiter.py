@@ -9,7 +9,7 @@ import pytest
 
 from ratelimit.engine.acknowledge import MAX_ACK
 from ratelimit.limiter import FUSE_CLIENTS, Limiter
-from ratelimit.lists import Lists, Range, cut, read_lists
+from ratelimit.lists import Lists, Range, cut, finish, read_lists
 from ratelimit.model import EVERY_LIMIT, MAX_RATE, Block, Limit
 from tests import wire
 
@@ -60,7 +60,7 @@ class Node:
 
 
 def lists(allow: str = "", deny: str = "") -> Lists:
-    return read_lists(allow.split(), deny.split(), [], [])
+    return finish(read_lists(allow.split(), deny.split(), [], []))
 
 
 # ---- lists --------------------------------------------------------------------------------------
