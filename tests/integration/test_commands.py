@@ -82,11 +82,13 @@ def test_up_runs_the_main_job_from_any_folder(
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    # In a window in which a machine that does much else can exceed the limit, too.
+    config.write_text(f"{config.read_text()}[limits.default]\nwindow = '1m'\n")
     listen = f"127.0.0.1:{free_port()}"
     with command("up", "--listen", listen, "--config", str(config)) as process:
         url = line(process, r"limiter +(http://\S+)")[1]
         assert url == f"http://{listen}/"
-        line(process, r"limit +default: 100 in 1s")
+        line(process, r"limit +default: 100 in 1m")
         line(process, "curl .*1-300")
 
         found: Counter[int] = Counter()
@@ -98,10 +100,7 @@ def test_up_runs_the_main_job_from_any_folder(
             except urllib.error.HTTPError as refusal:
                 refusal.close()
                 found[refusal.code] += 1
-        seconds_over = found[200] - 100
-        assert found[200] + found[429] == 300
-        assert 0 <= seconds_over < 100, "100 in the first second; the rest came later, if at all"
-        assert found[429] > 0
+        assert found == {200: 100, 429: 200}
         # HAProxy and agent are on one machine, so they speak over a unix socket.
         assert any("/ratelimit-" in read and "/spop.sock" in read for read in unix_sockets())
 
