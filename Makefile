@@ -8,8 +8,8 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 ARGS ?=
-# Tests side by side. More than cores: most of them wait for a server.
-WORKERS ?= 4
+# Tests side by side. With more of them some would find the machine too busy to exceed a limit.
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -54,7 +54,7 @@ def free_port() -> int:
     nor one that is such with 10,000 more, as the second port of a cluster's node.
     """
     while True:
-        port = random.randrange(10_000, 22_000)
+        port = 10_000 + secrets.randbelow(12_000)  # unlike random, never seeded by a test
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
 
