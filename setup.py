@@ -20,6 +20,7 @@ MODULES = [
     "ratelimit.engine.networks",
     "ratelimit.engine.exchange",
     "ratelimit.engine.acknowledge",
+    "ratelimit.engine.plan",
     "ratelimit.engine.answer",
     "ratelimit.engine.scan",
 ]

@@ -24,7 +24,8 @@ from benchmarks import command, harness
 from benchmarks.harness import Figure, Programs, Target
 from benchmarks.report import Column, Report, Row, Table
 from ratelimit.limiter import Limiter
-from ratelimit.model import Limit, Verdict
+from ratelimit.model import Limit
+from tests import wire
 
 if TYPE_CHECKING:
     import argparse
@@ -108,12 +109,12 @@ class Ours:
     def __init__(self, strict: bool) -> None:
         limit = Limit(rate=RATE, window=SECOND, block=(), strict=strict)
         self._engine = Limiter([limit], 8, SECRET).engine
-        self._rule = self._engine.rules[0]
-        self._engine.slot(self._rule, b"192.0.2.1")
+        self._frame = wire.notify(wire.message("default", key=wire.address("192.0.2.1")))
 
     def __call__(self, now: int) -> bool:
         self._engine.at(now)
-        return self._engine.check(self._rule, 1) == Verdict.ALLOW
+        self._engine.answer(self._frame, 0, len(self._frame))
+        return b"deny" not in self._engine.take()
 
 
 COUNTERS: dict[str, Callable[[], Counter]] = {

@@ -17,7 +17,7 @@ FLOORS = [
     ["", "exceptions", "histogram", "load", "model"],
     ["notation", "engine.constants", "spop", "spop.constants"],
     ["engine.key", "engine.networks", "engine.rule", "keys", "spop.codec"],
-    ["engine.acknowledge", "engine.table", "blocklist", "lists", "spop.frames"],
+    ["engine.acknowledge", "engine.plan", "engine.table", "blocklist", "lists", "spop.frames"],
     ["engine.exchange", "engine.scan"],
     ["engine.answer"],
     ["engine", "limiter", "spop.connection"],

@@ -14,7 +14,7 @@ cdef class Acknowledge:
     cdef Writer writer
     cdef Py_ssize_t frame
 
-    cpdef bint full(self) noexcept
+    cpdef Py_ssize_t room(self) noexcept
     cpdef bytes take(self)
     @cython.locals(writer=Writer)
     cdef void begin(self, bytes data, Py_ssize_t ids, Py_ssize_t ids_size) noexcept

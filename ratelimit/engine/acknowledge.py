@@ -50,9 +50,9 @@ class Acknowledge:
         self.writer = Writer(_OUTPUT)
         self.frame = 0
 
-    def full(self) -> bool:
-        """Tell whether another answer might not fit."""
-        return self.writer.room() < _MAX_ACK
+    def room(self) -> int:
+        """Return how many more answers are sure to fit."""
+        return self.writer.room() // _MAX_ACK
 
     def take(self) -> bytes:
         """Return the frames written since the last call."""

@@ -1,8 +1,8 @@
-"""NOTIFY frames to ACK frames in one pass (SPOE.txt, sections 3.2.6, 3.2.7 and 3.4).
+"""NOTIFY frames to ACK frames (SPOE.txt, sections 3.2.6, 3.2.7 and 3.4).
 
-For each frame of a read: find the key of each message, find the client in the table, count, decide,
-append the ACK. Nothing here waits or does I/O, and an allowed request makes no Python object. What
-is not a NOTIFY stops the pass and is left to ``spop.connection``.
+For each message of a read, in order: find the client in the table, count, decide; with the last of
+its frame, append the ACK. Nothing here waits or does I/O, and an allowed request makes no Python
+object. What is not a NOTIFY stops the pass and is left to ``spop.connection``.
 """
 
 from __future__ import annotations
@@ -28,45 +28,20 @@ from ratelimit.engine.constants import (
 from ratelimit.engine.exchange import Exchange
 from ratelimit.engine.key import Key
 from ratelimit.engine.networks import Networks
+from ratelimit.engine.plan import CHECKED, KEYLESS, UNKNOWN, WRITTEN, Message, Plan
 from ratelimit.engine.rule import Rule
 from ratelimit.engine.table import Table
-from ratelimit.exceptions import SpopError
 from ratelimit.model import Limit, Verdict
-from ratelimit.spop.codec import Reader
-from ratelimit.spop.constants import DataType, FrameType, Status
 
 # Of C's int type when compiled.
-_NOTIFY = int(FrameType.NOTIFY)
-_FRAGMENTED = int(Status.FRAGMENTED)
-_TOO_BIG = int(Status.TOO_BIG)
-_NULL = int(DataType.NULL)
-_INT32 = int(DataType.INT32)
-_INT64 = int(DataType.INT64)
-_UINT64 = int(DataType.UINT64)
-_IPV4 = int(DataType.IPV4)
-_IPV6 = int(DataType.IPV6)
-_STRING = int(DataType.STRING)
-_BINARY = int(DataType.BINARY)
 _ALLOW = int(Verdict.ALLOW)
 _THROTTLE = int(Verdict.THROTTLE)
 _BLOCK = int(Verdict.BLOCK)
 _DENYLIST = 3  # always refused
 
-_FIN = 1
-
 _MAPPED = 0xFFFF
-_MAX_HITS = 1 << 27
-_WRITTEN = -1  # size of a text that is in the key, not in the frame
 
-# What a pass over frames does: answer them, have the store hear of them, or have the processor
-# fetch what the answers will need of the table.
-_ANSWER = 0
-_ANNOUNCE = 1
-_FETCH = 2
-
-_FEW = 128  # bytes, three frames as a rule: for less, fetching costs what it saves
-
-_LONG = 64  # bytes of a key: to hash a longer one twice would take longer than memory does
+_FEW = 3  # messages: for fewer, fetching costs what it saves
 
 _MAX_NOTES = 64
 _MAX_NOTE = 64  # bytes
@@ -140,22 +115,17 @@ class Engine:
         self.minute_id = 1
         self.minute = 0
         self.urgent = False
-        self.mode = _ANSWER
         # Plain Python waits for its own objects, not for the table.
         self.fetching = not __file__.endswith(".py")
         self.ahead = 0
         self.key = Key(secret[48:])
-        self.reader = Reader()
         self.ack = Acknowledge()
         self.strike = strike
         self.now = 0
         self.checks = 0
         self.unknown = 0
         self.keyless = 0
-        self.walked = 0
         self.notes: dict[tuple[str, str], bool] = {}
-        self.text_start = 0
-        self.text_size = 0
         self.hi = 0
         self.lo = 0
         self.until = 0
@@ -171,6 +141,7 @@ class Engine:
         self.least = 0
         self.reload(limits)
         self.worst_rule = self.rules[0]
+        self.plan = Plan(self.rules[0], self.key)
 
     def reload(self, limits: Sequence[Limit]) -> list[Rule]:
         """Enforce other limits from now on; return the rules that know no client yet.
@@ -233,92 +204,71 @@ class Engine:
         and again if any progress was made. SpopError tells of a frame that breaks the protocol;
         answers to those before it are still there to be taken.
         """
-        pos = start
-        while True:
-            frames = 1
-            if self.fetching and len(data) - pos > _FEW:
-                frames = max(self.fetch(data, pos, max_frame_size), 1)
-            pos = self.walk(data, pos, max_frame_size, frames)
-            if self.walked < frames:
-                return pos
+        plan = self.plan
+        plan.begin(data, start, max_frame_size)
+        self.worst = _ALLOW
+        self.told = False
+        count = FETCHED
+        while count == FETCHED:
+            count = plan.read(self.rules, self.ack.room())
+            if self.fetching and count >= _FEW:
+                self.fetch(count)
+            for i in range(count):
+                self.respond(plan.messages[i])
+        if plan.error is not None:
+            raise plan.error
+        return plan.pos
 
     def reserve(self, data: bytes, start: int, max_frame_size: int) -> None:
-        """Pass over the frames that ``answer()`` would answer, for the store to hear of them first.
+        """Have the store hear of the messages that ``answer()`` would answer, before it does.
 
-        What breaks the protocol ends the pass; ``answer()`` will say so.
+        What breaks the protocol ends that; ``answer()`` will say so.
         """
-        self.mode = _ANNOUNCE
-        try:
-            self.walk(data, start, max_frame_size, len(data))
-        except SpopError:
-            pass
-        finally:
-            self.mode = _ANSWER
+        plan = self.plan
+        plan.begin(data, start, max_frame_size)
+        count = FETCHED
+        while count == FETCHED:
+            count = plan.read(self.rules, len(data))
+            for i in range(count):
+                message = plan.messages[i]
+                if message.state == CHECKED:
+                    self.announce(message)
 
-    def fetch(self, data: bytes, start: int, max_frame_size: int) -> int:
-        """Have the processor fetch at once what the next frames need of the table.
+    def fetch(self, count: int) -> None:
+        """Have the processor fetch at once what the messages read need of the table.
 
-        Return how many frames these are. A table is larger than any cache; without this each check
-        would wait for memory by itself, for longer than all else takes that it does.
+        A table is larger than any cache; without this each check would wait for memory by itself,
+        for longer than all else takes that it does.
         """
-        self.mode = _FETCH
-        try:
-            self.walk(data, start, max_frame_size, FETCHED)
-        except SpopError:
-            pass
-        finally:
-            self.mode = _ANSWER
-            self.table.fetch()
-        return self.walked
-
-    def walk(self, data: bytes, start: int, max_frame_size: int, frames: int) -> int:
-        """Pass over up to ``frames`` frames, ``walked`` in the end; return where it stopped."""
-        p = data
-        pos = start
-        size = len(data)
-        self.walked = 0
-        while size - pos >= 5 and self.walked < frames:
-            length = p[pos]
-            length = length << 8 | p[pos + 1]
-            length = length << 8 | p[pos + 2]
-            length = length << 8 | p[pos + 3]
-            if length > max_frame_size:
-                raise SpopError(
-                    _TOO_BIG, f"a frame of {length} bytes, at most {max_frame_size} are"
-                )
-            if p[pos + 4] != _NOTIFY or size - pos - 4 < length:
-                break
-            if self.ack.full() or self.table.expected == FETCHED:
-                break
-            self.reader.reset(data, pos + 5, pos + 4 + length)
-            self.notify()
-            pos += 4 + length
-            self.walked += 1
-        return pos
+        for i in range(count):
+            message = self.plan.messages[i]
+            if message.state == CHECKED:
+                self.mask(message.rule, message.kind, message.hi, message.lo)
+                self.table.expect(self.hi, self.lo, message.kind << 16 | message.rule.index)
+        self.table.fetch()
 
     def take(self) -> bytes:
         """Return the ACK frames written since the last call."""
         return self.ack.take()
 
-    def notify(self) -> None:
-        reader = self.reader
-        flags = reader.u32()
-        if flags != _FIN:
-            raise SpopError(_FRAGMENTED, "a fragmented NOTIFY; fragmentation was not announced")
-        ids = reader.pos
-        reader.varint()
-        reader.varint()
-        ids_size = reader.pos - ids
-        self.worst = _ALLOW
-        self.told = False
-        while reader.pos < reader.end:
-            self.message()
-        if self.mode == _ANSWER:
-            self.acknowledge(ids, ids_size)
+    def respond(self, message: Message) -> None:
+        """Check a message, and append the answer if its frame ends with it."""
+        if message.state == CHECKED:
+            self.judge(message)
+        elif message.state == UNKNOWN:
+            self.unknown += 1
+            self.note("unknown message", message)
+        elif message.state == KEYLESS:
+            self.keyless += 1
+            self.note("no usable key or hits", message)
+        if message.ends:
+            self.acknowledge(message)
+            self.worst = _ALLOW
+            self.told = False
 
-    def acknowledge(self, ids: int, ids_size: int) -> None:
+    def acknowledge(self, message: Message) -> None:
         ack = self.ack
-        ack.begin(self.reader.data, ids, ids_size)
+        ack.begin(self.plan.data, message.ids, message.ids_size)
         if self.worst != _ALLOW:
             until = self.worst_until
             if until > 0:
@@ -335,85 +285,10 @@ class Engine:
             ack.tell(self.worst_rule, self.least, self.worst_wait)
         ack.end()
 
-    def message(self) -> None:
-        reader = self.reader
-        data = reader.data
-        reader.string()
-        name = reader.start
-        name_size = reader.size
-        kind = _NULL
-        key = 0
-        key_size = 0
-        number = 0
-        hits = 1
-        usable = True
-        for _ in range(reader.byte()):
-            reader.string()
-            start = reader.start
-            size = reader.size
-            reader.typed()
-            if size == 3 and self.same(data, start, b"key", 3):
-                kind = reader.type
-                key = reader.start
-                key_size = reader.size
-                number = reader.number
-            elif size == 4 and self.same(data, start, b"hits", 4):
-                if reader.type == _NULL:
-                    continue
-                hits = reader.number
-                if reader.type < _INT32 or reader.type > _UINT64:
-                    usable = False
-                elif hits >> 63 and (reader.type == _INT32 or reader.type == _INT64):
-                    usable = False
-                elif hits > _MAX_HITS:
-                    hits = _MAX_HITS
-        rule = None
-        for candidate in self.rules:
-            if candidate.name_size == name_size and self.same(
-                data, name, candidate.name, name_size
-            ):
-                rule = candidate
-                break
-        if rule is not None and kind != _NULL and usable:
-            if self.mode != _FETCH or key_size <= _LONG:
-                self.take_key(kind, key, key_size, number)
-                if self.mode == _ANSWER:
-                    self.judge(rule, hits)
-                elif self.mode == _ANNOUNCE:
-                    self.announce(rule, hits)
-                else:
-                    self.mask(rule)
-                    self.table.expect(self.hi, self.lo, self.key.kind << 16 | rule.index)
-        elif self.mode != _ANSWER:
-            pass  # it is noted when it is answered
-        elif rule is None:
-            self.unknown += 1
-            self.note("unknown message", name, name_size)
-        else:
-            self.keyless += 1
-            self.note("no usable key or hits", name, name_size)
-
-    def take_key(self, kind: int, key: int, key_size: int, number: int) -> None:
-        data = self.reader.data
-        self.text_start = key
-        self.text_size = 0
-        if kind == _IPV4:
-            self.key.ipv4(data, key)
-        elif kind == _IPV6:
-            self.key.ipv6(data, key)
-        elif kind == _STRING:
-            self.key.text(data, key, key_size)
-            self.text_size = key_size
-        elif kind == _BINARY:
-            self.key.binary(data, key, key_size)
-            self.text_size = key_size
-        else:
-            self.key.number(number)
-            self.text_size = _WRITTEN
-
-    def judge(self, rule: Rule, hits: int) -> None:
+    def judge(self, message: Message) -> None:
         """Check one message, and keep its verdict if it is the most severe of the frame so far."""
-        verdict = self.check(rule, hits)
+        verdict = self.check(message)
+        rule = message.rule
         if verdict == _ALLOW:
             if rule.headers and self.worst == _ALLOW and not rule.shadow and not self.exempt:
                 left = rule.rate - self.counted if rule.rate > self.counted else 0
@@ -431,17 +306,19 @@ class Engine:
             self.worst_until = 0 if self.apart else self.until
             self.worst_wait = self.wait
 
-    def check(self, rule: Rule, hits: int) -> int:
-        """Count ``hits`` of the client in ``key`` against a limit and return the verdict.
+    def check(self, message: Message) -> int:
+        """Count the hits of a client against a limit and return the verdict.
 
         A refusal leaves in ``wait`` the seconds to wait, and a block its end in ``until``; what was
         counted is in ``counted``. ``sure`` says that a list or a person refused, which holds in
         shadow too.
         """
         table = self.table
+        rule = message.rule
+        hits = message.hits
         self.checks += 1
         rule.at(self.now)
-        slot = self.locate(rule)
+        slot = self.locate(rule, message.kind, message.hi, message.lo)
         if table.idle > self.minute:
             rule.seen += 1
         self.until = 0
@@ -449,7 +326,7 @@ class Engine:
         self.apart = False
         self.exempt = False
         if self.listing:
-            listed = self.listed(rule, slot)
+            listed = self.listed(message, slot)
             if listed == ALLOW:
                 self.exempt = True
                 rule.allowed += 1
@@ -488,12 +365,12 @@ class Engine:
             mark &= ~(_MAX_MINUTE << _MINUTE_SHIFT)
             table.set_mark(slot, mark | self.minute_id << _MINUTE_SHIFT)
         if rule.ladder and hits > 0:
-            if self.text_size == _WRITTEN:
-                text = self.key.written
+            if message.text_size == WRITTEN:
+                text = message.written
             else:
-                text = self.reader.data[self.text_start : self.text_start + self.text_size]
+                text = self.plan.data[message.text : message.text + message.text_size]
             self.until = self.strike(
-                rule, text, self.key.kind, table.words[slot], table.words[slot + 1], self.now
+                rule, text, message.kind, table.words[slot], table.words[slot + 1], self.now
             )
             if self.until > table.now:
                 self.hold(rule, slot, self.until)
@@ -510,12 +387,12 @@ class Engine:
         The table has it from then on. A network is known by its address.
         """
         self.key.text(key, 0, len(key))
-        return self.locate(rule)
+        return self.locate(rule, self.key.kind, self.key.hi, self.key.lo)
 
     def known(self, rule: Rule, key: bytes) -> int:
         """Return the slot of a client as ``slot()`` does, or -1 if the table has it not."""
         self.key.text(key, 0, len(key))
-        self.mask(rule)
+        self.mask(rule, self.key.kind, self.key.hi, self.key.lo)
         return self.table.peek(self.hi, self.lo, self.key.kind << 16 | rule.index)
 
     def hits(self, rule: Rule, slot: int) -> int:
@@ -540,8 +417,8 @@ class Engine:
             exchange = self.exchanges[rule.index]
             exchange.settle(table.halves[2 * slot + HOT] - 1)
 
-    def listed(self, rule: Rule, slot: int) -> int:
-        """Return what the lists say of the client in ``key``; the end of a block is in ``until``.
+    def listed(self, message: Message, slot: int) -> int:
+        """Return what the lists say of a client; the end of a block is in ``until``.
 
         What they say of a client is kept with it until they change.
         """
@@ -550,25 +427,25 @@ class Engine:
         if mark >> _GENERATION_SHIFT != self.generation:
             mark &= (1 << _GENERATION_SHIFT) - (1 << LISTED_BITS)
             mark |= self.generation << _GENERATION_SHIFT
-            mark |= self.classify(rule)
+            mark |= self.classify(message)
             table.set_mark(slot, mark)
         found = mark & (1 << LISTED_BITS) - 1
         if found < LOOK:
             return found
         self.apart = found == APART
-        found = self.lists.value(self.key.hi, self.key.lo)
+        found = self.lists.value(message.hi, message.lo)
         if found != NONE:
             return found
-        self.until = self.barred.value(self.key.hi, self.key.lo)
+        self.until = self.barred.value(message.hi, message.lo)
         self.sure = self.until > table.now
         return NONE
 
-    def classify(self, rule: Rule) -> int:
-        """Look up the network that is counted as the client in ``key``."""
-        key = self.key
-        if key.kind != ADDRESS:
+    def classify(self, message: Message) -> int:
+        """Look up the network that is counted as a client."""
+        rule = message.rule
+        if message.kind != ADDRESS:
             return NONE
-        self.mask(rule)
+        self.mask(rule, message.kind, message.hi, message.lo)
         hi = self.hi
         lo = self.lo
         last_hi = hi
@@ -586,44 +463,36 @@ class Engine:
             return APART
         return LOOK if barred > 0 else NONE
 
-    def mask(self, rule: Rule) -> None:
-        """Cut the client in ``key`` to the limit's prefix, into ``hi`` and ``lo``."""
-        key = self.key
-        self.hi = key.hi
-        self.lo = key.lo
-        if key.kind == ADDRESS:
-            if self.hi == 0 and self.lo >> 32 == _MAPPED:
-                self.lo &= rule.ipv4_mask
+    def mask(self, rule: Rule, kind: int, hi: int, lo: int) -> None:
+        """Cut a key to the limit's prefix, into ``hi`` and ``lo``."""
+        if kind == ADDRESS:
+            if hi == 0 and lo >> 32 == _MAPPED:
+                lo &= rule.ipv4_mask
             else:
-                self.hi &= rule.hi_mask
-                self.lo &= rule.lo_mask
+                hi &= rule.hi_mask
+                lo &= rule.lo_mask
+        self.hi = hi
+        self.lo = lo
 
-    def locate(self, rule: Rule) -> int:
-        """Return the slot of the client in ``key``, cut to the limit's prefix."""
-        self.mask(rule)
-        return self.table.find(self.hi, self.lo, self.key.kind << 16 | rule.index)
+    def locate(self, rule: Rule, kind: int, hi: int, lo: int) -> int:
+        """Return the slot of the client with a key, cut to the limit's prefix."""
+        self.mask(rule, kind, hi, lo)
+        return self.table.find(self.hi, self.lo, kind << 16 | rule.index)
 
-    def announce(self, rule: Rule, hits: int) -> None:
+    def announce(self, message: Message) -> None:
         """Have the store hear of a client's hits, unless it is blocked anyway."""
+        rule = message.rule
         rule.at(self.now)
-        slot = self.locate(rule)
+        slot = self.locate(rule, message.kind, message.hi, message.lo)
         if self.table.idle > self.minute:
             rule.seen += 1  # when it is checked, it will have been seen just before
         if self.table.until(slot) <= self.table.now:
             exchange = self.exchanges[rule.index]
-            exchange.reserve(slot, hits)
+            exchange.reserve(slot, message.hits)
 
-    def same(self, data: bytes, start: int, name: bytes, size: int) -> bool:
-        """Tell whether ``data`` has the ``size`` bytes of ``name`` at ``start``."""
-        p = data
-        q = name
-        for i in range(size):
-            if p[start + i] != q[i]:
-                return False
-        return True
-
-    def note(self, problem: str, start: int, size: int) -> None:
+    def note(self, problem: str, message: Message) -> None:
         """Remember the name of a message that could not be checked, for whoever logs."""
         if len(self.notes) < _MAX_NOTES:
-            name = self.reader.data[start : start + min(size, _MAX_NOTE)]
+            end = message.name + min(message.name_size, _MAX_NOTE)
+            name = self.plan.data[message.name : end]
             self.notes.setdefault((problem, name.decode("ascii", "backslashreplace")), False)

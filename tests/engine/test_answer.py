@@ -430,6 +430,28 @@ def test_answers_are_the_same_whether_or_not_the_table_is_fetched_ahead() -> Non
     assert len(wire.frames(answers[0][0])) == 300
 
 
+@pytest.mark.parametrize("count", [63, 64, 65, 200])
+def test_a_frame_of_many_messages_is_answered_as_one(count: int) -> None:
+    node = Node(Limit(rate=count, block=()))
+    asked = [wire.message("default", key=KEY)] * count
+    assert node.frame(0, *asked) == {}
+    assert node.limiter.engine.checks == count
+    verdict = node.frame(0, *[wire.message("unknown", key=KEY)] * (count - 1), asked[0])
+    assert verdict["reason"] == "throttle"
+
+
+def test_of_a_frame_that_breaks_the_protocol_nothing_is_counted() -> None:
+    node = Node()
+    engine = node.limiter.engine
+    engine.at(START)
+    good = wire.message("default", key=KEY)
+    data = wire.notify(good, ids=(1, 1)) + wire.notify(good, good, b"\x03cut", ids=(2, 1))
+    with pytest.raises(SpopError, match="the frame ends"):
+        engine.answer(data, 0, 16380)
+    assert [ack.ids for ack in wire.frames(engine.take())] == [(1, 1)]
+    assert engine.checks == 1
+
+
 class Model:
     """The window as design says it, in the plainest words: a list of hits, no ring, no table."""
 
