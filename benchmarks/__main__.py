@@ -20,6 +20,7 @@ from benchmarks.harness import ROOT
 BENCHMARKS = (
     "agent",
     "end_to_end",
+    "settings",
     "peers",
     "accuracy",
     "fleet --accuracy",

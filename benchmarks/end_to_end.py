@@ -122,6 +122,8 @@ class Variant:
     haproxy: HAProxy
     kind: str = "passed"
     close: bool = False
+    script: Path | None = None
+    """What wrk sends instead of a plain GET, in Lua."""
 
 
 @dataclass(frozen=True)
@@ -145,15 +147,13 @@ def load(variant: Variant, application: Program, seconds: int) -> Sample:
     programs = (haproxy.program, haproxy.agent or haproxy.program, application)
     before = haproxy.counters()
     cpu = [program.cpu() for program in programs]
-    loaded = wrk.load(haproxy.address, seconds, close=variant.close)
+    loaded = wrk.load(haproxy.address, seconds, close=variant.close, script=variant.script)
     cpu = [program.cpu() - start for program, start in zip(programs, cpu, strict=True)]
     after = haproxy.counters()
     done = {kind: vars(after)[kind] - start for kind, start in vars(before).items()}
     count = done.pop(variant.kind)
     if count < 20 * sum(done.values()):
         sys.exit(f"{variant.name}: {count} {variant.kind}, but also {done}\n{loaded.text}")
-    if haproxy.agent is not None and haproxy.counted_alone():
-        sys.exit(f"{variant.name}: the agent did not answer every question")
     return Sample(
         rate=count / loaded.seconds,
         haproxy=cpu[0] / count / 1000,
@@ -273,6 +273,8 @@ def run(programs: Programs, options: argparse.Namespace) -> Report:
         for variant in variants if number % 2 == 0 else reversed(variants):
             harness.progress(f"round {number + 1} of {options.rounds}: {variant.name}")
             samples[variant.name].append(load(variant, application, int(options.seconds)))
+            if variant.haproxy.agent is not None and variant.haproxy.counted_alone():
+                sys.exit(f"{variant.name}: the agent did not answer every question")
     verify(variants)
     return tables(samples, options.rounds, options.seconds)
 

@@ -7,8 +7,12 @@ import resource
 import subprocess
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from benchmarks import harness
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CONNECTIONS = 64
 
@@ -28,8 +32,11 @@ class Load:
     text: str
 
 
-def load(address: str, seconds: int, *, close: bool = False) -> Load:
-    """Load HOST:PORT over 64 connections; with ``close``, each request has one of its own."""
+def load(address: str, seconds: int, *, close: bool = False, script: Path | None = None) -> Load:
+    """Load HOST:PORT over 64 connections; with ``close``, each request has one of its own.
+
+    A ``script`` in Lua makes the requests.
+    """
     command = [
         harness.require("wrk"),
         "-t1",
@@ -39,6 +46,8 @@ def load(address: str, seconds: int, *, close: bool = False) -> Load:
     ]
     if close:
         command += ["-H", "Connection: close"]
+    if script:
+        command += ["-s", str(script)]
     cpu = _children()
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, timeout=seconds + _GRACE
