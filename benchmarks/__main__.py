@@ -21,6 +21,7 @@ BENCHMARKS = (
     "agent",
     "end_to_end",
     "settings",
+    "settings --connections=8",
     "peers",
     "accuracy",
     "fleet --accuracy",

@@ -122,6 +122,7 @@ class Variant:
     haproxy: HAProxy
     kind: str = "passed"
     close: bool = False
+    connections: int = wrk.CONNECTIONS
     script: Path | None = None
     """What wrk sends instead of a plain GET, in Lua."""
 
@@ -147,7 +148,13 @@ def load(variant: Variant, application: Program, seconds: int) -> Sample:
     programs = (haproxy.program, haproxy.agent or haproxy.program, application)
     before = haproxy.counters()
     cpu = [program.cpu() for program in programs]
-    loaded = wrk.load(haproxy.address, seconds, close=variant.close, script=variant.script)
+    loaded = wrk.load(
+        haproxy.address,
+        seconds,
+        close=variant.close,
+        connections=variant.connections,
+        script=variant.script,
+    )
     cpu = [program.cpu() - start for program, start in zip(programs, cpu, strict=True)]
     after = haproxy.counters()
     done = {kind: vars(after)[kind] - start for kind, start in vars(before).items()}

@@ -4,28 +4,28 @@
 shipped, or in the agent beside it, and loads the result in turns with what is shipped. The load is
 that of a load balancer in front: 20,000 clients by X-Forwarded-For, so that each is far below a
 limit of 100 a second; every request could be a login, and has an API key, for the settings that ask
-about those. The programs of a setting are started for each of its turns, since one that polls
-without a pause would take a core from all the others.
+about those. Each turn has an HAProxy of its own, since one that polls without a pause would take a
+core from all the others; the agents stay, so that their tables are warm.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-import shutil
-import subprocess
 import sys
-from dataclasses import dataclass, field
+import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import command, end_to_end, harness, wrk
-from benchmarks.end_to_end import APPLICATION, NEVER, SHIPPED, HAProxy, Variant
+from benchmarks.changes import BASE, CFG, SETTINGS, Setting, offered, write
+from benchmarks.end_to_end import APPLICATION, NEVER, HAProxy, Variant
 from benchmarks.harness import Figure, Programs
 from benchmarks.report import Column, Report, Row, Table
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping
 
     from benchmarks.harness import Program
 
@@ -53,111 +53,6 @@ LIMITS = "".join(
 
 _AMISS = 0.01  # of the checks, at most
 
-CFG, SPOE = "haproxy.cfg", "spoe.conf"
-
-
-@dataclass(frozen=True)
-class Edit:
-    """A text of a shipped file, which must be there once, and what stands in its place."""
-
-    file: str
-    old: str
-    new: str
-
-    def apply(self, folder: Path) -> None:
-        path = folder / self.file
-        text = path.read_text()
-        if (count := text.count(self.old)) != 1:
-            sys.exit(f"{self.file}: {self.old!r} is there {count} times")
-        path.write_text(text.replace(self.old, self.new))
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is changed; ``variables`` are HAProxy's, ``limit`` is a line of the default limit."""
-
-    name: str
-    edits: tuple[Edit, ...] = ()
-    variables: Mapping[str, str] = field(default_factory=dict)
-    limit: str = ""
-    unix: bool = False
-    checks: int = 1
-    """Of each request, by the agent."""
-
-    mux: bool | None = None
-    """Only for HAProxy 3.1 and later, which multiplexes SPOP, or only for those before."""
-
-
-def tune(line: str, before: str = "", mux: bool | None = None) -> Setting:
-    return Setting(line, (Edit(CFG, "\nglobal\n", f"\nglobal\n    {before}{line}\n"),), mux=mux)
-
-
-def spoe(line: str, mux: bool | None = None) -> Setting:
-    old = "    use-backend spoa\n"
-    return Setting(line, (Edit(SPOE, old, f"{old}    {line}\n"),), mux=mux)
-
-
-def asked_above(rate: int) -> tuple[Edit, ...]:
-    """Have HAProxy count by itself, and ask only about clients with more requests a second."""
-    old = "    http-request send-spoe-group rl check if agent_up !unknown_client\n"
-    new = "    http-request track-sc2 var(txn.client) table t_seen if !unknown_client\n"
-    new += f"{old.rstrip()} {{ sc2_http_req_rate gt {rate} }}\n"
-    table = "\nbackend t_seen\n"
-    table += "    stick-table type ipv6 size 1m expire 10s store http_req_rate(1s)\n"
-    return Edit(CFG, old, new), Edit(CFG, "\nbackend t_alone\n", f"{table}\nbackend t_alone\n")
-
-
-BASE = Setting("as shipped")
-
-SETTINGS = (
-    BASE,
-    Setting("as shipped, again"),
-    Setting("agent on a unix socket", unix=True),
-    Setting("headers = true", limit="headers = true\n"),
-    Setting(
-        "three limits, three frames",
-        variables={"RATELIMIT_LOGIN_PATH": "/", "RATELIMIT_API_KEYS": "1"},
-        checks=3,
-    ),
-    Setting(
-        "three limits, one frame",
-        (
-            Edit(SPOE, "    groups check login api_key\n", "    groups check\n"),
-            Edit(SPOE, "    messages default\n", "    messages default login api_key\n"),
-            Edit(SPOE, "spoe-group login\n    messages login\n", ""),
-            Edit(SPOE, "spoe-group api_key\n    messages api_key\n", ""),
-        ),
-        checks=3,
-    ),
-    Setting(
-        "option dontlog-normal",
-        (Edit(CFG, "\nfrontend web\n", "\nfrontend web\n    option dontlog-normal\n"),),
-    ),
-    Setting("nbthread 2", variables={"RATELIMIT_THREADS": "2"}),
-    spoe("no option pipelining", mux=False),
-    spoe("max-waiting-frames 5", mux=False),
-    spoe("max-waiting-frames 100", mux=False),
-    spoe("max-frame-size 256"),
-    Setting(
-        "server agent, maxconn 4",
-        (Edit(CFG, " check inter 500ms", " maxconn 4 check inter 500ms"),),
-    ),
-    Setting(
-        "http-reuse always",
-        (Edit(CFG, "\nbackend spoa\n", "\nbackend spoa\n    http-reuse always\n"),),
-        mux=True,
-    ),
-    tune("busy-polling"),
-    # Later ones offer the default in their health check, and refuse it as too big in the answer.
-    tune("tune.bufsize 8192", mux=False),
-    tune("tune.maxpollevents 20"),
-    tune("tune.runqueue-depth 20"),
-    tune("tune.sched.low-latency on"),
-    tune("tune.fd.edge-triggered on", "expose-experimental-directives\n    "),
-    Setting("asks above 10 a second, so of none", asked_above(10), checks=0),
-    Setting("asks above 0 a second, so of all", asked_above(0)),
-)
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -174,57 +69,80 @@ class Sample:
         return self.haproxy + self.agent
 
 
-def write(setting: Setting, folder: Path) -> None:
-    """Write HAProxy's files as a setting has them, with this machine as a load balancer."""
-    shutil.copytree(SHIPPED.parent, folder)
-    with (folder / "lb.lst").open("a") as trusted:
-        trusted.write("127.0.0.1\n")
-    for edit in setting.edits:
-        edit.apply(folder)
-
-
 def segments() -> int:
     """Return how many TCP segments the machine has sent."""
     names, figures = re.findall(r"(?m)^Tcp: (.*)$", Path("/proc/net/snmp").read_text())
     return int(dict(zip(names.split(), figures.split(), strict=True))["OutSegs"])
 
 
-def turn(
-    programs: Programs, setting: Setting, name: str, application: tuple[Program, str], seconds: int
-) -> Sample:
-    """Start what a setting needs, load it, and end it.
+@dataclass(frozen=True)
+class Agent:
+    """An agent; ``spop`` is where HAProxy finds it, ``metrics`` the address of its metrics."""
 
-    Ends the run if the agent did not check as often as it was to be asked.
-    """
-    folder = programs.folder / name
-    write(setting, folder)
-    script = folder / "load.lua"
-    script.write_text(LOAD)
-    address = str(folder / "spop.sock") if setting.unix else harness.free_address()
-    limits = LIMITS.replace("[limits.default]\n", f"[limits.default]\n{setting.limit}")
-    agent = programs.agent(name, "compiled", address, limits)
-    haproxy = HAProxy(
-        programs,
-        name,
-        folder / CFG,
-        agent,
-        RATELIMIT_BACKEND=application[1],
-        RATELIMIT_SPOP=f"unix@{address}" if setting.unix else address,
-        **setting.variables,
-    )
-    passed, sent = haproxy.counters().passed, segments()
-    variant = Variant(setting.name, haproxy, script=script)
-    loaded = end_to_end.load(variant, application[0], seconds)
-    sent = segments() - sent
-    passed = haproxy.counters().passed - passed
-    haproxy.program.stop()
-    agent.stop()
-    checks = agent.checks()
-    # wrk leaves requests behind unanswered when its time is over, and a busy machine or a setting
-    # may keep the agent from answering some in time.
-    if abs(checks - setting.checks * passed) > _AMISS * max(1, setting.checks) * passed:
-        sys.exit(f"{setting.name}: HAProxy let {passed} requests pass, the agent checked {checks}")
-    return Sample(loaded.rate, loaded.haproxy, loaded.agent, checks / passed, sent / passed)
+    program: Program
+    spop: str
+    metrics: str
+
+    def checks(self) -> int:
+        """Return how many checks it did so far."""
+        with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=5) as answer:
+            (count,) = re.findall(rb"(?m)^ratelimit_checks_total (\S+)$", answer.read())
+        return int(float(count))
+
+
+class Setup:
+    """What stays: the application, and an agent for all settings that are none of its own."""
+
+    def __init__(self, programs: Programs, haproxy: str, connections: int) -> None:
+        self._programs = programs
+        self._connections = connections
+        self._backend = harness.free_address()
+        command_line = [haproxy, "-db", "-f", str(APPLICATION)]
+        self._application = programs.start(
+            "application", command_line, {"BENCH_LISTEN": self._backend}
+        )
+        self._agents: dict[tuple[str, bool], Agent] = {}
+        self._turns = itertools.count()
+
+    def start(self, setting: Setting) -> None:
+        """Start the agent of a setting, if there is none yet."""
+        kind, name = (setting.limit, setting.unix), f"agent-{len(self._agents)}"
+        if kind in self._agents:
+            return
+        address, metrics = harness.free_address(), harness.free_address()
+        if setting.unix:
+            address = str(self._programs.folder / f"{name}.spop")
+        limits = LIMITS.replace("[limits.default]\n", f"[limits.default]\n{setting.limit}")
+        more = {"RATELIMIT_OPS__LISTEN": metrics}
+        program = self._programs.agent(name, "compiled", address, limits, more)
+        spop = f"unix@{address}" if setting.unix else address
+        self._agents[kind] = Agent(program, spop, metrics)
+
+    def turn(self, setting: Setting, seconds: int) -> Sample:
+        """Start an HAProxy as a setting has it, load it, and end it.
+
+        Ends the run if the agent did not check as often as it was to be asked.
+        """
+        name, agent = f"turn-{next(self._turns)}", self._agents[setting.limit, setting.unix]
+        folder = self._programs.folder / name
+        write(setting, folder)
+        script = folder / "load.lua"
+        script.write_text(LOAD)
+        addresses = {"RATELIMIT_BACKEND": self._backend, "RATELIMIT_SPOP": agent.spop}
+        variables = {**addresses, **setting.variables}
+        haproxy = HAProxy(self._programs, name, folder / CFG, agent.program, **variables)
+        passed, checks, sent = haproxy.counters().passed, agent.checks(), segments()
+        variant = Variant(setting.name, haproxy, script=script, connections=self._connections)
+        loaded = end_to_end.load(variant, self._application, seconds)
+        sent = segments() - sent
+        passed = haproxy.counters().passed - passed
+        haproxy.program.stop()
+        checks = agent.checks() - checks
+        # wrk leaves requests behind unanswered when its time is over, and a busy machine or a
+        # setting may keep the agent from answering some in time.
+        if abs(checks - setting.checks * passed) > _AMISS * max(1, setting.checks) * passed:
+            sys.exit(f"{setting.name}: {passed} requests passed, the agent checked {checks} times")
+        return Sample(loaded.rate, loaded.haproxy, loaded.agent, checks / passed, sent / passed)
 
 
 def table(samples: dict[str, list[Sample]], note: str) -> Table:
@@ -257,36 +175,30 @@ def table(samples: dict[str, list[Sample]], note: str) -> Table:
     return Table("settings", note, columns, tuple(rows))
 
 
-def offered(haproxy: str) -> list[Setting]:
-    """Return the settings that this HAProxy has."""
-    said = subprocess.run([haproxy, "-v"], capture_output=True, text=True, check=True).stdout
-    ((major, minor),) = re.findall(r"version (\d+)\.(\d+)", said)
-    mux = (int(major), int(minor)) >= (3, 1)
-    return [setting for setting in SETTINGS if setting.mux in (None, mux)]
-
-
 def run(programs: Programs, options: argparse.Namespace) -> Report:
     haproxy = harness.require("haproxy")
     settings = offered(haproxy)
-    backend = harness.free_address()
-    application = programs.start(
-        "application", [haproxy, "-db", "-f", str(APPLICATION)], {"BENCH_LISTEN": backend}
-    )
+    setup = Setup(programs, haproxy, options.connections)
+    for setting in settings:
+        setup.start(setting)
     samples: dict[str, list[Sample]] = {setting.name: [] for setting in settings}
     for number in range(options.rounds):
         # Back and forth, so that none always comes after the same one.
         for setting in settings if number % 2 == 0 else reversed(settings):
             harness.progress(f"round {number + 1} of {options.rounds}: {setting.name}")
-            name = f"{number}-{settings.index(setting)}"
-            taken = turn(programs, setting, name, (application, backend), int(options.seconds))
-            samples[setting.name].append(taken)
+            samples[setting.name].append(setup.turn(setting, int(options.seconds)))
     absent = ", ".join(setting.name for setting in SETTINGS if setting not in settings)
-    note = f"wrk, {wrk.CONNECTIONS} connections, {CLIENTS:,} clients, {options.rounds} rounds of "
-    note += f"{options.seconds:g} s: median (least-greatest), ratios round by round; CPU "
+    note = f"wrk, {options.connections} connections, {CLIENTS:,} clients, {options.rounds} rounds "
+    note += f"of {options.seconds:g} s: median (least-greatest), ratios round by round; CPU "
     note += "microseconds and TCP segments, of all programs, for each request. This HAProxy does "
     note += f"not have: {absent}"
     return Report((table(samples, note),))
 
 
+def arguments(parser: argparse.ArgumentParser) -> None:
+    text = "of wrk: as many requests are under way (%(default)s)"
+    parser.add_argument("--connections", type=int, default=wrk.CONNECTIONS, metavar="N", help=text)
+
+
 if __name__ == "__main__":
-    command.main("settings", __doc__, run, rounds=(5, 2), seconds=(2, 1))
+    command.main("settings", __doc__, run, rounds=(10, 3), seconds=(1, 1), arguments=arguments)

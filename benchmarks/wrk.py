@@ -32,15 +32,22 @@ class Load:
     text: str
 
 
-def load(address: str, seconds: int, *, close: bool = False, script: Path | None = None) -> Load:
-    """Load HOST:PORT over 64 connections; with ``close``, each request has one of its own.
+def load(
+    address: str,
+    seconds: int,
+    *,
+    close: bool = False,
+    connections: int = CONNECTIONS,
+    script: Path | None = None,
+) -> Load:
+    """Load HOST:PORT over kept-alive connections; with ``close``, each request has one of its own.
 
     A ``script`` in Lua makes the requests.
     """
     command = [
         harness.require("wrk"),
         "-t1",
-        f"-c{CONNECTIONS}",
+        f"-c{connections}",
         f"-d{seconds}s",
         f"http://{address}/",
     ]

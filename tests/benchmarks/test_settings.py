@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from benchmarks import harness, settings
+from benchmarks import changes, harness, settings
+from benchmarks.changes import BASE, CFG, Edit
 from benchmarks.harness import Figure
-from benchmarks.settings import BASE, CFG, Edit, Sample
+from benchmarks.settings import Sample
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 
 def test_haproxy_takes_every_setting_without_a_warning(tmp_path: Path) -> None:
     haproxy = harness.require("haproxy")
-    for number, setting in enumerate(settings.offered(haproxy)):
+    for number, setting in enumerate(changes.offered(haproxy)):
         folder = tmp_path / str(number)
-        settings.write(setting, folder)
+        changes.write(setting, folder)
         command = [haproxy, "-c", "-f", str(folder / CFG)]
         said = subprocess.run(command, capture_output=True, text=True, check=False)
         assert said.returncode == 0, (setting.name, said.stderr)
@@ -27,8 +28,8 @@ def test_haproxy_takes_every_setting_without_a_warning(tmp_path: Path) -> None:
 
 
 def test_every_edit_fits_the_shipped_files(tmp_path: Path) -> None:
-    for number, setting in enumerate(settings.SETTINGS):
-        settings.write(setting, tmp_path / str(number))
+    for number, setting in enumerate(changes.SETTINGS):
+        changes.write(setting, tmp_path / str(number))
 
 
 @pytest.mark.parametrize(("old", "count"), [("backend", 2), ("frontend", 0)])
