@@ -1,11 +1,13 @@
 """What each setting of HAProxy and of the limiter gains or costs.
 
 ``python -m benchmarks.settings`` changes one thing at a time in the HAProxy configuration as
-shipped, or in the agent beside it, and loads the result in turns with what is shipped. The load is
-that of a load balancer in front: 20,000 clients by X-Forwarded-For, so that each is far below a
-limit of 100 a second; every request could be a login, and has an API key, for the settings that ask
-about those. Each turn has an HAProxy of its own, since one that polls without a pause would take a
-core from all the others; the agents stay, so that their tables are warm.
+shipped, or in the agent beside it, and loads the results in turns. Each round begins and ends with
+what is shipped, and all are compared with the mean of these two.
+
+The load is that of a load balancer in front: 20,000 clients by X-Forwarded-For, so that each is far
+below a limit of 100 a second. Every request could be a login, and has an API key, for the settings
+that ask about those. Each turn has an HAProxy of its own, since one that polls without a pause
+would take a core from all the others; the agents stay, so that their tables are warm.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import command, end_to_end, harness, wrk
-from benchmarks.changes import BASE, CFG, SETTINGS, Setting, offered, write
+from benchmarks.changes import CFG, FIRST, LAST, SETTINGS, Setting, offered, write
 from benchmarks.end_to_end import APPLICATION, NEVER, HAProxy, Variant
 from benchmarks.harness import Figure, Programs
 from benchmarks.report import Column, Report, Row, Table
@@ -156,18 +158,21 @@ def table(samples: dict[str, list[Sample]], note: str) -> Table:
         Column("checks a request"),
         Column("TCP segments a request"),
     )
+    # A machine that becomes slower or faster meanwhile does so for what is in the middle, too.
+    shipped = list(zip(samples[FIRST.name], samples[LAST.name], strict=True))
+    rates = [(first.rate + last.rate) / 2 for first, last in shipped]
+    costs = [(first.both + last.both) / 2 for first, last in shipped]
     rows = []
     for name, taken in samples.items():
-        pairs = list(zip(taken, samples[BASE.name], strict=True))
         rows.append(
             Row.of(
                 name,
                 Figure.of(s.rate for s in taken),
-                Figure.of(s.rate / base.rate for s, base in pairs),
+                Figure.of(s.rate / rate for s, rate in zip(taken, rates, strict=True)),
                 Figure.of(s.haproxy for s in taken),
                 Figure.of(s.agent for s in taken),
                 Figure.of(s.both for s in taken),
-                Figure.of(s.both / base.both for s, base in pairs),
+                Figure.of(s.both / cost for s, cost in zip(taken, costs, strict=True)),
                 Figure.of(s.checks for s in taken),
                 Figure.of(s.segments for s in taken),
             )
@@ -189,9 +194,11 @@ def run(programs: Programs, options: argparse.Namespace) -> Report:
             samples[setting.name].append(setup.turn(setting, int(options.seconds)))
     absent = ", ".join(setting.name for setting in SETTINGS if setting not in settings)
     note = f"wrk, {options.connections} connections, {CLIENTS:,} clients, {options.rounds} rounds "
-    note += f"of {options.seconds:g} s: median (least-greatest), ratios round by round; CPU "
-    note += "microseconds and TCP segments, of all programs, for each request. This HAProxy does "
-    note += f"not have: {absent}"
+    note += (
+        f"of {options.seconds:g} s: median (least-greatest), ratios round by round, to the mean "
+    )
+    note += "of first and last; CPU microseconds, checks and TCP segments of all programs for each "
+    note += f"request. This HAProxy does not have: {absent}"
     return Report((table(samples, note),))
 
 
