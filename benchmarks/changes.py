@@ -110,7 +110,7 @@ SETTINGS = (
         mux=True,
     ),
     tune("busy-polling"),
-    # Later ones offer the default in their health check, and refuse it as too big in the answer.
+    # 3.2 offers frames of the default size in its health check, and refuses that in the answer.
     tune("tune.bufsize 8192", mux=False),
     tune("tune.maxpollevents 20"),
     tune("tune.runqueue-depth 20"),
