@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from ratelimit import __version__
 from tests import matrix
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +55,86 @@ def test_no_known_fault() -> None:
 def test_the_matrix_is_the_one_of_the_makefile() -> None:
     job = read("ci.yml")["jobs"]["matrix"]
     assert job["strategy"]["matrix"]["server"] == [entry.name for entry in matrix.ENTRIES]
+
+
+def script_of(job: str, name: str) -> str:
+    """Return what the step with this name runs, as GitHub gives it to bash."""
+    (found,) = (
+        step["run"]
+        for step in read("release.yml")["jobs"][job]["steps"]
+        if step.get("name") == name
+    )
+    return str(found)
+
+
+@pytest.mark.parametrize(
+    ("tag", "latest"),
+    [
+        ("v1.2.3", True),
+        ("v0.10", True),
+        ("v1.2.3.post1", True),
+        ("v1.2.3a1", False),
+        ("v1.2.3b1", False),
+        ("v1.2.3rc1", False),
+        ("v1.2.3.dev0", False),
+        ("v1.2.3.post1.dev2", False),
+        ("v1.2.3-rc1", False),
+        ("vlatest", False),
+    ],
+)
+def test_latest_is_no_version_before_a_release(tmp_path: Path, tag: str, latest: bool) -> None:
+    outputs = tmp_path / "outputs"
+    subprocess.run(
+        ["bash", "-e", "-c", script_of("sdist", "The names of the image")],
+        env={
+            "GITHUB_REF_NAME": tag,
+            "GITHUB_REPOSITORY": "Some-Owner/RateLimit",
+            "GITHUB_OUTPUT": str(outputs),
+        },
+        check=True,
+    )
+    assert outputs.read_text().splitlines() == [
+        "image=ghcr.io/some-owner/ratelimit",
+        f"tags={tag} latest" if latest else f"tags={tag}",
+    ]
+
+
+@pytest.mark.parametrize(("tag", "right"), [(f"v{__version__}", True), ("v99.0", False)])
+def test_a_tag_that_is_not_the_version_releases_nothing(tag: str, right: bool) -> None:
+    ran = subprocess.run(
+        ["bash", "-e", "-c", script_of("sdist", "The tag is the version")],
+        cwd=ROOT,
+        env={"GITHUB_REF_NAME": tag},
+        check=False,
+    )
+    assert (ran.returncode == 0) is right
+    jobs = read("release.yml")["jobs"]
+    for name in jobs.keys() - {"sdist"}:
+        assert "sdist" in jobs[name]["needs"], name
+
+
+def test_an_image_has_its_names_for_every_machine_it_was_built_for(tmp_path: Path) -> None:
+    """The last step, with a docker that notes down what it is asked for."""
+    jobs = read("release.yml")["jobs"]
+    machines = [one["machine"] for one in jobs["image"]["strategy"]["matrix"]["include"]]
+    docker = tmp_path / "docker"
+    docker.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    docker.chmod(0o755)
+    subprocess.run(
+        ["bash", "-e", "-c", script_of("names", "One image of those of the machines")],
+        env={
+            "PATH": f"{tmp_path}:/usr/bin:/bin",
+            "GITHUB_REF_NAME": "v1.2.3",
+            "IMAGE": "ghcr.io/some-owner/ratelimit",
+            "TAGS": "v1.2.3 latest",
+        },
+        check=True,
+    )
+    image = "ghcr.io/some-owner/ratelimit"
+    parts = " ".join(f"{image}:v1.2.3-{machine}" for machine in machines)
+    assert (tmp_path / "asked").read_text().splitlines() == [
+        f"buildx imagetools create --tag {image}:{tag} {parts}" for tag in ("v1.2.3", "latest")
+    ]
 
 
 def test_wheels_are_built_for_every_python_that_is_supported() -> None:
