@@ -106,10 +106,12 @@ def blocks(
         client.delete(path_of("/v1/blocks", key or ""))
         click.echo(json.dumps({"lifted": key}) if as_json else f"{printable(key or '')} is lifted")
     elif as_json and not watch:
-        # As it comes, for there may be many.
+        # All or nothing: a page may fail when others have come, and half a list is no JSON. Kept as
+        # text, which is small, and not in a file, for which a container may have no place.
+        lines = [json.dumps(entry) for entry in _entries(client, q, ended)]
         before = "["
-        for entry in _entries(client, q, ended):
-            click.echo(before + json.dumps(entry), nl=False)
+        for line in lines:
+            click.echo(before + line, nl=False)
             before = ",\n "
         click.echo("[]" if before == "[" else "]")
     else:

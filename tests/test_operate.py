@@ -15,11 +15,13 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from structlog.testing import capture_logs
 
+from ratelimit import operate
 from ratelimit.cli import main
 from tests import wire
 from tests.integration.world import LONGEST
@@ -250,6 +252,33 @@ def test_another_program_is_there(said: bytes, words: tuple[str, ...]) -> None:
     assert result.exit_code == 1
     assert result.stderr.startswith("ratelimit: http://127.0.0.1:")
     assert not result.stdout
+
+
+@pytest.mark.integration
+def test_a_blocklist_is_printed_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operate, "_PAGE", 2)
+
+    async def test(shell: Shell) -> None:
+        control = shell.api.control
+        for number in range(5):
+            control.limiter.apply(block(f"192.0.2.{number}", LATER))
+        entries = json.loads(await shell.well("blocks", "--json"))
+        assert [entry["key"] for entry in entries] == [f"192.0.2.{n}" for n in range(5)]
+
+        page = control.page
+
+        async def first_alone(after: tuple[str, str], *rest: Any) -> Any:
+            assert after == ("", "")
+            return await page(after, *rest)
+
+        monkeypatch.setattr(control, "page", first_alone)
+        result = await shell("blocks", "--json")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "a fault of this program" in result.stderr
+
+    run(tmp_path, test)
 
 
 @pytest.mark.integration

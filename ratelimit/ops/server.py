@@ -91,7 +91,11 @@ class Server:
         app.on_response_prepare.append(_add_headers)
         for route in ROUTES:
             path = route.path.replace("{key}", "{key:(?s:.+)}")
-            app.router.add_route(route.method, path, self._answering(route), expect_handler=_expect)
+            answer = self._answering(route)
+            # What can be got can be asked for its headers alone (RFC 9110, section 9.3.2); aiohttp
+            # leaves out the content then.
+            for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
+                app.router.add_route(method, path, answer, expect_handler=_expect)
         self._runner = web.AppRunner(
             app,
             handle_signals=False,
@@ -236,9 +240,11 @@ class Server:
         call.query = _query(route.query, call.request)
         if route.body is not None:
             call.body = await _body(route.body, call.request)
-        elif call.request.body_exists and call.request.method in ("GET", "DELETE"):
+        elif call.request.body_exists:
             raise ProblemError(400, "there is nothing to be read from a body here")
         if route.answer == "text/event-stream":
+            if call.request.method == "HEAD":
+                return web.Response(content_type=route.answer)  # which has no end to wait for
             connection = self.connections.of(call.request.transport)
             if connection is not None:
                 connection.stream = asyncio.current_task()

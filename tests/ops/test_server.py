@@ -75,6 +75,55 @@ def test_every_path_of_the_contract_is_there_and_described(tmp_path: Path) -> No
     asyncio.run(main())
 
 
+def test_head_answers_as_get_without_the_content(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            for method, path in DOCUMENTED:
+                if method != "GET":
+                    continue
+                there = path.replace("{key}", "192.0.2.1")
+                head = await api.client.head(there)
+                assert head.content == b""
+                if path == "/v1/events":
+                    assert head.status_code == 200
+                    assert head.headers["content-type"] == "text/event-stream"
+                    continue
+                got = await api.client.get(there)
+                assert head.status_code == got.status_code
+                assert set(head.headers) | {"content-length"} == set(got.headers), path
+                assert ("content-length" in head.headers) == bool(got.content), path
+                assert head.headers["content-type"] == got.headers["content-type"]
+                if "etag" in got.headers:
+                    assert head.headers["etag"] == got.headers["etag"]
+                    assert head.headers["content-length"] == got.headers["content-length"]
+            assert len(api.control.bus) == 0
+            for path in ("/v1/reload", "/v1/haproxy/servers/a/b", "/v1/limits/default/fuse"):
+                assert (await api.client.head(path)).status_code == 405
+            # The connection is in step: what follows an answer without content is the next answer.
+            reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+            ask = b" / HTTP/1.1\r\nHost: localhost\r\n"
+            writer.write(b"HEAD" + ask + b"\r\nGET" + ask + b"Connection: close\r\n\r\n")
+            raw = await asyncio.wait_for(reader.read(), 10)
+            writer.close()
+            assert raw.count(b"HTTP/1.1 200 OK") == 2
+            assert raw.count(b"<html") == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("token", ["", "Bearer wrong"])
+def test_head_needs_the_token_that_get_needs(tmp_path: Path, token: str) -> None:
+    (tmp_path / "tokens").write_text(f"ops:view:{'x' * 32}\n")
+    (tmp_path / "tokens").chmod(0o600)
+
+    async def main() -> None:
+        async with running(tmp_path, f'[ops]\ntoken_file = "{tmp_path}/tokens"\n') as api:
+            answer = await api.client.head("/v1/blocks", headers={"Authorization": token})
+            assert (answer.status_code, answer.content) == (401, b"")
+
+    asyncio.run(main())
+
+
 def test_what_may_be_kept_and_what_not(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path) as api:
