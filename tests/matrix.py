@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 CACHE = ROOT / ".cache" / "matrix"
 
 WITH_HAPROXY = (
+    "tests/benchmarks/test_settings.py",
     "tests/integration",
     "tests/commands",
     "tests/test_doctor.py",

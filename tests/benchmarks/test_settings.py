@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.mark.integration
 def test_haproxy_takes_every_setting_without_a_warning(tmp_path: Path) -> None:
     haproxy = harness.require("haproxy")
     for number, setting in enumerate(changes.offered(haproxy)):
