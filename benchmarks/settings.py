@@ -208,4 +208,4 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    command.main("settings", __doc__, run, rounds=(10, 3), seconds=(1, 1), arguments=arguments)
+    command.main("settings", __doc__, run, rounds=(12, 3), seconds=(1, 1), arguments=arguments)
