@@ -57,6 +57,13 @@ def test_the_matrix_is_the_one_of_the_makefile() -> None:
     assert job["strategy"]["matrix"]["server"] == [entry.name for entry in matrix.ENTRIES]
 
 
+def test_a_release_has_no_image_that_was_not_tried_before() -> None:
+    tried, released = (
+        read(name)["jobs"]["image"]["strategy"]["matrix"] for name in ("ci.yml", "release.yml")
+    )
+    assert tried == released
+
+
 def script_of(job: str, name: str) -> str:
     """Return what the step with this name runs, as GitHub gives it to bash."""
     (found,) = (
