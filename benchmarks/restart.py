@@ -5,7 +5,8 @@ agent and a Redis that keeps an append-only file, and restarts each of them seve
 restart it tells how many requests failed, the slowest answer, and how many HAProxy had to count
 alone, for no agent answered. Answer times are from when a request was due. The agent is restarted
 in three ways: handed over to a successor (SIGUSR2); stopped and started; and the same while its
-listening socket is held open, as by systemd's socket activation.
+listening socket is held open, as by systemd's socket activation. Agent and Redis are restarted
+once more with 100,000 blocks, which the agent has to take from Redis again.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from benchmarks import command, harness
+from benchmarks.agent import Frames
 from benchmarks.end_to_end import APPLICATION, SHIPPED
 from benchmarks.harness import ROOT, Figure, Programs, Target
 from benchmarks.report import Column, Report, Row, Table
+from tests import wire
 from tests.store.servers import Server
 
 if TYPE_CHECKING:
@@ -38,8 +41,13 @@ RATE = 2000
 TIMEOUT = 50
 """Milliseconds: ``timeout processing`` of the shipped spoe.conf."""
 
+BLOCKS = 100_000
+"""Entries of a long blocklist."""
+
 _QUIET = 3.0  # seconds before each restart, whose slowest answer is shown beside
 _AFTER = 3.0  # seconds after it that still count as its own
+_BLOCKED = 0x0B000000  # 11.0.0.0: the addresses that are blocked
+_AT_ONCE = 50  # checks, of which a number of blocks is a multiple
 _LIMIT = 20.0  # seconds for anything that is waited for
 
 # Becomes the agent, with a socket as its file descriptor 3, as systemd does for a service.
@@ -60,14 +68,16 @@ class Restart:
 class Site:
     """An application, HAProxy, its agent and a Redis, and the load on them.
 
-    ``held`` is whether the agent's listening socket outlives the agent.
+    ``held`` is whether the agent's listening socket outlives the agent, ``blocks`` how many
+    clients are blocked, none of which comes.
     """
 
-    def __init__(self, programs: Programs, name: str, held: bool) -> None:
+    def __init__(self, programs: Programs, name: str, held: bool = False, blocks: int = 0) -> None:
         self._programs = programs
         self._folder = programs.folder / name
         self._folder.mkdir()
         self._name = name
+        self._blocks = blocks
         self._redis = Server(self._folder, "--appendonly", "yes").start()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024) if held else None
         if self._listener is None:
@@ -75,6 +85,7 @@ class Site:
         else:
             self._spop = f"127.0.0.1:{self._listener.getsockname()[1]}"
         config = f'[agent]\nlisten = ["tcp://{self._spop}"]\n[store]\nurl = "{self._redis.url}"\n'
+        config += '[limits.blocks]\nrate = 1\nblock = ["1h"]\nfuse = 0\n'
         (self._folder / "agent.toml").write_text(config)
         self._agent_log = self._folder / "agent.log"
         self._agent = self._start_agent()
@@ -100,7 +111,15 @@ class Site:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        self._stack.callback(self._end)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._end)
+            self._begin()
+            self._stack = stack.pop_all()
+        return self
+
+    def _begin(self) -> None:
+        if self._blocks:
+            self._block(self._blocks)
         host, _, port = self.address.rpartition(":")
         harness.wait_for(
             self._haproxy, lambda: socket.create_connection((host, int(port)), 1).close()
@@ -111,7 +130,6 @@ class Site:
             [sys.executable, "-m", "benchmarks.visitors", self.address, str(RATE), str(self._file)],
         )
         time.sleep(_QUIET)
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
@@ -165,6 +183,20 @@ class Site:
         begun = self._agent_log.stat().st_size
         self._redis.start()
         _until(lambda: "store back" in self._agent_log.read_text()[begun:])
+
+    def _block(self, count: int) -> None:
+        """Have so many clients blocked, and Redis know."""
+        frames = Frames.of(range(_BLOCKED, _BLOCKED + count), ("blocks",), hits=wire.int64(2))
+        size = _AT_ONCE * frames.size
+        with harness.connect(self._spop) as sock:
+            for start in range(0, count * frames.size, size):
+                sock.sendall(frames.data[start : start + size])
+                answers = b""
+                while answers.count(b"block_until") < _AT_ONCE:
+                    answers += sock.recv(1 << 16)
+        with self._redis.client() as redis:
+            # One field more says which list this is.
+            _until(lambda: redis.hlen("ratelimit:{fleet}:blocks") > count)
 
     def _said(self, begun: int) -> str:
         return self._agent_log.read_bytes()[begun:].decode()
@@ -233,7 +265,7 @@ def restart(
 
 
 def run(programs: Programs, options: argparse.Namespace) -> Report:
-    with Site(programs, "open", held=False) as site:
+    with Site(programs, "open") as site:
         found = restart(
             site,
             [
@@ -246,6 +278,12 @@ def run(programs: Programs, options: argparse.Namespace) -> Report:
         )
     with Site(programs, "held", held=True) as site:
         turns = [("agent, stopped and started, socket held", site.stop_and_start)]
+        found |= restart(site, turns, options.rounds)
+    with Site(programs, "blocks", blocks=BLOCKS) as site:
+        turns = [
+            (f"agent, handed over, {BLOCKS:,} blocks", site.hand_over),
+            (f"Redis, stopped and started, {BLOCKS:,} blocks", site.restart_redis),
+        ]
         found |= restart(site, turns, options.rounds)
     rolling = [each for name in list(found)[:3] for each in found[name]]
     table = Table(

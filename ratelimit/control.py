@@ -87,6 +87,8 @@ class Control:
         self._put = self.limiter.on_block
         self.limiter.on_block = self._made
         self.limiter.on_fuse = self._fuse
+        # Lifted while this node heard nothing: no edge may go on refusing these.
+        self.limiter.on_gone = lambda limit, key: self._clear(key)
 
     @property
     def store(self) -> Store:
@@ -121,14 +123,6 @@ class Control:
             if known is not None:
                 self.bus.publish("unblock", limit=limit, key=key, by="", node="")
 
-        def on_loaded(blocks: list[Block]) -> None:
-            now = self.now()
-            held = {(one.limit, one.key) for one in self.limiter.blocklist if one.until > now}
-            events.on_loaded(blocks)
-            # Lifted while this node heard nothing: no edge may go on refusing these.
-            for _, key in held - {(one.limit, one.key) for one in blocks}:
-                self._clear(key)
-
         def on_lost() -> None:
             events.on_lost()
             self.bus.publish("store.lost", problem=self.store.problem, node=self.about.id)
@@ -141,7 +135,6 @@ class Control:
             events,
             on_block=on_block,
             on_lift=on_lift,
-            on_loaded=on_loaded,
             on_lost=on_lost,
             on_back=on_back,
         )

@@ -32,6 +32,7 @@ _MINUTE = 60
 _FORGET_UNKNOWN = 86_400  # seconds, for the blocks of a limit that is no more
 _CUT_AT_ONCE = 500  # networks blocked by hand, a millisecond of work
 _SLICE = 20  # blocks put back at a time; each takes some 20 us a limit
+_COMPARED = 200  # blocks compared at a time; each takes some 2 us
 _M64 = 0xFFFFFFFFFFFFFFFF
 
 FUSE_CLIENTS = 50
@@ -85,7 +86,8 @@ class Limiter:
 
     ``blocks`` counts the blocks since the start, ``blocks_unreported`` those that nobody has logged
     yet, and ``news`` holds the latest of them. ``on_block`` is called with each that is made here,
-    ``on_fuse`` with a limit and whether its fuse has blown or is whole again.
+    ``on_gone`` with limit and key of each in force that another list has no more, ``on_fuse`` with
+    a limit and whether its fuse has blown or is whole again.
     """
 
     def __init__(
@@ -106,12 +108,15 @@ class Limiter:
         self.blocks_unreported = 0
         self.news: deque[Block] = deque(maxlen=_MAX_NEWS)
         self.on_block: Callable[[Block], object] = lambda block: None
+        self.on_gone: Callable[[str, str], object] = lambda limit, key: None
         self.on_fuse: Callable[[Limit, bool], object] = lambda limit, blown: None
         self.lists = lists or Lists()
         self._rules = {rule.limit.name: rule for rule in self.engine.rules}
         self._barred: dict[str, Range] = {}
         self._stale = False
-        self._loading = False
+        self._secret = b""
+        # While another list is taken: whose entries have changed since, hence are newer.
+        self._newer: set[tuple[str, str]] | None = None
         self._minute = 0
         self._relist()
 
@@ -225,6 +230,10 @@ class Limiter:
 
     def apply(self, block: Block) -> None:
         """Take an entry that the store has, made here or elsewhere."""
+        self._note(block.limit, block.key)
+        self._apply(block)
+
+    def _apply(self, block: Block) -> None:
         if self.blocklist.put(block):
             if block.limit == EVERY_LIMIT and self._is_barred(block.key):
                 self._barred[block.key] = _barred(block)
@@ -234,29 +243,65 @@ class Limiter:
 
     def lift(self, limit: str, key: str) -> None:
         """Take an entry off: the client may come at once, and its strikes are forgotten."""
+        self._note(limit, key)
+        self._lift(limit, key)
+
+    def _lift(self, limit: str, key: str) -> None:
         self.blocklist.remove(limit, key)
         if limit == EVERY_LIMIT and self._barred.pop(key, None) is not None:
             self._rebarred()
         else:
             self._update(limit, key)
 
-    def load(self, blocks: list[Block]) -> None:
-        """Replace the whole list."""
-        wanted = {(block.limit, block.key) for block in blocks}
-        self._loading = True
+    def load(self, blocks: list[Block]) -> Iterator[None]:
+        """Replace the whole list, in the steps of the iterator, between which answers may go.
+
+        What changes in the meantime is newer than ``blocks``, and stays.
+        """
+        newer = self._newer = set()
         try:
-            for block in list(self.blocklist):
-                if (block.limit, block.key) not in wanted:
-                    self.lift(block.limit, block.key)
-            for block in blocks:
-                self.apply(block)
+            yield from self._replace(blocks, newer)
         finally:
-            self._loading = False
+            if self._newer is newer:
+                self._newer = None
         if self._stale:
             self._relist()
 
+    def _replace(self, blocks: list[Block], newer: set[tuple[str, str]]) -> Iterator[None]:
+        wanted = {}
+        for number, block in enumerate(blocks):
+            if number % _COMPARED == 0:
+                yield
+            wanted[block.limit, block.key] = block
+        # First those that are gone, for the list may have no room for others.
+        last = "", ""
+        while page := self.blocklist.after(*last, _COMPARED):
+            for block in page:
+                last = block.limit, block.key
+                if last not in wanted and last not in newer:
+                    self._lift(*last)
+                    if block.until > self.engine.table.now:
+                        self.on_gone(*last)
+            yield
+        room = _COMPARED
+        for place, block in wanted.items():
+            if room <= 0:
+                room = _COMPARED
+                yield
+            room -= 1
+            if place not in newer and self.blocklist.get(*place) != block:
+                self._apply(block)
+                room -= _COMPARED // _SLICE
+
+    def _note(self, limit: str, key: str) -> None:
+        if self._newer is not None:
+            self._newer.add((limit, key))
+
     def rekey(self, secret: bytes) -> None:
         """Take the secret by which all nodes know strings; 16 bytes."""
+        if secret == self._secret:
+            return
+        self._secret = secret
         self.engine.key.rekey(secret)
         for block in self.blocklist:
             self._update(block.limit, block.key)
@@ -323,7 +368,7 @@ class Limiter:
         those wait for the next tick.
         """
         self._stale = True
-        if not self._loading and len(self._barred) <= _CUT_AT_ONCE:
+        if self._newer is None and len(self._barred) <= _CUT_AT_ONCE:
             self._relist()
 
     def _relist(self) -> None:
@@ -345,6 +390,7 @@ class Limiter:
         block = self.blocklist.strike(limit, key, -(-now // SECOND))
         if block is None:
             return 0
+        self._note(limit.name, key)
         self.blocks += 1
         self.blocks_unreported += 1
         self.news.append(block)

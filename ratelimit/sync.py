@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Protocol
 
@@ -268,12 +269,12 @@ class Sync:
         if self.store is not None:
             self.store.put(block)
 
-    def _loaded(self, blocks: list[Block]) -> None:
+    def _loaded(self, blocks: list[Block]) -> Iterator[None]:
         self.tick()
         self.limiter.engine.at(self.now())
         if isinstance(self.store, SharedStore):
             self.limiter.rekey(self.store.secret)
-        self.limiter.load(blocks)
+        return self.limiter.load(blocks)
 
     def _divide(self) -> None:
         store = self.store

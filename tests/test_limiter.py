@@ -178,7 +178,7 @@ def test_many_networks_blocked_by_hand_are_loaded_at_once_and_changed_at_ticks(
         for n in range(1000)
     ]
     cuts.clear()
-    node.limiter.load(blocks)
+    assert list(node.limiter.load(blocks))
     assert len(cuts) == 1
     assert [node.ask(f"10.3.231.{n}") for n in (0, 255)] == ["block", "block"]
     node.by_hand("10.200.0.0/16")
@@ -188,11 +188,42 @@ def test_many_networks_blocked_by_hand_are_loaded_at_once_and_changed_at_ticks(
     assert len(cuts) == 2
     assert node.ask("10.200.1.1") == "block"
     assert node.ask("10.3.231.0") == "allow"
-    node.limiter.load(blocks)
+    assert list(node.limiter.load(blocks))
     assert node.ask("10.200.1.1") == "allow"
     assert node.ask("10.3.231.0") == "block"
     node.tick(60)
     assert node.ask("10.3.231.0") == "allow"
+
+
+def test_what_changes_while_a_list_is_taken_is_newer_than_the_list() -> None:
+    node = Node(Limit(rate=1, block=(600,)))
+    since = START // SECOND
+
+    def block(key: str, length: int) -> Block:
+        return Block(key, "default", "", 1, since, since + length)
+
+    clients = [f"10.0.{n // 256}.{n % 256}" for n in range(2000)]
+    gone: list[str] = []
+    node.limiter.on_gone = lambda _, key: gone.append(key)
+    assert list(node.limiter.load([block(client, 60) for client in clients]))
+    steps = node.limiter.load([block(client, 90) for client in clients[:1500]])
+    for _ in range(3):
+        next(steps)
+    node.limiter.apply(block(clients[0], 30))
+    node.limiter.lift("default", clients[1])
+    node.limiter.apply(block(clients[1999], 30))
+    assert node.ask("192.0.2.1") == "allow"
+    assert node.ask("192.0.2.1") == "block"
+    assert sum(1 for _ in steps) > 10
+    ends = {held.key: held.until - since for held in node.limiter.blocklist}
+    assert ends.pop("192.0.2.1") == 600
+    changed = {clients[0]: 30, clients[1999]: 30}
+    assert ends == dict.fromkeys(clients[2:1500], 90) | changed
+    assert sorted(gone) == sorted(clients[1500:1999])
+    assert node.ask(clients[1]) == "allow"
+    assert [node.ask(clients[n]) for n in (2, 1499, 1999)] == ["block"] * 3
+    assert list(node.limiter.load([])), "the next one minds no change of before"
+    assert len(node.limiter.blocklist) == 0
 
 
 def test_a_block_by_hand_is_no_strike() -> None:

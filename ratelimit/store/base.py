@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import structlog
@@ -58,7 +58,8 @@ class Events:
     Attributes:
         on_block: an entry as the store now has it, which may be one's own.
         on_lift: limit and key of an entry taken off.
-        on_loaded: the whole list, at start and after any gap; replaces what the owner has.
+        on_loaded: the whole list, at start and after any gap; the iterator that it returns
+            replaces what the owner has, in steps between which other work may go.
         on_hot: the clients that some node, or this one, has declared hot.
         on_lost: an outage begins; not called again before ``on_back``.
         on_back: it has ended; also after the first contact, if that was not made at once.
@@ -68,7 +69,7 @@ class Events:
 
     on_block: Callable[[Block], object] = lambda block: None
     on_lift: Callable[[str, str], object] = lambda limit, key: None
-    on_loaded: Callable[[list[Block]], object] = lambda blocks: None
+    on_loaded: Callable[[list[Block]], Iterator[None]] = lambda blocks: iter(())
     on_hot: Callable[[bytes], object] = lambda ids: None
     on_lost: Callable[[], object] = lambda: None
     on_back: Callable[[], object] = lambda: None

@@ -91,7 +91,8 @@ class MemoryStore(Store):
             self._thread.shutdown(wait=False)
             raise
         self.up = True
-        self.events.on_loaded(blocks)
+        for _ in self.events.on_loaded(blocks):
+            await asyncio.sleep(0)
         self._task = asyncio.create_task(self._run(), name="store")
 
     async def close(self) -> None:

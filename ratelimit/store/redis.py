@@ -141,7 +141,7 @@ class RedisStore(SharedStore):
         return bool(old != value.encode())
 
     async def load(self) -> list[Block]:
-        return await self._blocklist.read(self._connected())
+        return list((await self._blocklist.read(self._connected())).values())
 
     async def exchange(
         self,

@@ -5,6 +5,7 @@ The key ``PREFIX:{fleet}:blocks`` and the channel for news of it; see ``scripts/
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import math
@@ -19,6 +20,7 @@ from ratelimit.store.outbox import Change, Outbox, block_from_json, block_to_jso
 
 _BATCH = 100  # entries in one request
 _PAGE = 1000
+_STEP = 50  # entries read at a time, between which answers go; each takes some 10 us
 _SECRET = 32  # characters of an era that outlive it, if any node does
 
 _BLOCK, _LIFT, _LOAD = map(Script, ("block", "lift", "load"))
@@ -62,7 +64,8 @@ class SharedBlocklist:
         """From now on keep what is heard, for the list that is loaded next."""
         self._meanwhile = {}
 
-    async def read(self, life: Life) -> list[Block]:
+    async def read(self, life: Life) -> dict[tuple[str, str], Block]:
+        """Return the list by limit and key."""
         blocks = {}
         cursor: Any = "0"
         while True:
@@ -70,19 +73,21 @@ class SharedBlocklist:
             try:
                 cursor, *texts = answer
                 cursor = cursor.decode()
-                for text in texts:
+                for number, text in enumerate(texts, 1):
                     block = block_from_json(text)
                     blocks[block.limit, block.key] = block
+                    if number % _STEP == 0:
+                        await asyncio.sleep(0)
             except (ValueError, TypeError, AttributeError):
                 raise life.odd("the blocklist") from None
             if cursor == "0":
-                return list(blocks.values())
+                return blocks
 
     async def load(self, life: Life) -> None:
         """Have the owner replace its list, by one that nothing is missing from."""
         meanwhile = self._meanwhile = {} if self._meanwhile is None else self._meanwhile
         try:
-            blocks = {(block.limit, block.key): block for block in await self.read(life)}
+            blocks = await self.read(life)
         finally:
             self._meanwhile = None
         for place, block in meanwhile.items():
@@ -93,7 +98,10 @@ class SharedBlocklist:
         self._outbox.apply(blocks)
         if life.failure:
             raise StoreError(life.failure)
-        self._events.on_loaded(list(blocks.values()))
+        for _ in self._events.on_loaded(list(blocks.values())):
+            await asyncio.sleep(0)
+            if life.failure:
+                raise StoreError(life.failure)
 
     async def write(self, life: Life, until: float | None = None) -> None:
         """Write what is unwritten; first, if anything was dropped or lost, all that is held.

@@ -385,7 +385,7 @@ def test_what_other_nodes_do_reaches_the_edges_here(tmp_path: Path) -> None:
             api.events.on_lift("default", "192.0.2.2")
             await until(lambda: api.edges.told[1:] == [("192.0.2.2", 0)])
             # A gap in which one was lifted.
-            api.events.on_loaded([mine])
+            assert list(api.events.on_loaded([mine]))
             await until(lambda: api.edges.told[2:] == [("192.0.2.3", 0)])
             assert await pages(api) == [["192.0.2.1"]]
 

@@ -82,9 +82,10 @@ class Seen:
         self.lifts.append((limit, key))
         self.blocks.pop((limit, key), None)
 
-    def _loaded(self, blocks: list[Block]) -> None:
+    def _loaded(self, blocks: list[Block]) -> Iterator[None]:
         self.loads += 1
         self.blocks = {(block.limit, block.key): block for block in blocks}
+        return iter(())
 
     def clients(self) -> set[str]:
         return {key for _, key in self.blocks}
