@@ -8,6 +8,7 @@ takes the plain modules although extensions stand beside them, and
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -19,11 +20,19 @@ from tests.forms import PlainFinder, stale_extensions
 PURE = os.environ.get("RATELIMIT_PURE", "") not in ("", "0")
 REQUIRED = os.environ.get("RATELIMIT_REQUIRE_EXTENSIONS", "") not in ("", "0")
 
+DESCRIPTORS = 4096
+"""Enough for a thousand connections with both ends; most shells begin with 1,024 in all."""
+
+# Where Debian has HAProxy, and only root's shell looks.
+os.environ["PATH"] += ":/usr/local/sbin:/usr/sbin"
+
 if PURE:
     sys.meta_path.insert(0, PlainFinder())
 
 
 def pytest_configure() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, DESCRIPTORS)), hard))
     if not PURE and (stale := stale_extensions()):
         raise pytest.UsageError(
             f"{', '.join(stale)}: edited since the extensions were built; pip install -e ."
