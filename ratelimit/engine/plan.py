@@ -105,14 +105,17 @@ class Plan:
         self.error = None
 
     def read(self, rules: list[Rule], frames: int) -> int:
-        """Read the next messages, of ``frames`` more frames at most; return how many they are.
+        """Read the next messages, of up to ``frames`` frames; return how many they are.
 
-        It stops at what is not a whole NOTIFY frame. Of a frame that breaks the protocol nothing is
-        read, unless what it began with was before.
+        One that was begun before is among these frames. It stops at what is not a whole NOTIFY
+        frame. Of a frame that breaks the protocol nothing is read, unless what it began with was
+        before.
         """
         reader = self.reader
         count = 0
         whole = 0
+        if self.within:
+            frames -= 1
         try:
             while count < FETCHED:
                 if not self.within:

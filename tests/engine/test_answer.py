@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ratelimit.engine.answer import Engine
 from ratelimit.exceptions import SpopError
 from ratelimit.limiter import Limiter
 from ratelimit.model import Limit
@@ -438,6 +439,24 @@ def test_a_frame_of_many_messages_is_answered_as_one(count: int) -> None:
     assert node.limiter.engine.checks == count
     verdict = node.frame(0, *[wire.message("unknown", key=KEY)] * (count - 1), asked[0])
     assert verdict["reason"] == "throttle"
+
+
+@pytest.mark.parametrize("count", [1, 3, 33, 65])
+def test_answers_never_exceed_the_output(count: int) -> None:
+    limit = Limit(name="n" * 64, rate=1 << 20)
+    asked = wire.message(limit.name, key=KEY, hits=wire.int64(1 << 21))
+    frames = 600
+    engine = Engine([limit], 1000, lambda *_: START // SECOND + 3600)
+    engine.at(START)
+    data = wire.notify(*[asked] * count, ids=(1 << 63, 1 << 63)) * frames
+    pos, sizes, acks = 0, [], 0
+    while pos < len(data):
+        pos = engine.answer(data, pos, 16380)
+        taken = engine.take()
+        sizes.append(len(taken))
+        acks += len(wire.frames(taken))
+    assert acks == frames
+    assert max(sizes) <= 1 << 16
 
 
 def test_of_a_frame_that_breaks_the_protocol_nothing_is_counted() -> None:
