@@ -343,7 +343,8 @@ class Limiter:
     def _hold(self, rule: Rule, key: str, until: int, by_hand: bool) -> None:
         engine = self.engine
         table = engine.table
-        if 0 < until <= table.now:
+        # What has ended needs no place in the table, unless one in force was there before it.
+        if 0 < until <= table.now and not table.orphans and self._known(rule, key) < 0:
             return
         hashed = key_hash(key)
         if hashed is None:

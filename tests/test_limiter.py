@@ -226,6 +226,22 @@ def test_what_changes_while_a_list_is_taken_is_newer_than_the_list() -> None:
     assert len(node.limiter.blocklist) == 0
 
 
+def test_an_entry_that_has_ended_takes_the_place_of_one_in_force() -> None:
+    node = Node(Limit(rate=1, block=(600,)))
+    clients = "192.0.2.1", "192.0.2.2", "a client"
+    for client in clients:
+        assert [node.ask(client) for _ in range(2)] == ["allow", "block"]
+    node.tick(60)
+    since = START // SECOND
+    first, *others = (Block(key, "default", "", 1, since + 10, since + 20) for key in clients)
+    node.limiter.apply(first)
+    assert list(node.limiter.load([first, *others]))
+    assert [node.ask(client) for client in clients] == ["allow"] * 3
+    for client in [f"10.0.0.{n}" for n in range(9)]:
+        node.limiter.apply(replace(first, key=client))
+    assert node.limiter.engine.table.entries == 3, "nor does it need a place there"
+
+
 def test_a_block_by_hand_is_no_strike() -> None:
     node = Node(Limit(rate=1, block=(10, 60)))
     node.by_hand("192.0.2.1", 5)
