@@ -91,7 +91,10 @@ class MemoryStore(Store):
             self._thread.shutdown(wait=False)
             raise
         self.up = True
-        for _ in self.events.on_loaded(blocks):
+        # Where answers went on meanwhile, what they changed is newer than the file.
+        entries = {(block.limit, block.key): block for block in blocks}
+        self.outbox.apply(entries)
+        for _ in self.events.on_loaded(list(entries.values())):
             await asyncio.sleep(0)
         self._task = asyncio.create_task(self._run(), name="store")
 

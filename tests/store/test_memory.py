@@ -94,6 +94,28 @@ def test_a_kill_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
         run(main)
 
 
+def test_what_is_blocked_before_the_file_is_open_stays(tmp_path: Path) -> None:
+    async def main() -> None:
+        old, new, lifted = block("192.0.2.1"), block("192.0.2.1", 2), block("192.0.2.2")
+        async with opened(tmp_path) as (store, _):
+            await store.save(old)
+            await store.save(lifted)
+        seen = Seen()
+        store = MemoryStore(str(tmp_path), seen.events)
+        store.put(new)
+        store.put(block("192.0.2.3"))
+        with pytest.raises(StoreError):
+            await store.lift("default", "192.0.2.2", timeout=0)
+        await store.start()
+        assert seen.clients() == {"192.0.2.1", "192.0.2.3"}
+        assert seen.blocks["default", "192.0.2.1"] == new
+        await store.close()
+        async with opened(tmp_path) as (_, again):
+            assert again.blocks == seen.blocks
+
+    run(main)
+
+
 def test_forgotten_entries_are_deleted(tmp_path: Path) -> None:
     async def main() -> None:
         async with opened(tmp_path) as (store, _):
