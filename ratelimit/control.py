@@ -82,6 +82,8 @@ class Control:
         self.reloader = Reloader(config, self.limiter, self.sync)
         self.edge_faults = 0
         self.edges_dropped = 0
+        # Blocks by key that wait for the store, while nothing newer is known of the key.
+        self._asked: dict[str, Block] = {}
         self._edges: dict[str, int] = {}
         self._edges_wait = asyncio.Event()
         self._put = self.limiter.on_block
@@ -112,12 +114,16 @@ class Control:
 
         def on_block(block: Block) -> None:
             new = self.limiter.blocklist.get(block.limit, block.key) != block
+            if self._asked.get(block.key) == block:
+                del self._asked[block.key]
             events.on_block(block)
             if new:
                 self._heard(block)
 
         def on_lift(limit: str, key: str) -> None:
             known = self.limiter.blocklist.get(limit, key)
+            if limit == EVERY_LIMIT:
+                self._asked.pop(key, None)
             events.on_lift(limit, key)
             self._clear(key)
             if known is not None:
@@ -180,16 +186,24 @@ class Control:
             by=by,
             node=self.about.id,
         )
+        self._asked[key] = block
         try:
             await self.store.save(block)
         except StoreError as error:
             if not error.unsent:
                 self._take(block)
             raise
-        self._take(block)
+        else:
+            self._take(block)
+        finally:
+            if self._asked.get(key) is block:
+                del self._asked[key]
         return block
 
     def _take(self, block: Block) -> None:
+        """Have a block in force here, unless something newer is known of its key."""
+        if self._asked.get(block.key) is not block:
+            return
         if self.limiter.blocklist.get(block.limit, block.key) != block:
             self.limiter.apply(block)
             self._heard(block)
@@ -205,6 +219,8 @@ class Control:
         found = False
         for limit, one in places:
             known = self.limiter.blocklist.get(limit, one)
+            if limit == EVERY_LIMIT:
+                self._asked.pop(one, None)
             self.limiter.lift(limit, one)
             self._clear(one)
             if known is not None:

@@ -373,6 +373,63 @@ def test_the_store_must_confirm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     asyncio.run(main())
 
 
+def test_what_is_newer_than_a_block_that_waits_for_the_store_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            saves: list[tuple[Block, asyncio.Future[None]]] = []
+
+            async def save(block: Block) -> None:
+                saves.append((block, asyncio.get_running_loop().create_future()))
+                await saves[-1][1]
+
+            async def asked(ttl: int) -> tuple[Block, asyncio.Future[None], asyncio.Task[Block]]:
+                count = len(saves)
+                task = asyncio.create_task(api.control.block("192.0.2.7", ttl, "", "ann"))
+                await until(lambda: len(saves) > count)
+                return *saves[-1], task
+
+            monkeypatch.setattr(api.control.store, "save", save)
+            held = api.control.limiter.blocklist
+            # Another node blocks it after this one, or lifts it.
+            mine, written, task = await asked(60)
+            theirs = replace(mine, until=LATER, node="there")
+            api.events.on_block(mine)
+            api.events.on_block(theirs)
+            written.set_result(None)
+            await task
+            assert list(held) == [theirs]
+            mine, written, task = await asked(60)
+            api.events.on_block(mine)
+            api.events.on_lift("*", "192.0.2.7")
+            written.set_result(None)
+            await task
+            assert list(held) == []
+            # So does somebody here.
+            _, written, task = await asked(60)
+            await api.control.unblock("192.0.2.7", "ann")
+            written.set_result(None)
+            await task
+            assert list(held) == []
+            _, first, before = await asked(60)
+            newer, second, task = await asked(90)
+            second.set_result(None)
+            await task
+            first.set_result(None)
+            await before
+            assert list(held) == [newer]
+            # What is older than the block does not count.
+            api.events.on_lift("*", "192.0.2.7")
+            mine, written, task = await asked(60)
+            api.events.on_block(theirs)
+            written.set_result(None)
+            await task
+            assert list(held) == [mine]
+
+    asyncio.run(main())
+
+
 def test_what_other_nodes_do_reaches_the_edges_here(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path) as api:
