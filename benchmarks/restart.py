@@ -15,6 +15,7 @@ import array
 import contextlib
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -78,7 +79,8 @@ class Site:
         self._folder.mkdir()
         self._name = name
         self._blocks = blocks
-        self._redis = Server(self._folder, "--appendonly", "yes").start()
+        self._agents: list[int] = []
+        self._redis = Server(self._folder, "--appendonly", "yes")
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024) if held else None
         if self._listener is None:
             self._spop = harness.free_address()
@@ -88,26 +90,6 @@ class Site:
         config += '[limits.blocks]\nrate = 1\nblock = ["1h"]\nfuse = 0\n'
         (self._folder / "agent.toml").write_text(config)
         self._agent_log = self._folder / "agent.log"
-        self._agent = self._start_agent()
-        backend, self.address = harness.free_address(), harness.free_address()
-        haproxy = harness.find("haproxy")
-        if haproxy is None:
-            sys.exit("HAProxy is not installed: apt-get install haproxy")
-        programs.start(
-            f"{name}-application",
-            [haproxy, "-db", "-f", str(APPLICATION)],
-            {"BENCH_LISTEN": backend},
-        )
-        self._haproxy = programs.start(
-            f"{name}-haproxy",
-            [haproxy, "-W", "-db", "-f", str(SHIPPED)],
-            {
-                "RATELIMIT_LISTEN": self.address,
-                "RATELIMIT_SPOP": self._spop,
-                "RATELIMIT_BACKEND": backend,
-                "RATELIMIT_THREADS": "1",
-            },
-        )
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -118,6 +100,25 @@ class Site:
         return self
 
     def _begin(self) -> None:
+        self._redis.start()
+        self._start_agent()
+        backend, self.address = harness.free_address(), harness.free_address()
+        haproxy = harness.require("haproxy")
+        self._programs.start(
+            f"{self._name}-application",
+            [haproxy, "-db", "-f", str(APPLICATION)],
+            {"BENCH_LISTEN": backend},
+        )
+        self._haproxy = self._programs.start(
+            f"{self._name}-haproxy",
+            [haproxy, "-W", "-db", "-f", str(SHIPPED)],
+            {
+                "RATELIMIT_LISTEN": self.address,
+                "RATELIMIT_SPOP": self._spop,
+                "RATELIMIT_BACKEND": backend,
+                "RATELIMIT_THREADS": "1",
+            },
+        )
         if self._blocks:
             self._block(self._blocks)
         host, _, port = self.address.rpartition(":")
@@ -135,8 +136,9 @@ class Site:
         self._stack.close()
 
     def _end(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._agent, signal.SIGTERM)
+        for agent in self._agents:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(agent, signal.SIGTERM)
         self._redis.kill()
 
     def log(self) -> str:
@@ -157,19 +159,24 @@ class Site:
     # Restarts; each returns once the new process answers.
 
     def hand_over(self) -> None:
-        before = self._agent
+        (before,) = self._agents
         begun = self._agent_log.stat().st_size
         os.kill(before, signal.SIGUSR2)
+        _until(lambda: '"successor": ' in self._said(begun))
+        self._agents += map(int, re.findall(r'"successor": (\d+)', self._said(begun)))
         _until(lambda: "agent started" in self._said(begun))
-        self._agent = int(re.findall(r'"successor": (\d+)', self._said(begun))[-1])
+        self._agents.remove(before)
 
     def stop_and_start(self) -> None:
-        os.kill(self._agent, signal.SIGTERM)
+        agent = self._agents.pop()
+        # A successor is no child of this process.
+        with os.fdopen(os.pidfd_open(agent)) as process:
+            os.kill(agent, signal.SIGTERM)
+            if not select.select([process], [], [], _LIMIT)[0]:
+                sys.exit("the agent does not stop")
         with contextlib.suppress(ChildProcessError):
-            os.waitpid(self._agent, 0)
-        begun = self._agent_log.stat().st_size
-        self._agent = self._start_agent()
-        _until(lambda: "agent started" in self._said(begun))
+            os.waitpid(agent, 0)
+        self._start_agent()
 
     def reload_haproxy(self) -> None:
         before = self.log().count("Loading success")
@@ -201,7 +208,7 @@ class Site:
     def _said(self, begun: int) -> str:
         return self._agent_log.read_bytes()[begun:].decode()
 
-    def _start_agent(self) -> int:
+    def _start_agent(self) -> None:
         agent = [sys.executable, "-m", "ratelimit", "serve"]
         agent += ["--config", str(self._folder / "agent.toml")]
         listener = self._listener
@@ -209,6 +216,7 @@ class Site:
             agent = ["bash", "-c", _ACTIVATE, str(listener.fileno()), *agent]
         kept = {k: v for k, v in os.environ.items() if not k.startswith("RATELIMIT_")}
         with self._agent_log.open("ab") as log:
+            begun = log.tell()
             process = subprocess.Popen(
                 agent,
                 cwd=ROOT,
@@ -218,9 +226,9 @@ class Site:
                 stderr=log,
                 pass_fds=[] if listener is None else [listener.fileno()],
             )
-        _until(lambda: "agent started" in self._agent_log.read_text())
         process.returncode = 0  # waited for by its number, like a successor
-        return process.pid
+        self._agents.append(process.pid)
+        _until(lambda: "agent started" in self._said(begun))
 
 
 def _until(condition: Callable[[], bool]) -> None:
