@@ -275,15 +275,19 @@ class Limiter:
             wanted[block.limit, block.key] = block
         # First those that are gone, for the list may have no room for others.
         last = "", ""
+        room = _COMPARED
         while page := self.blocklist.after(*last, _COMPARED):
             for block in page:
+                if room <= 0:
+                    room = _COMPARED
+                    yield
+                room -= 1
                 last = block.limit, block.key
                 if last not in wanted and last not in newer:
                     self._lift(*last)
+                    room -= _COMPARED // _SLICE
                     if block.until > self.engine.table.now:
                         self.on_gone(*last)
-            yield
-        room = _COMPARED
         for place, block in wanted.items():
             if room <= 0:
                 room = _COMPARED

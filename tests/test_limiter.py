@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -223,6 +224,17 @@ def test_what_changes_while_a_list_is_taken_is_newer_than_the_list() -> None:
     assert node.ask(clients[1]) == "allow"
     assert [node.ask(clients[n]) for n in (2, 1499, 1999)] == ["block"] * 3
     assert list(node.limiter.load([])), "the next one minds no change of before"
+    assert len(node.limiter.blocklist) == 0
+
+
+def test_a_list_that_is_gone_is_taken_off_in_small_steps() -> None:
+    node = Node()
+    since = START // SECOND
+    blocks = [Block(f"10.0.0.{n}", "default", "", 1, since, since + 60) for n in range(200)]
+    assert list(node.limiter.load(blocks))
+    left = [len(node.limiter.blocklist) for _ in node.limiter.load([])]
+    assert max(before - after for before, after in pairwise([200, *left])) <= 20
+    assert left[-1] <= 20
     assert len(node.limiter.blocklist) == 0
 
 
