@@ -84,14 +84,19 @@ MESSAGES = st.builds(
     ),
 )
 IDS = st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
+# So many messages that a frame, or a read, takes several passes.
+MANY = st.sampled_from([1] * 20 + [30])
 FRAMES = st.builds(
-    lambda messages, ids: wire.notify(*messages, ids=ids), st.lists(MESSAGES, max_size=3), IDS
+    lambda messages, many, ids: wire.notify(*messages * many, ids=ids),
+    st.lists(MESSAGES, max_size=3),
+    MANY,
+    IDS,
 )
 
 
 @st.composite
 def reads(draw: st.DrawFn) -> bytes:
-    data = b"".join(draw(st.lists(FRAMES, max_size=8)))
+    data = b"".join(draw(st.lists(FRAMES, max_size=8))) * draw(MANY)
     if data and draw(st.integers(0, 9)) == 0:  # sometimes a byte is wrong, or the end is missing
         at = draw(st.integers(0, len(data) - 1))
         data = data[:at] + draw(st.binary(max_size=2)) + data[at + 1 :]
