@@ -22,6 +22,7 @@ MODULES = [
     "ratelimit.engine.acknowledge",
     "ratelimit.engine.plan",
     "ratelimit.engine.answer",
+    "ratelimit.spop.connection",
     "ratelimit.engine.scan",
 ]
 

@@ -230,8 +230,6 @@ class _Peer(asyncio.Protocol):
             self._fail(Status.RESOURCES, f"more than {MAX_CONNECTIONS} connections")
 
     def data_received(self, data: bytes) -> None:
-        if self._spop.closed:
-            return
         self.seen = True
         sync = self._agent.sync
         if sync.waits:

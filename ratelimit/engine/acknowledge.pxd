@@ -20,6 +20,8 @@ cdef class Acknowledge:
     cdef void begin(self, bytes data, Py_ssize_t ids, Py_ssize_t ids_size) noexcept
     cdef void end(self) noexcept
     cdef void refuse(self, bytes reason, uint64_t wait, uint64_t until) noexcept
-    cdef void tell(self, Rule rule, uint64_t remaining, uint64_t reset) noexcept
+    cdef int tell(self, Rule rule, uint64_t remaining, uint64_t reset) except -1
+    @cython.locals(writer=Writer, start=Py_ssize_t)
+    cdef int describe(self, Rule rule) except -1
     cdef void head(self, bytes head) noexcept
     cdef void integer(self, bytes head, uint64_t value) noexcept

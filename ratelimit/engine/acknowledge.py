@@ -86,16 +86,27 @@ class Acknowledge:
 
     def tell(self, rule: Rule, remaining: int, reset: int) -> None:
         """Say what is left of a limit, for the header fields."""
-        self.integer(_LIMIT, rule.rate)
+        if rule.told_rate != rule.rate:
+            self.describe(rule)
+        self.head(rule.told)
         self.integer(_REMAINING, remaining)
         self.integer(_RESET, reset)
+
+    def describe(self, rule: Rule) -> None:
+        """Keep with a limit what every answer says of it."""
+        writer = self.writer
+        start = writer.pos
+        self.integer(_LIMIT, rule.rate)
         if rule.seconds > 0:
             self.integer(_WINDOW, rule.seconds)
         else:
             # There may be one of a limit that another group of the same request asked for.
             self.head(_NO_WINDOW)
         self.head(_LIMIT_NAME)
-        self.writer.string(rule.name)
+        writer.string(rule.name)
+        rule.told = bytes(writer.buffer[start : writer.pos])
+        rule.told_rate = rule.rate
+        writer.pos = start
 
     def head(self, head: bytes) -> None:
         self.writer.copy(head, 0, len(head))

@@ -9,7 +9,7 @@ cdef int WEIGHT_BITS
 @cython.final
 cdef class Rule:
     cdef readonly object limit
-    cdef bytes name
+    cdef bytes name, told
     cdef Py_ssize_t name_size
     cdef readonly int index
     cdef uint64_t nodes, share, near
@@ -17,7 +17,7 @@ cdef class Rule:
     cdef uint64_t sub_window, ipv4_mask, hi_mask, lo_mask
     cdef bint ladder, strict, shadow, headers
     cdef readonly bint fused
-    cdef uint64_t seconds, refill
+    cdef uint64_t seconds, refill, told_rate
     cdef uint64_t now, tick, elapsed, bucket, oldest, weight
     cdef public uint64_t allowed, throttled, blocked, denied
     cdef public uint64_t seen, refused, seen_before, refused_before

@@ -23,7 +23,8 @@ class Rule:
     ``allowed``, ``throttled``, ``blocked`` and ``denied`` (by a list) count verdicts since the
     start, which a limit in shadow comes to as well. ``seen`` and ``refused`` count different
     clients of the present minute, ``seen_before`` and ``refused_before`` those of the last.
-    ``fused`` says that for now no client is blocked.
+    ``fused`` says that for now no client is blocked. ``told`` is what answers say of a limit of
+    ``told_rate``, for ``engine.acknowledge``.
     """
 
     def __init__(self, limit: Limit, index: int) -> None:
@@ -43,6 +44,8 @@ class Rule:
         self.share = _NEVER
         self.near = _NEVER
         self.fused = False
+        self.told = b""
+        self.told_rate = 0
         self.change(limit)
         self.now = 0
         self.tick = 0

@@ -36,12 +36,11 @@ class Connection:
         error: why the connection broke, if a side broke the protocol or HAProxy gave up.
     """
 
-    __slots__ = ("_engine", "_pending", "_wanted", "closed", "error", "hello")
-
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._pending = bytearray()
         self._wanted = 0
+        self._max_frame_size = MAX_FRAME_SIZE
         self.hello: Hello | None = None
         self.closed = False
         self.error: SpopError | None = None
@@ -55,7 +54,7 @@ class Connection:
         """Have the store hear of what ``receive_data(data)`` will answer."""
         if self.hello is not None and not self.closed:
             whole = bytes(self._pending) + data if self._pending else data
-            self._engine.reserve(whole, 0, self.hello.max_frame_size)
+            self._engine.reserve(whole, 0, self._max_frame_size)
 
     def receive_data(self, data: bytes, now: int) -> bytes:
         """Take what was read at ``now`` (nanoseconds since the epoch); return what to send."""
@@ -73,7 +72,7 @@ class Connection:
             return self._receive(data, 0)
         # The common read holds nothing but NOTIFY frames.
         try:
-            pos = self._engine.answer(data, 0, self.hello.max_frame_size)
+            pos = self._engine.answer(data, 0, self._max_frame_size)
         except SpopError as error:
             return self._engine.take() + self._fail(error)
         answers = self._engine.take()
@@ -87,7 +86,7 @@ class Connection:
             while not self.closed and self._has_frame(data, pos):
                 if self.hello is not None and data[pos + _LENGTH] == FrameType.NOTIFY:
                     try:
-                        pos = self._engine.answer(data, pos, self.hello.max_frame_size)
+                        pos = self._engine.answer(data, pos, self._max_frame_size)
                     finally:
                         answers.append(self._engine.take())
                 else:
@@ -102,7 +101,7 @@ class Connection:
         """Tell whether a whole frame is at ``pos``; if not, keep what there is of it."""
         left = len(data) - pos
         length = int.from_bytes(data[pos : pos + _LENGTH]) if left >= _LENGTH else 0
-        limit = self.hello.max_frame_size if self.hello else MAX_FRAME_SIZE
+        limit = self._max_frame_size
         if length > limit:
             raise SpopError(Status.TOO_BIG, f"a frame of {length} bytes; at most {limit} are taken")
         if left >= _LENGTH and length == 0:
@@ -133,6 +132,7 @@ class Connection:
             if hello.healthcheck:
                 self.closed = True
             self.hello = hello
+            self._max_frame_size = hello.max_frame_size
             return write_agent_hello(hello.max_frame_size)
         if kind == FrameType.HAPROXY_HELLO:
             raise SpopError(Status.INVALID, "a second HAPROXY-HELLO")

@@ -1,0 +1,28 @@
+# C types of connection.py; the compiler reads this beside it, plain Python does not.
+cimport cython
+from libc.stdint cimport uint64_t
+from ratelimit.engine.answer cimport Engine
+from ratelimit.spop.codec cimport Reader
+
+cdef Py_ssize_t _LENGTH
+
+
+@cython.final
+cdef class Connection:
+    cdef Engine _engine
+    cdef bytearray _pending
+    cdef Py_ssize_t _wanted, _max_frame_size
+    cdef readonly object hello, error
+    cdef readonly bint closed
+
+    cpdef reserve(self, bytes data)
+    @cython.locals(pos=Py_ssize_t, answers=bytes)
+    cpdef bytes receive_data(self, bytes data, uint64_t now)
+    @cython.locals(answers=list, end=Py_ssize_t)
+    cdef bytes _receive(self, bytes data, Py_ssize_t pos)
+    @cython.locals(left=Py_ssize_t, length=Py_ssize_t)
+    cdef bint _has_frame(self, bytes data, Py_ssize_t pos) except -1
+    @cython.locals(reader=Reader)
+    cdef bytes _control(self, bytes data, Py_ssize_t start, Py_ssize_t end)
+    cpdef bytes close(self, int status, str message)
+    cdef bytes _fail(self, object error)
