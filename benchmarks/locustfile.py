@@ -126,6 +126,9 @@ class Client(User):
             begin = 0
             while (end := data.find(b"\r\n\r\n", begin)) > 0:
                 head = data[begin:end].lower()
+                if not head.startswith(b"http/1.1 "):
+                    sock.close()  # no answer begins like this: what is unanswered is lost
+                    break
                 body = end + 4 + _field(head, b"\r\ncontent-length: ")
                 if len(data) < body:
                     break
