@@ -110,8 +110,7 @@ SETTINGS = (
         mux=True,
     ),
     tune("busy-polling"),
-    # 3.2 offers frames of the default size in its health check, and refuses that in the answer.
-    tune("tune.bufsize 8192", mux=False),
+    tune("tune.bufsize 8192"),
     tune("tune.maxpollevents 20"),
     tune("tune.runqueue-depth 20"),
     tune("tune.sched.low-latency on"),

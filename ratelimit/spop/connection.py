@@ -15,7 +15,7 @@ from __future__ import annotations
 from ratelimit.engine.answer import Engine
 from ratelimit.exceptions import SpopError
 from ratelimit.spop.codec import Reader
-from ratelimit.spop.constants import MAX_FRAME_SIZE, FrameType, Status
+from ratelimit.spop.constants import MAX_FRAME_SIZE, MIN_FRAME_SIZE, FrameType, Status
 from ratelimit.spop.frames import (
     Hello,
     read_disconnect,
@@ -128,12 +128,13 @@ class Connection:
         if self.hello is None:
             if kind != FrameType.HAPROXY_HELLO:
                 raise SpopError(Status.INVALID, f"a frame of type {kind} before HAPROXY-HELLO")
-            hello = read_hello(reader)
+            hello = self.hello = read_hello(reader)
+            self._max_frame_size = hello.max_frame_size
             if hello.healthcheck:
                 self.closed = True
-            self.hello = hello
-            self._max_frame_size = hello.max_frame_size
-            return write_agent_hello(hello.max_frame_size)
+                # HAProxy 3.2 offers what its buffers may be too small for, and refuses it.
+                self._max_frame_size = MIN_FRAME_SIZE
+            return write_agent_hello(self._max_frame_size)
         if kind == FrameType.HAPROXY_HELLO:
             raise SpopError(Status.INVALID, "a second HAPROXY-HELLO")
         return b""  # "Unknown frames may be silently skipped" (SPOE.txt, section 3.2.2)

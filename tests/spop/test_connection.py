@@ -67,6 +67,7 @@ def test_health_check_is_answered_and_closed() -> None:
     made = connection()
     (hello,) = wire.frames(made.receive_data(wire.hello(healthcheck=wire.TRUE), NOW))
     assert hello.kind == AGENT_HELLO
+    assert hello.items["max-frame-size"] == 256, "fits the buffers of any HAProxy"
     assert made.closed
     assert made.error is None
 
