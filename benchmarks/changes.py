@@ -50,8 +50,8 @@ class Setting:
     """Only for HAProxy 3.1 and later, which multiplexes SPOP, or only for those before."""
 
 
-def tune(line: str, before: str = "", mux: bool | None = None) -> Setting:
-    return Setting(line, (Edit(CFG, "\nglobal\n", f"\nglobal\n    {before}{line}\n"),), mux=mux)
+def tune(line: str, before: str = "") -> Setting:
+    return Setting(line, (Edit(CFG, "\nglobal\n", f"\nglobal\n    {before}{line}\n"),))
 
 
 def spoe(line: str, mux: bool | None = None) -> Setting:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from http_sfv.list import List
 
-from tests.integration.world import Answer, World, free_port, run, until
+from tests.integration.world import LONGEST, Answer, World, free_port, run, until, world
 
 pytestmark = pytest.mark.integration
 
@@ -59,6 +59,21 @@ def test_a_client_under_the_limit_is_never_refused(tmp_path: Path) -> None:
             assert Counter(statuses) == {200: 180}
 
     run(tmp_path, test)
+
+
+def test_haproxy_asks_the_agent_with_small_buffers_too(tmp_path: Path) -> None:
+    def edit(files: Path) -> None:
+        config = files / "haproxy.cfg"
+        text = config.read_text()
+        assert text.count("\nglobal\n") == 1
+        config.write_text(text.replace("\nglobal\n", "\nglobal\n    tune.bufsize 8192\n"))
+
+    async def main() -> None:
+        async with asyncio.timeout(LONGEST), world(tmp_path, edit=edit) as w:
+            assert (await w.client("127.0.0.7").get()).status == 200
+            assert w.checks() == 1
+
+    asyncio.run(main())
 
 
 def test_above_the_limit_a_client_is_refused_and_others_are_not(tmp_path: Path) -> None:
