@@ -26,13 +26,14 @@ RUN apt-get update \
 WORKDIR /src
 COPY locks/wheels.txt locks/run.txt locks/
 # The epoch is that of the files in a wheel, whose hash pip notes down.
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore SOURCE_DATE_EPOCH=1767225600
+ENV PIP_CACHE_DIR=/var/cache/pip PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
+    SOURCE_DATE_EPOCH=1767225600
 # Without build isolation, which would take tools that are in no lock. Of Pygments, with which rich
 # colours code, nothing but Python is ever coloured. The byte code goes by hashes, so that it is the same
 # in each build, and good for a file system that can't be written; none of what is never imported.
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     --mount=type=secret,id=certificates \
-    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=cache,target=/var/cache/pip \
     python3 -m venv /build \
     && /build/bin/pip install -q --require-hashes -r locks/wheels.txt \
     && /build/bin/pip wheel -q --require-hashes --no-build-isolation -w /wheels -r locks/run.txt \
@@ -67,7 +68,7 @@ RUN apt-get update \
 COPY locks locks
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     --mount=type=secret,id=certificates \
-    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=cache,target=/var/cache/pip \
     /build/bin/pip install -q --require-hashes --no-build-isolation -r locks/development.txt
 COPY . .
 ENV PATH=/build/bin:$PATH RATELIMIT_REQUIRE_EXTENSIONS=1
