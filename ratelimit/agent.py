@@ -26,6 +26,7 @@ from ratelimit.spop.connection import Connection
 from ratelimit.spop.constants import Status
 from ratelimit.sync import Sync
 from ratelimit.systemd import Passed
+from ratelimit.trust import Trusted, is_loopback
 
 MAX_CONNECTIONS = 4096
 """More than one HAProxy needs for 50,000 requests at once, at 20 streams a connection (3.1)."""
@@ -54,16 +55,22 @@ log = structlog.get_logger()
 class Agent:
     """Listens, keeps the connections, and ends them.
 
-    ``sockets`` are those that listen, ``peers`` the open connections; ``refused`` counts those over
-    ``MAX_CONNECTIONS``, ``protocol_errors`` those that ended by a broken protocol. ``answer_times``
-    has the time from a read to its answer, of each 16th read of a connection.
+    ``trusted`` are the peers that may connect from beyond loopback. ``sockets`` are those that
+    listen, ``peers`` the open connections; ``refused`` counts those over ``MAX_CONNECTIONS``,
+    ``untrusted`` those of peers that may not connect, ``protocol_errors`` those that ended by a
+    broken protocol. ``answer_times`` has the time from a read to its answer, of each 16th read of a
+    connection.
     """
 
-    def __init__(self, limiter: Limiter, sync: Sync | None = None) -> None:
+    def __init__(
+        self, limiter: Limiter, sync: Sync | None = None, trusted: Trusted | None = None
+    ) -> None:
         self.limiter = limiter
         self.sync = sync or Sync(limiter, 0.01, False)
+        self.trusted = trusted or Trusted()
         self.peers: set[_Peer] = set()
         self.refused = 0
+        self.untrusted = 0
         self.protocol_errors = 0
         self.answer_times = Histogram()
         self.lines = 0
@@ -159,6 +166,16 @@ class Agent:
         if self.lines <= _LINES_PER_SECOND:
             log.warning("connection ended", peer=peer, status=int(error.status), why=str(error))
 
+    def admits(self, host: str) -> bool:
+        """Tell whether a peer with this address may connect; one that may not is counted."""
+        if is_loopback(host) or host in self.trusted:
+            return True
+        self.untrusted += 1
+        self.lines += 1
+        if self.lines <= _LINES_PER_SECOND:
+            log.warning("connection refused: the peer is not in agent.trusted", peer=host)
+        return False
+
     def _report(self) -> None:
         """Log what came up since the last second, in a number of lines that load can't raise."""
         if self.lines > _LINES_PER_SECOND:
@@ -209,7 +226,7 @@ class _Peer(asyncio.Protocol):
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self._name = ""
+        self._name = "unix"
         self._engine = agent.limiter.engine
         self._spop = Connection(self._engine)
         self._reads = 0
@@ -221,7 +238,11 @@ class _Peer(asyncio.Protocol):
         # uvloop's transports do not derive from asyncio.Transport, but are such.
         self._transport = cast(asyncio.Transport, transport)
         peername = transport.get_extra_info("peername")
-        self._name = f"{peername[0]}:{peername[1]}" if isinstance(peername, tuple) else "unix"
+        if isinstance(peername, tuple):
+            self._name = f"{peername[0]}:{peername[1]}"
+            if not self._agent.admits(peername[0]):
+                self.abort()
+                return
         self._transport.set_write_buffer_limits(high=_WRITE_LIMIT)
         full = len(self._agent.peers) >= MAX_CONNECTIONS
         self._agent.peers.add(self)

@@ -43,6 +43,7 @@ from ratelimit.notation import (
     parse_unix_path,
 )
 from ratelimit.store.url import parse
+from ratelimit.trust import trusted_network
 from ratelimit.webhooks import EVENTS, EventName, Receiver, read_secret
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 _ENV_PREFIX = "RATELIMIT_"
 _ENV_DELIMITER = "__"
+_MAX_TRUSTED = 1000  # networks, which are looked through at each connection
 
 
 def _duration(value: object) -> int:
@@ -127,6 +129,7 @@ BlockLength = Annotated[Duration, AfterValidator(_between(SECOND, 30 * DAY, SECO
 Forget = Annotated[Duration, AfterValidator(_between(SECOND, 366 * DAY, SECOND))]
 Hold = Annotated[Duration, AfterValidator(_between(SECOND, DAY, SECOND))]
 SyncInterval = Annotated[Duration, AfterValidator(_sync_interval)]
+TrustedNetwork = Annotated[str, AfterValidator(trusted_network)]
 StatsSocket = Annotated[str, AfterValidator(parse_unix_path)]
 LimitName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
 """What HAProxy takes as the name of a SPOE message, of at most 64 characters."""
@@ -158,6 +161,9 @@ class AgentSection(_Section):
 
     listen: tuple[Listen, ...] = Field((Address("127.0.0.1", 9190),), strict=False)
     http_listen: tuple[str, ...] = Field((), strict=False)
+    trusted: tuple[TrustedNetwork, ...] = Field(
+        (), strict=False, max_length=_MAX_TRUSTED, validate_default=True
+    )
     max_clients: int = Field(1_000_000, ge=8, le=1_000_000_000)
 
     @field_validator("listen")
@@ -166,6 +172,17 @@ class AgentSection(_Section):
         if not listen:
             raise ValueError("must name at least one address")
         return listen
+
+    @field_validator("trusted")
+    @classmethod
+    def _is_safe(cls, trusted: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        beyond = [str(one) for one in info.data.get("listen", ()) if not one.is_loopback]
+        if beyond and not trusted:
+            raise ValueError(
+                f"must name the networks of the HAProxies, because {beyond[0]} is beyond loopback "
+                "and every peer can block any client"
+            )
+        return trusted
 
 
 class OpsSection(_Section):

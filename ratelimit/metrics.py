@@ -168,6 +168,11 @@ class Metrics(Collector):
         yield _gauge("haproxy_connections", "Open connections of HAProxy.", len(agent.peers))
         yield _counter("haproxy_connections_refused", "Connections over the most.", agent.refused)
         yield _counter(
+            "untrusted_connections",
+            "Connections of peers that are not in agent.trusted.",
+            agent.untrusted,
+        )
+        yield _counter(
             "protocol_errors", "Connections that ended by an error.", agent.protocol_errors
         )
 

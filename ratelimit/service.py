@@ -42,6 +42,7 @@ from ratelimit.runtime.figures import AGENT_BACKEND
 from ratelimit.store import MEMORY, Node, open_store
 from ratelimit.sync import Sync
 from ratelimit.systemd import Sockets, notify, watch
+from ratelimit.trust import Trusted
 from ratelimit.webhooks import Webhooks
 
 DRAIN_TIMEOUT = 0.8
@@ -210,7 +211,7 @@ async def _agent(
         raise config.wrong("agent.max_clients", f"there are no {size} MiB of memory") from error
     sync = Sync(limiter, config.store.sync_interval / SECOND, config.store.on_outage == "share")
     about = Node(node, __version__, int(time.time()))
-    agent = Agent(limiter, sync)
+    agent = Agent(limiter, sync, Trusted(config.agent.trusted))
     runtime = Runtime([*config.haproxy.sockets, *stats], prefixes=_prefixes(config))
     control = Control(config, agent, about, runtime)
     server = Server(control)

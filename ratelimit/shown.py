@@ -148,6 +148,7 @@ def status_tables(state: dict[str, Any]) -> RenderableType:
         "checks": f"{state['checks']:,}",
         "HAProxy connections": f"{state['connections']:,}",
         "protocol errors": f"{state['protocol_errors']:,}",
+        "untrusted connections": f"{state['connections_untrusted']:,}",
         "clients": f"{table['entries']:,} of {table['capacity']:,}; {table['evictions']:,} evicted",
         "blocklist": f"{state['blocklist']['entries']:,} entries",
         "store": f"{store['kind']}, {'up' if store['up'] else away}; {store['outages']} outages",

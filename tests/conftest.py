@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ratelimit import engine
 from tests.forms import PlainFinder, stale_extensions
+from tests.network import IS_ROOT, Network
 
 PURE = os.environ.get("RATELIMIT_PURE", "") not in ("", "0")
 REQUIRED = os.environ.get("RATELIMIT_REQUIRE_EXTENSIONS", "") not in ("", "0")
@@ -43,17 +45,34 @@ def pytest_configure() -> None:
         )
 
 
-def pytest_report_header() -> str:
-    return f"ratelimit: {'compiled' if engine.compiled() else 'pure'}"
+def pytest_report_header() -> list[str]:
+    lines = [f"ratelimit: {'compiled' if engine.compiled() else 'pure'}"]
+    if not IS_ROOT:
+        lines.append("tests marked root are left out: only root can make the networks they need")
+    return lines
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the comparisons where there is nothing to compare."""
-    if engine.compiled():
-        return
-    comparisons = [item for item in items if item.get_closest_marker("both_forms")]
-    config.hook.pytest_deselected(items=comparisons)
-    items[:] = [item for item in items if item not in comparisons]
+    """Leave out what can't run here: comparisons with one form alone, and what only root can do."""
+    left_out = set()
+    if not engine.compiled():
+        left_out.add("both_forms")
+    if not IS_ROOT:
+        left_out.add("root")
+    gone = [item for item in items if any(map(item.get_closest_marker, left_out))]
+    config.hook.pytest_deselected(items=gone)
+    items[:] = [item for item in items if item not in gone]
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    """A network of the test's own; the test is marked ``root``."""
+    made = Network()
+    try:
+        made.make()
+        yield made
+    finally:
+        made.remove()
 
 
 @pytest.fixture(autouse=True)

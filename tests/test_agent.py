@@ -8,11 +8,13 @@ import os
 import socket
 import stat
 import struct
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 import uvloop
+from structlog.testing import capture_logs
 
 from ratelimit import agent as agent_module
 from ratelimit.agent import CLOSE_TIMEOUT, FRAME_TIMEOUT, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, Agent
@@ -20,7 +22,9 @@ from ratelimit.exceptions import StartError
 from ratelimit.limiter import Limiter
 from ratelimit.model import Address, Limit
 from ratelimit.spop.constants import Status
+from ratelimit.trust import Trusted
 from tests import wire
+from tests.network import Network
 
 LOOPBACK = Address("127.0.0.1", 0)
 ASK = wire.message("default", key=wire.address("192.0.2.1"))
@@ -88,6 +92,67 @@ def test_tcp_and_unix(tmp_path: Path) -> None:
     run(test)
     run(test, Address("::1", 0))
     run(test, Address(path=str(tmp_path / "spop.sock")))
+
+
+def test_a_peer_on_loopback_needs_no_trust() -> None:
+    async def test(agent: Agent, address: Address) -> None:
+        for source in ("127.0.0.1", "127.8.7.6"):
+            reader, writer = await asyncio.open_connection(
+                address.host, address.port, local_addr=(source, 0)
+            )
+            writer.write(wire.hello())
+            assert (await frame(reader)).kind == wire.AGENT_HELLO
+            writer.close()
+        assert agent.untrusted == 0
+
+    run(test)
+
+
+# Greets the agent, as another machine would, and tells the kind of the answer.
+GREET = """
+import socket, sys
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), 10) as agent:
+    try:
+        agent.sendall(bytes.fromhex(sys.argv[3]))
+        answer = agent.recv(100)
+    except ConnectionError:
+        answer = b""
+print(answer[4] if answer else "cut")
+"""
+
+
+@pytest.mark.integration
+@pytest.mark.root
+def test_a_peer_beyond_loopback_has_to_be_trusted(network: Network) -> None:
+    async def greet(bound: Address) -> str:
+        ran = await asyncio.create_subprocess_exec(
+            *("ip", "netns", "exec", network.name, sys.executable, "-c", GREET),
+            *(network.here, str(bound.port), wire.hello().hex()),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        out, _ = await ran.communicate()
+        return out.decode().strip()
+
+    async def test(agent: Agent, address: Address) -> None:
+        assert [await greet(address) for _ in range(20)] == ["cut"] * 20
+        assert (agent.untrusted, agent.protocol_errors, len(agent.peers)) == (20, 0, 0)
+        agent.trusted = Trusted((f"{network.there}/32",))
+        assert await greet(address) == str(wire.AGENT_HELLO)
+        agent.trusted = Trusted((f"{network.here}/32",))
+        assert await greet(address) == "cut"
+        assert agent.untrusted == 21
+        agent.tick()
+
+    with capture_logs() as lines:
+        run(test, Address(network.here, 0))
+        run(test, Address("::", 0))  # by IPv4 on a socket of both kinds
+    refused = [line for line in lines if line["event"].startswith("connection refused")]
+    assert {line["peer"].removeprefix("::ffff:") for line in refused} == {network.there}
+    assert len(refused) == 2 * 10
+    assert [line["count"] for line in lines if line["event"] == "more connections ended"] == [
+        11,
+        11,
+    ]
 
 
 def test_half_close_is_answered_before_the_end() -> None:

@@ -24,6 +24,7 @@ DEFAULT = Limit()
 CONTRACT = """
 [agent]
 listen = ["tcp://127.0.0.1:9190"]
+trusted = []
 http_listen = []
 max_clients = 1_000_000
 
@@ -182,7 +183,28 @@ def test_windows(read: Callable[[str], Config], window: str, nanoseconds: int) -
     ],
 )
 def test_addresses(read: Callable[[str], Config], text: str, address: Address) -> None:
-    assert read(f'[agent]\nlisten = ["{text}"]\n').agent.listen == (address,)
+    config = read(f'[agent]\nlisten = ["{text}"]\ntrusted = ["192.0.2.0/24"]\n')
+    assert config.agent.listen == (address,)
+
+
+@pytest.mark.parametrize("listen", ["tcp://0.0.0.0:1", "tcp://[::]:1", "tcp://node-1:1"])
+def test_beyond_loopback_the_agent_needs_trusted_peers(
+    read: Callable[[str], Config], problems: Callable[[str], list[str]], listen: str
+) -> None:
+    text = f'[agent]\nlisten = ["unix:///run/a", "{listen}"]\n'
+    (problem,) = problems(text)
+    assert problem.startswith("r.toml: agent.trusted: must name the networks of the HAProxies")
+    assert listen in problem
+    config = read(text + 'trusted = ["10.0.0.0/8", "2001:DB8::1", "::ffff:192.0.2.1"]\n')
+    assert config.agent.trusted == ("10.0.0.0/8", "2001:db8::1", "192.0.2.1")
+    (problem,) = problems(text + 'trusted = ["10.0.0.1/8"]\n')
+    assert problem.startswith("r.toml: agent.trusted.0: ")
+    assert "is it 10.0.0.0/8?" in problem
+
+
+@pytest.mark.parametrize("listen", ["tcp://127.9.9.9:1", "tcp://[::1]:1", "unix:///run/a"])
+def test_on_loopback_it_needs_none(read: Callable[[str], Config], listen: str) -> None:
+    assert read(f'[agent]\nlisten = ["{listen}"]\n').agent.trusted == ()
 
 
 @pytest.mark.parametrize("clients", [8, 1_000_000_000])

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ratelimit.config import AgentSection, OpsSection
+import pytest
+
+from ratelimit.config import load
 
 UNITS = Path(__file__).parent.parent / "systemd"
 PROGRAM = "/opt/ratelimit/bin/ratelimit"
@@ -51,9 +53,22 @@ def test_the_service_is_hardened() -> None:
     assert ran.returncode == 0, ran.stdout
 
 
-def test_the_sockets_are_those_of_the_default_configuration() -> None:
-    wanted = [*AgentSection().listen, OpsSection().listen]
-    assert value("ratelimit.socket", "ListenStream") == [f"{a.host}:{a.port}" for a in wanted]
+def test_the_sockets_are_those_of_the_shipped_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RATELIMIT_OPS__LISTEN")
+    config = load(UNITS / "ratelimit.toml")
+    (spop,) = config.agent.listen
+    ops = config.ops.listen
+    assert value("ratelimit.socket", "ListenStream") == [spop.path, f"{ops.host}:{ops.port}"]
+    # The service keeps the folder of the file, and only its own group can open the file.
+    (folder,) = value("ratelimit.service", "RuntimeDirectory")
+    assert Path(spop.path).parent == Path("/run", folder)
+    assert value("ratelimit.service", "RuntimeDirectoryPreserve") == ["yes"]
+    assert value("ratelimit.socket", "SocketMode") == ["0660"]
+    (user,), (group,) = (value("ratelimit.service", name) for name in ("User", "Group"))
+    assert value("ratelimit.socket", "SocketUser") == [user]
+    assert value("ratelimit.socket", "SocketGroup") == [group]
 
 
 def test_the_user_of_the_service_is_made() -> None:

@@ -134,6 +134,7 @@ async def status(call: Call) -> Reply:
             ],
             connections=len(agent.peers),
             connections_refused=agent.refused,
+            connections_untrusted=agent.untrusted,
             protocol_errors=agent.protocol_errors,
             nodes=store.nodes,
             table=models.TableFill(

@@ -307,6 +307,9 @@ class Status(Answer):
     unchecked: list[Unchecked] = Field(description="The first of either, by name.")
     connections: int
     connections_refused: int
+    connections_untrusted: int = Field(
+        description="Connections of peers that are not in `agent.trusted`."
+    )
     protocol_errors: int
     nodes: int
     table: TableFill

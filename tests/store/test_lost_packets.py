@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
-import os
-import subprocess
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -18,73 +15,17 @@ from ratelimit.store.redis import BACKOFF, EXCHANGE_TIMEOUT, TIMEOUT
 from tests.store.conftest import block, nodes, run
 from tests.store.servers import Server, until
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.root]
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+    from tests.network import Network
 
 RECORD = b"0123456789abcdef" + (1000).to_bytes(8, "little") + (1).to_bytes(4, "little") + bytes(64)
 TTL = 600_000
-NOBODY = "02:00:00:00:00:01"
 SLACK = 10.0
 """Seconds that a busy machine may take beside the time limits; TCP by itself takes minutes."""
-
-# Addresses for tests of networks (RFC 2544), four for each run of the tests.
-_NETWORKS = list(ipaddress.IPv4Network("198.18.0.0/15").subnets(new_prefix=30))
-
-
-def ip(*command: str) -> None:
-    done = subprocess.run(["ip", *command], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.fail(f"needs root and iproute2: ip {' '.join(command)}: {done.stderr}")
-
-
-class Network:
-    """A network namespace and the link to it; ``here`` and ``there`` are its two ends."""
-
-    def __init__(self) -> None:
-        self.name = f"rl{os.getpid()}"
-        self.here, self.there = map(str, _NETWORKS[os.getpid() % len(_NETWORKS)].hosts())
-        neighbour = ("neighbour", "replace")
-        self._ends = (
-            (*neighbour, self.there, "dev", f"{self.name}a"),
-            ("-n", self.name, *neighbour, self.here, "dev", f"{self.name}b"),
-        )
-
-    def make(self) -> None:
-        near, far, inside = f"{self.name}a", f"{self.name}b", ("-n", self.name)
-        ip("netns", "add", self.name)
-        ip("link", "add", near, "type", "veth", "peer", "name", far, "netns", self.name)
-        ip("address", "add", f"{self.here}/30", "dev", near)
-        ip(*inside, "address", "add", f"{self.there}/30", "dev", far)
-        ip("link", "set", near, "up")
-        ip(*inside, "link", "set", far, "up")
-
-    def remove(self) -> None:
-        # The link goes with it, but later.
-        subprocess.run(["ip", "link", "delete", f"{self.name}a"], check=False, capture_output=True)
-        subprocess.run(["ip", "netns", "delete", self.name], check=False, capture_output=True)
-
-    def lose(self, *, requests: bool, answers: bool) -> None:
-        """Lose all packets of a direction: send them to a network card that is not there."""
-        for end, lost in zip(self._ends, (requests, answers), strict=True):
-            if lost:
-                ip(*end, "lladdr", NOBODY, "nud", "permanent")
-
-    def restore(self) -> None:
-        """Have both ends ask for the other's card again."""
-        for end in self._ends:
-            ip(*end, "nud", "failed")
-
-
-@pytest.fixture
-def network() -> Iterator[Network]:
-    network = Network()
-    try:
-        network.make()
-        yield network
-    finally:
-        network.remove()
 
 
 @pytest.mark.parametrize(
