@@ -316,12 +316,14 @@ def run(
     config: str = "",
     agent: bool = True,
     port: int | None = None,
+    edit: Callable[[Path], object] = lambda files: None,
     **env: str,
 ) -> None:
     """Run ``test`` in a world of its own."""
 
     async def main() -> None:
-        async with asyncio.timeout(LONGEST), world(folder, config, agent, port, env=env) as made:
-            await test(made)
+        made = world(folder, config, agent, port, edit, env)
+        async with asyncio.timeout(LONGEST), made as w:
+            await test(w)
 
     asyncio.run(main())
