@@ -8,7 +8,8 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from ratelimit.engine.constants import ADDRESS
 from ratelimit.model import Limit
 
-_MAPPED = 0xFFFF
+_MAPPED = IPv6Network("::ffff:0:0/96")
+_NAT64 = IPv6Network("64:ff9b::/96")
 _MAX_TEXT = 200  # bytes
 _HASHED = re.compile(r".*~([0-9a-f]{16})([0-9a-f]{16})", re.DOTALL)
 
@@ -27,7 +28,7 @@ def key_text(kind: int, hi: int, lo: int, text: bytes, ipv4_prefix: int, ipv6_pr
         # Also one that looks like it, so that every key that ends so was made here.
         told = shown.encode() != text or key_hash(shown) is not None
         return f"{shown}~{hi:016x}{lo:016x}" if told else shown
-    if hi == 0 and lo >> 32 == _MAPPED:
+    if hi == 0 and lo >> 32 == 0xFFFF:
         return network_text(IPv4Network((lo & 0xFFFFFFFF, ipv4_prefix)))
     return network_text(IPv6Network((hi << 64 | lo, ipv6_prefix)))
 
@@ -35,9 +36,8 @@ def key_text(kind: int, hi: int, lo: int, text: bytes, ipv4_prefix: int, ipv6_pr
 def parse_network(text: str, strict: bool = True) -> Network:
     """Return the network, or the address as a network of one; raises ValueError.
 
-    With ``strict`` no bits may be set beyond the prefix.
-
-    An IPv4-mapped IPv6 address is the IPv4 one.
+    With ``strict`` no bits may be set beyond the prefix. An IPv6 address that is counted as an IPv4
+    one is that: an IPv4-mapped one, and one of ``64:ff9b::/96`` (RFC 6052).
     """
     if "%" in text:
         raise ValueError(f"a zone is not part of an address: {text!a}")
@@ -49,10 +49,14 @@ def parse_network(text: str, strict: bool = True) -> Network:
         except ValueError:
             raise ValueError(f"not an address or a network: {text!a}") from None
         raise ValueError(f"{text!a} has bits set beyond its prefix; is it {network}?") from None
-    if network.version == 6:
-        mapped = network.network_address.ipv4_mapped
-        if mapped is not None and network.prefixlen >= 96:
-            return IPv4Network((mapped, network.prefixlen - 96))
+    if network.version == 4:
+        return network
+    for outer in (_MAPPED, _NAT64):
+        if network.subnet_of(outer):
+            inner = int(network.network_address) & 0xFFFFFFFF
+            return IPv4Network((inner, network.prefixlen - outer.prefixlen))
+    if network.supernet_of(_NAT64) and not network.supernet_of(_MAPPED):
+        raise ValueError(f"clients in {_NAT64} are counted by the IPv4 address inside: name that")
     return network
 
 

@@ -86,6 +86,7 @@ def later(seconds: int = 600) -> int:
     [
         ("192.0.2.1", "::ffff:192.0.2.1"),
         ("::ffff:192.0.2.1", "::ffff:192.0.2.1"),
+        ("64:ff9b::c000:201", "::ffff:192.0.2.1"),
         ("198.51.100.0/24", "::ffff:198.51.100.0"),
         ("2001:db8::/64", "2001:db8::"),
         ("2001:db8::/32", "2001:db8::"),
@@ -104,8 +105,9 @@ def test_an_entry_blocks_nobody_else(key: str, entry: str | None) -> None:
     ("key", "pushed", "entries"),
     [
         ("10.0.0.0/24", "::ffff:10.0.0.0", ["::ffff:10.0.0.0"]),
-        ("10.0.0.0", None, ["::ffff:10.0.0.0"]),  # not the other 255
-        ("10.0.0.7", None, ["::ffff:10.0.0.7", "::ffff:10.0.0.0"]),
+        ("10.0.0.0", None, ["::ffff:10.0.0.0", "64:ff9b::a00:0"]),  # not the other 255
+        ("10.0.0.7", None, ["::ffff:10.0.0.7", "64:ff9b::a00:7", "::ffff:10.0.0.0"]),
+        ("64:ff9b::a00:7", None, ["::ffff:10.0.0.7", "64:ff9b::a00:7", "::ffff:10.0.0.0"]),
         ("2001:db8::/56", "2001:db8::", ["2001:db8::"]),
         ("2001:db8::/64", None, ["2001:db8::"]),  # not the other 255
         ("2001:db8:0:1::/64", None, ["2001:db8:0:1::", "2001:db8::"]),
@@ -128,6 +130,27 @@ def test_clients_of_other_prefixes(key: str, pushed: str | None, entries: list[s
     prefixes = Prefixes(24, 56)
     assert words.entry_to_push(network, prefixes) == pushed
     assert words.entries_of(network, prefixes) == entries
+
+
+@pytest.mark.parametrize(
+    ("key", "network", "inside"),
+    [
+        ("192.0.2.7", "192.0.2.0/24", True),
+        ("64:ff9b::c000:207", "192.0.2.0/24", True),
+        ("64:ff9b::c000:307", "192.0.2.0/24", False),
+        ("2001:db8::", "2001:db8::/32", True),
+        ("2001:db8::", "::/0", True),
+        ("192.0.2.7", "::/0", True),  # as in the lists
+        ("2001:db8::", "0.0.0.0/0", False),
+        ("a key", "::/0", False),
+    ],
+)
+def test_an_entry_is_within_a_network_as_the_agent_counts(
+    key: str, network: str, inside: bool
+) -> None:
+    parsed = words.parse_key(network)
+    assert parsed is not None
+    assert words.within(key, parsed) is inside
 
 
 COMMAND = re.compile(
@@ -213,7 +236,13 @@ def test_a_pushed_block_refuses_the_next_request_and_a_lift_lets_it_pass(tmp_pat
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    ("client", "network"), [("2002:c000:204:7::1", "2002:c000:204::/48"), ("::1", "::/64")]
+    ("client", "network"),
+    [
+        ("2002:c000:204:7::1", "2002:c000:204::/48"),
+        ("::1", "::/64"),
+        ("64:ff9b::c000:207", "192.0.2.0/24"),
+        ("64:ff9b::c000:207", "192.0.2.7"),
+    ],
 )
 def test_an_address_that_haproxy_takes_for_another_is_lifted(
     tmp_path: Path, client: str, network: str

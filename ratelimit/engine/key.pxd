@@ -3,7 +3,7 @@ cimport cython
 from libc.stdint cimport int64_t, uint64_t
 
 cdef int ADDRESS, TEXT
-cdef uint64_t _M64, _V0, _V1, _V2, _V3, _MAPPED
+cdef uint64_t _M64, _V0, _V1, _V2, _V3, _MAPPED, _NAT64
 
 
 @cython.final
@@ -19,6 +19,7 @@ cdef class Key:
     cpdef void ipv4(self, bytes data, Py_ssize_t start) noexcept
     @cython.locals(p='const unsigned char *', hi=uint64_t, lo=uint64_t, i=int)
     cpdef void ipv6(self, bytes data, Py_ssize_t start) noexcept
+    cdef void take(self, uint64_t hi, uint64_t lo) noexcept
     cpdef int text(self, bytes data, Py_ssize_t start, Py_ssize_t size) except -1
     @cython.locals(negative=bint, at=int)
     cpdef int number(self, uint64_t value) except -1

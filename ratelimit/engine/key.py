@@ -1,7 +1,9 @@
 """What is counted: the 128 bits of an address, or of a keyed hash of a string.
 
 An IPv4 address is the IPv4-mapped IPv6 one (RFC 4291, section 2.5.5.2), so that a client is the
-same whichever way HAProxy's bind line saw it. A string is known by its SipHash-2-4 with 128 bits
+same whichever way HAProxy's bind line saw it. So is an address of ``64:ff9b::/96``, in which a
+translator puts the IPv4 address of its client (RFC 6052, section 2.1): as IPv6 addresses, all IPv4
+clients behind it would be one /64. A string is known by its SipHash-2-4 with 128 bits
 (Aumasson and Bernstein, "SipHash: a fast short-input PRF", 2012): with a secret key nobody can find
 two strings that share a counter.
 """
@@ -16,6 +18,7 @@ _V1 = 0x646F72616E646F6D
 _V2 = 0x6C7967656E657261
 _V3 = 0x7465646279746573
 _MAPPED = 0xFFFF
+_NAT64 = 0x0064FF9B00000000  # the upper half of 64:ff9b::/96
 
 
 class Key:
@@ -58,6 +61,13 @@ class Key:
         for i in range(8):
             hi = hi << 8 | p[start + i]
             lo = lo << 8 | p[start + 8 + i]
+        self.take(hi, lo)
+
+    def take(self, hi: int, lo: int) -> None:
+        """Take the two halves of an IPv6 address."""
+        if hi == _NAT64 and lo >> 32 == 0:
+            hi = 0
+            lo |= _MAPPED << 32
         self.kind = ADDRESS
         self.hi = hi
         self.lo = lo
@@ -225,9 +235,7 @@ class Key:
         for i in range(8):
             hi = hi << 8 | self.parts[i]
             lo = lo << 8 | self.parts[8 + i]
-        self.kind = ADDRESS
-        self.hi = hi
-        self.lo = lo
+        self.take(hi, lo)
         return True
 
     def dotted(self, data: bytes, start: int, end: int) -> int:

@@ -19,6 +19,7 @@ MAX_COMMAND = 15_000
 """Bytes of a command line: HAProxy reads it into a buffer of 16 KiB, and drops what is longer."""
 
 _MAPPED = IPv6Network("::ffff:0:0/96")
+_NAT64 = IPv6Network("64:ff9b::/96")
 _SIX_TO_FOUR = IPv6Network("2002::/16")
 _LOOPBACK = IPv6Address("::1")
 _LAST_SECOND = (1 << 32) - 1  # gpt0 has 32 bits
@@ -61,16 +62,21 @@ class Entry:
 
 
 def parse_key(key: str) -> Network | None:
-    """Return the addresses of a key, a single one as a network of one; None if it is no such."""
+    """Return the addresses of a key, a single one as a network of one; None if it is no such.
+
+    An IPv6 address that the agent counts as an IPv4 one (``engine.key``) is that one.
+    """
     if "%" in key:  # a scope may hold any sign
         return None
     try:
         network = ip_network(key)
     except ValueError:
         return None
-    if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
-        low = int(network.network_address) & 0xFFFFFFFF
-        return IPv4Network((low, network.prefixlen - 96))
+    if isinstance(network, IPv6Network):
+        for outer in (_MAPPED, _NAT64):
+            if network.subnet_of(outer):
+                low = int(network.network_address) & 0xFFFFFFFF
+                return IPv4Network((low, network.prefixlen - outer.prefixlen))
     return network
 
 
@@ -83,6 +89,9 @@ def entry_to_push(network: Network, prefixes: Prefixes) -> str | None:
 def entries_of(network: Network, prefixes: Prefixes) -> list[str]:
     """Return the keys of the table that are this network, or the client that it is part of."""
     keys = [_key(network.network_address)]
+    if network.prefixlen == 32 and network.version == 4:
+        # HAProxy remembers a client behind a translator by the IPv6 address that it sees.
+        keys.append(str(IPv6Address(int(_NAT64.network_address) | int(network.network_address))))
     if network.prefixlen > prefixes.of(network):
         keys.append(_key(network.supernet(new_prefix=prefixes.of(network)).network_address))
     if (inside := taken_for(network, prefixes)) is not None:
@@ -108,16 +117,19 @@ def taken_for(network: Network, prefixes: Prefixes) -> IPv4Network | None:
 
 
 def within(key: str, network: Network) -> bool:
-    """Tell whether the addresses of a key are all of this network."""
+    """Tell whether the addresses of a key are all of this network; ``::/0`` has IPv4, too."""
     other = parse_key(key)
-    return (
-        other is not None
-        and other.version == network.version
-        and other.prefixlen >= network.prefixlen
-        and int(network.network_address)
-        <= int(other.network_address)
-        <= int(network.broadcast_address)
-    )
+    if other is None:
+        return False
+    first, last = _span(network)
+    begin, end = _span(other)
+    return first <= begin and end <= last
+
+
+def _span(network: Network) -> tuple[int, int]:
+    """Return the first and last address as 128 bits, with IPv4 mapped."""
+    base = int(_MAPPED.network_address) if network.version == 4 else 0
+    return base | int(network.network_address), base | int(network.broadcast_address)
 
 
 def _key(address: IPv4Address | IPv6Address) -> str:

@@ -58,7 +58,9 @@ class Form:
 
 
 ADDRESSES = st.one_of(
-    st.sampled_from(["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8:0:1::1"]),
+    st.sampled_from(
+        ["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8:0:1::1", "64:ff9b::c000:201"]
+    ),
     st.ip_addresses(network=ipaddress.ip_network("198.51.100.0/26")).map(str),
     st.ip_addresses(v=6).map(str),
 )

@@ -10,6 +10,7 @@ from ratelimit.engine.constants import ADDRESS, TEXT
 from ratelimit.engine.key import Key
 
 MAPPED = 0xFFFF << 32
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def key() -> Key:
@@ -30,7 +31,12 @@ def expected(data: bytes) -> int | None:
         return None
     if isinstance(found, ipaddress.IPv4Address):
         return MAPPED | int(found)
-    return None if found.scope_id is not None else int(found)
+    return None if found.scope_id is not None else counted(found)
+
+
+def counted(address: ipaddress.IPv6Address) -> int:
+    """What an IPv6 address is counted as: behind NAT64 (RFC 6052), the IPv4 one in it."""
+    return MAPPED | int(address) & 0xFFFFFFFF if address in NAT64 else int(address)
 
 
 # The first, second and last vectors of SipHash-2-4-128's reference, key 00 01 .. 0f.
@@ -61,6 +67,25 @@ def test_packed_addresses() -> None:
     assert (made.kind, made.hi, made.lo) == (ADDRESS, 0, MAPPED | 0xC00002FF)
     made.ipv6(b"." + bytes.fromhex("20010db8000000010002000300040005"), 1)
     assert (made.hi, made.lo) == (0x20010DB800000001, 0x0002000300040005)
+
+
+@given(
+    st.one_of(
+        st.ip_addresses(v=6),
+        st.ip_addresses(network=NAT64),
+        st.ip_addresses(network=ipaddress.IPv6Network("64:ff9b::/64")),
+    )
+)
+@example(ipaddress.IPv6Address("64:ff9b::192.0.2.7"))
+@example(ipaddress.IPv6Address("64:ff9b::1:c000:207"))
+@example(ipaddress.IPv6Address("64:ff9b:1::c000:207"))
+@example(ipaddress.IPv6Address("64:ff9a::c000:207"))
+def test_an_address_behind_nat64_is_the_ipv4_one(address: ipaddress.IPv6Address) -> None:
+    made = key()
+    made.ipv6(b"." + address.packed, 1)
+    assert made.kind == ADDRESS
+    assert made.hi << 64 | made.lo == counted(address)
+    assert text(str(address).encode()) == (ADDRESS, counted(address))
 
 
 PIECES = st.sampled_from(

@@ -198,6 +198,29 @@ def test_ipv4_clients_of_a_socket_of_both_kinds(tmp_path: Path, direct: dict[str
     run(tmp_path, test, LONG, port=port, RATELIMIT_LISTEN=f"[::]:{port}", **direct)
 
 
+def test_ipv4_clients_behind_nat64(tmp_path: Path) -> None:
+    async def test(w: World) -> None:
+        (w.folder / "haproxy" / "lb.lst").write_text("127.6.0.0/24\n")
+        await w.reload()
+        balancer = w.client("127.6.0.1")
+
+        async def statuses(client: str, count: int) -> set[int]:
+            return {(await balancer.get(X_Forwarded_For=client)).status for _ in range(count)}
+
+        assert await statuses("64:ff9b::c000:207", 60) == {200}
+        assert await statuses("192.0.2.7", 40) == {200}
+        assert await statuses("64:ff9b::c000:207", 1) == {429}, "one client by either way"
+        assert "key=64:ff9b::c000:207 " in await w.runtime("show table t_block")
+        assert await statuses("64:ff9b::c000:208", 1) == {200}, "all of them are not one /64"
+
+        w.stop_agent()
+        await until(lambda: w.agent_is("DOWN"), "HAProxy misses the agent")
+        for n in range(1, 5):
+            assert await statuses(f"64:ff9b::c000:30{n}", 60) == {200}
+
+    run(tmp_path, test, LONG)
+
+
 def test_a_header_of_an_untrusted_peer_is_not_believed(tmp_path: Path) -> None:
     async def test(w: World) -> None:
         client = w.client("127.5.0.1")
