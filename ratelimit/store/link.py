@@ -114,6 +114,9 @@ class Link(asyncio.Protocol):
             dropped.cancel()
             self._pending.append((dropped, deadline, timeout))
         self.send(*args)
+        if self.broken:
+            # The write itself filled the buffer. No answer comes, and only earlier requests were told.
+            raise StoreError(self.broken)
         answer = self._loop.create_future()
         self._pending.append((answer, deadline, timeout))
         if self._timer is None or deadline < self._timer_at:
