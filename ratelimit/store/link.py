@@ -115,7 +115,7 @@ class Link(asyncio.Protocol):
             self._pending.append((dropped, deadline, timeout))
         self.send(*args)
         if self.broken:
-            # The write itself filled the buffer. No answer comes, and only earlier requests were told.
+            # The write itself filled the buffer: only the requests before this one were told.
             raise StoreError(self.broken)
         answer = self._loop.create_future()
         self._pending.append((answer, deadline, timeout))
