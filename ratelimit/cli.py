@@ -123,6 +123,8 @@ def check(path: Path | None) -> None:
     """Validate the configuration and show the limits in it."""
     config = load(path)
     lists = config.read_lists()
+    for exposed in config.exposed_files():
+        click.echo(f"warning: {exposed}: every user of this machine can read it", err=True)
     click.echo(f"{path or 'defaults'}: ok")
     click.echo(_summary(config))
     if lists.allow or lists.deny:

@@ -42,12 +42,13 @@ from ratelimit.notation import (
     parse_listen,
     parse_unix_path,
 )
+from ratelimit.secret_files import is_exposed, read_secret
 from ratelimit.store.url import parse
 from ratelimit.trust import trusted_network
-from ratelimit.webhooks import EVENTS, EventName, Receiver, read_secret
+from ratelimit.webhooks import EVENTS, EventName, Receiver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
@@ -55,6 +56,10 @@ if TYPE_CHECKING:
 
 _ENV_PREFIX = "RATELIMIT_"
 _ENV_DELIMITER = "__"
+_ENV_LEVELS = 3  # LIMITS__LOGIN__RATE
+_MEMORY = "memory://"
+_MAX_PROBLEMS = 20  # lines of one error
+_MAX_LINE = 500  # characters of one
 _MAX_TRUSTED = 1000  # networks, which are looked through at each connection
 
 
@@ -91,7 +96,7 @@ def _sync_interval(value: int) -> int:
 
 
 def _store_url(url: str) -> str:
-    if url != "memory://":
+    if url != _MEMORY:
         parse(url)
     return url
 
@@ -107,6 +112,14 @@ def _webhook_url(url: str) -> str:
     if "@" in parts.netloc:
         raise ValueError("must have no user or password; what a receiver checks is the signature")
     return url
+
+
+def _path(path: str) -> str:
+    try:
+        Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError("names the home folder of no user") from None
+    return path
 
 
 def _secret_file(path: str) -> str:
@@ -129,6 +142,7 @@ BlockLength = Annotated[Duration, AfterValidator(_between(SECOND, 30 * DAY, SECO
 Forget = Annotated[Duration, AfterValidator(_between(SECOND, 366 * DAY, SECOND))]
 Hold = Annotated[Duration, AfterValidator(_between(SECOND, DAY, SECOND))]
 SyncInterval = Annotated[Duration, AfterValidator(_sync_interval)]
+FilePath = Annotated[str, AfterValidator(_path)]
 TrustedNetwork = Annotated[str, AfterValidator(trusted_network)]
 StatsSocket = Annotated[str, AfterValidator(parse_unix_path)]
 LimitName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
@@ -188,7 +202,7 @@ class AgentSection(_Section):
 class OpsSection(_Section):
     """``[ops]``: the HTTP API for operators."""
 
-    token_file: str = ""
+    token_file: FilePath = ""
     listen: HostPort = Address("127.0.0.1", 9191)
 
     @field_validator("listen")
@@ -205,7 +219,7 @@ class StoreSection(_Section):
     url: Annotated[str, AfterValidator(_store_url)] = "memory://"
     sync_interval: SyncInterval = 10 * MILLISECOND
     prefix: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")] = "ratelimit"
-    state_dir: str = ""
+    state_dir: FilePath = ""
     on_outage: Literal["local", "share"] = "local"
 
 
@@ -307,6 +321,21 @@ class _Environment(EnvSettingsSource):
         except (ValueError, RecursionError):
             return [part.strip() for part in value.split(",")]
 
+    def explode_env_vars(
+        self, field_name: str, field: FieldInfo, env_vars: Mapping[str, str | None]
+    ) -> dict[str, Any]:
+        try:
+            return super().explode_env_vars(field_name, field, env_vars)
+        except (ValueError, RecursionError):
+            # A number of too many digits, or JSON that is nested too deeply. Of which variable?
+            for name, value in env_vars.items():
+                try:
+                    super().explode_env_vars(field_name, field, {name: value})
+                except (ValueError, RecursionError):
+                    what = "not a value of this field: too long, or nested too deeply"
+                    raise ConfigError([_short(f"environment: {name.upper()}: {what}")]) from None
+            raise
+
 
 class Config(BaseSettings):
     """All of it; every field has a default. ``limits`` always has ``default``."""
@@ -386,6 +415,18 @@ class Config(BaseSettings):
             found.append(Receiver(hook.url, hook.events, secret))
         return tuple(found)
 
+    def exposed_files(self) -> list[str]:
+        """Return the files with a secret that every user of this machine can read, with fields."""
+        files = [("ops.token_file", self.ops.token_file)]
+        for number, hook in enumerate(self.webhooks):
+            files.append((f"webhooks.{number}.secret_file", hook.secret_file))
+        if self.store.url != _MEMORY:
+            target = parse(self.store.url)
+            files += [("store.url", path) for path in target.secret_files()]
+            if target.has_password and self._path and not _variable(("store", "url")):
+                files.append(("store.url", str(self._path)))
+        return [f"{field}: {path}" for field, path in files if path and is_exposed(path)]
+
     def limits_in_force(self) -> tuple[Limit, ...]:
         """Return the limits in the order of the file."""
         return tuple(
@@ -413,20 +454,25 @@ def load(path: Path | None = None) -> Config:
     """
     tables = {} if path is None else _read(path)
     problems = [
-        f"{path}: {_dotted((name,))}: unknown field"
-        for name in tables
-        if name not in Config.model_fields
+        _line(path, (name,), "unknown field") for name in tables if name not in Config.model_fields
     ]
+    deep = False
     for variable in os.environ:
         # Others are switches of the build, of the client, or, in a cluster, of whoever sets them.
         if variable.upper().startswith(_ENV_PREFIX) and _ENV_DELIMITER in variable:
-            section = variable[len(_ENV_PREFIX) :].split(_ENV_DELIMITER)[0]
-            if section.lower() not in Config.model_fields:
-                problems.append(f"environment: {variable}: unknown field")
+            section, *levels = variable[len(_ENV_PREFIX) :].split(_ENV_DELIMITER)
+            if section.lower() not in Config.model_fields or len(levels) >= _ENV_LEVELS:
+                problems.append(_short(f"environment: {variable}: unknown field"))
+                deep = deep or len(levels) >= _ENV_LEVELS
+    if deep:
+        raise ConfigError(problems)  # the models would follow all its levels
     try:
         config = Config(**{name: tables[name] for name in tables if name in Config.model_fields})
     except ValidationError as error:
-        problems += [_explain(path, detail) for detail in error.errors(include_url=False)]
+        details = error.errors(include_url=False)
+        problems += [_explain(path, detail) for detail in details[:_MAX_PROBLEMS]]
+        if (more := len(details) - _MAX_PROBLEMS) > 0:
+            problems.append(f"{path or 'environment'}: {more} more mistakes")
     if problems:
         raise ConfigError(problems)
     config._path = path  # noqa: SLF001 - not a field, hence no argument of the constructor
@@ -471,8 +517,14 @@ def _line(path: Path | None, loc: tuple[int | str, ...], message: str) -> str:
     """Return ``source: field: message``, where the source is the one that can be mended."""
     variable = _variable(loc)
     if variable is not None:
-        return f"environment: {variable}: {message}"
-    return f"{path or 'defaults'}: {_dotted(loc)}: {message}"
+        return _short(f"environment: {variable}: {message}")
+    return _short(f"{path or 'defaults'}: {_dotted(loc)}: {message}")
+
+
+def _short(line: str) -> str:
+    """Return a line of printable characters, without the middle of one that is too long."""
+    shown = line if line.isprintable() else ascii(line)[1:-1]
+    return shown if len(shown) <= _MAX_LINE else f"{shown[:300]} ... {shown[-190:]}"
 
 
 def _variable(loc: tuple[int | str, ...]) -> str | None:

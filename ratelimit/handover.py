@@ -27,6 +27,7 @@ END_TIMEOUT = 10
 """Seconds for the predecessor to end."""
 
 _VARIABLE = "RATELIMIT_PREDECESSOR"  # its file descriptor of the pair
+_LONGEST_FD = 6  # digits
 _HIGH = 64  # file descriptors are moved out of the way of those they become
 
 log = structlog.get_logger()
@@ -43,7 +44,7 @@ class Predecessor:
     def of_environment(cls) -> Predecessor | None:
         """Return it, if there is one."""
         fd = os.environ.pop(_VARIABLE, "")
-        if not fd.isascii() or not fd.isdigit():
+        if not fd.isascii() or not fd.isdigit() or len(fd) > _LONGEST_FD:
             return None
         os.set_inheritable(int(fd), False)
         return cls(socket.socket(fileno=int(fd)))

@@ -13,6 +13,7 @@ SECOND = 1000 * MILLISECOND
 DAY = 86_400 * SECOND
 
 _UNITS = {"d": DAY, "h": 3600 * SECOND, "m": 60 * SECOND, "s": SECOND, "ms": MILLISECOND}
+_LONGEST_HOST = 253  # RFC 1035, section 2.3.4
 _LONGEST_UNIX_PATH = 107  # sun_path of unix(7), less the NUL
 
 
@@ -51,6 +52,8 @@ def parse_host_port(text: str) -> Address:
             host = str(IPv6Address(ipv6))
         elif not re.search("[A-Za-z]", host):
             host = str(IPv4Address(host))
+        elif len(host) > _LONGEST_HOST or not re.fullmatch(r"([^.]{1,63}\.)*[^.]{1,63}", host):
+            raise ValueError("a host name has parts of 1 to 63 characters, 253 in all")
     except AddressValueError as error:
         raise ValueError(f"not an address: {error}") from error
     if port > 65_535:

@@ -58,6 +58,7 @@ log = structlog.get_logger()
 def serve(config: Config) -> int:
     """Run the agent until SIGTERM or SIGINT; return the exit code."""
     logs.configure()
+    _warn_of_exposed_files(config)
     return uvloop.run(_serve(config))
 
 
@@ -68,7 +69,13 @@ def up(config: Config, listen: Address | None, backend: Address | None) -> int:
     a demo application answers.
     """
     logs.configure()
+    _warn_of_exposed_files(config)
     return uvloop.run(_up(config, listen or _DEFAULT_LISTEN, backend))
+
+
+def _warn_of_exposed_files(config: Config) -> None:
+    if files := config.exposed_files():
+        log.warning("every user of this machine can read secrets", files=files)
 
 
 async def _serve(config: Config) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import socket
 import stat
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ def notify(*lines: str) -> None:
 async def watch() -> None:
     """Feed the watchdog from this loop, until cancelled; a loop that hangs is found by it."""
     wait = os.environ.get("WATCHDOG_USEC", "")
-    if not wait.isascii() or not wait.isdigit() or int(wait) == 0:
+    if not re.fullmatch(r"0*[1-9][0-9]{0,17}", wait):
         await asyncio.Event().wait()
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         await asyncio.Event().wait()

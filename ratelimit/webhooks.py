@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Literal, get_args
 from urllib.parse import urlsplit
 
@@ -85,17 +84,6 @@ class Receiver:
     url: str = field(repr=False)
     events: Collection[str] = EVENTS
     secret: bytes = field(default=b"", repr=False)
-
-
-def read_secret(path: str) -> bytes:
-    """Return what a file holds, without the end of its line.
-
-    Raises OSError, and ValueError if it holds less than 16 bytes.
-    """
-    secret = Path(path).read_bytes().rstrip(b"\r\n")
-    if len(secret) < 16:
-        raise ValueError("must hold at least 16 bytes")
-    return secret
 
 
 def sign(secret: bytes, timestamp: int, body: bytes) -> str:

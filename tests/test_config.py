@@ -277,6 +277,59 @@ def test_a_wrong_variable_is_named(
     assert caught.value.problems == [f"environment: {name}: {what}"]
 
 
+_UNREADABLE = "not a value of this field: too long, or nested too deeply"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "start", "end"),
+    [
+        ("LIMITS__DEFAULT__RATE", "9" * 5000, "LIMITS__DEFAULT__RATE: ", _UNREADABLE),
+        ("AGENT__MAX_CLIENTS", "[" * 100_000, "AGENT__MAX_CLIENTS: ", _UNREADABLE),
+        ("LIMITS__DEFAULT__STRICT", "[" * 100_000, "LIMITS__DEFAULT__STRICT: ", _UNREADABLE),
+        ("LIMITS", "[" * 100_000, "LIMITS: ", "must be a table"),
+        ("STORE", '{"url":' * 3000 + "1" + "}" * 3000, "STORE: ", "must be a table"),
+        ("LIMITS__" + "A__" * 30_000 + "A", "1", "LIMITS__A__A__", "unknown field"),
+        ("STORE__URL__" + "A__" * 30_000 + "A", "1", "STORE__URL__A__", "unknown field"),
+        ("X__" + "A__" * 30_000 + "A", "1", "X__A__A__", "unknown field"),
+        (
+            "LIMITS__" + "X" * 100_000 + "__RATE",
+            "1",
+            "LIMITS__XXXXX",
+            "characters A-Z a-z 0-9 _ . : -",
+        ),
+        ("HAPROXY__SOCKETS", "x" * 100_000, "HAPROXY__SOCKETS: ", 'ratelimit.sock"'),
+        ("OPS__LISTEN", "x" * 3000 + ":1", "OPS__LISTEN: ", "253 in all"),
+        ("OPS__LISTEN", "a..b:1", "OPS__LISTEN: ", "253 in all"),
+        ("OPS__TOKEN_FILE", "~nobody-has-this-name/t", "OPS__TOKEN_FILE: ", "of no user"),
+        ("STORE__STATE_DIR", "~nobody-has-this-name/t", "STORE__STATE_DIR: ", "of no user"),
+        ("LISTS__ALLOW_FILES", "x" * 100_000, "LISTS__ALLOW_FILES: xxx", "xxx: File name too long"),
+    ],
+)
+def test_a_variable_that_is_too_long_or_too_deep(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str, start: str, end: str
+) -> None:
+    monkeypatch.setenv(f"RATELIMIT_{name}", text)
+    with pytest.raises(ConfigError) as caught:
+        load().read_lists()
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"environment: RATELIMIT_{start}")
+    assert problem.endswith(end)
+    assert len(problem) <= 500
+
+
+def test_a_flood_of_mistakes_is_cut(
+    problems: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = "".join(f"[limits.a{number}]\nrate = 0\n" for number in range(1000))
+    *first, last = problems(wrong)
+    assert len(first) == 20
+    assert last == "r.toml: 980 more mistakes"
+    monkeypatch.setenv("RATELIMIT_AGENT__LISTEN", "," * 100_000)
+    *first, last = problems("")
+    assert len(first) == 20
+    assert last == "r.toml: 99981 more mistakes"
+
+
 def test_the_file_is_blamed_for_its_own_mistakes(
     problems: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ FLOORS = [
         "engine.table",
         "blocklist",
         "lists",
+        "secret_files",
         "spop.frames",
         "trust",
     ],

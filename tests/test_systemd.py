@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ratelimit.exceptions import StartError
+from ratelimit.handover import Predecessor
 from ratelimit.model import Address
 from ratelimit.systemd import Passed, Sockets, notify, watch
 
@@ -163,7 +164,13 @@ def test_the_watchdog_is_fed_by_the_loop(
 
 
 @pytest.mark.parametrize(
-    "variables", [{}, {"WATCHDOG_USEC": "0"}, {"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"}]
+    "variables",
+    [
+        {},
+        {"WATCHDOG_USEC": "0"},
+        {"WATCHDOG_USEC": "9" * 5000},
+        {"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"},
+    ],
 )
 def test_no_watchdog_is_fed_that_nobody_asked_for(
     manager: socket.socket, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
@@ -183,3 +190,9 @@ def test_no_watchdog_is_fed_that_nobody_asked_for(
     manager.setblocking(False)
     with pytest.raises(BlockingIOError):
         manager.recv(100)
+
+
+def test_a_predecessor_that_can_not_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in ("", "x", "-1", "9" * 5000):
+        monkeypatch.setenv("RATELIMIT_PREDECESSOR", text)
+        assert Predecessor.of_environment() is None

@@ -20,6 +20,7 @@ def judge(facts: Facts, limits: Sequence[Limit]) -> list[Check]:
         *_unasked(facts.after.status),
         *_store(facts),
         *_versions(facts),
+        *_secrets(facts),
         *judge_haproxy(facts, limits),
     ]
 
@@ -128,6 +129,16 @@ def _store(facts: Facts) -> Iterator[Check]:
             facts.sight.ahead,
             facts.sight.error,
             "the nodes go by the store's clock, but a block ends at the edge by the clock here",
+        )
+
+
+def _secrets(facts: Facts) -> Iterator[Check]:
+    if facts.exposed:
+        yield Check(
+            "secrets",
+            State.UNSURE,
+            f"every user of this machine can read {'; '.join(facts.exposed)}",
+            "give each to the user or the group of the agent: chown, chmod 640",
         )
 
 

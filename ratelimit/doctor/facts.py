@@ -147,6 +147,7 @@ class Facts:
     before: Moment
     after: Moment
     edges: tuple[EdgeTable, ...]
+    exposed: tuple[str, ...] = ()
     probe: str = ""
     probe_problem: str = ""
 
@@ -206,6 +207,7 @@ async def gather(config: Config, api: Api, probe: str, clock: Callable[[], float
         before=before,
         after=after,
         edges=tuple(edges),
+        exposed=tuple(config.exposed_files()),
         probe=probe,
         probe_problem=probe_problem,
     )

@@ -61,12 +61,9 @@ def tokens_of(config: Config) -> Tokens | None:
     if not config.ops.token_file:
         return None
     try:
-        tokens = read_tokens(Path(config.ops.token_file).expanduser())
+        return read_tokens(Path(config.ops.token_file).expanduser())
     except ValueError as error:
         raise config.wrong("ops.token_file", str(error)) from error
-    if tokens.exposed:
-        log.warning("any user of this machine can read the tokens", file=config.ops.token_file)
-    return tokens
 
 
 class Server:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import hmac
-import os
 import re
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,10 +38,9 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The callers by the SHA-256 of their tokens; ``exposed`` says that any user can read them."""
+    """The callers by the SHA-256 of their tokens."""
 
     callers: tuple[tuple[bytes, Caller], ...]
-    exposed: bool = False
 
     def find(self, token: str) -> Caller | None:
         """Return whose token it is, in a time that tells nothing of the tokens there are."""
@@ -59,7 +56,6 @@ def read_tokens(path: Path) -> Tokens:
     """Return the tokens of a file. Raises ValueError, which never shows any of them."""
     try:
         with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
             raw = file.read(_MAX_FILE + 1)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
@@ -82,4 +78,4 @@ def read_tokens(path: Path) -> Tokens:
         callers[digest] = Caller(match[1], Role[match[2].upper()])
     if not callers:
         raise ValueError(f"{path}: there is no token in it")
-    return Tokens(tuple(callers.items()), bool(mode & stat.S_IROTH))
+    return Tokens(tuple(callers.items()))

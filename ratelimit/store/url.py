@@ -58,6 +58,7 @@ class Target:
         service: the name that the Sentinels know the master by.
         sentinel: the login to the Sentinels themselves.
         tls: None without TLS.
+        tls_key: the file with the private key, if there is one.
     """
 
     kind: Kind
@@ -67,6 +68,16 @@ class Target:
     service: str = ""
     sentinel: Login = Login()
     tls: ssl.SSLContext | None = None
+    tls_key: str = ""
+
+    @property
+    def has_password(self) -> bool:
+        """Whether a password is written in the URL."""
+        return bool(self.login.password or self.sentinel.password)
+
+    def secret_files(self) -> list[str]:
+        """Return the files that hold a password or a key."""
+        return [self.login.password_file, self.sentinel.password_file, self.tls_key]
 
 
 _SCHEMES = {
@@ -117,6 +128,7 @@ def parse(url: str) -> Target:
         raise ValueError("has a password and password_file, of which one is too many")
     login = _login(unquote(user), unquote(password), options.get("password_file", ""))
     context = _tls(options) if tls else None
+    key = options.get("key", options.get("cert", "")) if tls else ""
     if socket:
         if hosts or not path:
             raise ValueError(f"must have an absolute path: {scheme}:///run/redis/redis.sock")
@@ -128,11 +140,11 @@ def parse(url: str) -> Target:
     if kind is Kind.SINGLE:
         if len(endpoints) > 1:
             raise ValueError("names several servers; use redis+sentinel:// or redis+cluster://")
-        return Target(kind, endpoints, _db(path), login, tls=context)
+        return Target(kind, endpoints, _db(path), login, tls=context, tls_key=key)
     if kind is Kind.CLUSTER:
         if _db(path):
             raise ValueError("a cluster has no database but 0")
-        return Target(kind, endpoints, 0, login, tls=context)
+        return Target(kind, endpoints, 0, login, tls=context, tls_key=key)
     service, _, db = path.partition("/")
     if not service:
         raise ValueError(f"must name the service: {scheme}://HOST/SERVICE")
@@ -141,7 +153,7 @@ def parse(url: str) -> Target:
         options.get("sentinel_password", ""),
         options.get("sentinel_password_file", ""),
     )
-    return Target(kind, endpoints, _db(db), login, unquote(service), sentinel, context)
+    return Target(kind, endpoints, _db(db), login, unquote(service), sentinel, context, key)
 
 
 def _options(query: str, allowed: set[str]) -> dict[str, str]:
