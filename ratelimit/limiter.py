@@ -25,7 +25,7 @@ from ratelimit.lists import Lists, Range, cut, span
 from ratelimit.model import EVERY_LIMIT, Block, Limit
 
 _MAX_NEWS = 16
-_SHARED = 16_384  # clients of each limit that are shared at a time, 180 bytes each
+_SHARED = 16_384  # clients of each limit that are shared at a time, 212 bytes each
 _SHARED_ALL = 262_144  # likewise, where every client is
 _ROUND = 50  # milliseconds between exchanges of a client that is far from its limit
 _MINUTE = 60

@@ -10,6 +10,7 @@ cdef int WEIGHT_BITS, HOT, SETTLED, ANSWER_BYTES, NOTICE_BYTES, RECORD_BYTES, FI
 cdef uint64_t _AGES, _HALF, _INTERVAL, _NEAR, _MAX_OTHERS, _MAX_UNSENT, _MILLISECOND, _M32
 cdef uint64_t _KIND, _IS_NEAR, _ROUNDS, _MAX_REFRESH
 cdef int TELL, TELL_NEAR, TOLD, TOLD_NEAR
+cdef int _TICK, _LAST, _HI, _LO, _IDENT
 cdef int _TELL, _MAX_RECORDS, _WORDS, _HALVES, _REMOTE, _SUM, _UNSENT, _ASKED, _RESERVED
 cdef int _DUE
 
@@ -21,7 +22,6 @@ cdef class Exchange:
     cdef readonly uint32_t capacity, size, next, flown, refresh
     cdef uint64_t[::1] words
     cdef uint32_t[::1] halves, places, flying
-    cdef bytes batch
     cdef Writer writer, notices
     cdef readonly uint64_t overflow
     cdef public uint64_t interval
@@ -29,7 +29,7 @@ cdef class Exchange:
     cdef bint announced
     cdef uint64_t round
 
-    @cython.locals(table=Table, place=uint32_t, i=int)
+    @cython.locals(table=Table, place=uint32_t, first=Py_ssize_t, i=int)
     cpdef void heat(self, Py_ssize_t slot, uint32_t told) noexcept
     @cython.locals(
         n=Py_ssize_t, start=Py_ssize_t, slot=Py_ssize_t, place=uint32_t,
@@ -56,7 +56,7 @@ cdef class Exchange:
     cpdef uint64_t wait(self, uint64_t now) noexcept
     @cython.locals(
         table=Table, rule=Rule, age=uint64_t, looked=uint32_t, size=uint32_t, place=uint32_t, slot=Py_ssize_t,
-        milliseconds=uint64_t, first=Py_ssize_t,
+        milliseconds=uint64_t, first=Py_ssize_t, quiet=bint,
     )
     cpdef bytes pack(self, uint64_t now)
     @cython.locals(due=uint32_t, milliseconds=uint64_t, wait=uint64_t, at=uint64_t)
@@ -69,13 +69,15 @@ cdef class Exchange:
     @cython.locals(told=uint32_t, kind=uint64_t)
     cdef void tell(self, uint32_t place, Py_ssize_t slot) noexcept
     @cython.locals(
-        rule=Rule, table=Table, batch=bytes, n=uint32_t, place=uint32_t, slot=Py_ssize_t,
+        rule=Rule, table=Table, n=uint32_t, place=uint32_t, slot=Py_ssize_t,
         first=Py_ssize_t, tick=uint64_t, i=uint64_t, at=uint64_t, total=uint64_t, sent=uint64_t,
         others=uint64_t, ahead=uint64_t, counted=uint64_t,
     )
     cpdef int learn(self, bytes answers) except -1
     @cython.locals(first=Py_ssize_t, i=int)
     cdef void settle(self, uint32_t place) noexcept
+    @cython.locals(table=Table, first=Py_ssize_t)
+    cdef bint owns(self, uint32_t place, Py_ssize_t slot) noexcept
     @cython.locals(table=Table, place=uint32_t, slot=Py_ssize_t)
     cdef void drop(self, uint32_t index) noexcept
     @cython.locals(i=int)

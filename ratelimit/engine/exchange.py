@@ -49,7 +49,12 @@ _M32 = 0xFFFFFFFF
 _MAX_OTHERS = 1 << 27  # hits of a tick; 17 of them fit into the sum
 _MAX_UNSENT = 1 << 27
 _MILLISECOND = 1_000_000  # nanoseconds
-_WORDS = 3  # of a client, 64 bits each: slot, tick of the rings, tick of the last hit
+_WORDS = 6  # of a client, 64 bits each: its slot,
+_TICK = 1  # the tick of the rings,
+_LAST = 2  # the tick of its last hit,
+_HI = 3  # its key
+_LO = 4
+_IDENT = 5  # and what it is known by beside the key: another client may have its slot by now.
 _HALVES = 40  # of a client, 32 bits each
 _REMOTE = 17  # of them: 17 counters of sent, 17 of remote,
 _SUM = 34  # the sum of remote,
@@ -95,7 +100,6 @@ class Exchange:
         self.next = 0
         self.flying = memoryview(bytearray(4 * _MAX_RECORDS)).cast("I")
         self.flown = 0
-        self.batch = b""
         self.writer = Writer(RECORD_BYTES * _MAX_RECORDS)
         self.notices = Writer(NOTICE_BYTES * _MAX_RECORDS)
         self.overflow = 0
@@ -111,9 +115,13 @@ class Exchange:
             return
         place = self.places[self.size]
         self.size += 1
-        self.words[_WORDS * place] = slot
-        self.words[_WORDS * place + 1] = self.rule.tick
-        self.words[_WORDS * place + 2] = self.rule.tick
+        first = _WORDS * place
+        self.words[first] = slot
+        self.words[first + _TICK] = self.rule.tick
+        self.words[first + _LAST] = self.rule.tick
+        self.words[first + _HI] = table.words[slot]
+        self.words[first + _LO] = table.words[slot + 1]
+        self.words[first + _IDENT] = table.words[slot + 2] & _M32
         for i in range(_HALVES):
             self.halves[_HALVES * place + i] = 0
         self.halves[_HALVES * place + _UNSENT] = 1
@@ -216,7 +224,7 @@ class Exchange:
             self.heat(slot, TOLD_NEAR)
         place = self.table.halves[2 * slot + HOT]
         if place > 0:
-            self.words[_WORDS * (place - 1) + 2] = self.rule.tick
+            self.words[_WORDS * (place - 1) + _LAST] = self.rule.tick
             self.halves[_HALVES * (place - 1) + _UNSENT] = 1
             reserved = self.halves[_HALVES * (place - 1) + _RESERVED] + hits
             self.halves[_HALVES * (place - 1) + _RESERVED] = min(reserved, _MAX_UNSENT)
@@ -225,10 +233,10 @@ class Exchange:
         """Note ``hits`` of a client; return its hits at other nodes in the window that ends now."""
         rule = self.rule
         first = _HALVES * place
-        if self.words[_WORDS * place + 1] != rule.tick:
+        if self.words[_WORDS * place + _TICK] != rule.tick:
             self.advance(place)
         if hits > 0:
-            self.words[_WORDS * place + 2] = rule.tick
+            self.words[_WORDS * place + _LAST] = rule.tick
             if not self.announced:
                 unsent = self.halves[first + _UNSENT] + min(hits, _MAX_UNSENT)
                 self.halves[first + _UNSENT] = min(unsent, _MAX_UNSENT)
@@ -240,7 +248,7 @@ class Exchange:
         """Clear the counters that time has turned out of the rings."""
         rule = self.rule
         first = _HALVES * place
-        last = self.words[_WORDS * place + 1]
+        last = self.words[_WORDS * place + _TICK]
         at = last % RING
         steps = RING
         if last <= rule.tick:
@@ -250,7 +258,7 @@ class Exchange:
             self.halves[first + at] = 0
             self.halves[first + _SUM] -= self.halves[first + _REMOTE + at]
             self.halves[first + _REMOTE + at] = 0
-        self.words[_WORDS * place + 1] = rule.tick
+        self.words[_WORDS * place + _TICK] = rule.tick
 
     def wait(self, now: int) -> int:
         """Return nanoseconds from ``now`` to the next round; 0 if nobody is shared."""
@@ -286,9 +294,8 @@ class Exchange:
                 self.next = 0
             place = self.places[self.next]
             slot = self.words[_WORDS * place]
-            if table.halves[2 * slot + HOT] != place + 1 or (
-                rule.tick > self.words[_WORDS * place + 2] + 2 * RING
-            ):
+            quiet = rule.tick > self.words[_WORDS * place + _LAST] + 2 * RING
+            if quiet or not self.owns(place, slot):
                 self.drop(self.next)
                 continue
             self.next += 1
@@ -309,8 +316,7 @@ class Exchange:
             self.tell(place, slot)
             self.flying[self.flown] = place
             self.flown += 1
-        self.batch = self.writer.take()
-        return self.batch
+        return self.writer.take()
 
     def later(self, first: int, now: int) -> bool:
         """Tell whether a client need not go with the batch of ``now``, and see when it has to."""
@@ -333,7 +339,7 @@ class Exchange:
         writer = self.writer
         if table.words[slot + 3] != rule.tick:
             table.advance(slot, rule)
-        if self.words[_WORDS * place + 1] != rule.tick:
+        if self.words[_WORDS * place + _TICK] != rule.tick:
             self.advance(place)
         self.u64(writer, table.words[slot])
         self.u64(writer, table.words[slot + 1])
@@ -376,17 +382,14 @@ class Exchange:
         """
         rule = self.rule
         table = self.table
-        batch = self.batch
         if len(answers) != ANSWER_BYTES * self.flown:
             raise ValueError(f"{len(answers)} bytes for {self.flown} records of {ANSWER_BYTES}")
         for n in range(self.flown):
             place = self.flying[n]
             slot = self.words[_WORDS * place]
-            if table.halves[2 * slot + HOT] != place + 1:
+            if not self.owns(place, slot):
                 continue  # it has left the table meanwhile
-            if table.words[slot] != self.number(batch, RECORD_BYTES * n, 8):
-                continue
-            if self.words[_WORDS * place + 1] != rule.tick:
+            if self.words[_WORDS * place + _TICK] != rule.tick:
                 self.advance(place)
             first = _HALVES * place
             tick = self.number(answers, ANSWER_BYTES * n, 8)
@@ -421,12 +424,26 @@ class Exchange:
         for i in range(RING):
             self.halves[first + _REMOTE + i] = 0
 
+    def owns(self, place: int, slot: int) -> bool:
+        """Tell whether a slot of the table still has the client of a place here.
+
+        Places of other limits have the same numbers, so the number that a slot keeps does not say.
+        """
+        table = self.table
+        first = _WORDS * place
+        return (
+            table.halves[2 * slot + HOT] == place + 1
+            and table.words[slot] == self.words[first + _HI]
+            and table.words[slot + 1] == self.words[first + _LO]
+            and table.words[slot + 2] & _M32 == self.words[first + _IDENT]
+        )
+
     def drop(self, index: int) -> None:
         """Share the client at ``places[index]`` no longer."""
         table = self.table
         place = self.places[index]
         slot = self.words[_WORDS * place]
-        if table.halves[2 * slot + HOT] == place + 1:
+        if self.owns(place, slot):
             table.halves[2 * slot + HOT] = 0
         self.size -= 1
         self.places[index] = self.places[self.size]

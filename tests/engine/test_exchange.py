@@ -404,6 +404,66 @@ def test_a_client_that_left_the_table_is_dropped() -> None:
     assert engine.exchanges[0].size == 0
 
 
+class Crowd:
+    """Two limits, and a table of one set: a client takes the slot of one not seen for longest."""
+
+    def __init__(self) -> None:
+        self.limits = ("short", "long")
+        windows = (SECOND, 3600 * SECOND)
+        limits = [
+            Limit(name, window=window, block=())
+            for name, window in zip(self.limits, windows, strict=True)
+        ]
+        self.engine = Engine(limits, 8, lambda *_: 0, SECRET, 100, 50)
+        for rule in self.engine.rules:
+            rule.divide(2)
+        self.now = START
+
+    def ask(self, limit: int, client: str, times: int) -> None:
+        """Ask 20 ms after the last time."""
+        self.now += 20 * MS
+        self.engine.at(self.now)
+        message = wire.message(self.limits[limit], key=wire.address(client))
+        self.engine.answer(wire.notify(message) * times, 0, 16380)
+        self.engine.take()
+
+    def replace(self, limit: int, client: str, times: int) -> None:
+        """Fill the table, so that all of its clients but this one have gone."""
+        for n in range(7):
+            self.ask(limit, f"198.51.100.{n}", 1)
+        self.ask(limit, client, times)
+
+    def hits(self, limit: int, client: str) -> int:
+        rule = self.engine.rules[limit]
+        return self.engine.hits(rule, self.engine.known(rule, client.encode()))
+
+
+@pytest.mark.parametrize("limit", [0, 1])
+def test_a_client_of_another_limit_in_the_slot_of_one_that_left_is_not_sent(limit: int) -> None:
+    crowd = Crowd()
+    mine, other = crowd.engine.exchanges[limit], crowd.engine.exchanges[1 - limit]
+    crowd.ask(limit, "192.0.2.1", 60)
+    # It has the same slot, and the same place of the other exchange.
+    crowd.replace(1 - limit, "203.0.113.1", 60)
+    for _ in range(3):
+        assert mine.pack(crowd.now) == b""
+    assert (mine.size, other.size) == (0, 1)
+    assert crowd.hits(1 - limit, "203.0.113.1") == 60
+    assert len(other.pack(crowd.now)) == RECORD_BYTES, "it is still shared by its own limit"
+
+
+@pytest.mark.parametrize("limit", [0, 1])
+def test_an_answer_about_a_client_that_left_is_not_taken_for_the_next_one(limit: int) -> None:
+    crowd = Crowd()
+    mine, other = crowd.engine.exchanges[limit], crowd.engine.exchanges[1 - limit]
+    crowd.ask(limit, "192.0.2.1", 60)
+    _, tick, *deltas = struct.unpack("<16sQ17I", mine.pack(crowd.now))
+    crowd.replace(1 - limit, "203.0.113.1", 60)
+    other.pack(crowd.now)
+    mine.learn(struct.pack("<Q17I", tick, *(100 + delta for delta in deltas)))
+    assert crowd.hits(1 - limit, "203.0.113.1") == 60
+
+
 def test_reserved_hits_are_judged_by_what_all_had_before() -> None:
     store = Store()
     nodes = [Engine([LIMIT], 1000, lambda *_: 0, SECRET, 100, 0) for _ in range(3)]
