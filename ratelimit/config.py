@@ -31,7 +31,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, Setting
 
 from ratelimit.exceptions import ConfigError
 from ratelimit.lists import ListFile, Lists, Steps, finish, read_lists
-from ratelimit.model import MAX_RATE, Address, Limit
+from ratelimit.model import MAX_RATE, UNKNOWN, Address, Limit
 from ratelimit.notation import (
     DAY,
     MILLISECOND,
@@ -338,7 +338,7 @@ class _Environment(EnvSettingsSource):
 
 
 class Config(BaseSettings):
-    """All of it; every field has a default. ``limits`` always has ``default``."""
+    """All of it; every field has a default. ``limits`` always has ``default`` and ``unknown``."""
 
     model_config = SettingsConfigDict(
         strict=True,
@@ -358,6 +358,15 @@ class Config(BaseSettings):
     load: LoadSection = LoadSection()
 
     _path: Path | None = PrivateAttr(None)
+
+    @field_validator("limits", mode="before")
+    @classmethod
+    def _unknown_blocks_no_client(cls, limits: object) -> object:
+        # One address of a proxy stands for many clients, so no ladder unless one is asked for.
+        given = limits.get(UNKNOWN, {}) if isinstance(limits, dict) else None
+        if isinstance(limits, dict) and isinstance(given, dict):
+            return limits | {UNKNOWN: {"block": []} | given}
+        return limits
 
     @field_validator("limits")
     @classmethod

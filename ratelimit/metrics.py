@@ -24,12 +24,10 @@ from ratelimit.agent import Agent
 from ratelimit.engine import compiled
 from ratelimit.engine.constants import SECOND
 from ratelimit.histogram import Histogram
+from ratelimit.model import VERDICTS
 from ratelimit.store import Node, Store
 from ratelimit.store.base import SharedStore
 from ratelimit.webhooks import Webhooks
-
-VERDICTS = ("allowed", "throttled", "blocked", "denied")
-"""What ``ratelimit_verdicts_total`` tells apart; each is a counter of ``engine.rule.Rule``."""
 
 
 class Reload(Protocol):

@@ -12,6 +12,9 @@ SUB_WINDOWS = 16
 EVERY_LIMIT = "*"
 """What a block names that holds whatever the limit; no limit can have this name."""
 
+UNKNOWN = "unknown"
+"""The limit of requests whose client a trusted proxy did not name."""
+
 MAX_RATE = 10_000_000
 """Highest rate of a limit, in hits per window."""
 
@@ -22,6 +25,10 @@ class Verdict(enum.IntEnum):
     ALLOW = 0
     THROTTLE = 1
     BLOCK = 2
+
+
+VERDICTS = ("allowed", "throttled", "blocked", "denied")
+"""What is counted of each limit; counters of ``engine.rule.Rule``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ratelimit.exceptions import ApiError
+from ratelimit.model import UNKNOWN, VERDICTS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -154,15 +155,18 @@ def status_tables(state: dict[str, Any]) -> RenderableType:
         "store": f"{store['kind']}, {'up' if store['up'] else away}; {store['outages']} outages",
         "nodes": str(state["nodes"]),
     }
+    unknown = next((one for one in state["limits"] if one["name"] == UNKNOWN), None)
+    if unknown and (asked := sum(unknown[verdict] for verdict in VERDICTS)):
+        refused = asked - unknown["allowed"]
+        rows["unknown clients"] = f"{asked:,} requests; {refused:,} refused"
     if state["reload"] and not state["reload"]["ok"]:
         rows["last reload"] = "; ".join(printable(one) for one in state["reload"]["problems"])
     for name, value in rows.items():
         node.add_row(name, value)
-    verdicts = ("allowed", "throttled", "blocked", "denied")
-    limits = new_table("limit", *(f"{verdict}#" for verdict in verdicts), "fuse")
+    limits = new_table("limit", *(f"{verdict}#" for verdict in VERDICTS), "fuse")
     for one in state["limits"]:
         fuse = "BLOWN: it only throttles" if one["fuse_blown"] else ""
-        limits.add_row(printable(one["name"]), *(f"{one[v]:,}" for v in verdicts), fuse)
+        limits.add_row(printable(one["name"]), *(f"{one[v]:,}" for v in VERDICTS), fuse)
     parts: list[RenderableType] = [node, limits]
     if state.get("fleet"):
         parts.append(_fleet(state["fleet"]))

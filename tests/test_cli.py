@@ -54,7 +54,7 @@ def file(tmp_path: Path) -> Path:
 def test_up_without_options(started: list[tuple[Any, ...]]) -> None:
     assert run("up").exit_code == 0
     ((config, listen, backend),) = started
-    assert [limit.name for limit in config.limits_in_force()] == ["default"]
+    assert [limit.name for limit in config.limits_in_force()] == ["default", "unknown"]
     assert (listen, backend) == (None, None)
 
 
@@ -64,7 +64,7 @@ def test_up_with_options(started: list[tuple[Any, ...]], file: Path) -> None:
     )
     assert result.exit_code == 0
     ((config, listen, backend),) = started
-    assert [limit.name for limit in config.limits_in_force()] == ["default", "login"]
+    assert [limit.name for limit in config.limits_in_force()] == ["default", "login", "unknown"]
     assert listen == Address("::1", 80)
     assert backend == Address("app.example", 8000)
 
@@ -89,7 +89,7 @@ def test_check(file: Path) -> None:
     assert result.stdout == (
         f"{file}: ok\n"
         "limits: default: 100 in 1s, then blocked for 10s, 1m, 10m, 1h; "
-        "login: 5 in 1m, throttled only\n"
+        "login: 5 in 1m, throttled only; unknown: 100 in 1s, throttled only\n"
     )
 
 

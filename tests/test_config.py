@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DEFAULT = Limit()
+UNKNOWN = Limit("unknown", block=())
 
 CONTRACT = """
 [agent]
@@ -110,7 +111,7 @@ def test_without_a_file_there_are_the_defaults() -> None:
     config = load()
     assert config.agent.listen == (Address("127.0.0.1", 9190),)
     assert config.agent.max_clients == 1_000_000
-    assert config.limits_in_force() == (DEFAULT,)
+    assert config.limits_in_force() == (DEFAULT, UNKNOWN)
 
 
 def test_every_field_of_the_contract_has_its_default(read: Callable[[str], Config]) -> None:
@@ -144,12 +145,25 @@ def test_a_limit_as_it_is_written(read: Callable[[str], Config]) -> None:
     assert config.limits_in_force() == (
         DEFAULT,
         Limit("login", 5, 60 * 10**9, (300, 7200, 604_800), 2_592_000, True, 24, 128),
+        UNKNOWN,
     )
+
+
+def test_the_limit_of_unknown_clients_has_no_ladder_of_its_own(
+    read: Callable[[str], Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One address of a proxy carries many clients."""
+    assert read("[limits.unknown]\n").limits_in_force()[1] == UNKNOWN
+    limit = read("[limits.unknown]\nrate = 7\nblock = ['1m']\n").limits_in_force()[1]
+    assert (limit.rate, limit.block) == (7, (60,))
+    monkeypatch.setenv("RATELIMIT_LIMITS__UNKNOWN__RATE", "9")
+    limit = read("").limits_in_force()[1]
+    assert (limit.name, limit.rate, limit.block) == ("unknown", 9, ())
 
 
 def test_limits_keep_the_order_of_the_file(read: Callable[[str], Config]) -> None:
     config = read("[limits.b]\n[limits.a]\n[limits.default]\nrate = 1\n")
-    assert [limit.name for limit in config.limits_in_force()] == ["default", "b", "a"]
+    assert [limit.name for limit in config.limits_in_force()] == ["default", "b", "a", "unknown"]
     assert config.limits_in_force()[0].rate == 1
 
 
@@ -237,7 +251,7 @@ def test_every_type_can_be_said_by_a_variable(monkeypatch: pytest.MonkeyPatch) -
     config = load()
     assert config.agent.listen == (Address("127.0.0.1", 1), Address(path="/run/a"))
     assert config.agent.max_clients == 64
-    login, other = sorted(config.limits_in_force()[1:], key=lambda limit: limit.name)
+    login, other, _ = sorted(config.limits_in_force()[1:], key=lambda limit: limit.name)
     assert (login.window, login.block, login.strict) == (60 * 10**9, (60, 61), True)
     assert other.block == ()
 
@@ -250,7 +264,7 @@ def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_dotenv_file_is_not_read(read: Callable[[str], Config], tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("RATELIMIT_LIMITS__DEFAULT__RATE=1\n")
-    assert read("").limits_in_force() == (DEFAULT,)
+    assert read("").limits_in_force() == (DEFAULT, UNKNOWN)
 
 
 @pytest.mark.parametrize(

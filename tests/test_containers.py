@@ -126,7 +126,7 @@ def test_agent_takes_its_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     for name, value in service.environment.items():
         monkeypatch.setenv(name, value.replace("/run/secrets", str(tmp_path)))
     config = load(ROOT / "containers" / "ratelimit" / "ratelimit.toml")
-    assert {limit.name for limit in config.limits_in_force()} == {"default", "login"}
+    assert {limit.name for limit in config.limits_in_force()} == {"default", "login", "unknown"}
     tokens = read_tokens(tmp_path / "ops_tokens")
     for name, role in (("operator_token", Role.OPERATE), ("view_token", Role.VIEW)):
         caller = tokens.find((tmp_path / name).read_text())

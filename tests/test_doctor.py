@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import re
@@ -13,12 +14,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from ratelimit import __version__
 from ratelimit.client import Client
 from ratelimit.config import load
 from ratelimit.doctor import State, diagnose
 from ratelimit.exceptions import SpopError
+from ratelimit.shown import status_tables
 from ratelimit.spop.frames import read_health, write_agent_disconnect, write_agent_hello
 from ratelimit.store import Events, Node, open_store
 from tests.edges import unprivileged
@@ -236,6 +239,25 @@ def test_a_limit_that_haproxy_never_asks_about(plant: Plant) -> None:
             check = (await made.checks(probe=True))["limits"]
             assert check.state is State.UNSURE
             assert "limits.login" in check.finding and "RATELIMIT_LOGIN_PATH" in check.mend
+
+    run(test())
+
+
+@pytest.mark.integration
+def test_a_proxy_that_does_not_name_its_clients(plant: Plant) -> None:
+    async def test() -> None:
+        edit = replaced("lb.lst", "# a line.", "# a line.\n127.0.0.1\n#")
+        async with plant("[limits.unknown]\nrate = 2\nwindow = '30s'\n", edit=edit) as made:
+            assert "unknown clients" not in await made.checks(), "no request has come yet"
+            assert await made.world.client("127.0.0.1").statuses(3) == [200, 200, 429]
+            check = (await made.checks())["unknown clients"]
+            assert check.state is State.UNSURE
+            assert check.finding.startswith("3 of 3 requests") and "1 of them" in check.finding
+            assert "lb.lst" in check.mend and "cdn.lst" in check.mend
+            status = await asyncio.to_thread(Client(made.url).get, "/v1/status")
+            shown = Console(width=100, record=True, file=io.StringIO())
+            shown.print(status_tables(status))
+            assert re.search("unknown clients +3 requests; 1 refused", shown.export_text())
 
     run(test())
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ratelimit import __version__
-from ratelimit.doctor.facts import Facts, Moment, Status
+from ratelimit.doctor.facts import Counts, Facts, Moment, Status
 from ratelimit.doctor.findings import SHOWN, Check, State, clock_check
 from ratelimit.doctor.haproxy import judge_haproxy
-from ratelimit.model import Limit
+from ratelimit.model import UNKNOWN, Limit
 
 
 def judge(facts: Facts, limits: Sequence[Limit]) -> list[Check]:
@@ -18,6 +18,7 @@ def judge(facts: Facts, limits: Sequence[Limit]) -> list[Check]:
         _api(facts.after, facts.api),
         *_questions(facts),
         *_unasked(facts.after.status),
+        *_unknown_clients(facts.after.status),
         *_store(facts),
         *_versions(facts),
         *_secrets(facts),
@@ -89,11 +90,7 @@ def _unasked(status: Status | None) -> Iterator[Check]:
     """Look for limits that HAProxy does not ask about, among those that it might."""
     if status is None or not status.checks:
         return
-    unasked = [
-        limit.name
-        for limit in status.limits
-        if not (limit.allowed or limit.throttled or limit.blocked or limit.denied)
-    ]
+    unasked = [limit.name for limit in status.limits if limit.name != UNKNOWN and not limit.asked]
     if unasked:
         fields = ", ".join(f"limits.{name}" for name in unasked[:SHOWN])
         yield Check(
@@ -105,6 +102,25 @@ def _unasked(status: Status | None) -> Iterator[Check]:
             "name in a group, and haproxy.cfg an `http-request send-spoe-group rl GROUP`; the "
             "shipped one sends login with RATELIMIT_LOGIN_PATH and api_key with RATELIMIT_API_KEYS",
         )
+
+
+def _unknown_clients(status: Status | None) -> Iterator[Check]:
+    """Look for requests whose client no trusted proxy named."""
+    if status is None:
+        return
+    limit = next((one for one in status.limits if one.name == UNKNOWN), Counts(name=UNKNOWN))
+    if not limit.asked:
+        return
+    refused = limit.throttled + limit.blocked + limit.denied
+    yield Check(
+        "unknown clients",
+        State.UNSURE,
+        f"{limit.asked} of {status.checks} requests since the agent's start came through a trusted "
+        f"proxy that did not name their client, and {refused} of them were refused",
+        "a load balancer's own health checks are such requests; else see whether the proxies of "
+        "lb.lst append to X-Forwarded-For, whether the CDN of cdn.lst is the one that is in front, "
+        'and how to shut its other customers out (haproxy/README.md, "Trusted proxies")',
+    )
 
 
 def _noted(status: Status, word: str) -> str:

@@ -68,6 +68,11 @@ class Counts(BaseModel):
     blocked: int = 0
     denied: int = 0
 
+    @property
+    def asked(self) -> int:
+        """All of them."""
+        return self.allowed + self.throttled + self.blocked + self.denied
+
 
 class Status(BaseModel):
     """What we need of ``GET /v1/status``."""
