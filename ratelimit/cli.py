@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "doctor": "ratelimit.commands.doctor",
     "haproxy": "ratelimit.commands.haproxy",
+    "trusted-proxies": "ratelimit.commands.trusted_proxies",
 }
 """Commands in modules of their own, whose imports the others need not wait for."""
 
@@ -39,7 +40,9 @@ class _Program(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in _LAZY:
-            command: click.Command = getattr(import_module(_LAZY[cmd_name]), cmd_name)
+            command: click.Command = getattr(
+                import_module(_LAZY[cmd_name]), cmd_name.replace("-", "_")
+            )
             return command
         return super().get_command(ctx, cmd_name)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FLOORS = [
-    ["", "exceptions", "histogram", "load", "model"],
+    ["", "exceptions", "histogram", "load", "model", "trusted_proxies"],
     ["notation", "engine.constants", "spop", "spop.constants"],
     ["engine.key", "engine.networks", "engine.rule", "keys", "spop.codec"],
     [
@@ -69,7 +69,7 @@ FLOORS = [
     ["ops"],
     ["service"],
     ["operate"],
-    ["commands", "commands.doctor", "commands.haproxy"],
+    ["commands", "commands.doctor", "commands.haproxy", "commands.trusted_proxies"],
     ["cli"],
     ["__main__"],
 ]
