@@ -1,15 +1,18 @@
 """Makes a page with plots of a file of results, and puts its tables into the documentation.
 
-``python -m benchmarks.page`` reads ``benchmarks/results/results.json`` and writes beside it
-``README.md`` and a drawing for each table whose rows can be compared. In ``docs/benchmarks.md`` it
-fills what stands between ``<!-- figures: BENCHMARK, TABLE -->`` and ``<!-- end -->``, so that no
-figure there is typed by hand. With another FILE it writes beside that, and leaves the document.
+``python -m benchmarks.page`` reads ``benchmarks/results/results.json`` and writes the page to
+``build/results``: ``README.md`` and a plot of each table whose rows can be compared. In
+``docs/benchmarks.md`` it fills what stands between ``<!-- figures: BENCHMARK, TABLE -->`` and
+``<!-- end -->``, so that no figure there is typed by hand, and it copies the plots that a document
+shows to ``benchmarks/results``. With another FILE it writes the page only.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,9 +27,11 @@ if TYPE_CHECKING:
     from benchmarks.report import Record, Table
 
 RESULTS = ROOT / "benchmarks" / "results" / "results.json"
+PAGE = ROOT / "build" / "results"
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 
 _ACROSS = 4  # plots beside each other
+_SHOWN = re.compile(r"benchmarks/results/([a-z0-9-]+\.svg)")
 _BLOCK = re.compile(r"(<!-- figures: ([^,\n]+), ([^\n]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -53,9 +58,9 @@ def page(records: dict[str, Record]) -> str:
     first = next(iter(records.values()))
     parts = [
         "# Results\n",
-        "Made by `python -m benchmarks.page` from [results.json](results.json); nothing is typed",
-        "by hand. [docs/benchmarks.md](../../docs/benchmarks.md) says how the figures are taken",
-        "and what limits them. Each is the median of its rounds, with the least and greatest.\n",
+        "Made by `python -m benchmarks.page`; nothing is typed by hand. `docs/benchmarks.md` says",
+        "how the figures are taken and what limits them. Each is the median of its rounds, with",
+        "the least and the greatest.\n",
         markdown([["machine", ""], *([k, v] for k, v in _same(first.machine).items())]),
     ]
     for name, record in records.items():
@@ -153,6 +158,12 @@ def fill(text: str, records: dict[str, Record]) -> str:
     return _BLOCK.sub(table, text)
 
 
+def shown() -> set[str]:
+    """Return the names of the plots that a document shows."""
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    return {name for file in documents for name in _SHOWN.findall(file.read_text())}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.page", description=__doc__)
     parser.add_argument("file", type=Path, nargs="?", default=RESULTS, metavar="FILE")
@@ -163,18 +174,21 @@ def main() -> int:
         parser.error(str(error))
     if not records:
         parser.error(f"{file}: holds no results")
-    folder = file.parent
+    PAGE.mkdir(parents=True, exist_ok=True)
     for name, record in records.items():
         for table in record.report.tables:
             if _drawn(table):
-                draw(table, folder / f"{slug(name, table.title)}.svg")
-    (folder / "README.md").write_text(page(records))
+                draw(table, PAGE / f"{slug(name, table.title)}.svg")
+    (PAGE / "README.md").write_text(page(records))
+    print(f"The page is {os.path.relpath(PAGE / 'README.md')}.")
     if file == RESULTS:
         try:
             filled = fill(DOCUMENT.read_text(), records)
         except KeyError as error:
             parser.error(f"{DOCUMENT}: there is no benchmark or table {error}")
         DOCUMENT.write_text(filled)
+        for plot in shown():
+            shutil.copy(PAGE / plot, RESULTS.parent)
     return 0
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import datetime as dt
 import importlib.metadata
+import json
 import os
 import platform
 import re
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
@@ -150,7 +151,24 @@ def read(file: Path) -> dict[str, Record]:
 
 
 def write(file: Path, name: str, record: Record) -> None:
-    """Put a record into a file, in place of the one of that name, and leave the others."""
+    """Put a record into a file, in place of the one of that name, and leave the others.
+
+    Each record is a line, so that a change of one is a change of that line.
+    """
     records = read(file) if file.exists() else {}
     records[name] = record
-    file.write_bytes(_RECORDS.dump_json(records, indent=1) + b"\n")
+    found = _RECORDS.dump_python(records, mode="json")
+    lines = [
+        f"{json.dumps(name)}:{json.dumps(_short(one), separators=(',', ':'))}"
+        for name, one in found.items()
+    ]
+    file.write_text("{" + ",\n".join(lines) + "}\n")
+
+
+def _short(value: Any) -> Any:
+    """Return figures with the six digits that a measurement can have at most."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {name: _short(one) for name, one in value.items()}
+    return [_short(one) for one in value] if isinstance(value, list) else value

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+from typing import TYPE_CHECKING
 
 import pytest
 
 from benchmarks import page, report
 from benchmarks.harness import Figure, Target
 from benchmarks.report import Column, Record, Report, Row, Table
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TABLE = Table(
     "one core",
@@ -55,6 +59,27 @@ def test_a_document_takes_only_the_figures_that_it_names() -> None:
 
 def test_what_is_published_is_what_was_measured() -> None:
     records = report.read(page.RESULTS)
-    assert (page.RESULTS.parent / "README.md").read_text() == page.page(records)
     document = page.DOCUMENT.read_text()
     assert page.fill(document, records) == document
+
+
+def test_only_what_a_document_shows_is_committed() -> None:
+    folder = page.RESULTS.parent
+    committed = {file.name: file.stat().st_size for file in folder.iterdir()}
+    assert set(committed) == {page.RESULTS.name, *page.shown()}
+    assert sum(committed.values()) < 300_000
+
+
+def test_a_file_of_results_has_a_line_for_each_record(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    row = Row.of("compiled", Figure(1.23456789, 1, 2), 99)
+    exact = dataclasses.replace(
+        RECORD, report=Report((dataclasses.replace(TABLE, rows=(row,)),), ())
+    )
+    report.write(file, "agent", exact)
+    report.write(file, "fleet", RECORD)
+    assert len(file.read_text().splitlines()) == 2
+    found = report.read(file)
+    assert found["fleet"] == RECORD
+    cell = found["agent"].report.tables[0].rows[0].cells[0]
+    assert cell == Figure(1.23457, 1, 2)
