@@ -112,5 +112,5 @@ def read_token(path: Path) -> str:
     for line in lines:
         text = line.strip()
         if text and not text.startswith("#"):
-            return re.sub(r"^[A-Za-z0-9_.-]+:(view|operate):", "", text)
+            return re.sub(r"^[A-Za-z0-9_.-]+:(view|blocks|operate):", "", text)
     raise ApiError(f"{path}: there is no token in it")

@@ -114,6 +114,24 @@ def _webhook_url(url: str) -> str:
     return url
 
 
+def _host_name(name: str) -> str:
+    if not re.fullmatch(r"(?=.{1,253}$)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*", name):
+        raise ValueError("must be a host name or an IPv4 address, without a port")
+    return name.lower()
+
+
+def _origin(text: str) -> str:
+    """Return an origin as browsers write it (RFC 6454, section 6.2)."""
+    found = re.fullmatch(
+        r"(https?)://([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?", text
+    )
+    if not found:
+        raise ValueError('must be "https://HOST[:PORT]", without a path')
+    scheme, host, port = found[1], found[2].lower(), found[3] or ""
+    usual = {"http": "80", "https": "443"}[scheme]
+    return f"{scheme}://{host}" + (f":{int(port)}" if port not in ("", usual) else "")
+
+
 def _path(path: str) -> str:
     try:
         Path(path).expanduser()
@@ -142,6 +160,8 @@ BlockLength = Annotated[Duration, AfterValidator(_between(SECOND, 30 * DAY, SECO
 Forget = Annotated[Duration, AfterValidator(_between(SECOND, 366 * DAY, SECOND))]
 Hold = Annotated[Duration, AfterValidator(_between(SECOND, DAY, SECOND))]
 SyncInterval = Annotated[Duration, AfterValidator(_sync_interval)]
+HostName = Annotated[str, AfterValidator(_host_name)]
+Origin = Annotated[str, AfterValidator(_origin)]
 FilePath = Annotated[str, AfterValidator(_path)]
 TrustedNetwork = Annotated[str, AfterValidator(trusted_network)]
 StatsSocket = Annotated[str, AfterValidator(parse_unix_path)]
@@ -178,6 +198,7 @@ class AgentSection(_Section):
     trusted: tuple[TrustedNetwork, ...] = Field(
         (), strict=False, max_length=_MAX_TRUSTED, validate_default=True
     )
+    trusted_proxies: tuple[TrustedNetwork, ...] = Field((), strict=False, max_length=_MAX_TRUSTED)
     max_clients: int = Field(1_000_000, ge=8, le=1_000_000_000)
 
     @field_validator("listen")
@@ -204,6 +225,8 @@ class OpsSection(_Section):
 
     token_file: FilePath = ""
     listen: HostPort = Address("127.0.0.1", 9191)
+    hosts: tuple[HostName, ...] = Field((), strict=False, max_length=64)
+    origins: tuple[Origin, ...] = Field((), strict=False, max_length=64)
 
     @field_validator("listen")
     @classmethod

@@ -26,12 +26,15 @@ CONTRACT = """
 [agent]
 listen = ["tcp://127.0.0.1:9190"]
 trusted = []
+trusted_proxies = []
 http_listen = []
 max_clients = 1_000_000
 
 [ops]
 listen = "127.0.0.1:9191"
 token_file = ""
+hosts = []
+origins = []
 
 [store]
 url = "memory://"

@@ -325,7 +325,7 @@ def test_a_token_from_a_file_or_the_environment(tmp_path: Path) -> None:
             assert TOKEN not in refused
         await shell.well("status", "--token-file", str(tokens))
         refused = await shell.fails(1, "blocks", "add", "a", "--token-file", str(tokens))
-        assert "the token of ann may view, not operate" in refused
+        assert "the token of ann has the role view, not blocks" in refused
 
     run(tmp_path, test, f"[ops]\ntoken_file = '{tokens}'\n")
 

@@ -11,7 +11,7 @@ from ratelimit.ops import models
 from ratelimit.ops.call import Call, Reply
 from ratelimit.ops.problems import ProblemError
 from ratelimit.runtime import Acted, Action, Drain, Ready, UnknownServerError, Weight
-from ratelimit.runtime.figures import MAX_WEIGHT
+from ratelimit.runtime.figures import AGENT_BACKEND, MAX_WEIGHT
 
 log = structlog.get_logger()
 
@@ -49,7 +49,10 @@ class ChangedServer(models.Answer):
 async def change_server(call: Call) -> Reply:
     """Change a server at every HAProxy beside this node."""
     change: ServerChange = call.body
-    name = f"{call.names['backend']}/{call.names['server']}"
+    backend, server = call.names["backend"], call.names["server"]
+    if backend == AGENT_BACKEND and (change.state == "drain" or change.weight == 0):
+        raise ProblemError(403, "this would take the agents away, and with them the limits")
+    name = f"{backend}/{server}"
     try:
         acted = await call.control.runtime.act(name, change.action)
     except UnknownServerError as error:

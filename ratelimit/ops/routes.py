@@ -43,11 +43,6 @@ class Route:
         """The operation's name."""
         return self.handler.__name__
 
-    @property
-    def audit(self) -> bool:
-        """Whether it changes something, which is logged."""
-        return self.role is Role.OPERATE
-
 
 _INVALID = "A field is wrong; `errors` names it."
 _STORE = "The store can't be used; `detail` says what is in force."
@@ -67,7 +62,7 @@ ROUTES = (
         path="/v1/blocks",
         handler=blocks.add_block,
         summary="Block an address, a network or another key on every node",
-        role=Role.OPERATE,
+        role=Role.BLOCKS,
         body=models.NewBlock,
         answer=models.MadeBlock,
         status=201,
@@ -86,7 +81,7 @@ ROUTES = (
         path="/v1/blocks/{key}",
         handler=blocks.lift_block,
         summary="Lift all blocks of a key, on every node and in every edge table",
-        role=Role.OPERATE,
+        role=Role.BLOCKS,
         answer=None,
         status=204,
         problems={404: "It has none.", 422: _INVALID, 503: _STORE},
@@ -160,6 +155,7 @@ ROUTES = (
         body=haproxy.ServerChange,
         answer=haproxy.ChangedServer,
         problems={
+            403: "It would take the agents away, and with them the limits.",
             404: "HAProxy has no such server.",
             422: _INVALID,
             503: "No HAProxy did it; `detail` says why.",

@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from pydantic import BaseModel, ValidationError
 from ratelimit.config import Config
 from ratelimit.control import Control
 from ratelimit.exceptions import ConfigError
-from ratelimit.logs import AUDIT
 from ratelimit.model import Address
 from ratelimit.ops.access import Access
+from ratelimit.ops.audit import Attempt, Audit
 from ratelimit.ops.call import Call
 from ratelimit.ops.connections import IDLE_TIMEOUT, MAX_CONNECTIONS, Connection, Connections
 from ratelimit.ops.handlers import DESCRIPTION
@@ -29,6 +30,7 @@ from ratelimit.ops.problems import ProblemError
 from ratelimit.ops.routes import ROUTES, Route
 from ratelimit.ops.tokens import Role, Tokens, read_tokens
 from ratelimit.systemd import Passed
+from ratelimit.trust import Trusted
 
 MAX_BODY = 16_384
 """Bytes."""
@@ -38,7 +40,6 @@ BODY_TIMEOUT = 5.0
 
 _MAX_HEAD = 8190  # bytes of a line, as aiohttp has it
 _CLOSE_TIMEOUT = 1.0
-_LINES_PER_SECOND = 10
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -52,6 +53,9 @@ log = structlog.get_logger()
 # aiohttp tells there of every broken request; what matters of them is logged here.
 _SILENT = logging.getLogger("ratelimit.ops.http")
 _SILENT.disabled = True
+
+# The request that a task answers, as the log is to have it.
+_attempt: ContextVar[Attempt] = ContextVar("attempt")
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -71,6 +75,7 @@ class Server:
 
     Attributes:
         access: who is let in.
+        audit: writes who asked for what.
         connections: those that are open.
         sockets: those that it listens on.
     """
@@ -78,11 +83,13 @@ class Server:
     def __init__(self, control: Control) -> None:
         config = control.config
         self.control = control
-        self.access = Access(tokens_of(config), config.ops.listen.is_loopback)
+        self.access = Access(
+            tokens_of(config), config.ops, Trusted(config.agent.trusted_proxies), self._pause
+        )
+        self.audit = Audit()
         self.connections = Connections(self._protocol)
         self.sockets: list[Passed] = []
         self._servers: list[asyncio.Server] = []
-        self._lines = 0
         app = web.Application(middlewares=[self._meet], client_max_size=MAX_BODY)
         app[DESCRIPTION] = describe(ROUTES)
         app.on_response_prepare.append(_add_headers)
@@ -133,9 +140,7 @@ class Server:
         """Keep the time limits, until cancelled."""
         while True:
             await asyncio.sleep(1)
-            if self._lines > _LINES_PER_SECOND:
-                log.warning("more API requests refused", count=self._lines - _LINES_PER_SECOND)
-            self._lines = 0
+            self.audit.tick()
             self.connections.cut_overdue(time.monotonic())
 
     async def close(self) -> None:
@@ -185,51 +190,61 @@ class Server:
                 connection.end()
 
     async def _try(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        attempt = self.access.attempt(request)
+        _attempt.set(attempt)
+        try:
+            response = await self._answer(request, handler, attempt)
+            attempt.status = response.status
+        finally:
+            self.audit.record(attempt)
+        return response
+
+    async def _answer(
+        self, request: web.Request, handler: _Handler, attempt: Attempt
+    ) -> web.StreamResponse:
         try:
             if request.match_info.http_exception is not None:
                 # No path of ours; who may not know that is told that first.
-                self.access.admit(request, Role.VIEW)
+                await self.access.admit(request, Role.VIEW, attempt)
             return await handler(request)
         except ProblemError as problem:
-            if problem.status in (401, 403, 421):
-                self._refused(request, problem)
+            attempt.why = problem.detail
             return problem.response()
         except web.HTTPException as error:
+            attempt.why = error.reason
             allowed = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
             return ProblemError(error.status, error.reason, headers=allowed).response()
         except asyncio.CancelledError:
             raise
         except Exception:
             log.exception("an API request failed", path=ascii(request.path[:200]))
+            attempt.why = "a fault of this program"
             return ProblemError(500, "a fault of this program; its log says more").response()
 
-    def _refused(self, request: web.Request, problem: ProblemError) -> None:
-        self._lines += 1
-        if self._lines <= _LINES_PER_SECOND:
-            log.warning(
-                "API request refused",
-                peer=request.remote,
-                path=ascii(request.path[:200]),
-                why=problem.detail,
-            )
+    async def _pause(self, request: web.Request, seconds: float) -> None:
+        """Have a request wait, on a connection that is cut before it keeps others out."""
+        connection = self.connections.of(request.transport)
+        if connection is not None:
+            connection.end()
+        await asyncio.sleep(seconds)
+        connection = self.connections.of(request.transport)
+        if connection is None:
+            raise ProblemError(408, "the client has gone")
+        connection.begin()
 
     def _answering(self, route: Route) -> _Handler:
         """Return what aiohttp calls for a route."""
 
         async def answer(request: web.Request) -> web.StreamResponse:
-            caller = self.access.admit(request, route.role)
-            call = Call(self.control, request, caller, names=dict(request.match_info))
-            status = 500
+            attempt = _attempt.get()
+            attempt.what, attempt.names = route.name, dict(request.match_info)
+            caller = await self.access.admit(request, route.role, attempt)
+            call = Call(self.control, request, caller, names=dict(attempt.names))
             try:
-                response = await self._reply(route, call)
-                status = response.status
-            except ProblemError as problem:
-                status = problem.status
-                raise
+                return await self._reply(route, call)
             finally:
-                if route.audit:
-                    self._audit(route, call, status)
-            return response
+                if call.body is not None:
+                    attempt.asked = call.body.model_dump(exclude_none=True)
 
         return answer
 
@@ -260,19 +275,6 @@ class Server:
         if route.cached and isinstance(response, web.Response):
             return _unless_known(call.request, response)
         return response
-
-    def _audit(self, route: Route, call: Call, status: int) -> None:
-        asked = {} if call.body is None else call.body.model_dump(exclude_none=True)
-        key = asked.pop("key", None) or "/".join(call.names.values())
-        log.info(
-            AUDIT,
-            who=call.caller.name,
-            peer=call.request.remote,
-            what=route.name,
-            key=key if key.isprintable() else ascii(key),
-            **asked,
-            status=status,
-        )
 
 
 class _Http(web.RequestHandler):

@@ -16,7 +16,7 @@ from pathlib import Path
 MIN_TOKEN = 16
 """Characters; ``openssl rand -hex 32`` makes 64."""
 
-_LINE = re.compile(rf"([A-Za-z0-9_.-]{{1,64}}):(view|operate):([!-~]{{{MIN_TOKEN},512}})")
+_LINE = re.compile(rf"([A-Za-z0-9_.-]{{1,64}}):(view|blocks|operate):([!-~]{{{MIN_TOKEN},512}})")
 _MAX_FILE = 1 << 20
 
 
@@ -25,7 +25,9 @@ class Role(enum.IntEnum):
 
     NOBODY = 0
     VIEW = 1
-    OPERATE = 2
+    BLOCKS = 2
+    """May also block and lift blocks."""
+    OPERATE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,10 @@ class Caller:
 
     name: str
     role: Role
+
+
+STRANGER = Caller("", Role.NOBODY)
+"""Who has not shown a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +75,8 @@ def read_tokens(path: Path) -> Tokens:
         match = _LINE.fullmatch(text)
         if match is None:
             raise ValueError(
-                f"{path}: line {number} is not NAME:view:TOKEN or NAME:operate:TOKEN "
-                f"with a token of {MIN_TOKEN} to 512 characters"
+                f"{path}: line {number} is not NAME:view:TOKEN, NAME:blocks:TOKEN or "
+                f"NAME:operate:TOKEN with a token of {MIN_TOKEN} to 512 characters"
             )
         digest = hashlib.sha256(match[3].encode()).digest()
         if digest in callers:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import re
+import time
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
+from ratelimit import logs
 from ratelimit.config import load
 from ratelimit.exceptions import ConfigError
+from ratelimit.logs import AUDIT
+from ratelimit.ops import guesses
+from ratelimit.ops.audit import LINES_PER_SECOND
+from ratelimit.ops.connections import MAX_CONNECTIONS
+from ratelimit.ops.routes import ROUTES
 from ratelimit.ops.server import tokens_of
 from ratelimit.ops.tokens import Role, read_tokens
-from tests.ops.running import running
+from tests.ops.running import running, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +38,8 @@ TOKENS = f"""
 ann:operate:{ANN}
 bob:view:{BOB}
 """
+
+ODD_PATH = "'/v1/blocks/a\\nb\\x1b[2J'"
 
 BODY = {"key": "192.0.2.7", "ttl": "1m"}
 
@@ -66,7 +79,7 @@ def test_tokens_are_read(tmp_path: Path) -> None:
     [
         ("", "there is no token in it"),
         ("# ann:operate:" + ANN, "there is no token in it"),
-        (ANN, "line 1 is not NAME:view:TOKEN"),
+        (ANN, "line 1 is not NAME:view:TOKEN, NAME:blocks:TOKEN or NAME:operate:TOKEN"),
         (f"\nann:admin:{ANN}", "line 2 is not NAME:view:TOKEN"),
         (f"an n:view:{ANN}", "line 1 is not"),
         ("ann:view:short", "a token of 16 to 512 characters"),
@@ -161,20 +174,206 @@ def test_every_change_is_in_the_log_without_a_secret(tmp_path: Path) -> None:
             await api.client.delete("/v1/blocks/192.0.2.7", headers=bearer(ANN))
             await api.client.delete("/v1/blocks/a%0Ab%1B[2J", headers=bearer(ANN))
             await api.client.post("/v1/blocks", json=BODY, headers=bearer("wrong" * 5))
+            await api.client.post("/v1/reload", json={}, headers=bearer(BOB))
+            await api.client.post("/v1/blocks", json=BODY, headers=bearer(ANN) | {"Host": "evil"})
+            await api.client.patch("/v1/blocks", headers=bearer(ANN))
+            await api.client.delete("/v1/nothing")
+            await api.client.request("MKCOL", "/v1/blocks", headers=bearer(ANN))
+            await api.client.post("/v1/blocks", content=b"{", headers=bearer(ANN))
+            await api.client.get("/v1/status", headers={"Origin": "http://evil"} | bearer(ANN))
 
     with capture_logs() as lines:
         asyncio.run(main())
     audit = [line for line in lines if line["event"] == "audit"]
-    assert [(a["who"], a["peer"], a["what"], a["key"], a["status"]) for a in audit] == [
-        ("ann", "127.0.0.1", "add_block", "192.0.2.7", 201),
-        ("ann", "127.0.0.1", "lift_block", "192.0.2.7", 204),
-        ("ann", "127.0.0.1", "lift_block", "'a\\nb\\x1b[2J'", 404),
+    names = ("who", "role", "method", "path", "what", "key", "status")
+    assert [tuple(line[name] for name in names) for line in audit] == [
+        ("ann", "operate", "POST", "/v1/blocks", "add_block", "192.0.2.7", 201),
+        ("ann", "operate", "DELETE", "/v1/blocks/192.0.2.7", "lift_block", "192.0.2.7", 204),
+        ("ann", "operate", "DELETE", ODD_PATH, "lift_block", "'a\\nb\\x1b[2J'", 404),
+        ("", "nobody", "POST", "/v1/blocks", "add_block", "", 401),
+        ("bob", "view", "POST", "/v1/reload", "reload", "", 403),
+        ("", "nobody", "POST", "/v1/blocks", "add_block", "", 421),
+        ("ann", "operate", "PATCH", "/v1/blocks", "", "", 405),
+        ("", "nobody", "DELETE", "/v1/nothing", "", "", 401),
+        ("ann", "operate", "MKCOL", "/v1/blocks", "", "", 405),
+        ("ann", "operate", "POST", "/v1/blocks", "add_block", "", 415),
+        ("", "nobody", "GET", "/v1/status", "status", "", 403),
     ]
+    assert {line["peer"] for line in audit} == {"127.0.0.1"}
+    assert {line["forwarded"] for line in audit} == {""}
+    assert [line["why"] == "" for line in audit] == [True, True] + [False] * 9
     assert (audit[0]["ttl"], audit[0]["reason"]) == (60, "")
-    (refused,) = (line for line in lines if line["event"] == "API request refused")
-    assert refused["path"] == "'/v1/blocks'"
     for secret in (ANN, BOB, "wrong" * 5):
         assert secret not in str(lines)
+
+
+@pytest.mark.integration
+def test_no_flood_hides_a_write_and_its_lines_are_bounded(tmp_path: Path) -> None:
+    path = write(tmp_path, TOKENS)
+    written = io.StringIO()
+    logs.configure(written)
+
+    async def main() -> None:
+        async with running(tmp_path, f"[ops]\ntoken_file = '{path}'\n") as api:
+            for _ in range(300):
+                assert (await api.client.get("/v1/status")).status_code == 401
+            assert (await api.client.delete("/v1/blocks/192.0.2.7")).status_code == 401
+            for _ in range(100):
+                await api.client.delete("/v1/blocks/192.0.2.8", headers=bearer(BOB))
+            api.server.audit.tick()
+
+    try:
+        asyncio.run(main())
+    finally:
+        structlog.reset_defaults()
+    lines = [json.loads(line) for line in written.getvalue().splitlines()]
+    audit = [line for line in lines if line["event"] == AUDIT]
+    reads = [line for line in audit if line.get("method") == "GET"]
+    counts = [line["count"] for line in audit if "count" in line]
+    # A line each second, too, says how many were left out.
+    assert len(reads) + sum(counts) == 300
+    assert len(reads) <= LINES_PER_SECOND * len(counts) <= 300
+    (hidden,) = (line for line in audit if line.get("key") == "192.0.2.7")
+    assert (hidden["method"], hidden["status"], hidden["who"]) == ("DELETE", 401, "")
+    assert sum(line.get("key") == "192.0.2.8" for line in audit) == 100
+
+
+@pytest.mark.integration
+def test_a_forwarded_address_is_believed_of_trusted_proxies_only(tmp_path: Path) -> None:
+    async def main() -> None:
+        config = "[agent]\ntrusted_proxies = ['127.0.0.1', '198.51.100.0/24']\n"
+        async with running(tmp_path, config) as api:
+            address = f"http://127.0.0.1:{api.port}/v1/blocks/192.0.2.7"
+            for source in ("127.0.0.1", "127.0.0.2"):
+                transport = httpx.AsyncHTTPTransport(local_address=source)
+                async with httpx.AsyncClient(transport=transport) as client:
+                    for forwarded in (
+                        "192.0.2.1",
+                        "203.0.113.1, 192.0.2.2, 198.51.100.7",
+                        "2001:DB8::1",
+                        "192.0.2.1, nonsense",
+                        "198.51.100.7",
+                        "",
+                    ):
+                        await client.delete(address, headers={"X-Forwarded-For": forwarded})
+
+    with capture_logs() as lines:
+        asyncio.run(main())
+    audit = [line for line in lines if line["event"] == AUDIT]
+    assert [line["forwarded"] for line in audit if line["peer"] == "127.0.0.1"] == [
+        *("192.0.2.1", "192.0.2.2", "2001:db8::1", "", "", ""),
+    ]
+    assert [line["forwarded"] for line in audit if line["peer"] == "127.0.0.2"] == [""] * 6
+
+
+# Roles.
+
+
+@pytest.mark.integration
+def test_the_role_blocks_may_block_and_lift_and_nothing_else(tmp_path: Path) -> None:
+    path = write(tmp_path, f"desk:blocks:{NEXT}\n")
+
+    async def main() -> None:
+        async with running(tmp_path, f"[ops]\ntoken_file = '{path}'\n") as api:
+            api.client.headers.update(bearer(NEXT))
+            assert (await api.client.get("/v1/status")).status_code == 200
+            made = await api.client.post("/v1/blocks", json=BODY)
+            assert (made.status_code, made.json()["by"]) == (201, "desk")
+            assert (await api.client.delete("/v1/blocks/192.0.2.7")).status_code == 204
+            for route in ROUTES:
+                if route.role is Role.OPERATE:
+                    place = route.path.format(key="a", name="default", backend="b", server="s")
+                    answer = await api.client.request(route.method, place, json={})
+                    assert answer.status_code == 403, route.path
+                    assert "has the role blocks, not operate" in answer.json()["detail"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("change", [{"state": "drain"}, {"weight": 0}])
+def test_no_role_may_take_the_agents_away(tmp_path: Path, change: dict[str, object]) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            answer = await api.client.post("/v1/haproxy/servers/spoa/agent", json=change)
+            assert answer.status_code == 403
+            assert "with them the limits" in answer.json()["detail"]
+            # Others are asked for, and not there.
+            answer = await api.client.post("/v1/haproxy/servers/app/agent", json=change)
+            assert answer.status_code == 404
+            answer = await api.client.post("/v1/haproxy/servers/spoa/agent", json={"weight": 1})
+            assert answer.status_code == 404
+
+    asyncio.run(main())
+
+
+# Guessing.
+
+
+@pytest.mark.integration
+def test_a_peer_that_guesses_waits_and_a_right_token_is_not_locked_out(tmp_path: Path) -> None:
+    path = write(tmp_path, TOKENS)
+
+    async def main() -> None:
+        async with running(tmp_path, f"[ops]\ntoken_file = '{path}'\n") as api:
+            waits = []
+
+            async def pause(_request: object, seconds: float) -> None:
+                waits.append(seconds)
+
+            api.server.access._pause = pause
+            for number in range(20):
+                answer = await api.client.get("/v1/status", headers=bearer(f"{number:032}"))
+                assert answer.status_code == 401
+            assert waits == [0.125, 0.25, 0.5, 1] + [2] * 12
+            waits.clear()
+            # Who shows no token learns nothing by it.
+            assert (await api.client.get("/v1/status")).status_code == 401
+            assert waits == []
+            assert (await api.client.get("/v1/status", headers=bearer(ANN))).status_code == 200
+            assert waits == [2]
+            # Another peer does not wait.
+            transport = httpx.AsyncHTTPTransport(local_address="127.0.0.2")
+            async with httpx.AsyncClient(transport=transport) as client:
+                address = f"http://127.0.0.1:{api.port}/v1/status"
+                assert (await client.get(address, headers=bearer(ANN))).status_code == 200
+            assert waits == [2]
+
+    asyncio.run(main())
+
+
+@pytest.mark.integration
+def test_guesses_that_wait_keep_no_operator_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, TOKENS)
+    monkeypatch.setattr(guesses, "FIRST", 600.0)
+    monkeypatch.setattr(guesses, "LONGEST", 600.0)
+    asked = f"GET /v1/status HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {NEXT}\r\n\r\n"
+
+    async def main() -> None:
+        async with running(tmp_path, f"[ops]\ntoken_file = '{path}'\n") as api:
+            for _ in range(guesses.FREE + 1):
+                api.server.access._guesses.note("127.0.0.3", time.monotonic())
+            writers = []
+            for _ in range(MAX_CONNECTIONS):
+                _, writer = await asyncio.open_connection(
+                    "127.0.0.1", api.port, local_addr=("127.0.0.3", 0)
+                )
+                writer.write(asked.encode())
+                writers.append(writer)
+            connections = api.server.connections
+            await until(
+                lambda: sum(not one.reading for one in connections.open()) == MAX_CONNECTIONS
+            )
+            for _ in range(20):
+                answer = await api.client.get("/v1/status", headers=bearer(ANN))
+                assert answer.status_code == 200
+            assert connections.cut == 1
+            for writer in writers:
+                writer.close()
+
+    asyncio.run(main())
 
 
 # Browsers.

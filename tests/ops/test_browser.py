@@ -74,7 +74,7 @@ def test_a_person_looks_blocks_and_lifts(tmp_path: Path) -> None:
             await page.shows(row(EVIL))
             await page.write("#block [name=key]", "192.0.2.7")
             await page.click("#block button")
-            await page.shows(said("the token of bob may view, not operate"))
+            await page.shows(said("the token of bob has the role view, not blocks"))
             await page.find("sessionStorage.clear()")
             page.complaints.clear()
 
