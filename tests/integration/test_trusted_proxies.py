@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from ratelimit.haproxy import files
-from tests.integration.world import World, run, until
+from tests.integration.world import World, closed, free_port, run, until
 
 pytestmark = pytest.mark.integration
 
@@ -137,3 +142,164 @@ def test_no_proxy_is_trusted_as_shipped() -> None:
     for name in ("lb.lst", "cdn.lst"):
         lines = (files() / name).read_text().splitlines()
         assert lines and all(line.startswith("#") for line in lines)
+
+
+IPV4 = "192.0.2.77"
+IPV6 = "2001:db8::77"
+
+FORMS = {
+    IPV4: [
+        *(IPV4, f"{IPV4}:443", f'"{IPV4}"', f'"{IPV4}:443"', f"::ffff:{IPV4}", f"[::ffff:{IPV4}]"),
+        *(f"198.51.100.1, {IPV4}", f"198.51.100.1,{IPV4},", f"198.51.100.1, {IPV4}, ,", f",{IPV4}"),
+        *(f" , , {IPV4} , ,", f"[2001:db8::1]:443, {IPV4}:443", f"unknown, {IPV4}\t"),
+    ],
+    IPV6: [
+        *(IPV6, f"[{IPV6}]", f"[{IPV6}]:443", f'"{IPV6}"', f'"[{IPV6}]"', f'"[{IPV6}]:443"'),
+        *(f"{IPV6}%eth0", f"[{IPV6}%25eth0]:443", "2001:DB8:0:0:0:0:0:77", f"198.51.100.1,{IPV6}"),
+        *(f"198.51.100.1, [{IPV6}]:443,", f"[{IPV6}],,"),
+    ],
+}
+"""Ways to write an address into a header that names it."""
+
+
+@pytest.mark.parametrize("header", ["X_Forwarded_For", "CF_Connecting_IP"])
+def test_an_address_is_read_however_it_is_written(tmp_path: Path, header: str) -> None:
+    async def test(w: World) -> None:
+        proxy = w.client("127.6.0.1" if header == "X_Forwarded_For" else "127.7.0.1")
+        for address, forms in FORMS.items():
+            for form in forms:
+                seen = (await proxy.get(**{header: form})).body.decode().strip()
+                assert seen.removeprefix("::ffff:") == address, form
+        for form in (
+            "",
+            ",",
+            "unknown",
+            "_hidden",
+            "256.1.1.1",
+            "1.2.3",
+            f"{IPV6}:zz",
+            ("," * 9000),
+        ):
+            seen = (await proxy.get(**{header: form})).body.decode().strip()
+            assert seen == proxy.source, f"{form} names no client"
+
+        def verdicts() -> Counter[str]:
+            lines = [line for line in w.haproxy_log().splitlines() if "GET / " in line]
+            return Counter(line.rsplit('"', 1)[1].split()[0] for line in lines)
+
+        forms = sum(map(len, FORMS.values()))
+        await until(lambda: verdicts() == {"allow": forms, "unknown": 8}, "all are logged")
+
+    run(tmp_path, test, edit=behind("127.6.0.0/24\n", "127.7.0.0/24\n"))
+
+
+def test_a_client_in_brackets_is_limited(tmp_path: Path) -> None:
+    async def test(w: World) -> None:
+        proxy = w.client("127.6.0.1")
+        headers = [f"[{IPV6}]", f"[{IPV6}]:443", IPV6]
+        found = [(await proxy.get(X_Forwarded_For=headers[n % 3])).status for n in range(120)]
+        assert found == [200] * 100 + [429] * 20
+
+    limits = "[limits.default]\nwindow = '30s'\n[limits.unknown]\nrate = 1000\n"
+    run(tmp_path, test, limits, edit=behind("127.6.0.0/24\n"))
+
+
+CLAIMS = dict.fromkeys(
+    [
+        *("CF-Connecting-IP", "CF-Connecting-IPv6", "True-Client-IP", "X-Real-IP", "X-Client-IP"),
+        *("X-Cluster-Client-IP", "Fastly-Client-IP", "X-Forwarded", "Forwarded", "Forwarded-For"),
+        *("X-Forwarded-For", "X_Forwarded_For", "X_Real_IP", "CF_Connecting_IP", "True_Client_IP"),
+    ],
+    "192.0.2.66",
+)
+"""Header fields by which a client may say that it is another."""
+
+
+@pytest.mark.parametrize("direct", [{}, {"RATELIMIT_DIRECT": "reject"}])
+def test_the_application_gets_no_address_that_nobody_vouches_for(
+    tmp_path: Path, direct: dict[str, Any]
+) -> None:
+    async def test(w: World) -> None:
+        async def seen(client: str, **more: str) -> dict[str, str]:
+            lines = [f"{name}: {value}" for name, value in (CLAIMS | more).items()]
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", w.port, local_addr=(client, 0)
+            )
+            writer.write("\r\n".join(["GET / HTTP/1.1", "Host: x", *lines, "", ""]).encode())
+            await reader.readuntil(b"\r\n\r\n")
+            await closed(writer)
+            fields = [line.partition(": ") for line in w.head.splitlines()[1:] if line]
+            return {name: value for name, _, value in fields if name != "host"}
+
+        told = {"x-forwarded-for": "127.9.0.1", "x-forwarded-proto": "http"}
+        assert await seen("127.9.0.1", **{"X-Forwarded-Proto": "https"}) == told
+        if direct:
+            return
+        via = {"X-Forwarded-For": "192.0.2.7", "X-Forwarded-Proto": "https"}
+        told = {"x-forwarded-for": "192.0.2.7", "x-forwarded-proto": "https"}
+        assert await seen("127.6.0.1", **via) == told
+        assert await seen("127.6.0.1", **via | {"X-Forwarded-Proto": "ftp"}) == told | {
+            "x-forwarded-proto": "http"
+        }
+        client = {"cf-connecting-ip": "192.0.2.66", "x-forwarded-for": "192.0.2.66"}
+        assert await seen("127.7.0.1") == client | {"x-forwarded-proto": "http"}
+
+    run(tmp_path, test, edit=behind("127.6.0.0/24\n", "127.7.0.0/24\n"), **direct)
+
+
+def test_the_header_of_another_cdn(tmp_path: Path) -> None:
+    async def test(w: World) -> None:
+        proxy = w.client("127.7.0.1")
+        headers = {"True_Client_IP": "192.0.2.7", "CF_Connecting_IP": "192.0.2.66"}
+        assert (await proxy.get(**headers)).body == b"192.0.2.7\n"
+        assert "true-client-ip: 192.0.2.7\r\n" in w.head and "192.0.2.66" not in w.head
+
+    edit = behind("", "127.7.0.0/24\n")
+    run(tmp_path, test, edit=edit, RATELIMIT_CDN_HEADER="True-Client-IP")
+
+
+def test_two_load_balancers_in_a_row(tmp_path: Path) -> None:
+    """With the line that the README has for them."""
+
+    def edit(folder: Path) -> None:
+        (line,) = re.findall(r"http-request set-src .*-2.*", (folder / "README.md").read_text())
+        (folder / "outer.lst").write_text("127.8.0.1\n")
+        behind("127.6.0.1\n")(folder)
+        path, config = "/etc/haproxy/outer.lst", folder / "haproxy.cfg"
+        before = "    http-request set-src var(txn.hop) if hop_named\n"
+        more = f"{before}    {line.replace(path, str(folder / 'outer.lst'))}\n"
+        assert path in line and before in config.read_text()
+        config.write_text(config.read_text().replace(before, more))
+
+    async def test(w: World) -> None:
+        inner = w.client("127.6.0.1")
+        for chain, client in (
+            ("198.51.100.9, [2001:db8::7]:80, 127.8.0.1", "2001:db8::7"),
+            ("198.51.100.9, 192.0.2.7", "192.0.2.7"),
+            ("none, 127.8.0.1", "127.8.0.1"),
+        ):
+            assert (await inner.get(X_Forwarded_For=chain)).body.decode().strip() == client
+
+    run(tmp_path, test, edit=edit)
+
+
+def test_a_connection_by_tls_is_told_of(tmp_path: Path) -> None:
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-nodes", "-days", "2", "-subj", "/CN=test"),
+            *("-keyout", str(tmp_path / "site.pem.key"), "-out", str(tmp_path / "site.pem")),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    port = free_port()
+
+    async def test(w: World) -> None:
+        async with httpx.AsyncClient(verify=False) as client:  # noqa: S501 - a test's own certificate
+            for headers in ({}, {"X-Forwarded-Proto": "http"}):
+                await client.get(f"https://127.0.0.1:{port}/", headers=headers)
+                assert "x-forwarded-proto: https\r\n" in w.head
+
+    listen = f"127.0.0.1:{port} ssl crt {tmp_path}/site.pem"
+    run(tmp_path, test, port=port, RATELIMIT_LISTEN=listen)

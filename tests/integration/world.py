@@ -137,6 +137,8 @@ class World:
     spop: str = ""
     env: dict[str, str] = field(default_factory=dict)
     requests: Counter[str] = field(default_factory=Counter)
+    head: str = ""
+    """What the application read last of a client: request line and header fields."""
     agent: subprocess.Popen[bytes] | None = None
     haproxy: subprocess.Popen[bytes] | None = None
     _clients: list[Client] = field(default_factory=list)
@@ -157,6 +159,7 @@ class World:
                 found = re.search(r"(?im)^x-forwarded-for: *(\S+)", head)
                 if found:  # health checks have none
                     self.requests[found[1]] += 1
+                    self.head = head
                 body = f"{found[1] if found else 'nobody'}\n".encode()
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         await closed(writer)
