@@ -187,8 +187,8 @@ def test_an_address_is_read_however_it_is_written(tmp_path: Path, header: str) -
             lines = [line for line in w.haproxy_log().splitlines() if "GET / " in line]
             return Counter(line.rsplit('"', 1)[1].split()[0] for line in lines)
 
-        forms = sum(map(len, FORMS.values()))
-        await until(lambda: verdicts() == {"allow": forms, "unknown": 8}, "all are logged")
+        named = sum(map(len, FORMS.values()))
+        await until(lambda: verdicts() == {"allow": named, "unknown": 8}, "all are logged")
 
     run(tmp_path, test, edit=behind("127.6.0.0/24\n", "127.7.0.0/24\n"))
 
