@@ -1,116 +1,131 @@
 """Who is blocked until when, and how many strikes each has; off the request path.
 
 An entry stays ``forget`` seconds after its block has ended, since the next block is chosen by the
-strikes before it. The number of entries is bounded: a new one takes the place of one whose block
-has ended; without any such, a client is throttled instead of blocked, which ``refused`` counts.
+strikes before it. The number of entries is bounded: a new one takes the place of the one that has
+ended and would be forgotten first. If all are in force, there is no room: a client is throttled
+instead of blocked, which ``refused`` counts.
+
+Nothing here takes long, whatever the number of entries. They are kept as bytes, for the garbage
+collector would look into objects, and stop all answers for as long as that takes.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+import marshal
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from operator import attrgetter
-from typing import Any
 
-from sortedcontainers import SortedList
-
+from ratelimit.large import LargeDict, OrderedSet
 from ratelimit.model import Block, Limit
 from ratelimit.notation import format_duration
 
 MAX_ENTRIES = 200_000
-_LOOKED_AT = 100
+_PAGE = 20  # entries read at a time, 0.1 ms of work
+_LAST = 10**12  # no time is later
 
-_packed = attrgetter(*(field.name for field in fields(Block)))
-"""Returns a block as a plain tuple, which the garbage collector need not look into: it would stop
-all answers for as long as it takes to walk through 200,000 objects."""
+_values = attrgetter(*(field.name for field in fields(Block)))
 
 
 class Blocklist:
-    """Blocks by limit and key; all times are epoch seconds. ``node`` is who makes them."""
+    """Blocks by limit and key; all times are epoch seconds. ``node`` is who makes them.
+
+    ``forget`` returns for how many seconds after its end a block of a limit counts as a strike;
+    ``on_drop`` is called with each entry that is dropped as it has ended. ``reserved`` places are
+    kept free for entries to come, see ``reserve()``.
+    """
 
     def __init__(self, node: str = "", max_entries: int = MAX_ENTRIES) -> None:
         self.node = node
         self.max_entries = max_entries
         self.refused = 0
-        # Each limit's entries stand in the order of their last strike. They are forgotten from the
-        # first on, so one may stay longer than it must, by no more than the longest block.
-        self._entries: dict[str, dict[str, tuple[Any, ...]]] = {}
-        self._size = 0
-        # The same keys in order, for who reads the list a page at a time while it changes.
-        self._sorted: dict[str, SortedList] = {}
-        # How many entries end at each second, from the time on at which active() was asked last.
-        self._ends: dict[int, int] = {}
+        self.reserved = 0
+        self.forget: Callable[[str], int] = lambda limit: 0
+        self.on_drop: Callable[[Block], object] = lambda block: None
+        # By place, see _place(), whose order is that of limit and key.
+        self._entries: LargeDict[bytes] = LargeDict()
+        self._places = OrderedSet()
+        # The keys by limit and shadow, each after the end of its block: all of these are forgotten
+        # in this order, whatever ``forget`` says of the limit at the time.
+        self._ends: dict[tuple[str, bool], OrderedSet] = {}
 
     def __len__(self) -> int:
-        return self._size
+        return len(self._places)
 
     def get(self, limit: str, key: str) -> Block | None:
         """Return the client's last block, which may have ended."""
-        found = self._entries.get(limit, {}).get(key)
-        return None if found is None else Block(*found)
+        found = self._entries.get(_place(limit, key))
+        return None if found is None else _unpacked(found)
 
     def __iter__(self) -> Iterator[Block]:
-        for entries in self._entries.values():
-            yield from itertools.starmap(Block, entries.values())
+        """Yield all entries; the list may change meanwhile."""
+        return self._pages("")
+
+    def of(self, limit: str) -> Iterator[Block]:
+        """Yield the entries of a limit, by key; the list may change meanwhile."""
+        for block in self._pages(_place(limit, "")):
+            if block.limit != limit:
+                return
+            yield block
 
     def after(self, limit: str, key: str, count: int) -> list[Block]:
         """Return up to ``count`` entries that follow a limit and key, in the order of both."""
-        found: list[Block] = []
-        for name in sorted(self._sorted):
-            if name >= limit and len(found) < count:
-                low = key if name == limit else None
-                keys = self._sorted[name].irange(low, inclusive=(False, False))
-                wanted = itertools.islice(keys, count - len(found))
-                found += [Block(*self._entries[name][key]) for key in wanted]
-        return found
+        return self._page(_place(limit, key), count)
 
-    def put(self, block: Block) -> bool:
-        """Take an entry as it is, from the store; false if there is no room for it."""
-        entries = self._entries.setdefault(block.limit, {})
-        old = entries.pop(block.key, None)
-        if old is not None:
-            self._count(Block(*old), -1)
-        else:
-            if self._size >= self.max_entries and not self._make_room(block.since):
-                self.refused += 1
-                return False
-            self._sorted.setdefault(block.limit, SortedList()).add(block.key)
-            self._size += 1
-        entries[block.key] = _packed(block)
-        self._count(block, 1)
+    def put(self, block: Block, now: int) -> bool:
+        """Take an entry as it is; false if there is no room for it."""
+        if self.remove(block.limit, block.key) is None and not self._has_room(now):
+            self.refused += 1
+            return False
+        place = _place(block.limit, block.key)
+        self._entries[place] = marshal.dumps(_values(block))
+        self._places.add(place)
+        self._ends.setdefault((block.limit, block.shadow), OrderedSet()).add(_end(block))
+        return True
+
+    def remove(self, limit: str, key: str) -> Block | None:
+        """Take an entry off; return it if there was one."""
+        block = self.get(limit, key)
+        if block is None:
+            return None
+        place = _place(limit, key)
+        self._entries.pop(place)
+        self._places.discard(place)
+        ends = self._ends[limit, block.shadow]
+        ends.discard(_end(block))
+        if not ends:
+            del self._ends[limit, block.shadow]
+        return block
+
+    def reserve(self, now: int) -> bool:
+        """Keep a place free for an entry to come; false if there is no room for it.
+
+        Whoever asked gives it back by ``reserved``, right before the entry is put.
+        """
+        if not self._has_room(now):
+            return False
+        self.reserved += 1
         return True
 
     def active(self, now: int) -> int:
         """Return how many blocks are in force; those of limits in shadow never are."""
-        for end in [end for end in self._ends if end <= now]:
-            del self._ends[end]
-        return sum(self._ends.values())
+        later = _written(now + 1)
+        return sum(
+            ends.count_since(later) for (_, shadow), ends in self._ends.items() if not shadow
+        )
 
-    def _count(self, block: Block, change: int) -> None:
-        if not block.shadow and (change > 0 or block.until in self._ends):
-            self._ends[block.until] = self._ends.get(block.until, 0) + change
-
-    def _make_room(self, now: int) -> bool:
-        """Drop an entry whose block has ended, of those that were made first."""
-        for entries in self._entries.values():
-            for entry in itertools.islice(entries.values(), _LOOKED_AT):
-                block = Block(*entry)
-                if block.until <= now:
-                    self.remove(block.limit, block.key)
-                    return True
-        return False
-
-    def remove(self, limit: str, key: str) -> Block | None:
-        """Take an entry off; return it if there was one."""
-        entry = self._entries.get(limit, {}).pop(key, None)
-        if entry is None:
-            return None
-        block = Block(*entry)
-        self._sorted[limit].remove(key)
-        self._size -= 1
-        self._count(block, -1)
-        return block
+    def drop(self, now: int, count: int) -> int:
+        """Drop up to ``count`` entries whose strikes are forgotten by now; return how many."""
+        gone = 0
+        for limit, shadow in list(self._ends):
+            forgotten = now - self.forget(limit)
+            while gone < count and (ends := self._ends.get((limit, shadow))) is not None:
+                end, key = _read(ends)
+                if end > forgotten:
+                    break
+                self._drop(limit, key)
+                gone += 1
+        return gone
 
     def strike(self, limit: Limit, key: str, now: int) -> Block | None:
         """Block a client that exceeded a limit; None if there is no room for it.
@@ -136,21 +151,57 @@ class Blocklist:
             node=self.node,
             shadow=limit.shadow,
         )
-        return block if self.put(block) else None
+        return block if self.put(block, now) else None
 
-    def limits(self) -> list[str]:
-        """Return the names of the limits that there are entries of."""
-        return list(self._entries)
+    def _has_room(self, now: int) -> bool:
+        return len(self._places) + self.reserved < self.max_entries or self._make_room(now)
 
-    def of(self, limit: str) -> Iterator[Block]:
-        """Yield the entries of a limit, the one made first first."""
-        yield from itertools.starmap(Block, self._entries.get(limit, {}).values())
+    def _make_room(self, now: int) -> bool:
+        """Drop the entry that has ended and would be forgotten first."""
+        ended = []
+        for (limit, _), ends in self._ends.items():
+            end, key = _read(ends)
+            if end <= now:
+                ended.append((end + self.forget(limit), limit, key))
+        if ended:
+            self._drop(*min(ended)[1:])
+        return bool(ended)
 
-    def forget(self, limit: str, seconds: int, now: int) -> None:
-        """Drop the entries of a limit whose block ended so many seconds ago."""
-        entries = self._entries.get(limit, {})
-        while entries:
-            block = Block(*next(iter(entries.values())))
-            if now - max(block.since, block.until) < seconds:
-                return
-            self.remove(limit, block.key)
+    def _drop(self, limit: str, key: str) -> None:
+        block = self.remove(limit, key)
+        if block is not None:
+            self.on_drop(block)
+
+    def _page(self, place: str, count: int) -> list[Block]:
+        places = self._places.after(place, count)
+        packed = map(self._entries.get, places)
+        return [_unpacked(one) for one in packed if one is not None]
+
+    def _pages(self, place: str) -> Iterator[Block]:
+        while page := self._page(place, _PAGE):
+            yield from page
+            place = _place(page[-1].limit, page[-1].key)
+
+
+def _unpacked(entry: bytes) -> Block:
+    return Block(*marshal.loads(entry))  # noqa: S302 - it was made here
+
+
+def _place(limit: str, key: str) -> str:
+    return f"{limit}\0{key}"  # no name of a limit has this sign, nor one before it
+
+
+def _end(block: Block) -> str:
+    return _written(max(block.since, block.until)) + block.key
+
+
+def _written(time: int) -> str:
+    """Return a time as text that sorts as the time does."""
+    return f"{max(0, min(time, _LAST)):013d}"
+
+
+def _read(ends: OrderedSet) -> tuple[int, str]:
+    """Return the first end of a block, and its key."""
+    first = ends.first()
+    assert first is not None  # noqa: S101 - none is kept empty
+    return int(first[:13]), first[13:]

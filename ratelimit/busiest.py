@@ -15,7 +15,9 @@ from ratelimit.engine.scan import Busy, Scan
 from ratelimit.keys import key_text
 from ratelimit.limiter import Limiter
 from ratelimit.model import Limit
+from ratelimit.steps import Steps
 from ratelimit.sync import Sync
+from ratelimit.turns import paced, turn
 
 MAX_BUSIEST = 1000
 """Clients that one scan finds."""
@@ -29,7 +31,7 @@ SHARE = 0.005
 _LIFE = 1.0  # seconds for which any scan is good enough for the next who asks
 _FIRST_SETS = 16
 _MAX_SETS = 4096
-_PIECE = 32  # clients that are made readable without a pause
+_PIECE = 32  # clients that are made readable in a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ class Busiest:
         sets = _FIRST_SETS
         spent = 0.0
         while not scan.done:
+            await turn()
             self.set_time()
             begin = time.perf_counter()
             scan.slice(sets, engine.now)
@@ -95,13 +98,7 @@ class Busiest:
             spent += took
             # No more than twice as many as before, for the next ones may hold more clients.
             sets = max(1, min(2 * sets, _MAX_SETS, int(sets * SLICE / took)))
-            await asyncio.sleep(0)
-        found: list[BusyClient] = []
-        order = scan.order()
-        for first in range(0, len(order), _PIECE):
-            piece = map(scan.busy, order[first : first + _PIECE])
-            found += [_shown(scan.rules[one.index].limit, one) for one in piece if one is not None]
-            await asyncio.sleep(0)
+        found = await paced(_read(scan))
         self._passes[sort].good_until = time.monotonic() + max(_LIFE, spent / SHARE)
         return found
 
@@ -109,6 +106,17 @@ class Busiest:
         """Set the engine's clock, unless checks under way have a time of their own."""
         if not self._sync.flying:
             self._limiter.engine.at(self._sync.now())
+
+
+def _read(scan: Scan) -> Steps[list[BusyClient]]:
+    found: list[BusyClient] = []
+    for number, place in enumerate(scan.order(), 1):
+        busy = scan.busy(place)
+        if busy is not None:
+            found.append(_shown(scan.rules[busy.index].limit, busy))
+        if number % _PIECE == 0:
+            yield
+    return found
 
 
 def _shown(limit: Limit, busy: Busy) -> BusyClient:

@@ -30,7 +30,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from ratelimit.exceptions import ConfigError
-from ratelimit.lists import ListFile, Lists, Steps, finish, read_lists
+from ratelimit.lists import ListFile, Lists, read_lists
 from ratelimit.model import MAX_RATE, UNKNOWN, Address, Limit
 from ratelimit.notation import (
     DAY,
@@ -43,6 +43,7 @@ from ratelimit.notation import (
     parse_unix_path,
 )
 from ratelimit.secret_files import is_exposed, read_secret
+from ratelimit.steps import Steps, finish
 from ratelimit.store.url import parse
 from ratelimit.trust import trusted_network
 from ratelimit.webhooks import EVENTS, EventName, Receiver

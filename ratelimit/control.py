@@ -20,19 +20,26 @@ from ratelimit.bus import Bus
 from ratelimit.busiest import Busiest
 from ratelimit.config import Config
 from ratelimit.engine.constants import SECOND
+from ratelimit.exceptions import RatelimitError
 from ratelimit.keys import counted_key, wider_keys
 from ratelimit.limiter import ClientState
 from ratelimit.model import EVERY_LIMIT, Block, Limit
 from ratelimit.reload import Reloader, ReloadResult
 from ratelimit.runtime import EdgeEntry, Fault, Runtime
+from ratelimit.steps import Steps
 from ratelimit.store import Events, Node, Store, StoreError
+from ratelimit.turns import paced
 
 MAX_EDGE_CHANGES = 10_000
 """Keys that wait for HAProxy; the next one is dropped, see ``edges_dropped``."""
 
-_LISTED = 1000  # entries of the blocklist that are looked at without a pause
+_LISTED = 64  # entries of the blocklist that are looked at in a step
 
 log = structlog.get_logger()
+
+
+class ListFullError(RatelimitError):
+    """The blocklist has no room for another block: all of its entries are in force."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +89,9 @@ class Control:
         self.reloader = Reloader(config, self.limiter, self.sync)
         self.edge_faults = 0
         self.edges_dropped = 0
-        # Blocks by key that wait for the store, while nothing newer is known of the key.
-        self._asked: dict[str, Block] = {}
+        # Blocks by key that wait for the store, while nothing newer is known of the key; and
+        # whether a place is reserved for each.
+        self._asked: dict[str, tuple[Block, bool]] = {}
         self._edges: dict[str, int] = {}
         self._edges_wait = asyncio.Event()
         self._put = self.limiter.on_block
@@ -113,17 +121,18 @@ class Control:
         """Return the events of a store that go to their owner, and from there to operators."""
 
         def on_block(block: Block) -> None:
-            new = self.limiter.blocklist.get(block.limit, block.key) != block
-            if self._asked.get(block.key) == block:
-                del self._asked[block.key]
+            get = self.limiter.blocklist.get
+            new = get(block.limit, block.key) != block
+            if self._asked.get(block.key, (None,))[0] == block:
+                self._forget_asked(block.key)
             events.on_block(block)
-            if new:
+            if new and get(block.limit, block.key) == block:
                 self._heard(block)
 
         def on_lift(limit: str, key: str) -> None:
             known = self.limiter.blocklist.get(limit, key)
             if limit == EVERY_LIMIT:
-                self._asked.pop(key, None)
+                self._forget_asked(key)
             events.on_lift(limit, key)
             self._clear(key)
             if known is not None:
@@ -172,9 +181,11 @@ class Control:
     async def block(self, key: str, ttl: int, reason: str, by: str) -> Block:
         """Block a key, canonical, for ``ttl`` seconds; return when the store has it for good.
 
-        Raises StoreError if the store does not say so in time. Unless that says ``unsent``, the
-        block is in force on this node, and on the others as soon as the store is back.
+        Raises ListFullError, and nothing has happened; or StoreError if the store does not say so
+        in time. Unless that says ``unsent``, the block is in force on this node, and on the others
+        as soon as the store is back.
         """
+        blocklist = self.limiter.blocklist
         now = -(-self.sync.now() // SECOND)
         block = Block(
             key=key,
@@ -186,27 +197,32 @@ class Control:
             by=by,
             node=self.about.id,
         )
-        self._asked[key] = block
+        self._forget_asked(key)
+        reserved = blocklist.reserve(now)
+        if not reserved and blocklist.get(EVERY_LIMIT, key) is None:
+            raise ListFullError(f"all {len(blocklist)} entries of the blocklist are in force")
+        self._asked[key] = block, reserved
+        failure = None
         try:
             await self.store.save(block)
         except StoreError as error:
-            if not error.unsent:
-                self._take(block)
-            raise
-        else:
-            self._take(block)
+            failure = error
         finally:
-            if self._asked.get(key) is block:
-                del self._asked[key]
+            # Unless something newer is known of its key.
+            newest = self._asked.get(key, (None,))[0] is block
+            if newest:
+                self._forget_asked(key)
+        if newest and not (failure is not None and failure.unsent):
+            known = blocklist.get(EVERY_LIMIT, key) == block
+            if not known and self.limiter.apply(block):
+                self._heard(block)
+        if failure is not None:
+            raise failure
         return block
 
-    def _take(self, block: Block) -> None:
-        """Have a block in force here, unless something newer is known of its key."""
-        if self._asked.get(block.key) is not block:
-            return
-        if self.limiter.blocklist.get(block.limit, block.key) != block:
-            self.limiter.apply(block)
-            self._heard(block)
+    def _forget_asked(self, key: str) -> None:
+        _, reserved = self._asked.pop(key, (None, False))
+        self.limiter.blocklist.reserved -= reserved
 
     async def unblock(self, key: str, by: str) -> bool:
         """Lift every block of a key, canonical, on every node; false if there was none.
@@ -220,7 +236,7 @@ class Control:
         for limit, one in places:
             known = self.limiter.blocklist.get(limit, one)
             if limit == EVERY_LIMIT:
-                self._asked.pop(one, None)
+                self._forget_asked(one)
             self.limiter.lift(limit, one)
             self._clear(one)
             if known is not None:
@@ -245,13 +261,13 @@ class Control:
         places += [(limit.name, counted_key(key, limit)) for limit in limits]
         return list(dict.fromkeys(places))
 
-    async def page(
+    def page(
         self, after: tuple[str, str], count: int, q: str = "", ended: bool = False
-    ) -> tuple[list[Block], bool]:
+    ) -> Steps[tuple[list[Block], bool]]:
         """Return up to ``count`` entries that follow a limit and key, and whether more may follow.
 
         Only those whose key, limit, reason or operator has ``q`` in it; without ``ended`` only
-        those whose block has not ended. The loop is let go between slices.
+        those whose block has not ended.
         """
         found: list[Block] = []
         q = q.lower()
@@ -267,20 +283,26 @@ class Control:
                     found.append(block)
             if len(entries) < _LISTED:
                 return found, False
-            await asyncio.sleep(0)
+            yield
 
     # Clients.
 
     async def explain(self, key: str) -> Explanation:
         """Return everything known about a key, canonical."""
         self.busiest.set_time()
-        states = self.limiter.explain(key)
+        states = await paced(self.limiter.explain(key))
         get = self.limiter.blocklist.get
         by_hand = [get(EVERY_LIMIT, one) for one in (key, *wider_keys(key))]
         edge = await self.runtime.edge(key)
         listed = self.limiter.listed(key)
         blocks = [one for one in by_hand if one is not None]
         return Explanation(key, listed, states, blocks, list(edge))
+
+    async def tidy(self) -> None:
+        """Have the limiter drop what has ended, until cancelled."""
+        while True:
+            await asyncio.sleep(1)
+            await paced(self.limiter.tidy())
 
     # The edges.
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from ratelimit.barred import Barred
 from ratelimit.blocklist import Blocklist
 from ratelimit.engine.answer import Engine
 from ratelimit.engine.constants import ALLOW, DENY, MIXED, SECOND, TEXT
@@ -19,10 +20,11 @@ from ratelimit.keys import (
     key_hash,
     key_network,
     key_text,
-    parse_network,
 )
-from ratelimit.lists import Lists, Range, cut, span
+from ratelimit.large import LargeDict
+from ratelimit.lists import Lists, span
 from ratelimit.model import EVERY_LIMIT, Block, Limit
+from ratelimit.steps import Steps, finish
 
 _MAX_NEWS = 16
 _SHARED = 16_384  # clients of each limit that are shared at a time, 212 bytes each
@@ -30,9 +32,11 @@ _SHARED_ALL = 262_144  # likewise, where every client is
 _ROUND = 50  # milliseconds between exchanges of a client that is far from its limit
 _MINUTE = 60
 _FORGET_UNKNOWN = 86_400  # seconds, for the blocks of a limit that is no more
-_CUT_AT_ONCE = 500  # networks blocked by hand, a millisecond of work
-_SLICE = 20  # blocks put back at a time; each takes some 20 us a limit
-_COMPARED = 200  # blocks compared at a time; each takes some 2 us
+
+# Work of a step, of half a millisecond at most.
+_CUT_AT_ONCE = 50  # networks blocked by hand
+_UPDATED = 16  # blocks put into the table, or taken out of it
+_COMPARED = 64  # blocks of another list
 _M64 = 0xFFFFFFFFFFFFFFFF
 
 FUSE_CLIENTS = 50
@@ -112,37 +116,48 @@ class Limiter:
         self.on_fuse: Callable[[Limit, bool], object] = lambda limit, blown: None
         self.lists = lists or Lists()
         self._rules = {rule.limit.name: rule for rule in self.engine.rules}
-        self._barred: dict[str, Range] = {}
-        self._stale = False
+        self._widths = _widths(limits)
+        self._barred = Barred(self.engine.barred, self._until)
         self._secret = b""
         # While another list is taken: whose entries have changed since, hence are newer.
         self._newer: set[tuple[str, str]] | None = None
         self._minute = 0
-        self._relist()
+        self.blocklist.forget = self.forget
+        self.blocklist.on_drop = self._dropped
+        self._list()
 
     def rule(self, limit: str) -> Rule | None:
         """Return the rule of a limit by name, if it is in force."""
         return self._rules.get(limit)
 
+    @property
+    def stale(self) -> bool:
+        """Whether the engine does not know all networks that are blocked by hand; see ``cut()``."""
+        return self._barred.stale
+
     def tick(self, now: int) -> None:
-        """Do what is due about once a second; ``now`` in nanoseconds since the epoch."""
+        """Begin another second; ``now`` in nanoseconds since the epoch. ``tidy()`` is due then."""
         self.engine.at(now)
-        self.engine.table.sweep()
         seconds = now // SECOND
-        for name in self.blocklist.limits():
-            self.blocklist.forget(name, self.forget(name), seconds)
-        self.blocklist.active(seconds)
-        ended = [key for key, (_, _, until) in self._barred.items() if until <= seconds]
-        for key in ended:
-            del self._barred[key]
-        if ended or self._stale:
-            self._relist()
         if not 0 <= seconds - self._minute < _MINUTE:
             self._minute = seconds
             for rule in self.engine.rules:
                 if rule.fused and not _too_many(rule.limit, rule.seen, rule.refused):
                     self.clear_fuse(rule.limit.name)
             self.engine.begin_minute()
+
+    def tidy(self) -> Steps[None]:
+        """Drop what has ended, and do what waits to be done in steps."""
+        self.engine.table.sweep()
+        while self.blocklist.drop(self.engine.table.now, _UPDATED):
+            yield
+        yield from self.cut()
+
+    def cut(self) -> Steps[None]:
+        """Have the engine know all networks that are blocked by hand."""
+        if self._barred.stale:
+            yield from self._barred.cut()
+            self.engine.relist()
 
     def forget(self, limit: str) -> int:
         """Return how many seconds after its end a block of a limit counts as a strike."""
@@ -151,13 +166,17 @@ class Limiter:
             return rule.limit.forget
         return 0 if limit == EVERY_LIMIT else _FORGET_UNKNOWN
 
-    def reload(self, limits: Sequence[Limit], lists: Lists) -> Iterator[None]:
-        """Enforce other limits and lists at once.
+    def reload(self, limits: Sequence[Limit], lists: Lists) -> Steps[Steps[None]]:
+        """Enforce other limits and lists, at once, when these steps have come to their end.
 
-        What the iterator does is to put blocks back where clients are now counted differently; it
-        stops after each few, so that answers need not wait. Raises ValueError, as the engine does,
-        before anything has changed.
+        The result is what is to be done then: it puts blocks back where clients are counted
+        differently. Raises ValueError, as the engine does, before anything has changed.
         """
+        widths = _widths(limits)
+        if not widths <= self._widths:
+            # No block may be out of force in between, so at first these are barred as well.
+            self._widths |= widths
+            yield from self._bar()
         before = {name: rule.limit for name, rule in self._rules.items()}
         fresh = self.engine.reload(limits)
         self._rules = {rule.limit.name: rule for rule in self.engine.rules}
@@ -165,11 +184,7 @@ class Limiter:
             if rule.limit.fuse == 0:
                 self.clear_fuse(name)
         self.lists = lists
-        self._barred = {}
-        for block in self.blocklist.of(EVERY_LIMIT):
-            if self._is_barred(block.key):
-                self._barred[block.key] = _barred(block)
-        self._relist()
+        self._list()
         changed = {rule.limit.name for rule in fresh}
         for name, rule in self._rules.items():
             old = before.get(name, rule.limit)
@@ -179,17 +194,35 @@ class Limiter:
                 rule.limit.shadow,
             ):
                 changed.add(name)
-        return self._restore([EVERY_LIMIT, *sorted(changed)] if changed else [])
+        return self._restore([EVERY_LIMIT, *sorted(changed)] if changed else [], widths)
 
-    def _restore(self, names: list[str]) -> Iterator[None]:
+    def _restore(self, names: list[str], widths: frozenset[tuple[int, int]]) -> Steps[None]:
+        count = 0
         for name in names:
-            for number, block in enumerate(list(self.blocklist.of(name))):
-                if number % _SLICE == 0:
-                    yield
-                rules = self.engine.rules if name == EVERY_LIMIT else [self._rules[name]]
-                for rule in rules:
+            for block in self.blocklist.of(name):
+                for rule in self.engine.rules if name == EVERY_LIMIT else [self._rules[name]]:
                     # A network begun by another prefix is in the same place of the table.
-                    self._update(rule.limit.name, counted_key(first_address(block.key), rule.limit))
+                    key = counted_key(first_address(block.key), rule.limit)
+                    self._update(rule.limit.name, key)
+                    count += 1
+                    if count % _UPDATED == 0:
+                        yield
+        if widths != self._widths:
+            self._widths = widths
+            yield from self._bar()
+
+    def _bar(self) -> Steps[None]:
+        """Have all blocks by hand barred, or not, as clients are counted now."""
+        for number, block in enumerate(self.blocklist.of(EVERY_LIMIT), 1):
+            if not self._bars(block.key):
+                self._barred.discard(block.key)
+            if number % _UPDATED == 0:
+                yield
+        yield from self.cut()
+
+    def _list(self) -> None:
+        self.engine.lists.load(self.lists.starts, self.lists.values)
+        self.engine.relist()
 
     def listed(self, key: str) -> str:
         """Return ``allow`` or ``deny`` for what a list has, ``mixed`` for parts, else nothing."""
@@ -200,13 +233,13 @@ class Limiter:
         found = self.engine.lists.uniform(first >> 64, first & _M64, last >> 64, last & _M64)
         return {ALLOW: "allow", DENY: "deny", MIXED: "mixed"}.get(found, "")
 
-    def explain(self, key: str) -> list[ClientState]:
+    def explain(self, key: str) -> Steps[list[ClientState]]:
         """Return what each limit has of a client, which is not counted as seen by that."""
         engine = self.engine
         states = []
-        for rule in engine.rules:
+        for rule in list(engine.rules):
             counted = counted_key(key, rule.limit)
-            slot = self._known(rule, counted)
+            slot = engine.table.peek(*self._client(rule, counted))
             states.append(
                 ClientState(
                     limit=rule.limit,
@@ -216,6 +249,8 @@ class Limiter:
                     block=self.blocklist.get(rule.limit.name, counted),
                 )
             )
+            if len(states) % _UPDATED == 0:
+                yield
         return states
 
     def clear_fuse(self, limit: str) -> bool:
@@ -228,18 +263,18 @@ class Limiter:
         self.on_fuse(rule.limit, False)
         return True
 
-    def apply(self, block: Block) -> None:
-        """Take an entry that the store has, made here or elsewhere."""
+    def apply(self, block: Block) -> bool:
+        """Take an entry that the store has, made here or elsewhere; false if there is no room."""
         self._note(block.limit, block.key)
-        self._apply(block)
+        return self._apply(block)
 
-    def _apply(self, block: Block) -> None:
-        if self.blocklist.put(block):
-            if block.limit == EVERY_LIMIT and self._is_barred(block.key):
-                self._barred[block.key] = _barred(block)
-                self._rebarred()
-            else:
-                self._update(block.limit, block.key)
+    def _apply(self, block: Block) -> bool:
+        if not self.blocklist.put(block, self.engine.table.now):
+            return False
+        if block.limit == EVERY_LIMIT and self._bars(block.key):
+            self._changed()
+        self._update(block.limit, block.key)
+        return True
 
     def lift(self, limit: str, key: str) -> None:
         """Take an entry off: the client may come at once, and its strikes are forgotten."""
@@ -248,13 +283,12 @@ class Limiter:
 
     def _lift(self, limit: str, key: str) -> None:
         self.blocklist.remove(limit, key)
-        if limit == EVERY_LIMIT and self._barred.pop(key, None) is not None:
-            self._rebarred()
-        else:
-            self._update(limit, key)
+        if limit == EVERY_LIMIT and self._barred.discard(key):
+            self._changed()
+        self._update(limit, key)
 
-    def load(self, blocks: list[Block]) -> Iterator[None]:
-        """Replace the whole list, in the steps of the iterator, between which answers may go.
+    def load(self, blocks: Iterable[Block]) -> Steps[None]:
+        """Replace the whole list.
 
         What changes in the meantime is newer than ``blocks``, and stays.
         """
@@ -264,51 +298,57 @@ class Limiter:
         finally:
             if self._newer is newer:
                 self._newer = None
-        if self._stale:
-            self._relist()
+        yield from self.cut()
 
-    def _replace(self, blocks: list[Block], newer: set[tuple[str, str]]) -> Iterator[None]:
-        wanted = {}
-        for number, block in enumerate(blocks):
+    def _replace(self, blocks: Iterable[Block], newer: set[tuple[str, str]]) -> Steps[None]:
+        wanted: LargeDict[Block] = LargeDict()
+        for number, block in enumerate(blocks, 1):
+            wanted[f"{block.limit}\0{block.key}"] = block
             if number % _COMPARED == 0:
                 yield
-            wanted[block.limit, block.key] = block
-        # First those that are gone, for the list may have no room for others.
-        last = "", ""
         room = _COMPARED
-        while page := self.blocklist.after(*last, _COMPARED):
-            for block in page:
-                if room <= 0:
-                    room = _COMPARED
-                    yield
-                room -= 1
-                last = block.limit, block.key
-                if last not in wanted and last not in newer:
-                    self._lift(*last)
-                    room -= _COMPARED // _SLICE
-                    if block.until > self.engine.table.now:
-                        self.on_gone(*last)
-        for place, block in wanted.items():
+        # First those that are gone, for the list may have no room for others.
+        for block in self.blocklist:
             if room <= 0:
                 room = _COMPARED
                 yield
             room -= 1
-            if place not in newer and self.blocklist.get(*place) != block:
-                self._apply(block)
-                room -= _COMPARED // _SLICE
+            place = block.limit, block.key
+            if "\0".join(place) not in wanted and place not in newer:
+                self._lift(*place)
+                room -= _COMPARED // _UPDATED
+                if block.until > self.engine.table.now:
+                    self.on_gone(*place)
+        # Of the others those by hand, for the list may have no room for all.
+        for by_hand in (True, False):
+            for text in wanted:
+                if room <= 0:
+                    room = _COMPARED
+                    yield
+                room -= 1
+                wish = wanted.get(text)
+                if wish is None or (wish.limit == EVERY_LIMIT) is not by_hand:
+                    continue
+                place = wish.limit, wish.key
+                if place not in newer and self.blocklist.get(*place) != wish:
+                    self._apply(wish)
+                    room -= _COMPARED // _UPDATED
 
     def _note(self, limit: str, key: str) -> None:
         if self._newer is not None:
             self._newer.add((limit, key))
 
-    def rekey(self, secret: bytes) -> None:
+    def rekey(self, secret: bytes) -> Steps[None]:
         """Take the secret by which all nodes know strings; 16 bytes."""
         if secret == self._secret:
             return
         self._secret = secret
         self.engine.key.rekey(secret)
-        for block in self.blocklist:
-            self._update(block.limit, block.key)
+        for number, block in enumerate(self.blocklist, 1):
+            if key_network(block.key) is None:
+                self._update(block.limit, block.key)
+            if number % _UPDATED == 0:
+                yield
 
     def divide(self, nodes: int) -> None:
         """Share clients with this many nodes, this one included."""
@@ -324,11 +364,13 @@ class Limiter:
     def _update(self, limit: str, key: str) -> None:
         """Have the table hold what the blocklist has of a client."""
         network = key_network(key)
-        by_hand = None if key in self._barred else self.blocklist.get(EVERY_LIMIT, key)
+        by_hand = self.blocklist.get(EVERY_LIMIT, key)
         for rule in self.engine.rules if limit == EVERY_LIMIT else [self._rules.get(limit)]:
-            # Under another prefix than today's, the client would be another one.
-            if rule is None or not _is_client(rule.limit, network):
+            if rule is None:
                 continue
+            width = rule.limit.ipv4_prefix, rule.limit.ipv6_prefix
+            if network is not None and not _is_client(network, *width):
+                continue  # under another prefix than today's, it would be another client
             block = self.blocklist.get(rule.limit.name, key)
             if block is not None and block.shadow and not rule.limit.shadow:
                 block = None
@@ -337,51 +379,55 @@ class Limiter:
             else:
                 self._hold(rule, key, block.until if block else 0, False)
 
-    def _known(self, rule: Rule, key: str) -> int:
-        """Return the slot of a client, or -1 if the table has it not."""
+    def _client(self, rule: Rule, key: str) -> tuple[int, int, int]:
+        """Return as whom the table knows a client of a limit."""
         hashed = key_hash(key)
         if hashed is not None:
-            return self.engine.table.peek(*hashed, TEXT << 16 | rule.index)
-        return self.engine.known(rule, key_bytes(key))
+            return *hashed, TEXT << 16 | rule.index
+        found = self.engine.key
+        text = key_bytes(key)
+        found.text(text, 0, len(text))
+        return found.hi, found.lo, found.kind << 16 | rule.index
 
     def _hold(self, rule: Rule, key: str, until: int, by_hand: bool) -> None:
-        engine = self.engine
-        table = engine.table
-        # What has ended needs no place in the table, unless one in force was there before it.
-        if 0 < until <= table.now and not table.orphans and self._known(rule, key) < 0:
-            return
-        hashed = key_hash(key)
-        if hashed is None:
-            slot = engine.slot(rule, key_bytes(key))
-        else:
-            slot = table.find(*hashed, TEXT << 16 | rule.index)
+        table = self.engine.table
+        client = self._client(rule, key)
+        slot = table.peek(*client)
+        if slot < 0:
+            if until <= table.now:
+                # Nothing to hold: it must not take the place of a client that comes.
+                table.orphans.pop(client, None)
+                return
+            slot = table.find(*client)
         if until > table.now >= table.until(slot) and not by_hand:
-            engine.hold(rule, slot, until)
+            self.engine.hold(rule, slot, until)
         else:
             # A block by hand may be short, and settles nothing: what came before it still counts.
             table.block(slot, until, by_hand)
 
-    def _is_barred(self, key: str) -> bool:
-        """Tell whether a block by hand is of other addresses than some limit counts as one."""
+    def _until(self, key: str) -> int:
+        block = self.blocklist.get(EVERY_LIMIT, key)
+        return 0 if block is None else block.until
+
+    def _bars(self, key: str) -> bool:
+        """Bar the addresses of a key, unless all limits count them as one client."""
         network = key_network(key)
-        return not all(_is_client(rule.limit, network) for rule in self.engine.rules)
+        if network is None or all(_is_client(network, *width) for width in self._widths):
+            return False
+        self._barred.add(network, key)
+        return True
 
-    def _rebarred(self) -> None:
-        """Have the engine know what has changed of the blocked networks.
+    def _changed(self) -> None:
+        """Have the engine know what has changed of the networks that are blocked by hand.
 
-        At once if they are few. To cut many anew for each change would hold up all answers, so
-        those wait for the next tick.
+        At once if they are few. To cut many anew takes long, so that is done in steps.
         """
-        self._stale = True
         if self._newer is None and len(self._barred) <= _CUT_AT_ONCE:
-            self._relist()
+            finish(self.cut())
 
-    def _relist(self) -> None:
-        engine = self.engine
-        engine.lists.load(self.lists.starts, self.lists.values)
-        engine.barred.load(*cut(sorted(self._barred.values())))
-        engine.relist()
-        self._stale = False
+    def _dropped(self, block: Block) -> None:
+        if block.limit == EVERY_LIMIT:
+            self._barred.discard(block.key)
 
     def _strike(self, rule: Rule, text: bytes, kind: int, hi: int, lo: int, now: int) -> int:
         limit = rule.limit
@@ -403,18 +449,16 @@ class Limiter:
         return block.until
 
 
-def _barred(block: Block) -> Range:
-    return span(parse_network(block.key), block.until)
-
-
 def _too_many(limit: Limit, seen: int, refused: int) -> bool:
     """Tell whether so many of a minute's clients were refused that the limit must be wrong."""
     return limit.fuse > 0 and refused >= FUSE_CLIENTS and refused > limit.fuse * seen
 
 
-def _is_client(limit: Limit, network: Network | None) -> bool:
-    """Tell whether a limit counts a network as one client; None is a key that is none."""
-    if network is None:
-        return True
-    bits = limit.ipv4_prefix if network.version == 4 else limit.ipv6_prefix
-    return network.prefixlen == bits
+def _widths(limits: Iterable[Limit]) -> frozenset[tuple[int, int]]:
+    """Return the prefixes by which clients are counted, IPv4 and IPv6."""
+    return frozenset((limit.ipv4_prefix, limit.ipv6_prefix) for limit in limits)
+
+
+def _is_client(network: Network, ipv4_prefix: int, ipv6_prefix: int) -> bool:
+    """Tell whether a network is counted as one client."""
+    return network.prefixlen == (ipv4_prefix if network.version == 4 else ipv6_prefix)

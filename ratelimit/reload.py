@@ -20,10 +20,11 @@ import structlog
 
 from ratelimit.config import Config, load
 from ratelimit.exceptions import ConfigError
+from ratelimit.turns import paced
 
 if TYPE_CHECKING:
     from ratelimit.limiter import Limiter
-    from ratelimit.lists import ListFile, Lists, Steps
+    from ratelimit.lists import ListFile
     from ratelimit.sync import Sync
 
 SWITCH_INTERVAL = 0.0005
@@ -73,9 +74,9 @@ class Reloader:
         async with self._lock:
             try:
                 config, files = await asyncio.to_thread(_read, self.config.path)
-                lists = await _paced(config.list_steps(*files))
+                lists = await paced(config.list_steps(*files))
                 changes = [part(config) for part in self.parts]
-                restore = self._limiter.reload(config.limits_in_force(), lists)
+                restore = await paced(self._limiter.reload(config.limits_in_force(), lists))
             except ConfigError as error:
                 return self._failed(error.problems)
             except (OSError, ValueError) as error:
@@ -87,8 +88,7 @@ class Reloader:
                 name for name in _SECTIONS if getattr(config, name) != getattr(self.config, name)
             )
             self.config = config
-            for _ in restore:
-                await asyncio.sleep(0)
+            await paced(restore)
             self.last = ReloadResult(time.time(), ok=True, restart=restart)
             log.info(
                 "configuration reloaded",
@@ -109,14 +109,3 @@ class Reloader:
 def _read(path: Path | None) -> tuple[Config, tuple[list[ListFile], list[ListFile]]]:
     config = load(path)
     return config, config.read_list_files()
-
-
-async def _paced(steps: Steps[Lists]) -> Lists:
-    """Do the work, and let answers go first after each step."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            result: Lists = stop.value
-            return result
-        await asyncio.sleep(0)

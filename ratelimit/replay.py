@@ -25,6 +25,7 @@ from ratelimit.notation import SECOND
 from ratelimit.report import Offender, Report
 from ratelimit.spop.codec import Writer
 from ratelimit.spop.constants import DataType, FrameType
+from ratelimit.steps import finish
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -137,6 +138,7 @@ class _Replay:
     def _ask(self, now: int, client: bytes) -> None:
         if now - self._ticked >= SECOND:
             self._limiter.tick(now)
+            finish(self._limiter.tidy())
             self._ticked = now
         engine = self._limiter.engine
         if now != self._now:

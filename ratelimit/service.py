@@ -183,6 +183,7 @@ class _Running:
             _tick(agent),
             agent.sync.run(),
             self.control.run(),
+            self.control.tidy(),
             self.server.run(),
             self.webhooks.run(),
             self.alerts.run(),

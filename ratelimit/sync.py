@@ -273,8 +273,8 @@ class Sync:
         self.tick()
         self.limiter.engine.at(self.now())
         if isinstance(self.store, SharedStore):
-            self.limiter.rekey(self.store.secret)
-        return self.limiter.load(blocks)
+            yield from self.limiter.rekey(self.store.secret)
+        yield from self.limiter.load(blocks)
 
     def _divide(self) -> None:
         store = self.store

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FLOORS = [
-    ["", "exceptions", "histogram", "load", "model", "trusted_proxies"],
+    ["", "exceptions", "histogram", "large", "load", "model", "steps", "trusted_proxies"],
     ["notation", "engine.constants", "spop", "spop.constants"],
     ["engine.key", "engine.networks", "engine.rule", "keys", "spop.codec"],
     [
@@ -27,11 +27,12 @@ FLOORS = [
         "spop.frames",
         "trust",
     ],
-    ["engine.exchange", "engine.scan"],
+    ["barred", "engine.exchange", "engine.scan"],
     ["engine.answer"],
     ["engine", "limiter", "spop.connection"],
     ["runtime.words"],
     ["runtime.figures"],
+    ["turns"],
     ["bus", "demo", "haproxy", "logs", "ops.tokens", "runtime.edge", "store.outbox", "systemd"],
     [
         "client",
@@ -64,6 +65,7 @@ FLOORS = [
         "ops.call",
         "ops.connections",
         "ops.guesses",
+        "ops.listing",
         "ops.models",
         "ops.page",
         "ops.stream",
@@ -85,7 +87,7 @@ FLOORS = [
 
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 
-SILENT = FLOOR["demo"]
+SILENT = FLOOR["turns"]
 """Below this floor there is no clock, no socket and no event loop: time is an argument."""
 
 OUTSIDE = {"aiohttp", "asyncio", "select", "selectors", "socket", "ssl", "threading", "time"}

@@ -10,8 +10,9 @@ import pytest
 
 from ratelimit.engine.acknowledge import MAX_ACK
 from ratelimit.limiter import FUSE_CLIENTS, Limiter
-from ratelimit.lists import Lists, Range, cut, finish, read_lists
+from ratelimit.lists import Lists, Range, cut, read_lists
 from ratelimit.model import EVERY_LIMIT, MAX_RATE, Block, Limit
+from ratelimit.steps import Steps, finish
 from tests import wire
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Node:
     def tick(self, now: float | None = None) -> None:
         self.now = self.now if now is None else now
         self.limiter.tick(START + round(self.now * SECOND))
+        finish(self.limiter.tidy())
 
     def frame(self, *messages: bytes) -> dict[str, wire.Value]:
         engine = self.limiter.engine
@@ -56,8 +58,7 @@ class Node:
         self.limiter.apply(Block(key, EVERY_LIMIT, "said so", 0, since, until, by="ann"))
 
     def reload(self, *limits: Limit, lists: Lists = NO_LISTS) -> None:
-        for _ in self.limiter.reload(limits, lists):
-            pass
+        finish(finish(self.limiter.reload(limits, lists)))
 
 
 def lists(allow: str = "", deny: str = "") -> Lists:
@@ -167,11 +168,11 @@ def test_many_networks_blocked_by_hand_are_loaded_at_once_and_changed_at_ticks(
 ) -> None:
     cuts = []
 
-    def counted(ranges: Iterable[Range]) -> tuple[bytes, bytes]:
+    def counted(ranges: Iterable[Range]) -> Steps[tuple[bytes, bytes]]:
         cuts.append(1)
         return cut(ranges)
 
-    monkeypatch.setattr("ratelimit.limiter.cut", counted)
+    monkeypatch.setattr("ratelimit.barred.cut", counted)
     node = Node()
     since = START // SECOND
     blocks = [
@@ -179,7 +180,7 @@ def test_many_networks_blocked_by_hand_are_loaded_at_once_and_changed_at_ticks(
         for n in range(1000)
     ]
     cuts.clear()
-    assert list(node.limiter.load(blocks))
+    finish(node.limiter.load(blocks))
     assert len(cuts) == 1
     assert [node.ask(f"10.3.231.{n}") for n in (0, 255)] == ["block", "block"]
     node.by_hand("10.200.0.0/16")
@@ -189,7 +190,7 @@ def test_many_networks_blocked_by_hand_are_loaded_at_once_and_changed_at_ticks(
     assert len(cuts) == 2
     assert node.ask("10.200.1.1") == "block"
     assert node.ask("10.3.231.0") == "allow"
-    assert list(node.limiter.load(blocks))
+    finish(node.limiter.load(blocks))
     assert node.ask("10.200.1.1") == "allow"
     assert node.ask("10.3.231.0") == "block"
     node.tick(60)
@@ -206,7 +207,7 @@ def test_what_changes_while_a_list_is_taken_is_newer_than_the_list() -> None:
     clients = [f"10.0.{n // 256}.{n % 256}" for n in range(2000)]
     gone: list[str] = []
     node.limiter.on_gone = lambda _, key: gone.append(key)
-    assert list(node.limiter.load([block(client, 60) for client in clients]))
+    finish(node.limiter.load([block(client, 60) for client in clients]))
     steps = node.limiter.load([block(client, 90) for client in clients[:1500]])
     for _ in range(3):
         next(steps)
@@ -223,7 +224,7 @@ def test_what_changes_while_a_list_is_taken_is_newer_than_the_list() -> None:
     assert sorted(gone) == sorted(clients[1500:1999])
     assert node.ask(clients[1]) == "allow"
     assert [node.ask(clients[n]) for n in (2, 1499, 1999)] == ["block"] * 3
-    assert list(node.limiter.load([])), "the next one minds no change of before"
+    finish(node.limiter.load([]))  # which minds no change of before
     assert len(node.limiter.blocklist) == 0
 
 
@@ -231,7 +232,7 @@ def test_a_list_that_is_gone_is_taken_off_in_small_steps() -> None:
     node = Node()
     since = START // SECOND
     blocks = [Block(f"10.0.0.{n}", "default", "", 1, since, since + 60) for n in range(200)]
-    assert list(node.limiter.load(blocks))
+    finish(node.limiter.load(blocks))
     left = [len(node.limiter.blocklist) for _ in node.limiter.load([])]
     assert max(before - after for before, after in pairwise([200, *left])) <= 20
     assert left[-1] <= 20
@@ -247,7 +248,7 @@ def test_an_entry_that_has_ended_takes_the_place_of_one_in_force() -> None:
     since = START // SECOND
     first, *others = (Block(key, "default", "", 1, since + 10, since + 20) for key in clients)
     node.limiter.apply(first)
-    assert list(node.limiter.load([first, *others]))
+    finish(node.limiter.load([first, *others]))
     assert [node.ask(client) for client in clients] == ["allow"] * 3
     for client in [f"10.0.0.{n}" for n in range(9)]:
         node.limiter.apply(replace(first, key=client))
@@ -478,11 +479,11 @@ def test_explain_says_what_each_limit_has() -> None:
     node = Node(Limit(rate=10), Limit(name="login", rate=1), lists=lists(allow="192.0.2.9"))
     node.ask("2001:db8::1", hits=4)
     node.ask("2001:db8::2", hits=3)
-    default, login = node.limiter.explain("2001:db8::5")
+    default, login = finish(node.limiter.explain("2001:db8::5"))
     assert (default.key, default.hits, default.remaining) == ("2001:db8::/64", 7, 3)
     assert (login.hits, login.until, login.block) == (0, 0, None)
     assert node.limiter.engine.table.entries == 1, "to ask is not to come"
     node.ask("2001:db8::1", "login", hits=2)
-    block = node.limiter.explain("2001:db8::5")[1].block
+    block = finish(node.limiter.explain("2001:db8::5"))[1].block
     assert block is not None
     assert block.node == "here"

@@ -10,8 +10,9 @@ from ratelimit.config import load
 from ratelimit.exceptions import ConfigError
 from ratelimit.keys import parse_network
 from ratelimit.limiter import Limiter
-from ratelimit.lists import ListFile, Lists, finish, read_lists
+from ratelimit.lists import ListFile, Lists, read_lists
 from ratelimit.model import Limit
+from ratelimit.steps import finish
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

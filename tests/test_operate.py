@@ -269,9 +269,9 @@ def test_a_blocklist_is_printed_whole_or_not_at_all(
 
         page = control.page
 
-        async def first_alone(after: tuple[str, str], *rest: Any) -> Any:
+        def first_alone(after: tuple[str, str], *rest: Any) -> Any:
             assert after == ("", "")
-            return await page(after, *rest)
+            return page(after, *rest)
 
         monkeypatch.setattr(control, "page", first_alone)
         result = await shell("blocks", "--json")

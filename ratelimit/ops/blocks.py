@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 import json
 from urllib.parse import quote
 
-from ratelimit.control import Control
+from ratelimit.control import Control, ListFullError
 from ratelimit.keys import canonical, has_host_bits, wider_keys
 from ratelimit.model import EVERY_LIMIT, Block
 from ratelimit.ops import models
 from ratelimit.ops.call import Call, Reply
+from ratelimit.ops.listing import listing
 from ratelimit.ops.problems import ProblemError
 from ratelimit.store import StoreError
+from ratelimit.turns import paced
 
 
 async def list_blocks(call: Call) -> Reply:
     """Answer with a page."""
     query: models.BlocksQuery = call.query
     after = _read_cursor(query.cursor)
-    blocks, more = await call.control.page(after, query.limit, query.q, query.ended)
+    steps = call.control.page(after, query.limit, query.q, query.ended)
+    blocks, more = await paced(steps)
     following = _cursor(blocks[-1]) if more else ""
-    return Reply(models.BlocksPage(blocks=entries(call.control, blocks), next=following))
+    found = itertools.chain.from_iterable(entries(call.control, [block]) for block in blocks)
+    page = models.BlocksPage(blocks=[], next=following)
+    return Reply(await paced(listing(page, "blocks", found)))
 
 
 async def add_block(call: Call) -> Reply:
@@ -31,6 +37,9 @@ async def add_block(call: Call) -> Reply:
     key = canonical(body.key)
     try:
         block = await call.control.block(key, body.ttl, body.reason, call.caller.name)
+    except ListFullError as error:
+        what = f"nothing was blocked: {error}; lift some, or block whole networks"
+        raise ProblemError(507, what) from error
     except StoreError as error:
         raise _store_problem(error, "blocked") from error
     (entry,) = entries(call.control, [block])

@@ -27,8 +27,8 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What is answered: a model as JSON, or nothing."""
+    """What is answered: JSON, from a model or written already, or nothing."""
 
-    body: BaseModel | None = None
+    body: BaseModel | bytes | None = None
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)

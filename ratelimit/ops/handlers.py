@@ -16,10 +16,12 @@ from ratelimit.notation import format_duration
 from ratelimit.ops import models
 from ratelimit.ops.blocks import entries, key_of, note_of
 from ratelimit.ops.call import Call, Reply
+from ratelimit.ops.listing import listing
 from ratelimit.ops.page import PAGE, POLICY
 from ratelimit.ops.problems import ProblemError
 from ratelimit.ops.stream import send_events
 from ratelimit.store import StoreError
+from ratelimit.turns import paced
 
 DESCRIPTION = web.AppKey("description", bytes)
 """The OpenAPI description, which ``openapi`` makes of the routes."""
@@ -32,7 +34,7 @@ async def list_clients(call: Call) -> Reply:
     """Answer with the busiest."""
     query: models.ClientsQuery = call.query
     found = await call.control.busiest.find(query.n, query.sort)
-    return Reply(models.BusyClients(clients=found))
+    return Reply(await paced(listing(models.BusyClients(clients=[]), "clients", found)))
 
 
 async def explain(call: Call) -> Reply:
@@ -40,32 +42,29 @@ async def explain(call: Call) -> Reply:
     key = key_of(call)
     control = call.control
     known = await control.explain(key)
-    limits = []
-    for state in known.limits:
-        block = entries(control, [state.block])[0] if state.block else None
-        limits.append(
-            models.LimitOf(
-                limit=state.limit.name,
-                key=state.key,
-                hits=state.hits,
-                rate=state.limit.rate,
-                window=format_duration(state.limit.window),
-                remaining=state.remaining,
-                until=state.until,
-                strikes=state.block.strikes if state.block else 0,
-                block=block,
-            )
+    limits = (
+        models.LimitOf(
+            limit=state.limit.name,
+            key=state.key,
+            hits=state.hits,
+            rate=state.limit.rate,
+            window=format_duration(state.limit.window),
+            remaining=state.remaining,
+            until=state.until,
+            strikes=state.block.strikes if state.block else 0,
+            block=entries(control, [state.block])[0] if state.block else None,
         )
-    return Reply(
-        models.Explained(
-            key=key,
-            note=note_of(call.names["key"], key),
-            lists=known.listed,
-            limits=limits,
-            by_hand=entries(control, known.by_hand),
-            edge=known.edge,
-        )
+        for state in known.limits
     )
+    explained = models.Explained(
+        key=key,
+        note=note_of(call.names["key"], key),
+        lists=known.listed,
+        limits=[],
+        by_hand=entries(control, known.by_hand),
+        edge=known.edge,
+    )
+    return Reply(await paced(listing(explained, "limits", limits)))
 
 
 # The node and the fleet.
@@ -73,26 +72,23 @@ async def explain(call: Call) -> Reply:
 
 async def list_limits(call: Call) -> Reply:
     """Answer with the limits in force."""
-    return Reply(
-        models.Limits(
-            limits=[
-                models.LimitInForce(
-                    name=limit.name,
-                    rate=limit.rate,
-                    window=format_duration(limit.window),
-                    block=[format_duration(seconds * SECOND) for seconds in limit.block],
-                    forget=format_duration(limit.forget * SECOND),
-                    strict=limit.strict,
-                    shadow=limit.shadow,
-                    headers=limit.headers,
-                    fuse=limit.fuse,
-                    ipv4_prefix=limit.ipv4_prefix,
-                    ipv6_prefix=limit.ipv6_prefix,
-                )
-                for limit in (rule.limit for rule in call.control.limiter.engine.rules)
-            ]
+    limits = (
+        models.LimitInForce(
+            name=limit.name,
+            rate=limit.rate,
+            window=format_duration(limit.window),
+            block=[format_duration(seconds * SECOND) for seconds in limit.block],
+            forget=format_duration(limit.forget * SECOND),
+            strict=limit.strict,
+            shadow=limit.shadow,
+            headers=limit.headers,
+            fuse=limit.fuse,
+            ipv4_prefix=limit.ipv4_prefix,
+            ipv6_prefix=limit.ipv6_prefix,
         )
+        for limit in [rule.limit for rule in call.control.limiter.engine.rules]
     )
+    return Reply(await paced(listing(models.Limits(limits=[]), "limits", limits)))
 
 
 async def clear_fuse(call: Call) -> Reply:
@@ -117,63 +113,63 @@ async def status(call: Call) -> Reply:
     )
     blocklist = control.limiter.blocklist
     reload = control.reloaded
-    return Reply(
-        models.Status(
-            version=__version__,
-            compiled=compiled(),
-            node=control.about.id,
-            ready=control.ready,
-            degraded=not store.up,
-            started=control.started,
-            uptime=round(time.time() - control.started, 3),
-            checks=engine.checks,
-            unknown=engine.unknown,
-            keyless=engine.keyless,
-            unchecked=[
-                models.Unchecked(problem=problem, message=name) for problem, name in engine.notes
-            ],
-            connections=len(agent.peers),
-            connections_refused=agent.refused,
-            connections_untrusted=agent.untrusted,
-            protocol_errors=agent.protocol_errors,
-            nodes=store.nodes,
-            table=models.TableFill(
-                capacity=engine.table.capacity,
-                entries=engine.table.entries,
-                evictions=engine.table.evictions,
-                bytes=engine.table.size,
-            ),
-            limits=[
-                models.LimitCounters(
-                    name=rule.limit.name,
-                    allowed=rule.allowed,
-                    throttled=rule.throttled,
-                    blocked=rule.blocked,
-                    denied=rule.denied,
-                    fuse_blown=rule.fused,
-                )
-                for rule in engine.rules
-            ],
-            blocklist=models.BlocklistState(
-                entries=len(blocklist), made=control.limiter.blocks, refused=blocklist.refused
-            ),
-            store=models.StoreState(
-                # Never the URL: there may be a password in it.
-                kind=control.config.store.url.partition(":")[0],
-                up=store.up,
-                problem=store.problem,
-                outages=store.outages,
-                unwritten=len(store.outbox),
-                dropped=store.outbox.dropped,
-                sync_failures=sync.failures,
-                late=sync.late,
-            ),
-            edges=models.EdgeState(faults=control.edge_faults, dropped=control.edges_dropped),
-            events=models.EventState(listeners=len(control.bus), dropped=control.bus.dropped),
-            reload=_reload(reload) if reload else None,
-            haproxy=await control.runtime.report(),
+    limits = (
+        models.LimitCounters(
+            name=rule.limit.name,
+            allowed=rule.allowed,
+            throttled=rule.throttled,
+            blocked=rule.blocked,
+            denied=rule.denied,
+            fuse_blown=rule.fused,
         )
+        for rule in list(engine.rules)
     )
+    state = models.Status(
+        version=__version__,
+        compiled=compiled(),
+        node=control.about.id,
+        ready=control.ready,
+        degraded=not store.up,
+        started=control.started,
+        uptime=round(time.time() - control.started, 3),
+        checks=engine.checks,
+        unknown=engine.unknown,
+        keyless=engine.keyless,
+        unchecked=[
+            models.Unchecked(problem=problem, message=name) for problem, name in engine.notes
+        ],
+        connections=len(agent.peers),
+        connections_refused=agent.refused,
+        connections_untrusted=agent.untrusted,
+        protocol_errors=agent.protocol_errors,
+        nodes=store.nodes,
+        table=models.TableFill(
+            capacity=engine.table.capacity,
+            entries=engine.table.entries,
+            evictions=engine.table.evictions,
+            bytes=engine.table.size,
+        ),
+        limits=[],
+        blocklist=models.BlocklistState(
+            entries=len(blocklist), made=control.limiter.blocks, refused=blocklist.refused
+        ),
+        store=models.StoreState(
+            # Never the URL: there may be a password in it.
+            kind=control.config.store.url.partition(":")[0],
+            up=store.up,
+            problem=store.problem,
+            outages=store.outages,
+            unwritten=len(store.outbox),
+            dropped=store.outbox.dropped,
+            sync_failures=sync.failures,
+            late=sync.late,
+        ),
+        edges=models.EdgeState(faults=control.edge_faults, dropped=control.edges_dropped),
+        events=models.EventState(listeners=len(control.bus), dropped=control.bus.dropped),
+        reload=_reload(reload) if reload else None,
+        haproxy=await control.runtime.report(),
+    )
+    return Reply(await paced(listing(state, "limits", limits)))
 
 
 def _reload(result: Any) -> models.ReloadState:

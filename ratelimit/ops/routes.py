@@ -66,7 +66,11 @@ ROUTES = (
         body=models.NewBlock,
         answer=models.MadeBlock,
         status=201,
-        problems={422: _INVALID, 503: _STORE},
+        problems={
+            422: _INVALID,
+            503: _STORE,
+            507: "The blocklist is full and all its entries are in force; nothing was done.",
+        },
     ),
     Route(
         method="GET",

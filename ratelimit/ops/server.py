@@ -266,9 +266,10 @@ class Server:
         elif reply.body is None:
             response = web.Response(status=reply.status, headers=reply.headers)
         else:
+            body = reply.body
             response = web.Response(
                 status=reply.status,
-                body=reply.body.model_dump_json().encode(),
+                body=body if isinstance(body, bytes) else body.model_dump_json().encode(),
                 content_type="application/json",
                 headers=reply.headers,
             )

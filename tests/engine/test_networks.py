@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 from ratelimit.engine.constants import MIXED
 from ratelimit.engine.networks import Networks
 from ratelimit.lists import Range, cut
+from ratelimit.steps import finish
 
 _M64 = (1 << 64) - 1
 _LAST = (1 << 128) - 1
 
 
 def networks(ranges: list[Range]) -> Networks:
-    return Networks(*cut(sorted(ranges)))
+    return Networks(*finish(cut(sorted(ranges))))
 
 
 def value(made: Networks, address: int) -> int:
@@ -63,5 +64,5 @@ def test_any_ranges_as_they_are_defined(drawn: list[tuple[int, int, int]], shift
 def test_a_hundred_thousand_networks_take_less_than_five_megabytes() -> None:
     rnd = random.Random(1)
     starts = sorted(rnd.sample(range(1 << 24), 100_000))
-    made = cut((start << 8, (start << 8) + 255, 2) for start in starts)
+    made = finish(cut((start << 8, (start << 8) + 255, 2) for start in starts))
     assert sum(map(len, made)) < 5_000_000
