@@ -244,7 +244,17 @@ class StoreSection(_Section):
     sync_interval: SyncInterval = 10 * MILLISECOND
     prefix: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")] = "ratelimit"
     state_dir: FilePath = ""
+    tls_server_name: str = ""
     on_outage: Literal["local", "share"] = "local"
+
+    @field_validator("tls_server_name")
+    @classmethod
+    def _has_tls(cls, name: str, info: ValidationInfo) -> str:
+        if name:
+            _host_name(name)
+            if not info.data.get("url", "rediss").startswith("rediss"):
+                raise ValueError("needs a store.url with TLS, such as rediss://")
+        return name
 
 
 class LimitSection(_Section):

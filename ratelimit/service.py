@@ -227,6 +227,7 @@ async def _agent(
         config.store.url,
         prefix=config.store.prefix,
         state_dir=config.store.state_dir,
+        tls_server_name=config.store.tls_server_name,
         events=control.follow(sync.events),
         node=about,
     )

@@ -25,6 +25,7 @@ import aiohttp
 import structlog
 
 from ratelimit import __version__
+from ratelimit.tls import tls_problem
 
 EventName = Literal["block", "unblock", "store.lost", "store.back", "fuse", "load.high", "load.low"]
 """What a webhook may ask for."""
@@ -178,7 +179,7 @@ class Hook:
             return f"no answer within {TIMEOUT:g} s", True
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # Its text may show the URL.
-            return type(error).__name__, True
+            return tls_problem(error) or type(error).__name__, True
         if 200 <= status < 300:
             return "", False
         return f"status {status}", status >= 500 or status in _RETRIED

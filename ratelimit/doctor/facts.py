@@ -32,6 +32,7 @@ from ratelimit.spop.constants import MAX_FRAME_SIZE
 from ratelimit.spop.frames import read_health, write_health_check
 from ratelimit.store import MEMORY, StoreError
 from ratelimit.store.look import Sight, look
+from ratelimit.store.url import parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -250,7 +251,8 @@ async def _store(config: Config, clock: Callable[[], float]) -> tuple[Sight | No
     if config.store.url == MEMORY:
         return None, ""
     try:
-        return await look(config.store.url, config.store.prefix, TIMEOUT, clock), ""
+        target = parse(config.store.url, config.store.tls_server_name)
+        return await look(target, config.store.prefix, TIMEOUT, clock), ""
     except StoreError as error:
         return None, str(error)
 

@@ -22,7 +22,13 @@ MEMORY = "memory://"
 
 
 def open_store(
-    url: str, *, prefix: str, state_dir: str, events: Events, node: Node
+    url: str,
+    *,
+    prefix: str,
+    state_dir: str,
+    events: Events,
+    node: Node,
+    tls_server_name: str = "",
 ) -> MemoryStore | RedisStore:
     """Return the store of a URL, not started.
 
@@ -31,7 +37,7 @@ def open_store(
     if url == MEMORY:
         return MemoryStore(state_dir, events, node)
     try:
-        target = parse(url)
+        target = parse(url, tls_server_name)
     except ValueError as error:
         raise ConfigError([f"store.url: {error}"]) from error
     # Takes a tenth of a second to import, which memory:// needs not.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import ssl
 
 from redis.exceptions import RedisError
 
 from ratelimit.store.url import Endpoint
+from ratelimit.tls import tls_problem
 
 OLDEST_REDIS = (7, 0)
 OLDEST_VALKEY = (7, 2)
@@ -19,7 +19,11 @@ _LOGIN = "Redis refuses the user or the password; mend them in store.url or in R
 _LOGIN_MISSING = "Redis asks for a password; put it in store.url or in a password_file"
 _FORBIDDEN = "Redis's ACL does not let this user do what the agent needs"
 _FOREIGN = "another program keeps this key; it is left as it is: choose another store.prefix"
-_MEMORY = "Redis has no memory left; raise maxmemory or choose a maxmemory-policy that evicts"
+_MEMORY = (
+    "Redis has no memory left; raise maxmemory, and keep maxmemory-policy noeviction, because an "
+    "evicted key is a block lifted"
+)
+_CERTIFICATE = "name its CA by ?cacert=, or the name that it has by store.tls_server_name"
 _TOO_OLD = f"too old; {OLDEST_REDIS[0]}.{OLDEST_REDIS[1]} or later is needed"
 
 # By the first word of an error, or by a part of its text; the first that fits.
@@ -51,11 +55,8 @@ _HINTS = (
 
 def explain(error: BaseException, where: Endpoint | str) -> str:
     """Return one line: where, what is wrong, and what to do if that is known."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLError):
-            return f"{where}: TLS: {_tls(cause)}"
-        cause = cause.__cause__ or cause.__context__
+    if problem := tls_problem(error, _CERTIFICATE):
+        return f"{where}: TLS: {problem}"
     text = str(error)
     if isinstance(error, RedisError) and error.status_code:
         text = f"{error.status_code} {text}"
@@ -68,16 +69,6 @@ def explain(error: BaseException, where: Endpoint | str) -> str:
         if text.startswith(f"{word} ") or (word in text and not word.isupper()):
             return f"{where}: {hint} ({text[:_SHOWN]})"
     return f"{where}: {text or type(error).__name__}"
-
-
-def _tls(error: ssl.SSLError) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return (
-            f"the server's certificate is refused: {error.verify_message}; "
-            "mend it, or name its CA by ?cacert="
-        )
-    reason = (error.reason or str(error)).replace("_", " ").lower()
-    return f"{reason}; see to the certificates, and that the port speaks TLS"
 
 
 def too_old(server: str, version: str) -> str:

@@ -12,7 +12,7 @@ from ratelimit.store.base import Node, StoreError
 from ratelimit.store.explain import explain
 from ratelimit.store.life import Life
 from ratelimit.store.members import Members, nodes_key
-from ratelimit.store.url import parse
+from ratelimit.store.url import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,11 @@ class Sight:
 
 
 async def look(
-    url: str, prefix: str, timeout: float = 1, clock: Callable[[], float] = time.time
+    target: Target, prefix: str, timeout: float = 1, clock: Callable[[], float] = time.time
 ) -> Sight:
-    """Ask the store of a URL, not ``memory://``; StoreError says why it can't be used."""
+    """Ask a store; StoreError says why it can't be used."""
     key = nodes_key(prefix)
-    life = Life(parse(url), timeout, key, lambda _problem: None)
+    life = Life(target, timeout, key, lambda _problem: None)
     try:
         server = await life.open(())
         sent = clock()

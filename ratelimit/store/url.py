@@ -8,6 +8,8 @@ from enum import Enum
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote
 
+from ratelimit.tls import client_context
+
 DEFAULT_PORT = 6379
 SENTINEL_PORT = 26379
 
@@ -96,8 +98,8 @@ _TLS_PARAMETERS = {"cacert", "cert", "key"}
 _SENTINEL_PARAMETERS = {"sentinel_user", "sentinel_password", "sentinel_password_file"}
 
 
-def parse(url: str) -> Target:
-    """Return what a URL says.
+def parse(url: str, tls_server_name: str = "") -> Target:
+    """Return what a URL says; with TLS, the servers' certificates must have the name, if any.
 
     ``redis://[USER:PASSWORD@]HOST[:PORT][/DB]``, ``rediss://`` the same with TLS,
     ``unix://[USER:PASSWORD@]/PATH``, ``redis+sentinel://HOST[:PORT],…/SERVICE[/DB]`` and
@@ -127,7 +129,9 @@ def parse(url: str) -> Target:
     if password and "password_file" in options:
         raise ValueError("has a password and password_file, of which one is too many")
     login = _login(unquote(user), unquote(password), options.get("password_file", ""))
-    context = _tls(options) if tls else None
+    if tls_server_name and not tls:
+        raise ValueError("has no TLS, and so there is no name of a server to verify")
+    context = _tls(options, tls_server_name) if tls else None
     key = options.get("key", options.get("cert", "")) if tls else ""
     if socket:
         if hosts or not path:
@@ -186,13 +190,13 @@ def _login(user: str, password: str, password_file: str) -> Login:
     return login
 
 
-def _tls(options: dict[str, str]) -> ssl.SSLContext:
+def _tls(options: dict[str, str], name: str) -> ssl.SSLContext:
     cacert, cert, key = (options.get(name) for name in ("cacert", "cert", "key"))
     if key and not cert:
         raise ValueError("key: needs cert beside it")
     try:
         # With a CA of one's own no other is trusted.
-        context = ssl.create_default_context(cafile=cacert)
+        context = client_context(cacert, name)
     except OSError as error:
         raise ValueError(f"cacert: {cacert}: {_why(error)}") from None
     if cert:

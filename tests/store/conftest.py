@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from ratelimit.model import Block
 from ratelimit.store import Events, Node
 from ratelimit.store.redis import RedisStore
-from ratelimit.store.url import parse
+from ratelimit.store.url import Target, parse
 from tests.store.servers import PROGRAM, Server
 
 
@@ -93,7 +93,7 @@ class Seen:
 
 @contextlib.asynccontextmanager
 async def nodes(
-    url: str, count: int = 1, prefix: str = "test", **options: Any
+    url: str | Target, count: int = 1, prefix: str = "test", **options: Any
 ) -> AsyncIterator[list[tuple[RedisStore, Seen]]]:
     """Run nodes of one store."""
     made = []
@@ -101,7 +101,8 @@ async def nodes(
         for number in range(count):
             seen = Seen()
             node = Node(f"node{number}", "1.0", int(time.time()))
-            store = RedisStore(parse(url), prefix, seen.events, node=node, **options)
+            target = parse(url) if isinstance(url, str) else url
+            store = RedisStore(target, prefix, seen.events, node=node, **options)
             made.append((store, seen))
             await store.start()
         yield made

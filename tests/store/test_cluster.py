@@ -9,6 +9,7 @@ import pytest
 from redis.crc import key_slot
 
 from ratelimit.store import StoreError
+from tests.store.acl import rights
 from tests.store.conftest import block, nodes, run
 from tests.store.servers import LIMIT, Server, until
 
@@ -157,3 +158,24 @@ def test_a_part_of_the_keys_is_lost_for_a_while(cluster: list[Server], logs: lis
 
     run(main)
     assert [line["event"] for line in logs] == ["store reached", "store lost", "store back"]
+
+
+def test_the_documented_rights(cluster: list[Server]) -> None:
+    for server in cluster:
+        server.do("ACL", "SETUSER", "ratelimit", *rights("server"))
+        server.do("ACL", "SETUSER", "ratelimit", *rights("cluster"))
+    address = ",".join(f"127.0.0.1:{server.port}" for server in cluster)
+
+    async def main() -> None:
+        async with nodes(f"redis+cluster://ratelimit:secret@{address}", 2) as made:
+            (first, _), (_, two) = made
+            await first.save(block("a"))
+            await until(lambda: two.clients() == {"a"})
+            for number in range(3):
+                shard = shard_of(cluster, number)
+                assert hits(await first.exchange("default", shard, 7, TTL, RECORD)) == 1
+
+    run(main)
+    for server in cluster:
+        with server.client() as client:
+            assert client.acl_log() == []

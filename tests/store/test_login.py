@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import ssl
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from ratelimit.exceptions import ConfigError
 from ratelimit.store import open_store
 from ratelimit.store.base import Events, Node
 from ratelimit.store.explain import too_old
+from ratelimit.store.url import parse
+from tests.store.acl import commands, rights
 from tests.store.conftest import block, nodes, run
 from tests.store.servers import Server, until
 
@@ -22,42 +25,63 @@ pytestmark = pytest.mark.integration
 
 RECORD = b"0123456789abcdef" + (1000).to_bytes(8, "little") + (1).to_bytes(4, "little") + bytes(64)
 
-COMMANDS = [
-    "ping", "evalsha", "eval", "subscribe", "publish", "hgetall", "hget", "hset", "hdel", "hmget",
-    "hscan", "type", "exists", "pexpire", "pttl", "time", "set",
-]  # fmt: skip
-"""All that the agent needs, besides HELLO, which nobody can be refused."""
 
-
-def test_a_user_may_be_allowed_no_more_than_is_needed(server: Server) -> None:
-    server.do(
-        "ACL", "SETUSER", "agent", "on", ">secret", "resetkeys", "~test:*", "resetchannels",
-        "&test:*", "-@all", *(f"+{command}" for command in COMMANDS),
-    )  # fmt: skip
+def test_the_documented_rights_are_enough_and_no_more_than_needed(server: Server) -> None:
+    server.do("ACL", "SETUSER", "ratelimit", *rights("server"))
+    url = f"redis://ratelimit:secret@127.0.0.1:{server.port}"
 
     async def main() -> None:
-        url = f"redis://agent:secret@127.0.0.1:{server.port}"
-        async with nodes(url, 2) as [(first, _), (second, seen)]:
+        server.do("CONFIG", "RESETSTAT")
+        async with nodes(url, 2) as [(first, one), (second, two)]:
             await first.save(block("192.0.2.1"))
             await first.exchange("default", 0, 7, 5000, RECORD, b"hot")
-            await until(lambda: seen.hot and seen.blocks)
+            await until(lambda: two.hot and two.blocks)
             await second.nodes_list()
             assert await second.claim("load", "high", 60)
             assert await second.lift("default", "192.0.2.1")
+            await until(lambda: not one.blocks)
+        with server.client() as client:
+            used = {
+                name.removeprefix("cmdstat_")
+                for name, calls in client.info("commandstats").items()
+                # Not what this test itself has asked.
+                if name not in ("cmdstat_info", "cmdstat_config|resetstat")
+            }
+        assert used - {"hello"} == commands("server")  # HELLO is refused to no user
+        assert not any(line["reason"] for line in _refusals(server))
         for wrong, problem in {
             f"redis://127.0.0.1:{server.port}": "",
-            f"redis://agent:wrong@127.0.0.1:{server.port}": "refuses the user or the password",
+            f"redis://ratelimit:wrong@127.0.0.1:{server.port}": "refuses the user or the password",
             f"redis://nobody:secret@127.0.0.1:{server.port}": "refuses the user or the password",
         }.items():
             async with nodes(wrong) as [(store, _)]:
                 assert problem in store.problem
                 assert "secret" not in store.problem
                 assert store.up is (problem == "")
-        server.do("ACL", "SETUSER", "agent", "-hset")
+        server.do("ACL", "SETUSER", "ratelimit", "-hset")
         async with nodes(url) as [(store, _)]:
             assert "ACL" in store.problem
 
     run(main)
+
+
+def test_the_documented_rights_reach_no_other_key_and_channel(server: Server) -> None:
+    server.do("ACL", "SETUSER", "ratelimit", *rights("server"))
+    url = f"redis://ratelimit:secret@127.0.0.1:{server.port}"
+
+    async def main() -> None:
+        async with nodes(url, prefix="other") as [(store, _)]:
+            assert "ACL" in store.problem
+
+    run(main)
+    assert {line["reason"] for line in _refusals(server)} <= {"key", "channel"}
+    assert server.do("KEYS", "other:*") == []
+
+
+def _refusals(server: Server) -> list[dict[str, str]]:
+    """Return what the server's ACL has refused."""
+    with server.client() as client:
+        return [{name: str(value) for name, value in entry.items()} for entry in client.acl_log()]
 
 
 def test_passwords(make_server: Callable[..., Server], folder: Path) -> None:
@@ -79,7 +103,11 @@ def test_passwords(make_server: Callable[..., Server], folder: Path) -> None:
     run(main)
 
 
-def certificates(folder: Path) -> None:
+CA = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")
+"""What Python 3.13 and later want of a CA, beside what openssl adds by itself."""
+
+
+def certificates(folder: Path, ca: tuple[str, ...] = CA) -> None:
     """Make a CA, a certificate for localhost and one for the agent, and another CA."""
 
     def openssl(*args: str) -> None:
@@ -88,7 +116,7 @@ def certificates(folder: Path) -> None:
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
     for name in ("ca", "other"):
         openssl("req", "-x509", *key, "-keyout", f"{name}.key", "-out", f"{name}.crt",
-                "-subj", f"/CN={name}", "-days", "2")  # fmt: skip
+                "-subj", f"/CN={name}", "-days", "2", *ca)  # fmt: skip
     for name in ("server", "agent"):
         openssl(
             "req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}"
@@ -123,6 +151,20 @@ def test_tls(make_server: Callable[..., Server], folder: Path) -> None:
             async with nodes(wrong) as [(store, _)]:
                 assert re.search(problem, store.problem)
 
+        # By its address, which no certificate has, and by a name that another server has.
+        address = f"rediss://127.0.0.1:{server.port}?cacert={folder}/ca.crt&{mine}"
+        async with nodes(parse(address, "localhost")) as [(store, _)]:
+            assert store.up
+        async with nodes(parse(address, "other.example")) as [(store, _)]:
+            assert "certificate is not valid for 'other.example'" in store.problem
+            assert "store.tls_server_name" in store.problem
+        # As from Python 3.13 on, which is stricter.
+        strict = parse(f"{base}/ca.crt&{mine}")
+        assert strict.tls is not None
+        strict.tls.verify_flags |= ssl.VERIFY_X509_STRICT
+        async with nodes(strict) as [(store, _)]:
+            assert store.up
+
     run(main)
     plain = make_server()
 
@@ -132,6 +174,24 @@ def test_tls(make_server: Callable[..., Server], folder: Path) -> None:
             assert "speaks TLS" in store.problem
 
     run(main_plain)
+
+
+def test_a_ca_without_key_usage(make_server: Callable[..., Server], folder: Path) -> None:
+    certificates(folder, ca=())
+    server = make_server(
+        "--tls-cert-file", f"{folder}/server.crt", "--tls-key-file", f"{folder}/server.key",
+        "--tls-ca-cert-file", f"{folder}/ca.crt", "--tls-auth-clients", "no", tls=True,
+    )  # fmt: skip
+    target = parse(f"rediss://localhost:{server.port}?cacert={folder}/ca.crt")
+    assert target.tls is not None
+    target.tls.verify_flags |= ssl.VERIFY_X509_STRICT  # as from Python 3.13 on
+
+    async def main() -> None:
+        async with nodes(target) as [(store, _)]:
+            assert "does not include key usage extension" in store.problem
+            assert "keyUsage=critical,keyCertSign,cRLSign" in store.problem
+
+    run(main)
 
 
 @pytest.mark.parametrize(

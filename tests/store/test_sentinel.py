@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.store.acl import rights
 from tests.store.conftest import block, nodes, run
 from tests.store.servers import PROGRAM, Server, until
 
@@ -103,3 +104,23 @@ def test_what_sentinels_say(make_server: Callable[..., Server]) -> None:
                 assert store.up is (problem == "")
 
     run(main)
+
+
+def test_the_documented_rights(make_server: Callable[..., Server]) -> None:
+    primary = make_server()
+    primary.do("ACL", "SETUSER", "ratelimit", *rights("server"))
+    sentinel = watch(make_server(start=False), primary)
+    sentinel.do("ACL", "SETUSER", "ratelimit", *rights("sentinel"))
+    address = f"127.0.0.1:{sentinel.port}/main?sentinel_user=ratelimit&sentinel_password="
+
+    async def main() -> None:
+        url = f"redis+sentinel://ratelimit:secret@{address}"
+        async with nodes(url + "secret", 2) as [(first, _), (_, two)]:
+            await first.save(block("a"))
+            await until(lambda: two.clients() == {"a"})
+        async with nodes(url + "wrong") as [(store, _)]:
+            assert "refuses the user or the password" in store.problem
+
+    run(main)
+    with sentinel.client() as client:
+        assert {line["reason"] for line in client.acl_log()} == {"auth"}
