@@ -13,7 +13,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import structlog
@@ -111,14 +111,20 @@ class Agent:
         if one.ours:
             self._paths.append((one.address.path, os.stat(one.address.path).st_ino))
 
-    def tick(self) -> None:
-        """Do what is due about once a second: time limits, and what the limiter has to do."""
+    def tick(self, attempt: Callable[[Callable[[], object]], object] = lambda step: step()) -> None:
+        """Do what is due about once a second: time limits, and what the limiter has to do.
+
+        ``attempt`` calls each step, so that one that fails need not keep the others from theirs.
+        """
         for peer in tuple(self.peers):
-            peer.look()
-        self.sync.tick()
+            attempt(peer.look)
+        attempt(self.sync.tick)
+        attempt(self._tick_limiter)
+        attempt(self._report)
+
+    def _tick_limiter(self) -> None:
         if not self.sync.flying:  # the checks under way have a time of their own
             self.limiter.tick(self.sync.now())
-        self._report()
 
     async def close(self, timeout: float, handed_over: bool = False) -> None:
         """Stop accepting, tell every peer, and close; at most ``timeout`` seconds.

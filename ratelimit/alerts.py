@@ -64,12 +64,12 @@ class Alerts:
             self._webhooks.send(name, data)
 
     async def run(self) -> None:
-        """Look once a second until cancelled, if there is anything to look for."""
-        if not self._webhooks.hooks and not self._load.high:
-            await asyncio.Event().wait()
+        """Look once a second until cancelled, while there is anything to look for."""
         while True:
             await asyncio.sleep(_LOOK)
-            await self.look(time.time())
+            # A reload may have set either.
+            if self._webhooks.hooks or self._load.high:
+                await self.look(time.time())
 
     async def look(self, now: float) -> None:
         """See what has changed by a time in epoch seconds."""

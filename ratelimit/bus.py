@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import structlog
+
 MAX_LISTENERS = 64
 HISTORY = 1000
 """Events that are kept."""
@@ -21,6 +23,8 @@ QUEUE = 1000
 """Events that wait for a listener before it is dropped."""
 
 _IDS = 1000  # ids that each millisecond since the epoch stands for
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,7 @@ class Bus:
 
     ``latest`` is the id of the last one, ``published`` counts them by name, ``dropped`` the
     listeners that did not keep up. ``taps`` are called with each event's name and data; they must
-    not wait or fail.
+    not wait.
     """
 
     def __init__(self) -> None:
@@ -121,7 +125,11 @@ class Bus:
             self._forgotten = self._history[0].id
         self._history.append(event)
         for tap in self.taps:
-            tap(name, data)
+            try:
+                tap(name, data)
+            except Exception:
+                # The publisher may be the request path.
+                log.exception("an event was not passed on", name=name)
         for listener in [one for one in self._listeners if not one.put(event)]:
             self.dropped += 1
             self.unsubscribe(listener)

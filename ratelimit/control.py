@@ -28,6 +28,7 @@ from ratelimit.reload import Reloader, ReloadResult
 from ratelimit.runtime import EdgeEntry, Fault, Runtime
 from ratelimit.steps import Steps
 from ratelimit.store import Events, Node, Store, StoreError
+from ratelimit.supervisor import Supervisor
 from ratelimit.turns import paced
 
 MAX_EDGE_CHANGES = 10_000
@@ -64,6 +65,7 @@ class Control:
         runtime: the HAProxy processes beside it.
         busiest: finds the busiest clients of this node.
         bus: what happens.
+        tasks: what the node does next to the answers.
         started: epoch seconds.
         ready: the store has been tried and requests are answered; false again while draining.
         metrics: returns what Prometheus scrapes, and its type, for what an ``Accept`` header asks.
@@ -83,6 +85,7 @@ class Control:
         self.runtime = runtime or Runtime(())
         self.busiest = Busiest(self.limiter, self.sync)
         self.bus = Bus()
+        self.tasks = Supervisor()
         self.started = time.time()
         self.ready = False
         self.metrics: Callable[[str], tuple[bytes, str]] = lambda accept: (b"", "text/plain")

@@ -1,7 +1,8 @@
 """What Prometheus reads: the figures of the running parts, looked up when it asks and not before.
 
-No metric has a label that grows with clients: there are limits, verdicts and webhooks, all of them
-from the configuration. ``docs/metrics.md`` lists them; a test holds that it leaves none out.
+No metric has a label that grows with clients: there are limits, verdicts, tasks and webhooks, which
+the program and its configuration name. ``docs/metrics.md`` lists them; a test holds that it leaves
+none out.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from ratelimit.histogram import Histogram
 from ratelimit.model import VERDICTS
 from ratelimit.store import Node, Store
 from ratelimit.store.base import SharedStore
+from ratelimit.supervisor import Supervisor
 from ratelimit.webhooks import Webhooks
 
 
@@ -66,6 +68,10 @@ class Source(Protocol):
         """Changes that found no room to wait for HAProxy."""
 
     @property
+    def tasks(self) -> Supervisor:
+        """What the node does next to the answers."""
+
+    @property
     def reloaded(self) -> Reload | None:
         """How the last one went; None before the first."""
 
@@ -100,6 +106,13 @@ class Metrics(Collector):
         taken, at = (last.ok, last.at) if last else (True, source.about.since)
         yield _gauge("reload_success", "1 if the last reload, or the start, was taken.", taken)
         yield _gauge("reload_timestamp_seconds", "When that was.", at)
+        yield _labelled(
+            CounterMetricFamily,
+            "task_failures",
+            "Failures of what goes on next to the answers; each task is started again.",
+            ("task",),
+            [((task.name,), task.failures) for task in source.tasks.tasks.values()],
+        )
         yield from self._checks()
         yield from self._blocks()
         yield from self._connections()

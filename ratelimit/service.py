@@ -40,8 +40,9 @@ from ratelimit.ops.server import Server
 from ratelimit.runtime import Prefixes, Runtime
 from ratelimit.runtime.figures import AGENT_BACKEND
 from ratelimit.store import MEMORY, Node, open_store
+from ratelimit.supervisor import Task
 from ratelimit.sync import Sync
-from ratelimit.systemd import Sockets, notify, watch
+from ratelimit.systemd import Manager, Sockets
 from ratelimit.trust import Trusted
 from ratelimit.webhooks import Webhooks
 
@@ -51,6 +52,7 @@ DRAIN_TIMEOUT = 0.8
 _DEFAULT_LISTEN = Address("127.0.0.1", 8080)
 _START_TIMEOUT = 5  # seconds for HAProxy to accept connections
 _STOP_TIMEOUT = 2  # seconds for the demo application to end
+_LONGEST_PAUSE = 1.0  # seconds, of tasks that others wait for
 
 log = structlog.get_logger()
 
@@ -83,24 +85,26 @@ async def _serve(config: Config) -> int:
     again = _on_signal(signal.SIGHUP)
     follow = _on_signal(signal.SIGUSR2)
     predecessor = Predecessor.of_environment()
-    async with _agent(config, predecessor=predecessor) as running:
-        return await _first(
-            *running.parts(),
-            _reload(running.control, again),
-            _hand_over(running, predecessor, follow),
-            watch(),
-            stop.wait(),
-        )
+    with contextlib.closing(Manager.of_environment()) as manager:
+        async with _agent(config, manager, predecessor=predecessor) as running:
+            tasks = running.control.tasks
+            tasks.start("watchdog", manager.watch, _LONGEST_PAUSE)
+            tasks.start("reload", lambda: _reload(running.control, manager, again))
+            tasks.start("hand-over", lambda: _hand_over(running, manager, predecessor, follow))
+            await _first(stop.wait(), running.handed_over.wait())
+    return 0
 
 
 async def _up(config: Config, listen: Address, application: Address | None) -> int:
     # Closing the terminal ends it too, and with it its children.
     stop = _on_signal(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    _on_signal(signal.SIGUSR2)  # is for an agent alone, and would end this one without HAProxy
     program = await find()
     async with contextlib.AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ratelimit-"))
         stats = str(Path(folder) / "haproxy.sock")
-        running = await stack.enter_async_context(_agent(config, stats))
+        manager = stack.enter_context(contextlib.closing(Manager.of_environment()))
+        running = await stack.enter_async_context(_agent(config, manager, stats))
         # A check over it costs both ends less than one over TCP.
         spop = Address(path=str(Path(folder) / "spop.sock"))
         await running.control.agent.listen(spop)
@@ -119,11 +123,8 @@ async def _up(config: Config, listen: Address, application: Address | None) -> i
             },
         )
         stack.push_async_callback(haproxy.stop)
-        return await _first(
-            *running.parts(),
-            _failed(haproxy),
-            _announce(config, listen, application, running.ops, stop),
-        )
+        await _first(_failed(haproxy), _announce(config, listen, application, running.ops, stop))
+        return 0
 
 
 async def _announce(
@@ -165,36 +166,21 @@ async def _accepts(address: Address) -> None:
 class _Running:
     """A node that listens on ``addresses``, its API on ``ops``, and what runs beside it.
 
-    ``handed_over`` says that a successor goes on with its sockets.
+    ``handed_over`` is set when a successor goes on with its sockets.
     """
 
     addresses: list[Address]
     ops: Address
     control: Control
     server: Server
-    webhooks: Webhooks
-    alerts: Alerts
-    handed_over: bool = False
-
-    def parts(self) -> list[Awaitable[object]]:
-        """Return what is to run for as long as the node does."""
-        agent = self.control.agent
-        return [
-            _tick(agent),
-            agent.sync.run(),
-            self.control.run(),
-            self.control.tidy(),
-            self.server.run(),
-            self.webhooks.run(),
-            self.alerts.run(),
-        ]
+    handed_over: asyncio.Event
 
 
 @contextlib.asynccontextmanager
 async def _agent(
-    config: Config, *stats: str, predecessor: Predecessor | None = None
+    config: Config, manager: Manager, *stats: str, predecessor: Predecessor | None = None
 ) -> AsyncIterator[_Running]:
-    """Run a node; yield it with what belongs to it.
+    """Run a node, and all that it does next to the answers; yield it.
 
     ``stats`` are sockets of HAProxy that the configuration can't name. A ``predecessor`` goes on
     answering until this node does, and then ends.
@@ -250,7 +236,7 @@ async def _agent(
         # First, so that who asks while the store is waited for is told that the node starts.
         ops = await server.start(ops_sockets)
         stack.push_async_callback(server.close)
-        running = _Running([], ops, control, server, webhooks, alerts)
+        running = _Running([], ops, control, server, asyncio.Event())
 
         async def listen() -> None:
             # What the start made stays: the garbage collector, which stops all answers meanwhile,
@@ -269,7 +255,7 @@ async def _agent(
             await predecessor.replace()
         await store.start()
         stack.push_async_callback(store.close)
-        stack.push_async_callback(lambda: agent.close(DRAIN_TIMEOUT, running.handed_over))
+        stack.push_async_callback(lambda: agent.close(DRAIN_TIMEOUT, running.handed_over.is_set()))
         if not running.addresses:
             await listen()
         log.info(
@@ -280,12 +266,23 @@ async def _agent(
             ops=_written(ops),
             table_bytes=agent.limiter.engine.table.size,
         )
+        tasks = control.tasks
+        stack.push_async_callback(tasks.close)
+        asyncio.get_running_loop().set_exception_handler(tasks.unhandled)
+        tasks.start("tick", lambda: _tick(agent, tasks.task("tick")))
+        # With sync_interval = "0" answers wait for it.
+        tasks.start("sync", sync.run, _LONGEST_PAUSE)
+        tasks.start("tidy", control.tidy, _LONGEST_PAUSE)
+        tasks.start("edges", control.run)
+        tasks.start("api", server.run)
+        tasks.start("webhooks", webhooks.run)
+        tasks.start("alerts", alerts.run)
         control.ready = True
-        notify("READY=1")
+        manager.tell("READY=1")
         yield running
         control.ready = False
-        if not running.handed_over:
-            notify("STOPPING=1")
+        if not running.handed_over.is_set():
+            manager.tell("STOPPING=1")
         log.info("agent stops", checks=agent.limiter.engine.checks, blocks=agent.limiter.blocks)
 
 
@@ -334,10 +331,10 @@ async def _demo() -> AsyncIterator[Address]:
                 process.kill()
 
 
-async def _tick(agent: Agent) -> None:
+async def _tick(agent: Agent, task: Task) -> None:
     while True:
         await asyncio.sleep(1)
-        agent.tick()
+        agent.tick(task.attempt)
 
 
 async def _failed(haproxy: HAProxy) -> None:
@@ -345,7 +342,7 @@ async def _failed(haproxy: HAProxy) -> None:
     raise StartError(f"HAProxy ended with code {code}; its own words are above")
 
 
-async def _first(*parts: Awaitable[object]) -> int:
+async def _first(*parts: Awaitable[object]) -> None:
     """Run all parts until the first ends, well or not; end the others."""
     tasks = [asyncio.ensure_future(part) for part in parts]
     try:
@@ -356,29 +353,34 @@ async def _first(*parts: Awaitable[object]) -> int:
         await asyncio.gather(*tasks, return_exceptions=True)
     for task in done:
         task.result()
-    return 0
 
 
-async def _reload(control: Control, again: asyncio.Event) -> None:
+async def _reload(control: Control, manager: Manager, again: asyncio.Event) -> None:
     while True:
         await again.wait()
         again.clear()
-        notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-        await control.reload()
-        notify("READY=1")
+        manager.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            await control.reload()
+        finally:
+            manager.tell("READY=1")
 
 
 async def _hand_over(
-    running: _Running, predecessor: Predecessor | None, follow: asyncio.Event
+    running: _Running, manager: Manager, predecessor: Predecessor | None, follow: asyncio.Event
 ) -> None:
     """Have the predecessor end; then, at the signal, go on until a successor has taken over."""
     if predecessor is not None:
         await predecessor.replace()
-    while not running.handed_over:
+    while True:
         await follow.wait()
         follow.clear()
         passed = [*running.control.agent.sockets, *running.server.sockets]
-        running.handed_over = await hand_over(passed)
+        pid = await hand_over(passed)
+        if pid is not None:
+            manager.tell(f"MAINPID={pid}")
+            running.handed_over.set()
+            return
 
 
 def _on_signal(*numbers: signal.Signals) -> asyncio.Event:

@@ -161,6 +161,9 @@ def status_tables(state: dict[str, Any]) -> RenderableType:
         rows["unknown clients"] = f"{asked:,} requests; {refused:,} refused"
     if state["reload"] and not state["reload"]["ok"]:
         rows["last reload"] = "; ".join(printable(one) for one in state["reload"]["problems"])
+    failing = [f"{task['name']}: {task['problem']}" for task in state["tasks"] if task["problem"]]
+    if failing:
+        rows["failing"] = "\n".join(map(printable, failing))
     for name, value in rows.items():
         node.add_row(name, value)
     limits = new_table("limit", *(f"{verdict}#" for verdict in VERDICTS), "fuse")

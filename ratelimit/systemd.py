@@ -100,28 +100,49 @@ class Sockets:
             )
 
 
-def notify(*lines: str) -> None:
-    """Tell the service manager something, such as ``READY=1``; nobody may be there to hear it."""
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    if not path.startswith(("/", "@")):
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
-        sock.setblocking(False)
-        sock.sendto(
-            "\n".join(lines).encode(), path.replace("@", "\0", 1) if path[0] == "@" else path
+class Manager:
+    """The service manager, as the environment names it; without one, nothing here does anything.
+
+    Its socket is opened once, so that the manager hears of the process also while there is no file
+    descriptor to be had.
+    """
+
+    def __init__(self, path: str = "", watchdog: float = 0) -> None:
+        self._path = path.replace("@", "\0", 1) if path.startswith("@") else path
+        self._watchdog = watchdog
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if path else None
+        if self._sock is not None:
+            self._sock.setblocking(False)
+
+    @classmethod
+    def of_environment(cls) -> Manager:
+        """Return the manager that ``NOTIFY_SOCKET`` and ``WATCHDOG_USEC`` name."""
+        path = os.environ.get("NOTIFY_SOCKET", "")
+        wait = os.environ.get("WATCHDOG_USEC", "")
+        ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        watched = ours and re.fullmatch(r"0*[1-9][0-9]{0,17}", wait)
+        return cls(
+            path if path.startswith(("/", "@")) else "", int(wait) / 1_000_000 if watched else 0
         )
 
+    def tell(self, *lines: str) -> None:
+        """Say something, such as ``READY=1``; it may not be heard."""
+        if self._sock is not None:
+            with contextlib.suppress(OSError):
+                self._sock.sendto("\n".join(lines).encode(), self._path)
 
-async def watch() -> None:
-    """Feed the watchdog from this loop, until cancelled; a loop that hangs is found by it."""
-    wait = os.environ.get("WATCHDOG_USEC", "")
-    if not re.fullmatch(r"0*[1-9][0-9]{0,17}", wait):
-        await asyncio.Event().wait()
-    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
-        await asyncio.Event().wait()
-    while True:
-        notify("WATCHDOG=1")
-        await asyncio.sleep(int(wait) / 1_000_000 / 3)
+    async def watch(self) -> None:
+        """Feed the watchdog from this loop, until cancelled; a loop that hangs is found by it."""
+        if not self._watchdog:
+            return
+        while True:
+            self.tell("WATCHDOG=1")
+            await asyncio.sleep(self._watchdog / 3)
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        if self._sock is not None:
+            self._sock.close()
 
 
 def _listening(fd: int) -> socket.socket:

@@ -32,7 +32,7 @@ FLOORS = [
     ["engine", "limiter", "spop.connection"],
     ["runtime.words"],
     ["runtime.figures"],
-    ["tls", "turns"],
+    ["supervisor", "tls", "turns"],
     ["bus", "demo", "haproxy", "logs", "ops.tokens", "runtime.edge", "store.outbox", "systemd"],
     [
         "client",

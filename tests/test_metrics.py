@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from ratelimit.store import MemoryStore, Node, Store
 from ratelimit.store.base import StoreError
 from ratelimit.store.redis import RedisStore
 from ratelimit.store.url import parse as parse_url
+from ratelimit.supervisor import Supervisor
 from ratelimit.sync import Sync
 from ratelimit.webhooks import Receiver, Webhooks
 from tests import wire
@@ -60,6 +61,7 @@ class Parts:
     reloaded: Reloaded | None = None
     edge_faults: int = 0
     edges_dropped: int = 0
+    tasks: Supervisor = field(default_factory=Supervisor)
 
 
 def read(metrics: Metrics) -> Samples:
@@ -87,6 +89,7 @@ async def running(tmp_path: Path) -> AsyncIterator[tuple[Parts, Metrics, Address
     await store.start()
     webhooks = Webhooks([Receiver("https://hooks.example/secret-path")], "n1")
     parts = Parts(agent, store, about, webhooks)
+    parts.tasks.task("tick")
     try:
         yield parts, Metrics(parts, webhooks), await agent.listen(LOOPBACK)
     finally:
@@ -162,6 +165,7 @@ def test_what_goes_wrong_is_counted(tmp_path: Path) -> None:
         parts.reloaded = Reloaded(ok=False, at=1_700_000_500.5)
         parts.agent.limiter.blocklist.refused = 7
         parts.edge_faults, parts.edges_dropped = 5, 4
+        parts.tasks.task("tick").failed(OSError("no memory"))
         hook = parts.webhooks.hooks[0]
         parts.webhooks.send("fuse", {})
         hook.sent, hook.failed, hook.dropped = 3, 2, 1
@@ -171,6 +175,7 @@ def test_what_goes_wrong_is_counted(tmp_path: Path) -> None:
         assert value(seen, "reload_timestamp_seconds") == 1_700_000_500.5
         assert value(seen, "blocklist_refused_total") == 7
         assert value(seen, "edge_faults_total") == 5
+        assert value(seen, "task_failures_total", task="tick") == 1
         assert value(seen, "edge_dropped_total") == 4
         name = "1:hooks.example"
         assert value(seen, "webhook_sent_total", webhook=name) == 3

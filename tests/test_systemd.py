@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import pytest
 from ratelimit.exceptions import StartError
 from ratelimit.handover import Predecessor
 from ratelimit.model import Address
-from ratelimit.systemd import Passed, Sockets, notify, watch
+from ratelimit.systemd import Manager, Passed, Sockets
 
 
 @pytest.fixture
@@ -123,7 +125,8 @@ def test_sockets_are_found_by_their_address(listener: socket.socket, tmp_path: P
 
 
 def test_the_manager_is_told(manager: socket.socket) -> None:
-    notify("RELOADING=1", "MONOTONIC_USEC=1")
+    with contextlib.closing(Manager.of_environment()) as ours:
+        ours.tell("RELOADING=1", "MONOTONIC_USEC=1")
     assert manager.recv(100) == b"RELOADING=1\nMONOTONIC_USEC=1"
 
 
@@ -132,14 +135,35 @@ def test_the_manager_may_listen_at_an_abstract_address(monkeypatch: pytest.Monke
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(f"\0{name}")
         monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
-        notify("READY=1")
+        with contextlib.closing(Manager.of_environment()) as ours:
+            ours.tell("READY=1")
         assert sock.recv(100) == b"READY=1"
 
 
 @pytest.mark.parametrize("path", ["", "relative", "/no/such/socket"])
 def test_nobody_hears(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", path)
-    notify("READY=1")
+    with contextlib.closing(Manager.of_environment()) as ours:
+        ours.tell("READY=1")
+
+
+def test_the_manager_is_told_without_a_free_file_descriptor(manager: socket.socket) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    with contextlib.closing(Manager.of_environment()) as ours:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (manager.fileno() + 20, limits[1]))
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    taken.append(os.dup(manager.fileno()))
+            with pytest.raises(OSError, match="Too many open files"):
+                socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            ours.tell("WATCHDOG=1")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for fd in taken:
+                os.close(fd)
+    assert manager.recv(100) == b"WATCHDOG=1"
 
 
 def test_the_watchdog_is_fed_by_the_loop(
@@ -149,16 +173,17 @@ def test_the_watchdog_is_fed_by_the_loop(
     monkeypatch.delenv("WATCHDOG_PID", raising=False)
 
     async def main() -> None:
-        task = asyncio.create_task(watch())
-        await asyncio.sleep(0)
-        manager.setblocking(False)
-        assert manager.recv(100) == b"WATCHDOG=1"
-        with pytest.raises(BlockingIOError):
-            manager.recv(100)  # a loop that does not turn feeds nothing
-        async with asyncio.timeout(10):
-            while await asyncio.get_running_loop().sock_recv(manager, 100) != b"WATCHDOG=1":
-                pass
-        task.cancel()
+        with contextlib.closing(Manager.of_environment()) as ours:
+            task = asyncio.create_task(ours.watch())
+            await asyncio.sleep(0)
+            manager.setblocking(False)
+            assert manager.recv(100) == b"WATCHDOG=1"
+            with pytest.raises(BlockingIOError):
+                manager.recv(100)  # a loop that does not turn feeds nothing
+            async with asyncio.timeout(10):
+                while await asyncio.get_running_loop().sock_recv(manager, 100) != b"WATCHDOG=1":
+                    pass
+            task.cancel()
 
     asyncio.run(main())
 
@@ -178,15 +203,8 @@ def test_no_watchdog_is_fed_that_nobody_asked_for(
     monkeypatch.delenv("WATCHDOG_USEC", raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-
-    async def main() -> None:
-        task = asyncio.create_task(watch())
-        for _ in range(10):
-            await asyncio.sleep(0)
-        assert not task.done()
-        task.cancel()
-
-    asyncio.run(main())
+    with contextlib.closing(Manager.of_environment()) as ours:
+        asyncio.run(ours.watch())
     manager.setblocking(False)
     with pytest.raises(BlockingIOError):
         manager.recv(100)

@@ -167,6 +167,7 @@ async def status(call: Call) -> Reply:
         edges=models.EdgeState(faults=control.edge_faults, dropped=control.edges_dropped),
         events=models.EventState(listeners=len(control.bus), dropped=control.bus.dropped),
         reload=_reload(reload) if reload else None,
+        tasks=[models.TaskState.model_validate(task) for task in control.tasks.tasks.values()],
         haproxy=await control.runtime.report(),
     )
     return Reply(await paced(listing(state, "limits", limits)))

@@ -284,6 +284,15 @@ class ReloadState(Answer):
     problems: list[str]
 
 
+class TaskState(Answer):
+    """Something that the node does next to the answers."""
+
+    name: str
+    failures: int = Field(description="Since the start; after each it was started again.")
+    problem: str = Field(description="Why it failed, if that was within the last minute.")
+    failed_at: float = Field(description="When it failed last; 0 if it never did.")
+
+
 class Unchecked(Answer):
     """Why questions of HAProxy's could not be checked; `message` is a SPOE message's name."""
 
@@ -319,6 +328,7 @@ class Status(Answer):
     edges: EdgeState
     events: EventState
     reload: ReloadState | None
+    tasks: list[TaskState]
     haproxy: list[Report]
 
 

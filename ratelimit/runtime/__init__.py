@@ -7,6 +7,7 @@ that is dead or hangs makes anybody wait for longer than the time limit: the ans
 from __future__ import annotations
 
 import asyncio
+import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -244,7 +245,10 @@ async def _report(edge: Edge) -> Report:
     answer = await _asked(edge, REPORT)
     if isinstance(answer, EdgeError):
         return Report(edge.path, problem=str(answer))
-    return read_report(edge.path, answer)
+    try:
+        return read_report(edge.path, answer)
+    except (TypeError, ValueError, LookupError, csv.Error) as error:
+        return Report(edge.path, problem=f"its answer can't be read: {ascii(str(error))[1:-1]}")
 
 
 async def _act(edge: Edge, report: Report, server: Server | None, action: Action) -> Acted:

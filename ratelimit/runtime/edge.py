@@ -52,6 +52,9 @@ _FIRST_WORD = b"Name: "  # of `show info`; what follows differs among HAProxy's 
 _SCAN_TIMEOUT = 10  # seconds to read the whole table; each read of it has the usual limit
 _LATER = "it is told as soon as it can be"
 
+_UNREADABLE = (HAProxyBaseError, OSError, ValueError, LookupError, TypeError, AttributeError)
+"""What haproxyadmin raises where it can't ask, or where an answer is not as it expects."""
+
 log = structlog.get_logger()
 
 
@@ -104,7 +107,11 @@ class Edge:
             raise EdgeError(f"{MAX_QUEUED} questions wait for it already")
         self._queued += 1
         loop = asyncio.get_running_loop()
-        answer = loop.run_in_executor(self._thread, self._run, command, now + timeout)
+        try:
+            answer = loop.run_in_executor(self._thread, self._run, command, now + timeout)
+        except RuntimeError as error:
+            self._queued -= 1
+            raise EdgeError(f"its thread can't be started: {error}") from error
         answer.add_done_callback(self._ran)
         try:
             async with asyncio.timeout(timeout):
@@ -226,7 +233,7 @@ class Edge:
                     socket_file=self.path, retry=None, retry_interval=0, timeout=self._timeout
                 )
             [(_, answer)] = self._haproxy.command(command)
-        except (HAProxyBaseError, OSError, ValueError, LookupError) as error:
+        except _UNREADABLE as error:
             # The next question gets a new object, as this one may hold on to a process that ended.
             self._haproxy = None
             # The frames hold a socket, in a circle with the error.
@@ -308,7 +315,7 @@ def _why(error: Exception, timeout: float, late: bool) -> str:
         return "nobody listens on it: HAProxy does not run"
     if isinstance(error, TimeoutError | SocketTimeout) or late:
         return _hangs(timeout)
-    if isinstance(error, ValueError):
+    if isinstance(error, ValueError | LookupError | TypeError | AttributeError):
         return (
             "what answers there is no `stats socket` of a HAProxy process; the master's socket "
             "is none"

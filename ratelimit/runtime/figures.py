@@ -6,6 +6,7 @@ import csv
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 from ratelimit.runtime.words import TABLE
 
@@ -15,6 +16,7 @@ AGENT_BACKEND = "spoa"
 MAX_WEIGHT = 256
 """Highest weight of a server (management.txt, section 9.3, "set weight")."""
 
+_NEEDED = ("pxname", "svname", "status")
 _NAME = re.compile(r"[A-Za-z0-9_.:-]+")
 _HEADER = re.compile(r"# table: (\S+), type: (\S+), size:(\d+), used:(\d+)")
 
@@ -126,7 +128,10 @@ REPORT = "show info;show stat;show table;show cli level;show activity;show env H
 
 
 def read_report(socket: str, answer: Sequence[str]) -> Report:
-    """Return what the answers to ``REPORT`` say."""
+    """Return what the answers to ``REPORT`` say.
+
+    Raises ValueError, LookupError or csv.Error for what can't be read.
+    """
     info: dict[str, str] = {}
     rows: list[dict[str, str]] = []
     tables: dict[str, Table] = {}
@@ -136,6 +141,8 @@ def read_report(socket: str, answer: Sequence[str]) -> Report:
         first = section[0]
         if first.startswith("# pxname"):
             rows = list(csv.DictReader([first[2:], *section[1:]]))
+            if any(row.get(name) is None for row in rows for name in _NEEDED):
+                raise ValueError("a line of `show stat` lacks fields")
         elif first.startswith("# table:"):
             tables |= {table.name: table for table in read_tables(section)}
         elif first in ("user", "operator", "admin"):
@@ -151,7 +158,7 @@ def read_report(socket: str, answer: Sequence[str]) -> Report:
         uptime=_number(info.get("Uptime_sec")),
         level=level,
         files=files,
-        clock=float(info.get("date_now", 0)),
+        clock=_seconds(info.get("date_now", "0")),
         frontends=tuple(_frontend(row) for row in rows if row["svname"] == "FRONTEND"),
         backends=tuple(backend for backend in backends if backend.servers),
         agent=next((b.status for b in backends if b.name == AGENT_BACKEND), ""),
@@ -218,6 +225,13 @@ def _server(row: dict[str, str]) -> Server:
         sessions_total=_number(row.get("stot")),
         check=" ".join(filter(None, (row.get("check_status"), row.get("last_chk")))),
     )
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not isfinite(seconds):
+        raise ValueError(f"not a time: {text}")
+    return seconds
 
 
 def _number(text: str | None) -> int:

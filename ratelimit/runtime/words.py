@@ -7,6 +7,7 @@ were parsed and are written anew.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -206,9 +207,10 @@ def read_prefixes(answer: Iterable[str]) -> Prefixes:
 
 
 def read_entries(answer: Iterable[str]) -> list[Entry]:
-    """Return the entries of a ``show table``."""
-    return [
-        Entry(str(IPv6Address(found[1]).ipv4_mapped or found[1]), int(found[3]), int(found[2]))
-        for found in map(_ENTRY.search, answer)
-        if found
-    ]
+    """Return the entries of a ``show table``; a line whose key is no address is left out."""
+    entries = []
+    for found in filter(None, map(_ENTRY.search, answer)):
+        with contextlib.suppress(ValueError):
+            key = str(IPv6Address(found[1]).ipv4_mapped or found[1])
+            entries.append(Entry(key, int(found[3]), int(found[2])))
+    return entries

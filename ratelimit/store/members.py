@@ -10,7 +10,10 @@ import json
 import secrets
 import time
 from dataclasses import asdict, fields
+from math import inf
 from typing import Any
+
+import structlog
 
 from ratelimit.store.base import Node, StoreError
 from ratelimit.store.clock import Clock
@@ -26,7 +29,11 @@ NODE_LIFE = 3000
 _END = 1 << 32  # epoch seconds, as far as the end of a block goes
 _MOST = 1 << 16  # nodes
 _ANNOUNCE = Script("announce")
-_FIELDS = [field.name for field in fields(Node)]  # what a later version adds is left out
+_TYPES: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float)}
+_FIELDS = {field.name: _TYPES[str(field.type)] for field in fields(Node)}
+_MAX_ODD = 64  # entries that are remembered as logged
+
+log = structlog.get_logger()
 
 
 def nodes_key(prefix: str) -> bytes:
@@ -49,6 +56,7 @@ class Members:
         self.live = 1
         self.clock = Clock()
         self._began = 0.0
+        self._odd: set[bytes] = set()
         self._forget_at = b"0"
 
     def begin(self) -> None:
@@ -80,17 +88,26 @@ class Members:
             await self._announce(life, blocklist, "")
 
     async def read(self, life: Life, now: int) -> list[Node]:
-        """Return those that are live at a time in milliseconds."""
+        """Return those that are live at a time in milliseconds.
+
+        An entry that can't be read is left out and logged once; it ends no more than its node.
+        """
         answer = await life.call(self.key, "HGETALL", self.key)
-        try:
-            nodes = []
-            for field, value in answer.items():
-                gone, _, text = value.partition(b" ")
-                if field and int(gone) > now:
-                    about = json.loads(text) | {"id": field.decode()}
-                    nodes.append(Node(**{name: about[name] for name in _FIELDS if name in about}))
-        except (AttributeError, ValueError, TypeError):
-            raise life.odd("the list of nodes") from None
+        if not isinstance(answer, dict):
+            raise life.odd("the list of nodes")
+        nodes = []
+        for field, value in answer.items():
+            if not field:
+                continue
+            try:
+                gone, node = _read_node(field, value)
+            except (AttributeError, TypeError, ValueError, RecursionError):
+                if field not in self._odd and len(self._odd) < _MAX_ODD:
+                    self._odd.add(field)
+                    log.warning("an entry of the list of nodes can't be read", node=ascii(field))
+                continue
+            if gone > now:
+                nodes.append(node)
         return nodes
 
     async def _announce(self, life: Life, blocklist: SharedBlocklist, about: str) -> Any:
@@ -102,3 +119,17 @@ class Members:
         # After an outage the others need a while to come back too.
         settled = time.monotonic() - self._began > NODE_LIFE / 1000
         self.live = max(live, 1 if settled else self.live)
+
+
+def _read_node(field: bytes, value: bytes) -> tuple[int, Node]:
+    """Return when a node counts as gone, in milliseconds, and the node; what it adds is left out.
+
+    Raises AttributeError, TypeError, ValueError or RecursionError for what is no such entry.
+    """
+    gone, _, text = value.partition(b" ")
+    about = json.loads(text) | {"id": field.decode()}
+    known = {name: about[name] for name in _FIELDS if name in about}
+    for name, one in known.items():
+        if isinstance(one, bool) or not isinstance(one, _FIELDS[name]) or one in (inf, -inf):
+            raise TypeError(name)
+    return int(gone), Node(**known)

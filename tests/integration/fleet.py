@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import struct
@@ -62,25 +63,47 @@ class Answer:
 
 
 class Node:
-    """One agent; ``clock`` is how many seconds its wall clock is ahead."""
+    """One agent.
 
-    def __init__(self, folder: Path, name: str, config: str, clock: int = 0) -> None:
+    ``clock`` is how many seconds its wall clock is ahead, ``before`` what its shell does before,
+    such as ``ulimit -n 64``.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, config: str, clock: int = 0, before: str = ""
+    ) -> None:
         self.name = name
+        self._before = before
         self._path = folder / f"{name}.sock"
         self._log = folder / f"{name}.log"
         self._file = folder / f"{name}.toml"
-        self._file.write_text(f'[agent]\nlisten = ["unix://{self._path}"]\n{config}')
+        self.write(config)
         self._clock = clock
         self._sock: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
+
+    def write(self, config: str) -> None:
+        self._file.write_text(f'[agent]\nlisten = ["unix://{self._path}"]\n{config}')
+
+    def configure(self, config: str) -> None:
+        """Have it take another configuration."""
+        self.write(config)
+        assert self._process is not None
+        self._process.send_signal(signal.SIGHUP)
+
+    def descriptors(self) -> int:
+        """Return how many file descriptors it has."""
+        assert self._process is not None
+        return len(os.listdir(f"/proc/{self._process.pid}/fd"))
 
     def start(self) -> Node:
         program = ["-m", "ratelimit"]
         if self._clock:
             program = ["-c", _WRONG_CLOCK, str(self._clock)]
+        shell = ["bash", "-c", f'{self._before}; exec "$@"', "bash"] if self._before else []
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, *program, "serve", "--config", str(self._file)],
+                [*shell, sys.executable, *program, "serve", "--config", str(self._file)],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
