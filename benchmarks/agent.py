@@ -309,7 +309,7 @@ class Fleet:
 
     def _shared(self, clients: int) -> bool:
         with self.server.client() as redis:
-            keys = cast("list[bytes]", redis.keys("*:counts:*"))
+            keys = cast("list[bytes]", redis.keys("*:hits:*"))
             fields = [cast("list[bytes]", redis.hkeys(key)) for key in keys]
         return len({field[:16] for some in fields for field in some}) >= clients
 

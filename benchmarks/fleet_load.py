@@ -98,7 +98,7 @@ class Fleet:
                 sock.recv(1 << 16)
                 time.sleep(0.03)
                 field = bytes(8) + key[::-1] + b"\xff\xff\0\0"
-                found = redis.keys(f"{self.name}:*:counts:*")
+                found = redis.keys(f"{self.name}:*:hits:*")
                 if any(redis.hexists(counts, field) for counts in cast("list[bytes]", found)):
                     return
                 if time.monotonic() > deadline:

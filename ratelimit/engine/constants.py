@@ -28,17 +28,17 @@ FIRST_COUNTER = 10
 HOT = 27
 """Where a slot of the table says that its client is shared, in 32-bit words."""
 
-SETTLED = 14
-"""Where a slot of the table has the last tick that no longer counts, in 64-bit words."""
+EPOCH = 14
+"""Where a slot of the table has the epoch of its hits, in 64-bit words."""
 
 FETCHED = 64
 """Checks for which the table is fetched at a time: what the nearest cache holds."""
 
-RECORD_BYTES = 92
-"""A client in a batch to the store: key, tick, counters."""
+RECORD_BYTES = 96
+"""A client in a batch to the store: key, epoch, tick, counters."""
 
-ANSWER_BYTES = 76
-"""A client in the store's answer: tick, counters."""
+ANSWER_BYTES = 80
+"""A client in the store's answer: epoch, tick, counters."""
 
 NOTICE_BYTES = 17
 """A client that the other nodes are told of: key, kind."""

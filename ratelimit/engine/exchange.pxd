@@ -6,7 +6,7 @@ from ratelimit.engine.table cimport Table
 from ratelimit.spop.codec cimport Writer
 
 cdef uint64_t RING
-cdef int WEIGHT_BITS, HOT, SETTLED, ANSWER_BYTES, NOTICE_BYTES, RECORD_BYTES, FIRST_COUNTER
+cdef int WEIGHT_BITS, HOT, EPOCH, ANSWER_BYTES, NOTICE_BYTES, RECORD_BYTES, FIRST_COUNTER
 cdef uint64_t _AGES, _HALF, _INTERVAL, _NEAR, _MAX_OTHERS, _MAX_UNSENT, _MILLISECOND, _M32
 cdef uint64_t _KIND, _IS_NEAR, _ROUNDS, _MAX_REFRESH
 cdef int TELL, TELL_NEAR, TOLD, TOLD_NEAR
@@ -70,7 +70,7 @@ cdef class Exchange:
     cdef void tell(self, uint32_t place, Py_ssize_t slot) noexcept
     @cython.locals(
         rule=Rule, table=Table, n=uint32_t, place=uint32_t, slot=Py_ssize_t,
-        first=Py_ssize_t, tick=uint64_t, i=uint64_t, at=uint64_t, total=uint64_t, sent=uint64_t,
+        first=Py_ssize_t, start=Py_ssize_t, epoch=uint64_t, tick=uint64_t, i=uint64_t, at=uint64_t, total=uint64_t, sent=uint64_t,
         others=uint64_t, ahead=uint64_t, counted=uint64_t,
     )
     cpdef int learn(self, bytes answers) except -1

@@ -11,21 +11,26 @@ the store was told of our hits, and ``remote``, what the others had when the sto
 What a batch carried counts as sent, whether or not its answer ever comes: by an outage hits may be
 lost to the others, but none is counted twice.
 
-A record of a batch is 92 bytes, integers little-endian: the key (16), the tick (8) and 17 counters
-of 32 bits, the i-th for the i-th tick before. The store answers each with 76 bytes, the same
-without the key: the sums of all nodes.
+A block settles a client's hits: those before it no longer count, at no node. So hits have an
+*epoch*, which a block begins; the store keeps those of the latest one that it has heard of. A node
+that has an earlier one, since it was away or its table had no room for the client, takes the
+store's, and sends what it has again.
+
+A record of a batch is 96 bytes, integers little-endian: the key (16), the epoch (4), the tick (8)
+and 17 counters of 32 bits, the i-th for the i-th tick before. The store answers each with 80 bytes,
+the same without the key: the sums of all nodes.
 """
 
 from __future__ import annotations
 
 from ratelimit.engine.constants import (
     ANSWER_BYTES,
+    EPOCH,
     FIRST_COUNTER,
     HOT,
     NOTICE_BYTES,
     RECORD_BYTES,
     RING,
-    SETTLED,
     TELL,
     TELL_NEAR,
     TOLD,
@@ -36,7 +41,7 @@ from ratelimit.engine.rule import Rule
 from ratelimit.engine.table import Table
 from ratelimit.spop.codec import Writer
 
-_MAX_RECORDS = 1000  # of a batch: 92,000 bytes, and a few milliseconds of the store's time
+_MAX_RECORDS = 1000  # of a batch: 96,000 bytes, and a few milliseconds of the store's time
 _HALF = 1 << WEIGHT_BITS - 1  # to round a share to the nearest
 _INTERVAL = 10_000_000  # nanoseconds
 _NEAR = 3  # intervals before its limit from which on a client's hits are sent at once
@@ -343,6 +348,7 @@ class Exchange:
             self.advance(place)
         self.u64(writer, table.words[slot])
         self.u64(writer, table.words[slot + 1])
+        self.u32(table.words[slot + EPOCH])
         self.u64(writer, rule.tick)
         at = rule.bucket
         for _ in range(RING):
@@ -351,7 +357,7 @@ class Exchange:
                 own += self.halves[_HALVES * place + _RESERVED]
             sent = self.halves[_HALVES * place + at]
             delta = 0
-            if own > sent:  # it is less where a block has settled what was sent
+            if own > sent:  # it is less where what was reserved has not been counted
                 delta = own - sent
                 self.halves[_HALVES * place + at] = own
             self.u32(delta)
@@ -389,20 +395,27 @@ class Exchange:
             slot = self.words[_WORDS * place]
             if not self.owns(place, slot):
                 continue  # it has left the table meanwhile
+            start = ANSWER_BYTES * n
+            epoch = self.number(answers, start, 4)
+            if epoch < table.words[slot + EPOCH]:
+                continue  # it was blocked meanwhile
             if self.words[_WORDS * place + _TICK] != rule.tick:
                 self.advance(place)
+            if epoch > table.words[slot + EPOCH]:
+                self.settle(place)
+                table.words[slot + EPOCH] = epoch
+                self.halves[_HALVES * place + _UNSENT] = 1
+                self.plan(place, 0)
             first = _HALVES * place
-            tick = self.number(answers, ANSWER_BYTES * n, 8)
+            tick = self.number(answers, start + 4, 8)
             ahead = 0
             for i in range(RING):
-                total = self.number(answers, ANSWER_BYTES * n + 8 + 4 * i, 4)
+                total = self.number(answers, start + 12 + 4 * i, 4)
                 if tick > rule.tick + i:
                     # Hits of a node whose time is a little ahead: to us they are of this tick.
                     ahead += total
                     continue
                 if tick < i or rule.tick - (tick - i) >= RING:
-                    break
-                if tick - i <= table.words[slot + SETTLED]:
                     break
                 at = (tick - i) % RING
                 if tick - i == rule.tick:
@@ -417,12 +430,18 @@ class Exchange:
         self.flown = 0
 
     def settle(self, place: int) -> None:
-        """Forget a client's hits at other nodes so far."""
+        """Forget what a client has at other nodes, and what was sent, for a new epoch begins."""
         first = _HALVES * place
         self.halves[first + _DUE] = 0
         self.halves[first + _SUM] = 0
+        self.halves[first + _UNSENT] = 0
+        self.halves[first + _RESERVED] = 0
         for i in range(RING):
+            self.halves[first + i] = 0
             self.halves[first + _REMOTE + i] = 0
+        if self.halves[first + _TELL] > TOLD:
+            # On its way to its limit again, it may come to nodes that do not share it.
+            self.halves[first + _TELL] = TOLD
 
     def owns(self, place: int, slot: int) -> bool:
         """Tell whether a slot of the table still has the client of a place here.

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from ratelimit.engine.rule cimport Rule
 
 cdef int WAYS, _SET_WORDS, _SLOT_WORDS, FIRST_COUNTER, _STAMP_BITS, WEIGHT_BITS
-cdef int SETTLED, FETCHED
+cdef int EPOCH, FETCHED
 cdef uint64_t RING, SECOND, BY_HAND
 cdef uint64_t _MAX_COUNTER, _HALF, _SPREAD, _M64, _M32
 

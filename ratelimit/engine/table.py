@@ -16,7 +16,8 @@ A set is 1,024 bytes in one piece, hence at most three cache lines for a check a
         4      sum of the counters | epoch second until which the client is blocked (32 bits each)
         5-14   17 counters of 32 bits, a ring by tick | place among the hot clients, 0 for none,
                in the second 32 bits of word 13
-        14     the last tick whose hits a block has settled
+        14     the epoch of its hits: the end of the last block that has settled those before it,
+               as an epoch second, or a little more; 0 before the first
 
 No block is lost by eviction: a blocked client goes last, and if it must go, the end of its block
 is kept aside in ``orphans`` until the client returns or the block ends.
@@ -30,11 +31,11 @@ import mmap
 from ratelimit.engine.constants import (
     BY_HAND,
     CLIENT_BYTES,
+    EPOCH,
     FETCHED,
     FIRST_COUNTER,
     RING,
     SECOND,
-    SETTLED,
     WAYS,
     WEIGHT_BITS,
 )
@@ -109,6 +110,8 @@ class Table:
             if self.orphans:
                 kept = self.orphans.pop((hi, lo, ident), 0)
                 self.block(slot, kept >> 1, kept & 1 == 1)
+                if kept & 1 == 0:
+                    self.words[slot + EPOCH] = kept >> 1
         else:
             self.idle = self.stamp - (self.words[self.base + self.way] & _M32) & _M32
         self.words[self.base + self.way] = self.tag << 32 | self.stamp
@@ -295,13 +298,15 @@ class Table:
         self.words[slot + 2] = self.words[slot + 2] & _M32 | mark << 32
 
     def settle(self, slot: int, rule: Rule) -> None:
-        """Forget a client's hits so far; its next ones are the first."""
+        """Forget a client's hits so far, for it is blocked; its next ones are of another epoch."""
         first = 2 * slot + FIRST_COUNTER
         self.halves[2 * slot + 8] = 0
         for i in range(RING):
             self.halves[first + i] = 0
         self.words[slot + 3] = rule.tick
-        self.words[slot + SETTLED] = rule.tick
+        # All nodes come to the same one by the block. A block that ends sooner than one that was
+        # lifted begins an epoch all the same.
+        self.words[slot + EPOCH] = max(self.until(slot), self.words[slot + EPOCH] + 1)
 
     def sweep(self) -> None:
         """Drop what is kept aside of blocks that have ended."""

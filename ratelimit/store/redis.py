@@ -6,7 +6,7 @@ whichever request, ends that life of the connections; the next one begins with a
 So there is one way to begin, and after it nothing has been missed.
 
 Keys: ``PREFIX:{fleet}:nodes``, ``PREFIX:{fleet}:blocks`` and ``PREFIX:{fleet}:claim:NAME``, and for
-counts ``PREFIX:{LIMIT.SHARD}:counts:GENERATION``; channels ``PREFIX:{fleet}:news`` and
+counts ``PREFIX:{LIMIT.SHARD}:hits:GENERATION``; channels ``PREFIX:{fleet}:news`` and
 ``PREFIX:{fleet}:hot``, which end with ``:DB`` but in database 0, for the databases of a server have
 their channels in common. What is in them and what the scripts do with it: ``scripts/``.
 
@@ -161,7 +161,7 @@ class RedisStore(SharedStore):
         if not self.up:
             raise StoreError(self.problem or "not started", unsent=True)
         keys = tuple(
-            f"{self._prefix}:{{{limit}.{shard}}}:counts:{number}".encode()
+            f"{self._prefix}:{{{limit}.{shard}}}:hits:{number}".encode()
             for number in (generation, generation - 1)
         )
         life = self._connected()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ratelimit.engine.answer import Engine
 from ratelimit.engine.constants import ANSWER_BYTES, NOTICE_BYTES, RECORD_BYTES, RING
 from ratelimit.engine.exchange import Exchange
+from ratelimit.engine.rule import Rule
 from ratelimit.model import Limit
 from tests import wire
 from tests.forms import plain_engine
@@ -24,6 +25,8 @@ NEVER = 1 << 62
 LIMIT = Limit(block=())
 SECRET = bytes(range(64))
 ASK = wire.notify(wire.message("default", key=wire.address("192.0.2.1")))
+RECORD = struct.Struct("<16sIQ17I")
+ANSWER = struct.Struct("<IQ17I")
 
 
 class Store:
@@ -31,38 +34,54 @@ class Store:
 
     def __init__(self) -> None:
         self.totals: dict[bytes, dict[int, int]] = {}
+        self.epochs: dict[bytes, int] = {}
         self.records = 0
 
     def exchange(self, batch: bytes) -> bytes:
         answers = []
-        for at in range(0, len(batch), RECORD_BYTES):
-            key, tick, *deltas = struct.unpack("<16sQ17I", batch[at : at + RECORD_BYTES])
-            totals = self.totals.setdefault(key, {})
-            for i, delta in enumerate(deltas):
+        for key, epoch, tick, *deltas in RECORD.iter_unpack(batch):
+            if epoch > self.epochs.get(key, -1):
+                self.epochs[key], self.totals[key] = epoch, {}
+            totals = self.totals[key]
+            for i, delta in enumerate(deltas if epoch == self.epochs[key] else ()):
                 totals[tick - i] = totals.get(tick - i, 0) + delta
             newest = max(totals)
-            answers.append(
-                struct.pack("<Q17I", newest, *(totals.get(newest - i, 0) for i in range(RING)))
-            )
+            counters = (totals.get(newest - i, 0) for i in range(RING))
+            answers.append(ANSWER.pack(self.epochs[key], newest, *counters))
             self.records += 1
         return b"".join(answers)
 
 
 class Fleet:
-    """Nodes that exchange at an interval of 10 ms as ``sync.py`` does; it takes half of one."""
+    """Nodes that exchange at an interval of 10 ms as ``sync.py`` does; it takes half of one.
+
+    A block has the limit's first length, and is known to all nodes after a millisecond.
+    """
 
     def __init__(
         self, nodes: int, seed: int, engine: type[Engine] = Engine, limit: Limit = LIMIT
     ) -> None:
         self.random = random.Random(seed)
         self.store = Store()
-        self.engines = [engine([limit], 1000, lambda *_: 0, SECRET, 100, 50) for _ in range(nodes)]
+        self.engines = [engine([limit], 1000, self.strike, SECRET, 100, 50) for _ in range(nodes)]
         for node in self.engines:
             node.rules[0].divide(nodes)
+        self.blocks: list[tuple[int, int]] = []
         self.now = START + self.random.randrange(SECOND)
         self.last = [self.now - self.random.randrange(10 * MS) for _ in self.engines]
         self.flying: dict[int, tuple[int, bytes]] = {}
         self.told: list[tuple[int, int, bytes]] = []
+
+    def strike(self, rule: Rule, _text: bytes, _kind: int, _hi: int, _lo: int, now: int) -> int:
+        until = -(-now // SECOND) + rule.limit.block[0]
+        self.blocks.append((now + MS, until))
+        return until
+
+    def hold(self, node: int, until: int) -> None:
+        engine = self.engines[node]
+        slot = engine.slot(engine.rules[0], b"192.0.2.1")
+        if engine.table.until(slot) < until:
+            engine.hold(engine.rules[0], slot, until)
 
     def ask(self, node: int, at: int) -> bool:
         """Tell whether one request to a node passes."""
@@ -90,6 +109,7 @@ class Fleet:
             moments = [(NEVER, 0, 0), *((self.due(node), 0, node) for node in waiting)]
             moments += [(when, 1, node) for node, (when, _) in self.flying.items()]
             moments += [(when, 2, i) for i, (when, _, _) in enumerate(self.told)]
+            moments += [(when, 3, i) for i, (when, _) in enumerate(self.blocks)]
             when, what, number = min(moments)
             if when > at:
                 self.now = at
@@ -101,6 +121,11 @@ class Fleet:
                 _, answers = self.flying.pop(number)
                 self.engines[number].at(when)
                 self.engines[number].exchanges[0].learn(answers)
+            elif what == 3:
+                _, until = self.blocks.pop(number)
+                for node, engine in enumerate(self.engines):
+                    engine.at(when)
+                    self.hold(node, until)
             else:
                 _, teller, notice = self.told.pop(number)
                 for node, engine in enumerate(self.engines):
@@ -186,6 +211,53 @@ def test_a_client_that_moves_to_another_node_has_no_second_share(nodes: int) -> 
     assert 99 <= passed <= LIMIT.rate + nodes
 
 
+def admitted_between_blocks(fleet: Fleet, times: int) -> list[int]:
+    """Return how many hits, 20 a second, passed before each of so many blocks."""
+    found = []
+    at = fleet.now
+    for _ in range(times):
+        admitted = 0
+        while fleet.ask(pick(fleet, False), at):
+            admitted += 1
+            at += 50 * MS
+        found.append(admitted)
+        at = (-(-at // SECOND) + fleet.engines[0].rules[0].limit.block[0]) * SECOND
+    return found
+
+
+# Far shorter than a sixteenth of the window, a little shorter, and longer.
+@pytest.mark.parametrize("length", [1, 10, 200, 300])
+@pytest.mark.parametrize("nodes", [2, 4])
+def test_after_a_short_block_the_nodes_go_on_sharing(nodes: int, length: int) -> None:
+    fleet = Fleet(nodes, seed=nodes, limit=Limit(window=3600 * SECOND, block=(length,)))
+    found = admitted_between_blocks(fleet, 5)
+    assert all(LIMIT.rate <= admitted <= LIMIT.rate + 10 for admitted in found), found
+
+
+def test_a_node_that_does_not_know_of_a_block_counts_what_came_after_it() -> None:
+    fleet = Fleet(2, seed=1, limit=Limit(window=3600 * SECOND, block=(10,)))
+    admitted_between_blocks(fleet, 1)
+    # One node starts again. The other counts on, and tells the store of the block by that.
+    fleet.until(fleet.now + 11 * SECOND)
+    limit = fleet.engines[0].rules[0].limit
+    fleet.engines[1] = Engine([limit], 1000, fleet.strike, SECRET, 100, 50)
+    fleet.engines[1].rules[0].divide(2)
+    at = fleet.now
+    assert all(fleet.ask(0, at + n * 50 * MS) for n in range(50))
+    assert sum(fleet.ask(1, at + (100 + n) * 50 * MS) for n in range(60)) in range(48, 53)
+
+
+def test_a_block_after_a_lifted_longer_one_settles_too() -> None:
+    fleet = Fleet(2, seed=1, limit=Limit(window=3600 * SECOND, block=(10,)))
+    for node in (0, 1):
+        fleet.engines[node].at(fleet.now)
+        fleet.hold(node, fleet.now // SECOND + 86_400)
+        table = fleet.engines[node].table
+        table.block(fleet.engines[node].slot(fleet.engines[node].rules[0], b"192.0.2.1"), 0, False)
+    found = admitted_between_blocks(fleet, 3)
+    assert all(LIMIT.rate <= admitted <= LIMIT.rate + 10 for admitted in found), found
+
+
 def test_a_client_below_its_share_costs_the_store_nothing() -> None:
     fleet = Fleet(4, seed=1)
     for at in arrivals(fleet, 0.1 * LIMIT.rate, 5):
@@ -227,26 +299,26 @@ def test_a_batch_is_sent_once_whether_or_not_it_is_answered() -> None:
     engine, exchange = node()
     ask(engine, 40)
     first = exchange.pack(START)
-    assert sum(struct.unpack("<16sQ17I", first)[2:]) == 40
+    assert sum(RECORD.unpack(first)[3:]) == 40
     ask(engine, 10)
     second = exchange.pack(START + 10 * MS)
-    assert sum(struct.unpack("<16sQ17I", second)[2:]) == 10
+    assert sum(RECORD.unpack(second)[3:]) == 10
     assert exchange.pack(START + 10 * MS) == b""
 
 
 def test_hits_of_other_nodes_count_here() -> None:
     engine, exchange = node()
     ask(engine, 40)
-    tick = struct.unpack("<16sQ17I", exchange.pack(START))[1]
-    exchange.learn(struct.pack("<Q17I", tick, 45, 50, *[0] * 15))
+    tick = RECORD.unpack(exchange.pack(START))[2]
+    exchange.learn(ANSWER.pack(0, tick, 45, 50, *[0] * 15))
     assert ask(engine, 10) == 5, "40 here, 5 and 50 elsewhere"
 
 
 def test_hits_of_a_node_whose_time_is_ahead_count_too() -> None:
     engine, exchange = node()
     ask(engine, 40)
-    tick = struct.unpack("<16sQ17I", exchange.pack(START))[1]
-    exchange.learn(struct.pack("<Q17I", tick + 2, 30, 20, 40, *[0] * 14))
+    tick = RECORD.unpack(exchange.pack(START))[2]
+    exchange.learn(ANSWER.pack(0, tick + 2, 30, 20, 40, *[0] * 14))
     assert ask(engine, 20) == 10
 
 
@@ -255,21 +327,21 @@ def test_a_time_before_the_last_hit_drops_nobody() -> None:
     engine.at(START + LIMIT.window // 16)
     ask(engine, 40)
     now = START + LIMIT.window // 16
-    assert sum(struct.unpack("<16sQ17I", exchange.pack(now))[2:]) == 40
-    assert sum(struct.unpack("<16sQ17I", exchange.pack(now - MS))[2:]) == 0
+    assert sum(RECORD.unpack(exchange.pack(now))[3:]) == 40
+    assert sum(RECORD.unpack(exchange.pack(now - MS))[3:]) == 0
     assert exchange.size == 1
 
 
 def record(exchange: Exchange, now: int) -> list[int]:
     """Return the deltas of the one client that a batch carries; none if it is empty."""
     batch = exchange.pack(now)
-    return list(struct.unpack("<16sQ17I", batch)[2:]) if batch else []
+    return list(RECORD.unpack(batch)[3:]) if batch else []
 
 
 def learn(exchange: Exchange, now: int, others: int) -> None:
     """Send a batch of one client, and answer what it has elsewhere."""
-    tick, *deltas = struct.unpack("<Q17I", exchange.pack(now)[16:])
-    exchange.learn(struct.pack("<Q17I", tick, deltas[0] + others, *deltas[1:]))
+    _, epoch, tick, *deltas = RECORD.unpack(exchange.pack(now))
+    exchange.learn(ANSWER.pack(epoch, tick, deltas[0] + others, *deltas[1:]))
 
 
 def test_far_from_its_limit_a_client_goes_with_the_next_round() -> None:
@@ -316,8 +388,8 @@ def due_with(left: int) -> int:
     learn(exchange, START - 500 * MS, others)
     engine.at(START)
     ask(engine, 5)
-    (tick,) = struct.unpack("<Q", exchange.pack(START)[16:24])
-    exchange.learn(struct.pack("<Q17I", tick, 5, *[0] * 7, 26 + others, *[0] * 8))
+    _, _, tick, *_ = RECORD.unpack(exchange.pack(START))
+    exchange.learn(ANSWER.pack(0, tick, 5, *[0] * 7, 26 + others, *[0] * 8))
     return exchange.due - START if exchange.due else 0
 
 
@@ -457,10 +529,10 @@ def test_an_answer_about_a_client_that_left_is_not_taken_for_the_next_one(limit:
     crowd = Crowd()
     mine, other = crowd.engine.exchanges[limit], crowd.engine.exchanges[1 - limit]
     crowd.ask(limit, "192.0.2.1", 60)
-    _, tick, *deltas = struct.unpack("<16sQ17I", mine.pack(crowd.now))
+    _, _, tick, *deltas = RECORD.unpack(mine.pack(crowd.now))
     crowd.replace(1 - limit, "203.0.113.1", 60)
     other.pack(crowd.now)
-    mine.learn(struct.pack("<Q17I", tick, *(100 + delta for delta in deltas)))
+    mine.learn(ANSWER.pack(0, tick, *(100 + delta for delta in deltas)))
     assert crowd.hits(1 - limit, "203.0.113.1") == 60
 
 

@@ -209,10 +209,10 @@ class Fleet:
         """Return how many hits of an IPv4 address Redis has been told of, of all nodes."""
         field = bytes(8) + bytes(map(int, client.split(".")))[::-1] + b"\xff\xff\0\0"
         with self.server.client() as redis:
-            keys = cast("list[bytes]", redis.keys("ratelimit:{default.*}:counts:*"))
+            keys = cast("list[bytes]", redis.keys("ratelimit:{default.*}:hits:*"))
             states = [redis.hget(cast("str", key), cast("str", field)) for key in sorted(keys)]
         found = [cast("bytes", state) for state in states if state is not None]
-        return sum(struct.unpack("<17I", found[-1][8:])) if found else 0
+        return sum(struct.unpack("<17I", found[-1][12:])) if found else 0
 
     def endless(self) -> list[bytes]:
         """Return the keys that Redis would keep for ever, or longer than a day."""

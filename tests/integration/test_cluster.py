@@ -138,7 +138,7 @@ def test_counts_and_blocks_go_on_when_a_shard_is_killed(folder: Path) -> None:
             assert await allowed(worlds, "127.21.0.1") >= RATE
             await refused(worlds, "127.21.0.1")
 
-            cluster.kill("ratelimit:{default.0}:counts:0")
+            cluster.kill("ratelimit:{default.0}:hits:0")
             # At once, and each for itself if need be: nobody gets more behind one of them.
             assert await allowed(worlds[:1], "127.21.0.2") == RATE
             await refused(worlds, "127.21.0.1")

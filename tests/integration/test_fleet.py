@@ -25,6 +25,7 @@ RATE = 100
 LIMIT = f'[limits.default]\nrate = {RATE}\nwindow = "2s"\nblock = ["1m", "10m"]\n'
 SHORT = f'[limits.default]\nrate = {RATE}\nwindow = "100ms"\nblock = ["1s", "1h"]\n'
 THROTTLE = f'[limits.default]\nrate = {RATE}\nwindow = "1m"\nblock = []\n'
+LONG = f'[limits.default]\nrate = {RATE}\nwindow = "1h"\nblock = ["1s"]\n'
 CLIENT = "192.0.2.1"
 
 
@@ -97,6 +98,19 @@ def test_a_block_of_one_node_holds_on_all(folder: Path) -> None:
         ends = [made.number("block_until") for made in (answer, other.ask(CLIENT))]
         assert abs(ends[0] - ends[1]) <= 1  # each by the clock of its machine, in whole seconds
         assert it.endless() == []
+
+
+def test_after_a_block_that_is_short_beside_the_window_a_client_is_shared_again(
+    folder: Path,
+) -> None:
+    with fleet(folder, LONG) as it:
+        nodes = [it.add(), it.add()]
+        it.settled(RATE)
+        for _ in range(3):
+            answers = spread(nodes, CLIENT, rate=RATE, seconds=4)
+            assert answers[-1].reason == BLOCKED
+            assert RATE <= len(answers) - 1 <= 1.2 * RATE
+            until(lambda: not any(blocks(node, CLIENT) for node in nodes), "the block ends")
 
 
 def test_strikes_are_shared(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.integration
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-RECORD = b"0123456789abcdef" + (1000).to_bytes(8, "little") + (1).to_bytes(4, "little") + bytes(64)
+RECORD = struct.pack("<16sIQI64x", b"0123456789abcdef", 0, 1000, 1)
 FIRST = [0, 5461, 10923, 16384]
 TTL = 600_000
 
@@ -67,7 +68,7 @@ def name(number: int) -> bytes:
 
 
 def hits(answer: bytes) -> int:
-    return int.from_bytes(answer[8:12], "little")
+    return int.from_bytes(answer[12:16], "little")
 
 
 def test_the_keys_are_spread_and_everything_works(cluster: list[Server]) -> None:
@@ -100,8 +101,8 @@ def test_the_keys_are_spread_and_everything_works(cluster: list[Server]) -> None
 def test_a_part_of_the_keys_moves(cluster: list[Server]) -> None:
     source, target = cluster[0], cluster[1]
     shard = shard_of(cluster, 0)
-    key = f"test:{{default.{shard}}}:counts:7"
-    before = f"test:{{default.{shard}}}:counts:6"
+    key = f"test:{{default.{shard}}}:hits:7"
+    before = f"test:{{default.{shard}}}:hits:6"
     slot = key_slot(key.encode())
     ids = [str(server.do("CLUSTER", "MYID"), "ascii") for server in cluster]  # type: ignore[call-overload]
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 import ssl
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ from tests.store.servers import Server, until
 
 pytestmark = pytest.mark.integration
 
-RECORD = b"0123456789abcdef" + (1000).to_bytes(8, "little") + (1).to_bytes(4, "little") + bytes(64)
+RECORD = struct.pack("<16sIQI64x", b"0123456789abcdef", 0, 1000, 1)
 
 
 def test_the_documented_rights_are_enough_and_no_more_than_needed(server: Server) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import re
+import struct
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -22,13 +23,13 @@ from tests.store.servers import Server, until
 
 pytestmark = pytest.mark.integration
 
-RECORD = b"0123456789abcdef" + (1000).to_bytes(8, "little") + (1).to_bytes(4, "little") + bytes(64)
+RECORD = struct.pack("<16sIQI64x", b"0123456789abcdef", 0, 1000, 1)
 TTL = 600_000
 
 
 def total(answer: bytes) -> int:
     """Return the hits of the newest tick of the only client."""
-    return int.from_bytes(answer[8:12], "little")
+    return int.from_bytes(answer[12:16], "little")
 
 
 def kill(server: Server) -> Callable[[], object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 
 import pytest
 
@@ -16,7 +17,7 @@ from tests.store.servers import Server, until
 pytestmark = pytest.mark.integration
 
 BLOCKS = "test:{fleet}:blocks"
-RECORD = b"0123456789abcdef" + (1000).to_bytes(8, "little") + (1).to_bytes(4, "little") + bytes(64)
+RECORD = struct.pack("<16sIQI64x", b"0123456789abcdef", 0, 1000, 1)
 
 
 def test_a_block_is_known_to_all_nodes(server: Server) -> None:
@@ -272,4 +273,4 @@ def test_every_key_has_prefix_tag_and_time_to_live(server: Server) -> None:
             assert key.startswith((b"test:{fleet}:", b"test:{default."))
             assert client.pttl(key) > 0
         assert 99_000_000 < client.pttl(BLOCKS) <= 100_100_000
-        assert client.pttl("test:{default.0}:counts:9") <= 5000
+        assert client.pttl("test:{default.0}:hits:9") <= 5000

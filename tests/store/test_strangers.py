@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import struct
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from tests.store.servers import Server, until
 pytestmark = pytest.mark.integration
 
 BLOCKS = "test:{fleet}:blocks"
-RECORD = b"0123456789abcdef" + (1000).to_bytes(8, "little") + (1).to_bytes(4, "little") + bytes(64)
+RECORD = struct.pack("<16sIQI64x", b"0123456789abcdef", 0, 1000, 1)
 
 
 @pytest.mark.parametrize("kind", ["hash", "string", "set"])
@@ -40,13 +41,13 @@ def test_a_key_of_another_program_is_left_alone(server: Server, key: str, kind: 
 
 
 def test_counts_of_another_program_are_left_alone(server: Server) -> None:
-    key = "test:{default.0}:counts:7"
+    key = "test:{default.0}:hits:7"
     server.do("HSET", key, "a", "b")
     before = server.do("DUMP", key)
 
     async def main() -> None:
         async with nodes(server.url) as [(store, _)]:
-            with pytest.raises(StoreError, match=r"another program.*counts:7") as caught:
+            with pytest.raises(StoreError, match=r"another program.*hits:7") as caught:
                 await store.exchange("default", 0, 7, 1000, RECORD)
             assert caught.value.unsent
             assert server.do("DUMP", key) == before
@@ -57,7 +58,7 @@ def test_counts_of_another_program_are_left_alone(server: Server) -> None:
 
 
 def test_counts_of_another_program_before_ours_are_left_alone(server: Server) -> None:
-    key = "test:{default.0}:counts:6"
+    key = "test:{default.0}:hits:6"
     server.do("SET", key, "b")
 
     async def main() -> None:

@@ -4,14 +4,17 @@
 -- KEYS[2]  counts of the generation before; read only
 -- ARGV[1]  era for a new key
 -- ARGV[2]  milliseconds that the first lives from now on: two generations
--- ARGV[3]  records of 92 bytes: client id (16), tick (u64), 17 deltas (u32), the i-th for tick - i
+-- ARGV[3]  records of 96 bytes: client id (16), epoch (u32), tick (u64), 17 deltas (u32), the i-th
+--          for tick - i
 -- ARGV[4]  channel for hot clients; ARGV[5]  what to publish there, or empty
 --
--- Returns the new states in the order of the records, 76 bytes each: tick (u64), 17 totals (u32),
--- the i-th for tick - i. All numbers are little-endian; ticks are below 2^53. Totals stop at
--- 2^32 - 1. What is older than 16 ticks before the newer tick of both is dropped.
+-- Returns the new states in the order of the records, 80 bytes each: epoch (u32), tick (u64),
+-- 17 totals (u32), the i-th for tick - i. All numbers are little-endian; ticks are below 2^53.
+-- Totals stop at 2^32 - 1. What is older than 16 ticks before the newer tick of both is dropped.
+-- A block settles all hits before it, and what is counted after it has a later epoch: of two epochs,
+-- only what the later one has is kept.
 
-local RECORD, STATE, IDS = 92, 76, 500
+local RECORD, STATE, IDS = 96, 80, 500
 local MAX = 4294967295
 local ALL = '<I4I4I4I4I4I4I4I4I4I4I4I4I4I4I4I4I4'
 local NONE = string.rep('\0', 68)
@@ -73,18 +76,21 @@ for first = 0, count - 1, IDS do
     elseif len(state) ~= STATE then
       error({err = 'FOREIGN ' .. KEYS[1]})
     else
-      local tick, deltas = sub(batch, at + 17, at + 24), sub(batch, at + 25, at + RECORD)
-      local their_tick = sub(state, 1, 8)
-      if tick == their_tick then
-        state = tick .. add(sub(state, 9), deltas, 0)
+      -- Epoch and tick, which are the same nearly always.
+      local head, deltas = sub(batch, at + 17, at + 28), sub(batch, at + 29, at + RECORD)
+      local their_head = sub(state, 1, 12)
+      if head == their_head then
+        state = head .. add(sub(state, 13), deltas, 0)
       else
-        local ahead = decode('<I8', tick) - decode('<I8', their_tick)
-        if ahead > 16 then
-          state = tick .. deltas
-        elseif ahead > 0 then
-          state = tick .. add(sub(NONE, 1, 4 * ahead) .. sub(state, 9, STATE - 4 * ahead), deltas, 0)
-        elseif ahead >= -16 then
-          state = their_tick .. add(sub(state, 9), deltas, -ahead)
+        local epoch, tick = decode('<I4I8', head)
+        local their_epoch, their_tick = decode('<I4I8', their_head)
+        local ahead = tick - their_tick
+        if epoch > their_epoch or epoch == their_epoch and ahead > 16 then
+          state = head .. deltas
+        elseif epoch == their_epoch and ahead > 0 then
+          state = head .. add(sub(NONE, 1, 4 * ahead) .. sub(state, 13, STATE - 4 * ahead), deltas, 0)
+        elseif epoch == their_epoch and ahead >= -16 then
+          state = their_head .. add(sub(state, 13), deltas, -ahead)
         end
       end
     end
