@@ -27,12 +27,13 @@ perf := command -v perf || missing+=" linux-perf";
 systemd := command -v systemd-analyze || missing+=" systemd";
 curl := command -v curl || missing+=" curl";
 chromium := command -v chromium || missing+=" chromium";
+openssl := command -v openssl || missing+=" openssl";
 wrk := command -v wrk || missing+=" wrk";
 debootstrap := command -v debootstrap || missing+=" debootstrap";
 images := $(foreach tool,buildah podman runc debootstrap,command -v $(tool) || missing+=" $(tool)";) \
 	command -v dnsmasq || missing+=" dnsmasq-base";
 
-# $(call system,NAME...): install what is missing, or say what it is.
+# $(call system,NAME...): install what is missing, or say what it is. No service is left enabled.
 define system
 	@missing=; PATH=$$PATH:/usr/sbin:/usr/local/sbin; { $(foreach need,$(1),$($(need))) } &>/dev/null; \
 	[[ $$missing ]] || exit 0; \
@@ -40,8 +41,7 @@ define system
 	if ! command -v apt-get >/dev/null || { [[ $$as_root ]] && ! command -v sudo >/dev/null; }; then \
 		echo "Please install what these packages of Debian hold:$$missing" >&2; exit 1; \
 	fi; \
-	$$as_root apt-get update -qq; \
-	$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing
+	$$as_root sh tools/packages.sh $$missing
 endef
 
 .PHONY: help run test lint bench loadtest test-images lock clean
@@ -99,11 +99,11 @@ system-base:
 system-run:
 	$(call system,base haproxy redis curl ip)
 system-test:
-	$(call system,base haproxy redis curl ip systemd chromium)
+	$(call system,base haproxy redis curl ip openssl systemd chromium)
 system-bench:
 	$(call system,base haproxy redis nginx wrk perf)
 system-matrix:
-	$(call system,base haproxy redis curl ip debootstrap)
+	$(call system,base haproxy redis curl ip openssl debootstrap)
 system-images:
 	$(call system,base images curl ip)
 
@@ -124,16 +124,16 @@ $(VENV)/compiled: $(VENV)/installed $(TYPED) $(TYPED:.pxd=.py)
 	$(BIN)/ratelimit version
 	touch $@
 
-# The program alone, out of Debian's package, whose installation would start a server.
+# The program alone, out of Debian's package: promtool, which up to Debian 12 is a part of prometheus.
 $(BIN)/promtool: | $(VENV)/created
 	@if found=$$(command -v promtool); then ln -sf "$$found" $@; exit; fi; \
 	command -v apt-get >/dev/null || { echo "Please install promtool, of Prometheus" >&2; exit 1; }; \
 	as_root=; [[ $$EUID == 0 ]] || as_root=sudo; \
 	cd $(VENV); \
-	apt-get download -qq prometheus 2>/dev/null || \
-		{ $$as_root apt-get update -qq; apt-get download -qq prometheus; }; \
-	dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 -C bin ./usr/bin/promtool; \
-	rm prometheus_*.deb
+	download() { apt-get download -qq promtool 2>/dev/null || apt-get download -qq prometheus; }; \
+	download 2>/dev/null || { $$as_root apt-get update -qq; download; }; \
+	dpkg-deb --fsys-tarfile prom*.deb | tar -x --strip-components=3 -C bin ./usr/bin/promtool; \
+	rm prom*.deb
 
 $(VENV)/group-%: $(VENV)/created pyproject.toml
 	$(BIN)/pip install -q --group $*
