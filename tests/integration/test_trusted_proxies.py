@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
-import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import httpx
 import pytest
 
 from ratelimit.haproxy import files
+from tests.integration.certificates import make_certificate
 from tests.integration.world import World, closed, free_port, run, until
 
 pytestmark = pytest.mark.integration
@@ -284,15 +284,7 @@ def test_two_load_balancers_in_a_row(tmp_path: Path) -> None:
 
 
 def test_a_connection_by_tls_is_told_of(tmp_path: Path) -> None:
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
-            *("-nodes", "-days", "2", "-subj", "/CN=test"),
-            *("-keyout", str(tmp_path / "site.pem.key"), "-out", str(tmp_path / "site.pem")),
-        ],
-        check=True,
-        capture_output=True,
-    )
+    make_certificate(tmp_path / "site.pem")
     port = free_port()
 
     async def test(w: World) -> None:
