@@ -84,7 +84,7 @@ SETTINGS = (
     Setting(
         "three limits, one frame",
         (
-            Edit(SPOE, "    groups check login api_key\n", "    groups check\n"),
+            Edit(SPOE, "    groups check unknown login api_key\n", "    groups check unknown\n"),
             Edit(SPOE, "    messages default\n", "    messages default login api_key\n"),
             Edit(SPOE, "spoe-group login\n    messages login\n", ""),
             Edit(SPOE, "spoe-group api_key\n    messages api_key\n", ""),

@@ -18,7 +18,8 @@ import pytest
 
 from tests import wire
 from tests.integration.fleet import BLOCKED, Node, fleet, until
-from tests.integration.test_outages import load, more, questions
+from tests.integration.test_outages import questions
+from tests.integration.visitors import load, more
 from tests.integration.world import PATIENCE, World, free_port, run
 
 pytestmark = pytest.mark.integration

@@ -211,10 +211,11 @@ class World:
         settings = {
             "RATELIMIT_LISTEN": f"127.0.0.1:{self.port},::1:{self.port}",
             "RATELIMIT_SPOP": f"unix@{self.folder}/spop.sock",
-            "RATELIMIT_BACKEND": f"127.0.0.1:{backend}",
             "RATELIMIT_STATS_SOCKET": f"{self.folder}/haproxy.sock",
             **self.env,
         }
+        if "RATELIMIT_BACKEND_DNS" not in self.env:
+            settings.setdefault("RATELIMIT_BACKEND", f"127.0.0.1:{backend}")
         with open(self.folder / "haproxy.log", "ab") as log:
             self.haproxy = subprocess.Popen(
                 [*HAPROXY, "-W", "-db", "-f", str(self.folder / "haproxy" / "haproxy.cfg")],
@@ -237,18 +238,31 @@ class World:
         await closed(writer)
         return answer.decode()
 
-    async def agent_is(self, state: str) -> bool:
-        """Tell whether HAProxy's health check sees the agent as ``UP`` or ``DOWN``, for certain."""
+    async def servers(self, backend: str) -> dict[str, dict[str, str]]:
+        """Return what HAProxy tells of the servers of a backend, by name; none until it starts."""
         try:
             stat = await self.runtime("show stat")
         except (FileNotFoundError, ConnectionRefusedError):
-            return False  # HAProxy has not made its socket yet
+            return {}  # HAProxy has not made its socket yet
         header, *rows = [line.split(",") for line in stat.lstrip("# ").splitlines() if line]
-        for row in rows:
-            entry = dict(zip(header, row, strict=False))
-            if entry["pxname"] == "spoa" and entry["svname"] == "agent":
-                return entry["status"] == state and entry["check_status"] != "INI"
-        return False
+        entries = [dict(zip(header, row, strict=False)) for row in rows]
+        return {
+            entry["svname"]: entry
+            for entry in entries
+            if entry["pxname"] == backend and entry["svname"] not in ("FRONTEND", "BACKEND")
+        }
+
+    async def up(self, backend: str = "app") -> set[str]:
+        """Return the addresses of the servers that are up."""
+        found = await self.servers(backend)
+        return {one["addr"] for one in found.values() if one["status"].startswith("UP")}
+
+    async def agent_is(self, *states: str) -> bool:
+        """Tell whether HAProxy has found out that the agent is in one of ``states``."""
+        agent = (await self.servers("spoa")).get("agent")
+        if agent is None or agent["status"] not in states:
+            return False
+        return agent["status"].startswith("MAINT") or agent["check_status"] != "INI"
 
     async def reload(self) -> None:
         """Reload HAProxy and wait until its new worker has seen the agent's health."""
@@ -306,7 +320,8 @@ async def world(
         if agent:
             await until(lambda: made.agent_is("UP"), "HAProxy sees the agent")
         else:
-            await until(lambda: made.agent_is("DOWN"), "HAProxy misses the agent")
+            missing = ("DOWN", "MAINT (resolution)")
+            await until(lambda: made.agent_is(*missing), "HAProxy misses the agent")
         yield made
     finally:
         application.close()

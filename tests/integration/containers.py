@@ -1,0 +1,51 @@
+"""Containers of an application, each with a loopback address of its own and one port for all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+
+from tests.integration.world import closed, free_port
+
+
+class Containers:
+    """Serves on addresses that come and go; one that is gone refuses connections.
+
+    ``status`` is what every request is answered with, those of health checks included, after
+    ``check_seconds``. ``requests`` counts the others by the container's address.
+    """
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.status = 200
+        self.check_seconds = 0.0
+        self.requests: Counter[str] = Counter()
+        self._servers: dict[str, asyncio.Server] = {}
+        self._open: dict[str, set[asyncio.StreamWriter]] = {}
+
+    async def start(self, *addresses: str) -> None:
+        for address in addresses:
+            self._open[address] = set()
+            self._servers[address] = await asyncio.start_server(self._serve, address, self.port)
+
+    async def stop(self, *addresses: str) -> None:
+        """Stop as a container does at SIGTERM: what was read is answered already."""
+        for address in addresses or tuple(self._servers):
+            self._servers.pop(address).close()
+            for writer in tuple(self._open.pop(address)):
+                await closed(writer)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        address = writer.get_extra_info("sockname")[0]
+        self._open.get(address, set()).add(writer)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                if b"health.invalid" in head:
+                    await asyncio.sleep(self.check_seconds)
+                else:
+                    self.requests[address] += 1
+                writer.write(b"HTTP/1.1 %d -\r\nContent-Length: 0\r\n\r\n" % self.status)
+        self._open.get(address, set()).discard(writer)
+        await closed(writer)
