@@ -289,7 +289,9 @@ def test_a_block_by_hand_outlives_eviction() -> None:
 def test_shadow_refuses_nothing_and_shows_all() -> None:
     shadow = Limit(rate=2, block=(10, 60), shadow=True, headers=True)
     node = Node(shadow, Limit(name="login", rate=4, block=()))
-    assert [node.ask("192.0.2.1") for _ in range(10)] == ["allow"] * 10
+    asked = wire.message("default", key=wire.text("192.0.2.1"))
+    told = [node.frame(asked) for _ in range(10)]
+    assert told == [{}] * 2 + [{"shadow": "block:default"}] * 8
     rule = node.limiter.rule("default")
     assert rule is not None
     assert (rule.allowed, rule.blocked) == (2, 8)
@@ -298,7 +300,8 @@ def test_shadow_refuses_nothing_and_shows_all() -> None:
     assert (block.shadow, block.strikes) == (True, 1)
     both = [wire.message(limit, key=wire.text("192.0.2.1")) for limit in ("default", "login")]
     found = [node.frame(*both) for _ in range(5)]
-    assert found[:4] == [{}] * 4
+    assert found[:4] == [{"shadow": "block:default"}] * 4
+    assert "shadow" not in found[4], "refused by another limit"
     assert found[4]["limit_name"] == "login", "a limit in shadow hides no other"
 
 

@@ -6,7 +6,7 @@ from ratelimit.spop.codec cimport Writer
 
 cdef int _ACK, _FIN, _MAX_ACK
 cdef bytes _DENY, _REASON, _RETRY_AFTER, _BLOCK_UNTIL, _LIMIT, _REMAINING, _RESET, _WINDOW
-cdef bytes _NO_WINDOW, _LIMIT_NAME
+cdef bytes _NO_WINDOW, _LIMIT_NAME, _SHADOW
 
 
 @cython.final
@@ -21,6 +21,8 @@ cdef class Acknowledge:
     cdef void end(self) noexcept
     cdef void refuse(self, bytes reason, uint64_t wait, uint64_t until) noexcept
     cdef int tell(self, Rule rule, uint64_t remaining, uint64_t reset) except -1
+    @cython.locals(writer=Writer)
+    cdef void watch(self, bytes verdict, Rule rule) noexcept
     @cython.locals(writer=Writer, start=Py_ssize_t)
     cdef int describe(self, Rule rule) except -1
     cdef void head(self, bytes head) noexcept

@@ -41,6 +41,7 @@ _RESET = _head(b"reset", DataType.INT64)
 _WINDOW = _head(b"window", DataType.INT64)
 _NO_WINDOW = bytes((_UNSET_VAR, _UNSET_VAR_ARGUMENTS, _SCOPE_TXN, 6)) + b"window"
 _LIMIT_NAME = _head(b"limit_name", DataType.STRING)
+_SHADOW = _head(b"shadow", DataType.STRING)
 
 
 class Acknowledge:
@@ -91,6 +92,14 @@ class Acknowledge:
         self.head(rule.told)
         self.integer(_REMAINING, remaining)
         self.integer(_RESET, reset)
+
+    def watch(self, verdict: bytes, rule: Rule) -> None:
+        """Say what a limit in shadow would have done; ``verdict`` ends with a colon."""
+        writer = self.writer
+        self.head(_SHADOW)
+        writer.varint(len(verdict) + rule.name_size)
+        writer.copy(verdict, 0, len(verdict))
+        writer.copy(rule.name, 0, rule.name_size)
 
     def describe(self, rule: Rule) -> None:
         """Keep with a limit what every answer says of it."""

@@ -38,7 +38,8 @@ cdef class Engine:
     cdef public int64_t ahead
     cdef readonly Key key
     cdef int worst
-    cdef Rule worst_rule
+    cdef int watched
+    cdef Rule worst_rule, watched_rule
     cdef uint64_t worst_until, worst_wait
 
     cpdef relist(self)

@@ -139,8 +139,9 @@ class Engine:
         self.worst_wait = 0
         self.told = False
         self.least = 0
+        self.watched = 0
         self.reload(limits)
-        self.worst_rule = self.rules[0]
+        self.worst_rule = self.watched_rule = self.rules[0]
         self.plan = Plan(self.rules[0], self.key)
 
     def reload(self, limits: Sequence[Limit]) -> list[Rule]:
@@ -208,6 +209,7 @@ class Engine:
         plan.begin(data, start, max_frame_size)
         self.worst = _ALLOW
         self.told = False
+        self.watched = _ALLOW
         count = FETCHED
         while count == FETCHED:
             count = plan.read(self.rules, self.ack.room())
@@ -265,6 +267,7 @@ class Engine:
             self.acknowledge(message)
             self.worst = _ALLOW
             self.told = False
+            self.watched = _ALLOW
 
     def acknowledge(self, message: Message) -> None:
         ack = self.ack
@@ -281,8 +284,13 @@ class Engine:
             else:
                 ack.refuse(b"denylist", self.worst_wait, 0)
             ack.tell(self.worst_rule, 0, self.worst_wait)
-        elif self.told:
-            ack.tell(self.worst_rule, self.least, self.worst_wait)
+        else:
+            if self.told:
+                ack.tell(self.worst_rule, self.least, self.worst_wait)
+            if self.watched == _BLOCK:
+                ack.watch(b"block:", self.watched_rule)
+            elif self.watched == _THROTTLE:
+                ack.watch(b"throttle:", self.watched_rule)
         ack.end()
 
     def judge(self, message: Message) -> None:
@@ -298,7 +306,9 @@ class Engine:
                     self.worst_rule = rule
                     self.worst_wait = rule.refill
         elif rule.shadow and not self.sure:
-            pass
+            if verdict > self.watched:
+                self.watched = verdict
+                self.watched_rule = rule
         elif verdict > self.worst or (verdict == self.worst and self.wait > self.worst_wait):
             self.worst = verdict
             self.worst_rule = rule

@@ -297,6 +297,32 @@ def test_the_longest_ack_fits_the_smallest_frame() -> None:
     assert wire.frames(answer)[0].items["limit_name"] == name
 
 
+def test_the_longest_ack_of_an_allowed_request_fits_too() -> None:
+    name = "n" * 64
+    told = Limit(name=name, rate=10_000_000, window=86_400 * SECOND, headers=True)
+    watched = Limit(name="w" * 64, rate=1, block=(), shadow=True)
+    engine = Node(told, watched).limiter.engine
+    engine.at(START)
+    asked = [wire.message(each, key=KEY, hits=wire.int64(2)) for each in (name, "w" * 64)]
+    engine.answer(wire.notify(*asked, ids=(2**64 - 1, 2**64 - 1)), 0, 16380)
+    answer = engine.take()
+    assert len(answer) - 4 <= 256
+    items = wire.frames(answer)[0].items
+    assert (items["limit_name"], items["shadow"]) == (name, f"throttle:{'w' * 64}")
+
+
+def test_shadow_is_told_of_the_most_severe_verdict_and_of_no_other_frame() -> None:
+    throttles = Limit(name="a", rate=1, block=(), shadow=True)
+    blocks = Limit(name="b", rate=1, block=(9,), shadow=True)
+    node = Node(throttles, blocks)
+    asked = [wire.message(name, key=KEY) for name in ("a", "b")]
+    assert node.frame(0, *asked) == {}
+    assert node.frame(0, *asked) == {"shadow": "block:b"}
+    assert node.frame(0, *reversed(asked)) == {"shadow": "block:b"}
+    assert node.frame(0, asked[0]) == {"shadow": "throttle:a"}
+    assert node.frame(0, wire.message("a", key=wire.text("another"))) == {}
+
+
 def test_time_stands_still_while_the_clock_goes_back_a_little() -> None:
     node = Node(THROTTLE)
     assert all(node.ask(0.5) for _ in range(100))

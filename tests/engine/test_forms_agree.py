@@ -23,6 +23,7 @@ LIMITS = (
     Limit(name="default", rate=4, block=(1, 3)),
     Limit(name="login", rate=2, window=300_000_000, block=(), strict=True, ipv6_prefix=48),
     Limit(name="slow", rate=9, window=86_400_000_000_000, block=(2,), ipv4_prefix=24),
+    Limit(name="quiet", rate=2, window=5_000_000_000, block=(3,), shadow=True),
 )
 
 
@@ -79,7 +80,7 @@ HITS = st.one_of(
 )
 MESSAGES = st.builds(
     lambda name, key, more: wire.message(name, **key, **more),
-    st.sampled_from(["default", "default", "login", "slow", "other", ""]),
+    st.sampled_from(["default", "default", "login", "slow", "quiet", "other", ""]),
     st.one_of(KEYS.map(lambda key: {"key": key}), st.just({})),
     st.one_of(
         st.just({}), HITS.map(lambda hits: {"hits": hits}), st.just({"extra": wire.text("x")})

@@ -339,9 +339,17 @@ def test_shadow_lets_all_pass_and_the_edge_remembers_nothing(tmp_path: Path) -> 
         client = w.client("127.9.0.4")
         assert await client.statuses(300) == [200] * 300
         assert "127.9.0.4" not in await w.runtime("show table t_block")
+
+        def tails() -> list[list[str]]:
+            lines = [line for line in w.haproxy_log().splitlines() if "127.9.0.4:" in line]
+            return [line.rsplit('"', 1)[1].split() for line in lines]
+
+        await until(lambda: len(tails()) == 300, "a line for each request")
+        found = Counter((tail[0], tail[1], tail[4]) for tail in tails())
+        assert found == {("allow", "-", "-"): 100, ("allow", "-", "block:default"): 200}
         assert w.checks() == 300
 
-    run(tmp_path, test, "[limits.default]\nshadow = true\n")
+    run(tmp_path, test, f"{LONG}shadow = true\n")
 
 
 def test_a_network_is_blocked_at_the_edge_as_it_is_counted(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def questions(w: World) -> Counter[bool]:
     found: Counter[bool] = Counter()
     for line in w.haproxy_log().splitlines():
         if "127.9.0." in line and '"GET' in line:
-            _, _, asked_ms, error = line.rsplit('"', 1)[1].split()
+            _, _, asked_ms, error, _ = line.rsplit('"', 1)[1].split()
             if asked_ms != "-":
                 found[error != "-"] += 1
     return found
