@@ -61,7 +61,8 @@ class Control:
     """The node as its operators see it.
 
     Attributes:
-        config, agent, limiter, sync, about: of this node.
+        config: what was taken at the start.
+        agent, limiter, sync, about: of this node.
         runtime: the HAProxy processes beside it.
         busiest: finds the busiest clients of this node.
         bus: what happens.
@@ -356,6 +357,5 @@ class Control:
     async def reload(self) -> ReloadResult:
         """Read the configuration again; nothing changes if anything in it is wrong."""
         result = await self.reloader.reload()
-        self.config = self.reloader.config
         self.bus.publish("reload", ok=result.ok, problems=list(result.problems))
         return result

@@ -164,7 +164,12 @@ def status(client: Client, as_json: bool) -> None:
 def reload(client: Client, as_json: bool) -> None:
     """Have a node read its configuration again."""
     result = client.post("/v1/reload", {})
-    click.echo(json.dumps(result) if as_json else "reloaded")
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    click.echo("reloaded")
+    if result["restart"]:
+        click.echo(f"taken at the next start only: {', '.join(result['restart'])}", err=True)
 
 
 COMMANDS = (blocks, top, explain, status, reload)

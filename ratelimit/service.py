@@ -267,6 +267,7 @@ async def _agent(
             table_bytes=agent.limiter.engine.table.size,
         )
         tasks = control.tasks
+        stack.callback(webhooks.close)
         stack.push_async_callback(tasks.close)
         asyncio.get_running_loop().set_exception_handler(tasks.unhandled)
         tasks.start("tick", lambda: _tick(agent, tasks.task("tick")))

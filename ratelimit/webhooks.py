@@ -102,9 +102,11 @@ class Hook:
         sent, failed, dropped: events taken by it, given up, and put off the queue.
     """
 
+    name: str
+    receiver: Receiver
+
     def __init__(self, number: int, receiver: Receiver) -> None:
-        self.name = f"{number}:{urlsplit(receiver.url).hostname}"
-        self.receiver = receiver
+        self.take(number, receiver)
         self.sent = 0
         self.failed = 0
         self.dropped = 0
@@ -112,6 +114,11 @@ class Hook:
         self._flying: Event | None = None
         self._work = asyncio.Event()
         self._fails = False
+
+    def take(self, number: int, receiver: Receiver) -> None:
+        """Tell this receiver from the next try on; ``number`` is its place."""
+        self.name = f"{number}:{urlsplit(receiver.url).hostname}"
+        self.receiver = receiver
 
     @property
     def waiting(self) -> int:
@@ -139,9 +146,17 @@ class Hook:
             while not self._queue:
                 self._work.clear()
                 await self._work.wait()
-            self._flying = self._queue.popleft()
-            why = await self._deliver(session, self._flying)
-            self._flying = None
+            event = self._flying = self._queue.popleft()
+            try:
+                why = await self._deliver(session, event)
+            except asyncio.CancelledError:
+                self._queue.appendleft(event)  # for the next task, if there is one
+                raise
+            except Exception as error:
+                log.exception("an event can't be sent", webhook=self.name)
+                why = repr(error)
+            finally:
+                self._flying = None
             if why:
                 self.failed += 1
                 if not self._fails:
@@ -157,6 +172,8 @@ class Hook:
         body = event.body()
         delay = BACKOFF[0]
         for left in reversed(range(TRIES)):
+            if event.name not in self.receiver.events:
+                return ""  # by a reload since
             why, again = await self._post(session, body)
             if not why or not again or not left:
                 break
@@ -191,6 +208,7 @@ class Webhooks:
     def __init__(self, receivers: Sequence[Receiver], node: str) -> None:
         self.node = node
         self.hooks = [Hook(number, each) for number, each in enumerate(receivers, 1)]
+        self._changed = asyncio.Event()
 
     def send(self, name: str, data: Mapping[str, object]) -> None:
         """Tell those who asked for it; returns at once."""
@@ -200,23 +218,49 @@ class Webhooks:
                 hook.put(event)
 
     def renew(self, receivers: Sequence[Receiver]) -> None:
-        """Take new secrets, for the same receivers."""
-        for hook, receiver in zip(self.hooks, receivers, strict=True):
-            hook.receiver = receiver
+        """Tell these receivers from now on.
+
+        What waits for a receiver goes on waiting if the URL is still there, at whatever place, or
+        if its place has another URL now.
+        """
+        before = dict(enumerate(self.hooks))
+        hooks: dict[int, Hook] = {}
+        for same_url in (True, False):
+            for place, receiver in enumerate(receivers):
+                found = (
+                    old
+                    for old, hook in before.items()
+                    if (hook.receiver.url == receiver.url if same_url else old == place)
+                )
+                if place not in hooks and (old := next(found, None)) is not None:
+                    hooks[place] = before.pop(old)
+        for place, receiver in enumerate(receivers):
+            hooks.setdefault(place, Hook(place + 1, receiver)).take(place + 1, receiver)
+        for hook in before.values():
+            log.info("webhook removed", webhook=hook.name, lost=hook.waiting)
+        self.hooks = [hooks[place] for place in range(len(receivers))]
+        self._changed.set()
 
     async def run(self) -> None:
-        """Deliver until cancelled; what then still waits is lost."""
+        """Deliver until cancelled."""
         timeout = aiohttp.ClientTimeout(total=TIMEOUT)
         jar = aiohttp.DummyCookieJar()
-        try:
-            async with (
-                aiohttp.ClientSession(timeout=timeout, cookie_jar=jar) as session,
-                asyncio.TaskGroup() as tasks,
-            ):
+        running: dict[Hook, asyncio.Task[None]] = {}
+        async with (
+            aiohttp.ClientSession(timeout=timeout, cookie_jar=jar) as session,
+            asyncio.TaskGroup() as tasks,
+        ):
+            while True:
+                self._changed.clear()
+                for hook in running.keys() - set(self.hooks):
+                    running.pop(hook).cancel()
                 for hook in self.hooks:
-                    tasks.create_task(hook.run(session), name=f"webhook {hook.name}")
-                await asyncio.Event().wait()
-        finally:
-            waiting = sum(hook.waiting for hook in self.hooks)
-            if waiting:
-                log.warning("events are lost, for the agent stops first", count=waiting)
+                    if hook not in running:
+                        running[hook] = tasks.create_task(hook.run(session), name="webhook")
+                await self._changed.wait()
+
+    def close(self) -> None:
+        """Say what is lost."""
+        waiting = sum(hook.waiting for hook in self.hooks)
+        if waiting:
+            log.warning("events are lost, for the agent stops first", count=waiting)

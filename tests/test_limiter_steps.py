@@ -119,8 +119,11 @@ def test_a_reload_that_fails_changes_nothing() -> None:
     node.by_hand("192.0.2.7")
     node.by_hand("192.0.3.0/24")
     too_many = [Limit(name=f"l{n}", ipv4_prefix=24) for n in range((1 << 16) + 1)]
+    before = list(node.limiter.engine.rules)
     with pytest.raises(ValueError, match="too many"):
-        finish(node.limiter.reload(too_many, lists(allow="192.0.2.7")))
+        finish(node.limiter.reload([Limit(rate=1), *too_many], lists(allow="192.0.2.7")))
+    assert node.limiter.engine.rules == before
+    assert before[0].limit == Limit() and before[0].rate == Limit().rate
     assert node.ask("192.0.2.7") == node.ask("192.0.3.7") == "block"
     for key in ("192.0.2.7", "192.0.3.0/24"):
         node.limiter.lift(EVERY_LIMIT, key)

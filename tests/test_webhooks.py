@@ -105,6 +105,7 @@ async def sending(*receivers: Receiver) -> AsyncIterator[Webhooks]:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+        webhooks.close()
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
@@ -304,6 +305,53 @@ def test_a_new_secret_holds_from_the_next_try_on() -> None:
             assert headers[SIGNATURE] == sign(secret, timestamp, body)
 
     run(test)
+
+
+def test_what_waits_goes_on_waiting_for_a_receiver_that_stays() -> None:
+    def waiting(webhooks: Webhooks) -> list[tuple[str, list[object]]]:
+        return [(hook.name, [event.data["n"] for event in hook._queue]) for hook in webhooks.hooks]
+
+    first, second, third = (Receiver(f"http://{name}/") for name in ("one", "two", "three"))
+    webhooks = Webhooks([first, second], "n1")
+    webhooks.send("fuse", {"n": 0})
+    webhooks.renew([second])
+    webhooks.send("fuse", {"n": 1})
+    assert waiting(webhooks) == [("1:two", [0, 1])], "at another place"
+    webhooks.renew([third, second])
+    webhooks.send("fuse", {"n": 2})
+    assert waiting(webhooks) == [("1:three", [2]), ("2:two", [0, 1, 2])]
+    webhooks.renew([third, Receiver("http://four/", ("block",))])
+    assert waiting(webhooks) == [("1:three", [2]), ("2:four", [0, 1, 2])], "another URL"
+    webhooks.renew([])
+    assert waiting(webhooks) == []
+    webhooks.renew([first, first])
+    webhooks.send("fuse", {"n": 3})
+    assert waiting(webhooks) == [("1:one", [3]), ("2:one", [3])]
+
+
+def test_what_a_receiver_does_not_ask_for_any_more_is_not_sent() -> None:
+    async def test() -> None:
+        async with inbox() as box, sending(Receiver("http://127.0.0.1:1/")) as webhooks:
+            webhooks.send("block", {"n": 0})
+            webhooks.send("fuse", {"n": 1})
+            webhooks.renew([Receiver(box.url, ("fuse",))])
+            await until(lambda: webhooks.hooks[0].sent == 2)
+        assert box.numbers() == [1]
+
+    run(test)
+
+
+def test_an_event_that_can_not_be_written_is_one_failure(logs: list[Any]) -> None:
+    async def test() -> None:
+        async with inbox() as box, sending(Receiver(box.url)) as webhooks:
+            webhooks.send("fuse", {"n": object()})
+            webhooks.send("fuse", {"n": 1})
+            await until(lambda: webhooks.hooks[0].sent == 1)
+            assert (webhooks.hooks[0].failed, webhooks.hooks[0].waiting) == (1, 0)
+        assert box.numbers() == [1]
+
+    run(test)
+    assert logs[0]["event"] == "an event can't be sent"
 
 
 def test_an_endless_answer_is_not_read() -> None:

@@ -152,24 +152,28 @@ class Engine:
         """
         known = {rule.limit.name: rule for rule in self.rules}
         rules = []
-        fresh = []
+        fresh: list[Rule] = []
+        exchanges: list[Exchange] = []
         for limit in limits:
             rule = known.get(limit.name)
-            if rule is not None and rule.limit.window == limit.window:
-                rule.change(limit)
-            else:
+            if rule is None or rule.limit.window != limit.window:
                 # Not a place that was used before: the table may still have clients of that.
-                if self.index > _MAX_INDEX:
+                if self.index + len(fresh) > _MAX_INDEX:
                     raise ValueError("too many other limits since the start; restart")
-                rule = Rule(limit, self.index)
-                self.index += 1
+                rule = Rule(limit, self.index + len(fresh))
                 fresh.append(rule)
                 if self.shared:
-                    self.exchanges.append(Exchange(self.table, rule, self.shared, self.refresh))
+                    exchanges.append(Exchange(self.table, rule, self.shared, self.refresh))
             rules.append(rule)
-        for rule in self.rules:
-            if self.shared and rule not in rules:
-                self.exchanges[rule.index] = Exchange(self.table, rule, 0, 0)
+        gone = [rule for rule in self.rules if self.shared and rule not in rules]
+        empty = [Exchange(self.table, rule, 0, 0) for rule in gone]
+        # Nothing has changed until here, and nothing fails from here on.
+        for rule, limit in zip(rules, limits, strict=True):
+            rule.change(limit)
+        for rule, exchange in zip(gone, empty, strict=True):
+            self.exchanges[rule.index] = exchange
+        self.exchanges += exchanges
+        self.index += len(fresh)
         self.rules = rules
         return fresh
 

@@ -174,7 +174,9 @@ async def status(call: Call) -> Reply:
 
 
 def _reload(result: Any) -> models.ReloadState:
-    return models.ReloadState(ok=result.ok, at=result.at, problems=list(result.problems))
+    return models.ReloadState(
+        ok=result.ok, at=result.at, problems=list(result.problems), restart=list(result.restart)
+    )
 
 
 async def nodes(call: Call) -> Reply:
@@ -204,7 +206,7 @@ async def reload(call: Call) -> Reply:
     result = await call.control.reload()
     if not result.ok:
         raise ProblemError(
-            422,
+            422 if result.invalid else 503,
             "the configuration in force stays",
             [_configured(problem) for problem in result.problems],
         )

@@ -282,6 +282,9 @@ class ReloadState(Answer):
     ok: bool
     at: float
     problems: list[str]
+    restart: list[str] = Field(
+        description="Fields that differ from what runs and are taken at the next start only."
+    )
 
 
 class TaskState(Answer):

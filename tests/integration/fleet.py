@@ -63,16 +63,19 @@ class Answer:
 
 
 class Node:
-    """One agent.
+    """One agent; ``python`` is what runs it.
 
     ``clock`` is how many seconds its wall clock is ahead, ``before`` what its shell does before,
     such as ``ulimit -n 64``.
     """
 
+    python = sys.executable
+
     def __init__(
         self, folder: Path, name: str, config: str, clock: int = 0, before: str = ""
     ) -> None:
         self.name = name
+        self.program = ["-m", "ratelimit"]
         self._before = before
         self._path = folder / f"{name}.sock"
         self._log = folder / f"{name}.log"
@@ -97,13 +100,13 @@ class Node:
         return len(os.listdir(f"/proc/{self._process.pid}/fd"))
 
     def start(self) -> Node:
-        program = ["-m", "ratelimit"]
+        program = self.program
         if self._clock:
             program = ["-c", _WRONG_CLOCK, str(self._clock)]
         shell = ["bash", "-c", f'{self._before}; exec "$@"', "bash"] if self._before else []
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*shell, sys.executable, *program, "serve", "--config", str(self._file)],
+                [*shell, self.python, *program, "serve", "--config", str(self._file)],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,

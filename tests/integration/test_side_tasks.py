@@ -43,10 +43,15 @@ def node(folder: Path, config: str = "", name: str = "node", before: str = "") -
         made.stop()
 
 
-def status(of: Node) -> dict[str, Any]:
+def client(of: Node) -> Client:
+    """Return a client of its API."""
     until(lambda: '"agent started"' in of.log(), "it has started")
     port = re.findall(r'"ops": "127.0.0.1:(\d+)"', of.log())[-1]
-    found: dict[str, Any] = Client(f"http://127.0.0.1:{port}").get("/v1/status")
+    return Client(f"http://127.0.0.1:{port}")
+
+
+def status(of: Node) -> dict[str, Any]:
+    found: dict[str, Any] = client(of).get("/v1/status")
     return found
 
 
