@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import grp
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -17,6 +19,7 @@ from ratelimit.exceptions import StartError
 
 MIN_VERSION = (2, 6)
 
+_ACCOUNTS = ("haproxy", "nobody")  # that of HAProxy's package, else one that is everywhere
 _SBIN = "/usr/local/sbin:/usr/sbin"  # where it is, and not on the path of everybody
 _INSTALL = "install it with: apt-get install haproxy"
 _VERSION_TIMEOUT = 5  # seconds
@@ -50,6 +53,32 @@ async def find() -> str:
         have = ".".join(map(str, version)) if found else "of an unknown version"
         raise StartError(f"{program} is {have}, but {wanted} or later is needed; {_INSTALL}")
     return program
+
+
+def unprivileged() -> pwd.struct_passwd | None:
+    """Return the account that HAProxy is to run as in root's place; None if we are not root."""
+    if os.geteuid() != 0:
+        return None
+    for name in _ACCOUNTS:
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(name)
+    raise StartError(f"there is no user {' or '.join(_ACCOUNTS)} for HAProxy to run as")
+
+
+def confine(agent: Path, account: pwd.struct_passwd | None) -> dict[str, str]:
+    """Return the settings by which HAProxy reaches the agent's socket file.
+
+    With an ``account`` it becomes that, and sees nothing but the folder of the socket.
+    """
+    if account is None:
+        return {"RATELIMIT_SPOP": f"unix@{agent}"}
+    os.chown(agent, -1, account.pw_gid)
+    return {
+        "RATELIMIT_SPOP": f"unix@/{agent.name}",
+        "RATELIMIT_USER": account.pw_name,
+        "RATELIMIT_GROUP": grp.getgrgid(account.pw_gid).gr_name,
+        "RATELIMIT_CHROOT": str(agent.parent),
+    }
 
 
 class HAProxy:

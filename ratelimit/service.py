@@ -30,7 +30,7 @@ from ratelimit.engine import compiled
 from ratelimit.engine.constants import CLIENT_BYTES, SECOND
 from ratelimit.exceptions import StartError
 from ratelimit.handover import Predecessor, hand_over
-from ratelimit.haproxy import HAProxy, find
+from ratelimit.haproxy import HAProxy, confine, find, unprivileged
 from ratelimit.limiter import Limiter, Sharing
 from ratelimit.load import Load
 from ratelimit.metrics import Metrics
@@ -100,21 +100,24 @@ async def _up(config: Config, listen: Address, application: Address | None) -> i
     stop = _on_signal(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     _on_signal(signal.SIGUSR2)  # is for an agent alone, and would end this one without HAProxy
     program = await find()
+    account = unprivileged()
     async with contextlib.AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ratelimit-"))
         stats = str(Path(folder) / "haproxy.sock")
         manager = stack.enter_context(contextlib.closing(Manager.of_environment()))
         running = await stack.enter_async_context(_agent(config, manager, stats))
         # A check over it costs both ends less than one over TCP.
-        spop = Address(path=str(Path(folder) / "spop.sock"))
-        await running.control.agent.listen(spop)
+        jail = Path(folder) / "jail"
+        jail.mkdir(mode=0o755)
+        spop = jail / "spop.sock"
+        await running.control.agent.listen(Address(path=str(spop)))
         if application is None:
             application = await stack.enter_async_context(_demo())
         haproxy = await HAProxy.start(
             program,
             {
+                **confine(spop, account),
                 "RATELIMIT_LISTEN": _written(listen),
-                "RATELIMIT_SPOP": _written(spop),
                 "RATELIMIT_BACKEND": _written(application),
                 "RATELIMIT_STATS_SOCKET": stats,
                 "RATELIMIT_STATS_LEVEL": "admin",  # in a folder that nobody else can enter

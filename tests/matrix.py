@@ -123,7 +123,8 @@ def wrapper(entry: Entry, folder: Path, to: Path) -> Path:
     """
     shared = {str(ROOT), tempfile.gettempdir(), "/run"}
     mounts = [f"mkdir -p {folder}{path}; mount --rbind {path} {folder}{path}" for path in shared]
-    names = ("/etc/hosts", "/etc/resolv.conf")  # of the mount namespace in which it is started
+    # Names are those of the mount namespace in which it is started.
+    names = [f"/etc/{name}" for name in ("hosts", "resolv.conf", "passwd", "group")]
     mounts += [f"touch {folder}{path}; mount --bind {path} {folder}{path}" for path in names]
     inner = f"set -e; {'; '.join(mounts)}; mount -t proc proc {folder}/proc"
     # A name that it may have no other by: Valkey is started where the tests want Redis.

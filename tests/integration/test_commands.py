@@ -111,6 +111,49 @@ def test_up_runs_the_main_job_from_any_folder(
     assert not (tmp_path / "spop.sock").exists()
 
 
+def test_up_keeps_no_right_of_root_in_haproxy(config: Path) -> None:
+    listen = f"127.0.0.1:{free_port()}"
+    with command("up", "--listen", listen, "--config", str(config)) as process:
+        url = line(process, r"limiter +(http://\S+)")[1]
+        child = child_named("haproxy", process.pid)
+        account, own = haproxy.unprivileged(), child.stat().st_uid
+        assert own == (account.pw_uid if account else os.geteuid())
+        status = (child / "status").read_text()
+        assert set(re.findall(r"(?m)^Uid:\s+(.*)$", status)[0].split()) == {str(own)}
+        groups = re.findall(r"(?m)^(?:Gid|Groups):[ \t]*(.*)$", status)
+        if account:
+            assert set(" ".join(groups).split()) == {str(account.pw_gid)}
+            assert os.listdir(child / "root") == ["spop.sock"], "all that it can see"
+        with urllib.request.urlopen(url) as answer:
+            assert answer.status == 200
+        process.send_signal(signal.SIGINT)
+        line(process, 'agent stops.*"checks": 1')
+        assert process.wait(PATIENCE) == 0
+
+
+def child_named(name: str, parent: int) -> Path:
+    """Return the folder of a child process in /proc."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found, _, fields = (folder / "stat").read_text().partition(") ")
+            if found.endswith(f"({name}") and int(fields.split()[1]) == parent:
+                return folder
+    raise AssertionError(f"{parent} has no child {name}")
+
+
+def test_haproxy_becomes_another_user_only_if_root_starts_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert haproxy.unprivileged() is None
+    assert haproxy.confine(Path("/x/spop.sock"), None) == {"RATELIMIT_SPOP": "unix@/x/spop.sock"}
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert haproxy.unprivileged() is not None
+    monkeypatch.setattr(haproxy, "_ACCOUNTS", ("no-such-user",))
+    with pytest.raises(StartError, match="no-such-user"):
+        haproxy.unprivileged()
+
+
 def test_up_with_a_backend_of_ones_own(config: Path) -> None:
     listen, backend = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     with command(
