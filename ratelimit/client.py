@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from ratelimit.exceptions import ApiError
+from ratelimit.tls import tls_problem
 
 DEFAULT_URL = "http://127.0.0.1:9191"
 
@@ -78,7 +79,8 @@ class Client:
                     f"nobody listens on {self.url}; is ratelimit running? "
                     "--url or RATELIMIT_URL says where its API is"
                 ) from None
-            raise ApiError(f"{self.url}: {reason}") from None
+            problem = tls_problem(error, "name its CA by SSL_CERT_FILE=FILE")
+            raise ApiError(f"{self.url}: {problem or reason}") from None
         if not isinstance(known, dict):
             raise ApiError(f"{self.url}: is this the API of ratelimit?")
         return known

@@ -11,6 +11,8 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
+from ratelimit.client import Client
+from ratelimit.exceptions import ApiError
 from ratelimit.logs import AUDIT
 from tests.integration.world import HAPROXY, free_port
 from tests.ops.running import running
@@ -39,6 +41,8 @@ async def in_front(folder: Path, port: int, lines: str = "") -> AsyncIterator[ht
         [
             *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"),
             *("-subj", f"/CN={NAME}", "-keyout", "site.pem.key", "-out", "site.pem"),
+            *("-addext", "subjectAltName=DNS:localhost"),
+            *("-addext", "keyUsage=critical,digitalSignature,keyCertSign"),
         ],
         cwd=folder,
         check=True,
@@ -162,3 +166,18 @@ def test_the_log_has_the_operators_address_and_only_a_guesser_waits(tmp_path: Pa
         run(tmp_path, test, config)
     (made,) = (line for line in lines if line["event"] == AUDIT and line["status"] == 201)
     assert (made["peer"], made["forwarded"], made["who"]) == ("127.0.0.1", "127.0.0.5", "ann")
+
+
+def test_the_commands_verify_the_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(api: Running, client: httpx.AsyncClient) -> None:
+        url = str(client.base_url).rstrip("/")
+        with pytest.raises(ApiError, match=r"certificate is refused: .*SSL_CERT_FILE=FILE"):
+            await asyncio.to_thread(Client(url, ANN).get, "/v1/status")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "site.pem"))
+        url = url.replace("127.0.0.1", "localhost")
+        state = await asyncio.to_thread(Client(url, ANN).get, "/v1/status")
+        assert state["node"] == "here"
+
+    run(tmp_path, test, f"hosts = ['{NAME}']\n")
