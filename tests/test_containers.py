@@ -127,6 +127,11 @@ def test_agent_takes_its_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         monkeypatch.setenv(name, value.replace("/run/secrets", str(tmp_path)))
     config = load(ROOT / "containers" / "ratelimit" / "ratelimit.toml")
     assert {limit.name for limit in config.limits_in_force()} == {"default", "login", "unknown"}
+    # SPOP on no network: a socket file, which HAProxy opens as one of its group.
+    (spop,) = config.agent.listen
+    haproxy = COMPOSE.services["haproxy"]
+    assert haproxy.environment["RATELIMIT_SPOP"] == f"unix@{spop.path}"
+    assert service.user.partition(":")[2] == haproxy.user.partition(":")[2]
     tokens = read_tokens(tmp_path / "ops_tokens")
     for name, role in (("operator_token", Role.OPERATE), ("view_token", Role.VIEW)):
         caller = tokens.find((tmp_path / name).read_text())
