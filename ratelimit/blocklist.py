@@ -17,8 +17,9 @@ from dataclasses import fields
 from operator import attrgetter
 
 from ratelimit.large import LargeDict, OrderedSet
-from ratelimit.model import Block, Limit
+from ratelimit.model import Block, Lift, Limit
 from ratelimit.notation import format_duration
+from ratelimit.orders import UNKNOWN, Lifts, beats
 
 MAX_ENTRIES = 200_000
 _PAGE = 20  # entries read at a time, 0.1 ms of work
@@ -40,8 +41,10 @@ class Blocklist:
         self.max_entries = max_entries
         self.refused = 0
         self.reserved = 0
+        self.lifts = Lifts()
         self.forget: Callable[[str], int] = lambda limit: 0
         self.on_drop: Callable[[Block], object] = lambda block: None
+        self._order = 0
         # By place, see _place(), whose order is that of limit and key.
         self._entries: LargeDict[bytes] = LargeDict()
         self._places = OrderedSet()
@@ -72,8 +75,43 @@ class Blocklist:
         """Return up to ``count`` entries that follow a limit and key, in the order of both."""
         return self._page(_place(limit, key), count)
 
+    def next_order(self, limit: str, key: str, now: int) -> int:
+        """Return the order of a fact that is new at ``now``, in nanoseconds since the epoch."""
+        known = self.get(limit, key), self.lifts.get(limit, key)
+        orders = [one.order for one in known if one is not None]
+        self._order = max(now // 1000, self._order + 1, *(order + 1 for order in orders))
+        return self._order
+
+    def take(self, block: Block, now: int) -> bool:
+        """Merge an entry; true if that changes what is known of the client.
+
+        It does not if what is known is newer, or if there is no room.
+        """
+        lifted = self.lifts.get(block.limit, block.key)
+        if lifted is not None and block.order <= lifted.order:
+            return False
+        known = self.get(block.limit, block.key)
+        return (known is None or beats(block, known)) and self.put(block, now)
+
+    def lift(self, lift: Lift) -> bool:
+        """Merge a lift; true if that changes what is known of the client."""
+        known = self.get(lift.limit, lift.key)
+        if known is not None and known.order <= lift.order:
+            self.remove(lift.limit, lift.key)
+        return self.lifts.take(lift)
+
+    def lift_of(self, limit: str, key: str, now: int) -> Lift:
+        """Return a lift of a client by now, in nanoseconds since the epoch."""
+        known, before = self.get(limit, key), self.lifts.get(limit, key)
+        until = now // 1_000_000_000 + UNKNOWN
+        if before is not None:
+            until = max(until, before.until)
+        if known is not None:
+            until = max(until, max(known.since, known.until) + self.forget(limit))
+        return Lift(key, limit, self.next_order(limit, key, now), until)
+
     def put(self, block: Block, now: int) -> bool:
-        """Take an entry as it is; false if there is no room for it."""
+        """Have an entry in place of any other; false if there is no room for it."""
         if self.remove(block.limit, block.key) is None and not self._has_room(now):
             self.refused += 1
             return False
@@ -115,8 +153,8 @@ class Blocklist:
         )
 
     def drop(self, now: int, count: int) -> int:
-        """Drop up to ``count`` entries whose strikes are forgotten by now; return how many."""
-        gone = 0
+        """Drop up to ``count`` entries and lifts that are forgotten by now; return how many."""
+        gone = self.lifts.drop(now, count)
         for limit, shadow in list(self._ends):
             forgotten = now - self.forget(limit)
             while gone < count and (ends := self._ends.get((limit, shadow))) is not None:
@@ -127,7 +165,7 @@ class Blocklist:
                 gone += 1
         return gone
 
-    def strike(self, limit: Limit, key: str, now: int) -> Block | None:
+    def strike(self, limit: Limit, key: str, now: int, order: int = 0) -> Block | None:
         """Block a client that exceeded a limit; None if there is no room for it.
 
         The first strike earns the first length of the limit's ladder, and so on; past its end the
@@ -150,6 +188,7 @@ class Blocklist:
             until=now + limit.block[min(strikes, len(limit.block)) - 1],
             node=self.node,
             shadow=limit.shadow,
+            order=order,
         )
         return block if self.put(block, now) else None
 

@@ -23,7 +23,7 @@ from ratelimit.engine.constants import SECOND
 from ratelimit.exceptions import RatelimitError
 from ratelimit.keys import counted_key, wider_keys
 from ratelimit.limiter import ClientState
-from ratelimit.model import EVERY_LIMIT, Block, Limit
+from ratelimit.model import EVERY_LIMIT, Block, Lift, Limit
 from ratelimit.reload import Reloader, ReloadResult
 from ratelimit.runtime import EdgeEntry, Fault, Runtime
 from ratelimit.steps import Steps
@@ -93,9 +93,8 @@ class Control:
         self.reloader = Reloader(config, self.limiter, self.sync)
         self.edge_faults = 0
         self.edges_dropped = 0
-        # Blocks by key that wait for the store, while nothing newer is known of the key; and
-        # whether a place is reserved for each.
-        self._asked: dict[str, tuple[Block, bool]] = {}
+        # Keys of blocks that wait for the store and have a place reserved on the list.
+        self._reserved: set[str] = set()
         self._edges: dict[str, int] = {}
         self._edges_wait = asyncio.Event()
         self._put = self.limiter.on_block
@@ -125,19 +124,16 @@ class Control:
         """Return the events of a store that go to their owner, and from there to operators."""
 
         def on_block(block: Block) -> None:
-            get = self.limiter.blocklist.get
-            new = get(block.limit, block.key) != block
-            if self._asked.get(block.key, (None,))[0] == block:
-                self._forget_asked(block.key)
-            events.on_block(block)
-            if new and get(block.limit, block.key) == block:
+            if block.limit == EVERY_LIMIT:
+                self._release(block.key)
+            if events.on_block(block):
                 self._heard(block)
 
-        def on_lift(limit: str, key: str) -> None:
+        def on_lift(lift: Lift) -> None:
+            limit, key = lift.limit, lift.key
             known = self.limiter.blocklist.get(limit, key)
-            if limit == EVERY_LIMIT:
-                self._forget_asked(key)
-            events.on_lift(limit, key)
+            if not events.on_lift(lift) or self.limiter.blocklist.get(limit, key) is not None:
+                return
             self._clear(key)
             if known is not None:
                 self.bus.publish("unblock", limit=limit, key=key, by="", node="")
@@ -160,7 +156,7 @@ class Control:
 
     def _made(self, block: Block) -> None:
         self._put(block)
-        self.bus.publish("block", **dataclasses.asdict(block))
+        self.bus.publish("block", **_told(block))
 
     def _fuse(self, limit: Limit, blown: bool) -> None:
         if blown:
@@ -175,7 +171,7 @@ class Control:
         self.bus.publish("fuse", limit=limit.name, blown=blown, node=self.about.id)
 
     def _heard(self, block: Block) -> None:
-        self.bus.publish("block", **dataclasses.asdict(block))
+        self.bus.publish("block", **_told(block))
         # Of an automatic block HAProxy hears with its client's next request.
         if block.limit == EVERY_LIMIT and block.until > self.now():
             self._edge(block.key, block.until)
@@ -200,33 +196,32 @@ class Control:
             until=now + ttl,
             by=by,
             node=self.about.id,
+            order=blocklist.next_order(EVERY_LIMIT, key, self.sync.now()),
         )
-        self._forget_asked(key)
-        reserved = blocklist.reserve(now)
-        if not reserved and blocklist.get(EVERY_LIMIT, key) is None:
+        self._release(key)
+        if blocklist.reserve(now):
+            self._reserved.add(key)
+        elif blocklist.get(EVERY_LIMIT, key) is None:
             raise ListFullError(f"all {len(blocklist)} entries of the blocklist are in force")
-        self._asked[key] = block, reserved
         failure = None
         try:
-            await self.store.save(block)
+            block = await self.store.save(block)
         except StoreError as error:
             failure = error
         finally:
-            # Unless something newer is known of its key.
-            newest = self._asked.get(key, (None,))[0] is block
-            if newest:
-                self._forget_asked(key)
-        if newest and not (failure is not None and failure.unsent):
-            known = blocklist.get(EVERY_LIMIT, key) == block
-            if not known and self.limiter.apply(block):
-                self._heard(block)
+            self._release(key)
+        # What is newer than it has been taken meanwhile, and stays.
+        if not (failure is not None and failure.unsent) and self.limiter.apply(block):
+            self._heard(block)
         if failure is not None:
             raise failure
         return block
 
-    def _forget_asked(self, key: str) -> None:
-        _, reserved = self._asked.pop(key, (None, False))
-        self.limiter.blocklist.reserved -= reserved
+    def _release(self, key: str) -> None:
+        """Give back the place that is reserved for a key, if there is one."""
+        if key in self._reserved:
+            self._reserved.remove(key)
+            self.limiter.blocklist.reserved -= 1
 
     async def unblock(self, key: str, by: str) -> bool:
         """Lift every block of a key, canonical, on every node; false if there was none.
@@ -235,19 +230,17 @@ class Control:
         Raises StoreError if the store does not confirm it in time; it is lifted on this node then,
         and on the others as soon as the store is back.
         """
-        places = self._places(key)
         found = False
-        for limit, one in places:
+        lifts = []
+        for limit, one in self._places(key):
             known = self.limiter.blocklist.get(limit, one)
-            if limit == EVERY_LIMIT:
-                self._forget_asked(one)
-            self.limiter.lift(limit, one)
+            lifts.append(self.limiter.lift_now(limit, one, self.sync.now()))
             self._clear(one)
             if known is not None:
                 found = True
                 self.bus.publish("unblock", limit=limit, key=one, by=by, node=self.about.id)
-        lifts = (self.store.lift(limit, one) for limit, one in places)
-        results = await asyncio.gather(*lifts, return_exceptions=True)
+        saved = (self.store.lift(lift) for lift in lifts)
+        results = await asyncio.gather(*saved, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 raise result
@@ -359,3 +352,10 @@ class Control:
         result = await self.reloader.reload()
         self.bus.publish("reload", ok=result.ok, problems=list(result.problems))
         return result
+
+
+def _told(block: Block) -> dict[str, object]:
+    """Return what an event says about a block."""
+    about = dataclasses.asdict(block)
+    del about["order"]
+    return about

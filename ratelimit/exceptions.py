@@ -5,6 +5,7 @@ RatelimitError
 ├── LogError         an access log can't be read
 ├── ApiError         the HTTP API can't be reached, or refuses
 ├── StartError       what is needed to run is missing: a free address, HAProxy
+├── StoreError       the store can't be used now; says whether what was asked can have happened
 └── SpopError        a peer broke the SPOP; carries the status that it is told
 """
 
@@ -43,6 +44,18 @@ class ApiError(RatelimitError):
 
 class StartError(RatelimitError):
     """Something outside of the configuration keeps the program from starting."""
+
+
+class StoreError(RatelimitError):
+    """The store can't be used now, or gave no answer in time.
+
+    ``unsent`` is true if nothing of what was asked can have happened, so that it may be asked
+    again without being counted twice.
+    """
+
+    def __init__(self, message: str, unsent: bool = False) -> None:
+        super().__init__(message)
+        self.unsent = unsent
 
 
 class SpopError(RatelimitError):

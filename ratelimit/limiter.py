@@ -21,9 +21,8 @@ from ratelimit.keys import (
     key_network,
     key_text,
 )
-from ratelimit.large import LargeDict
 from ratelimit.lists import Lists, span
-from ratelimit.model import EVERY_LIMIT, Block, Limit
+from ratelimit.model import EVERY_LIMIT, Block, Entry, Lift, Limit
 from ratelimit.steps import Steps, finish
 
 _MAX_NEWS = 16
@@ -90,8 +89,10 @@ class Limiter:
 
     ``blocks`` counts the blocks since the start, ``blocks_unreported`` those that nobody has logged
     yet, and ``news`` holds the latest of them. ``on_block`` is called with each that is made here,
-    ``on_gone`` with limit and key of each in force that another list has no more, ``on_fuse`` with
-    a limit and whether its fuse has blown or is whole again.
+    ``on_lift`` with the lift of one that it takes the place of, ``on_taken`` with each entry made
+    elsewhere that changes what is known here, ``on_gone`` with limit and key of a block that was
+    lifted elsewhere, ``on_fuse`` with a limit and whether its fuse has
+    blown or is whole again.
     """
 
     def __init__(
@@ -112,15 +113,16 @@ class Limiter:
         self.blocks_unreported = 0
         self.news: deque[Block] = deque(maxlen=_MAX_NEWS)
         self.on_block: Callable[[Block], object] = lambda block: None
+        self.on_lift: Callable[[Lift], object] = lambda lift: None
         self.on_gone: Callable[[str, str], object] = lambda limit, key: None
+        self.on_taken: Callable[[Entry], object] = lambda entry: None
         self.on_fuse: Callable[[Limit, bool], object] = lambda limit, blown: None
         self.lists = lists or Lists()
         self._rules = {rule.limit.name: rule for rule in self.engine.rules}
         self._widths = _widths(limits)
         self._barred = Barred(self.engine.barred, self._until)
         self._secret = b""
-        # While another list is taken: whose entries have changed since, hence are newer.
-        self._newer: set[tuple[str, str]] | None = None
+        self._loading = 0
         self._minute = 0
         self.blocklist.forget = self.forget
         self.blocklist.on_drop = self._dropped
@@ -264,79 +266,63 @@ class Limiter:
         return True
 
     def apply(self, block: Block) -> bool:
-        """Take an entry that the store has, made here or elsewhere; false if there is no room."""
-        self._note(block.limit, block.key)
-        return self._apply(block)
+        """Merge an entry made elsewhere; true if that changes what is known of the client.
 
-    def _apply(self, block: Block) -> bool:
-        if not self.blocklist.put(block, self.engine.table.now):
+        It does not if what is known is newer, or if there is no room.
+        """
+        if not self.blocklist.take(block, self.engine.table.now):
             return False
         if block.limit == EVERY_LIMIT and self._bars(block.key):
             self._changed()
         self._update(block.limit, block.key)
+        self.on_taken(block)
         return True
 
-    def lift(self, limit: str, key: str) -> None:
-        """Take an entry off: the client may come at once, and its strikes are forgotten."""
-        self._note(limit, key)
-        self._lift(limit, key)
+    def lift(self, lift: Lift) -> bool:
+        """Merge a lift made elsewhere; true if that changes what is known of the client.
 
-    def _lift(self, limit: str, key: str) -> None:
-        self.blocklist.remove(limit, key)
-        if limit == EVERY_LIMIT and self._barred.discard(key):
-            self._changed()
-        self._update(limit, key)
-
-    def load(self, blocks: Iterable[Block]) -> Steps[None]:
-        """Replace the whole list.
-
-        What changes in the meantime is newer than ``blocks``, and stays.
+        A client whose block it ends may come at once, and its strikes are forgotten.
         """
-        newer = self._newer = set()
-        try:
-            yield from self._replace(blocks, newer)
-        finally:
-            if self._newer is newer:
-                self._newer = None
-        yield from self.cut()
+        known = self.blocklist.get(lift.limit, lift.key)
+        if not self._lift(lift):
+            return False
+        self.on_taken(lift)
+        if known is not None and self.blocklist.get(lift.limit, lift.key) is None:
+            self.on_gone(lift.limit, lift.key)
+        return True
 
-    def _replace(self, blocks: Iterable[Block], newer: set[tuple[str, str]]) -> Steps[None]:
-        wanted: LargeDict[Block] = LargeDict()
-        for number, block in enumerate(blocks, 1):
-            wanted[f"{block.limit}\0{block.key}"] = block
-            if number % _COMPARED == 0:
-                yield
-        room = _COMPARED
-        # First those that are gone, for the list may have no room for others.
-        for block in self.blocklist:
-            if room <= 0:
-                room = _COMPARED
-                yield
-            room -= 1
-            place = block.limit, block.key
-            if "\0".join(place) not in wanted and place not in newer:
-                self._lift(*place)
-                room -= _COMPARED // _UPDATED
-                if block.until > self.engine.table.now:
-                    self.on_gone(*place)
-        # Of the others those by hand, for the list may have no room for all.
-        for by_hand in (True, False):
-            for text in wanted:
+    def lift_now(self, limit: str, key: str, now: int) -> Lift:
+        """Lift whatever block a client has, and return what the store is to know of that.
+
+        ``now`` is in nanoseconds since the epoch.
+        """
+        lift = self.blocklist.lift_of(limit, key, now)
+        self._lift(lift)
+        return lift
+
+    def _lift(self, lift: Lift) -> bool:
+        limit, key = lift.limit, lift.key
+        changed = self.blocklist.lift(lift)
+        if self.blocklist.get(limit, key) is None:
+            if limit == EVERY_LIMIT and self._barred.discard(key):
+                self._changed()
+            self._update(limit, key)
+        return changed
+
+    def load(self, entries: Iterable[Entry]) -> Steps[None]:
+        """Merge entries made elsewhere, of a list of any length."""
+        self._loading += 1
+        try:
+            room = _COMPARED
+            for entry in entries:
                 if room <= 0:
                     room = _COMPARED
                     yield
-                room -= 1
-                wish = wanted.get(text)
-                if wish is None or (wish.limit == EVERY_LIMIT) is not by_hand:
-                    continue
-                place = wish.limit, wish.key
-                if place not in newer and self.blocklist.get(*place) != wish:
-                    self._apply(wish)
-                    room -= _COMPARED // _UPDATED
-
-    def _note(self, limit: str, key: str) -> None:
-        if self._newer is not None:
-            self._newer.add((limit, key))
+                changed = self.lift(entry) if isinstance(entry, Lift) else self.apply(entry)
+                room -= _COMPARED // _UPDATED if changed else 1
+        finally:
+            self._loading -= 1
+        yield from self.cut()
 
     def rekey(self, secret: bytes) -> Steps[None]:
         """Take the secret by which all nodes know strings; 16 bytes."""
@@ -422,7 +408,7 @@ class Limiter:
 
         At once if they are few. To cut many anew takes long, so that is done in steps.
         """
-        if self._newer is None and len(self._barred) <= _CUT_AT_ONCE:
+        if not self._loading and len(self._barred) <= _CUT_AT_ONCE:
             finish(self.cut())
 
     def _dropped(self, block: Block) -> None:
@@ -438,10 +424,14 @@ class Limiter:
             return 0
         key = key_text(kind, hi, lo, text, limit.ipv4_prefix, limit.ipv6_prefix)
         # Up to the next whole second, so that no block is shorter than the ladder says.
-        block = self.blocklist.strike(limit, key, -(-now // SECOND))
+        last = self.blocklist.get(limit.name, key)
+        if limit.shadow and last is not None and not last.shadow:
+            # To which a block in shadow would give way, here and on all other nodes.
+            self.on_lift(self.lift_now(limit.name, key, now))
+        order = self.blocklist.next_order(limit.name, key, now)
+        block = self.blocklist.strike(limit, key, -(-now // SECOND), order)
         if block is None:
             return 0
-        self._note(limit.name, key)
         self.blocks += 1
         self.blocks_unreported += 1
         self.news.append(block)

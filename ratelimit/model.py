@@ -72,6 +72,7 @@ class Block:
     forgotten, this one included; 0 for a block that a person made. ``by`` is that person, and
     ``node`` the node that made the entry. ``limit`` is ``EVERY_LIMIT`` for a block by hand. A
     ``shadow`` block is one that a limit would have made, was it not in shadow: it refuses nothing.
+    ``order`` says which of two facts about a client is the newer; see ``orders``.
     """
 
     key: str
@@ -83,6 +84,25 @@ class Block:
     by: str = ""
     node: str = ""
     shadow: bool = False
+    order: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lift:
+    """What remains of a block that was lifted; the strikes before it are forgotten, too.
+
+    It ends every block of the client whose ``order`` is not higher. Kept until the epoch second
+    ``until``, when nothing that it ended could be in force or count as a strike any more.
+    """
+
+    key: str
+    limit: str
+    order: int
+    until: int
+
+
+Entry = Block | Lift
+"""A fact about a client, as the nodes, the store and the journals exchange it."""
 
 
 @dataclass(frozen=True, slots=True)

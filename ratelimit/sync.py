@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Protocol
 
@@ -19,7 +18,8 @@ from ratelimit.engine.constants import NOTICE_BYTES, RECORD_BYTES, SECOND
 from ratelimit.engine.rule import Rule
 from ratelimit.histogram import Histogram
 from ratelimit.limiter import Limiter, Sharing
-from ratelimit.model import SUB_WINDOWS, Block
+from ratelimit.merge import Merge
+from ratelimit.model import SUB_WINDOWS, Entry
 from ratelimit.store.base import Events, Node, SharedStore, Store, StoreError
 
 # Windows after which counts go to a new key, and the old one ends; it keeps all clients until then.
@@ -78,18 +78,18 @@ class Sync:
         self.events = Events(
             on_block=limiter.apply,
             on_lift=limiter.lift,
-            on_loaded=self._loaded,
+            merge=self._merge,
             on_hot=self._warm,
             on_lost=self._divide,
             on_back=self._resume,
-            held=lambda: limiter.blocklist,
             forget=limiter.forget,
         )
         self._urgent = asyncio.Event()
         self._last = 0.0  # when the last exchange began, and when the next one is to, in loop time
         self._next = math.inf
         self._timer: asyncio.TimerHandle | None = None
-        limiter.on_block = self.put
+        limiter.on_block = limiter.on_lift = self.put
+        limiter.on_taken = self._keep
         self.reloaded()
 
     def attach(self, store: Store, node: Node) -> None:
@@ -264,17 +264,21 @@ class Sync:
             engine.exchanges[rule.index].warm(notices, engine.now)
             self._plan()
 
-    def put(self, block: Block) -> None:
-        """Have the store keep a block that was made here."""
+    def put(self, entry: Entry) -> None:
+        """Have the store keep a block or a lift that was made here."""
         if self.store is not None:
-            self.store.put(block)
+            self.store.put(entry)
 
-    def _loaded(self, blocks: list[Block]) -> Iterator[None]:
+    def _keep(self, entry: Entry) -> None:
+        if self.store is not None:
+            self.store.keep(entry)
+
+    def _merge(self) -> Merge:
         self.tick()
         self.limiter.engine.at(self.now())
-        if isinstance(self.store, SharedStore):
-            yield from self.limiter.rekey(self.store.secret)
-        yield from self.limiter.load(blocks)
+        return Merge(
+            self.limiter, self.store.secret if isinstance(self.store, SharedStore) else b""
+        )
 
     def _divide(self) -> None:
         store = self.store

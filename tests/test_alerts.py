@@ -12,7 +12,7 @@ import pytest
 from ratelimit.alerts import Alerts
 from ratelimit.limiter import Limiter
 from ratelimit.load import Load
-from ratelimit.model import Block, Limit
+from ratelimit.model import Block, Entry, Limit
 from ratelimit.store import Events, Node, Store, StoreError
 from ratelimit.webhooks import Receiver, Webhooks
 
@@ -57,7 +57,7 @@ class ModelStore(Store):
 
     async def start(self) -> None: ...
     async def close(self) -> None: ...
-    async def load(self) -> list[Block]:
+    async def load(self) -> list[Entry]:
         return []
 
     def announce(self, node: Node) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 FLOORS = [
     ["", "exceptions", "histogram", "large", "load", "model", "steps", "trusted_proxies"],
-    ["notation", "engine.constants", "spop", "spop.constants"],
+    ["notation", "engine.constants", "orders", "spop", "spop.constants"],
     ["engine.key", "engine.networks", "engine.rule", "keys", "spop.codec"],
     [
         "engine.acknowledge",
@@ -32,8 +32,9 @@ FLOORS = [
     ["engine", "limiter", "spop.connection"],
     ["runtime.words"],
     ["runtime.figures"],
-    ["supervisor", "tls", "turns"],
-    ["bus", "demo", "haproxy", "logs", "ops.tokens", "runtime.edge", "store.outbox", "systemd"],
+    ["merge", "supervisor", "tls", "turns"],
+    ["bus", "demo", "haproxy", "logs", "ops.tokens", "runtime.edge", "store.entries", "systemd"],
+    ["store.outbox"],
     [
         "client",
         "handover",
@@ -44,7 +45,9 @@ FLOORS = [
         "store.url",
         "webhooks",
     ],
-    ["store.explain", "store.memory"],
+    ["store.explain", "store.file"],
+    ["store.journal", "store.slots"],
+    ["store.memory"],
     ["store.link"],
     ["store.routes"],
     ["store.life"],

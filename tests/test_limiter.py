@@ -11,7 +11,7 @@ import pytest
 from ratelimit.engine.acknowledge import MAX_ACK
 from ratelimit.limiter import FUSE_CLIENTS, Limiter
 from ratelimit.lists import Lists, Range, cut, read_lists
-from ratelimit.model import EVERY_LIMIT, MAX_RATE, Block, Limit
+from ratelimit.model import EVERY_LIMIT, MAX_RATE, Block, Entry, Lift, Limit
 from ratelimit.steps import Steps, finish
 from tests import wire
 
@@ -55,7 +55,12 @@ class Node:
     def by_hand(self, key: str, seconds: float = 60) -> None:
         since = START // SECOND + round(self.now)
         until = since + round(seconds)
-        self.limiter.apply(Block(key, EVERY_LIMIT, "said so", 0, since, until, by="ann"))
+        order = self.limiter.blocklist.next_order(EVERY_LIMIT, key, since * SECOND)
+        block = Block(key, EVERY_LIMIT, "said so", 0, since, until, by="ann", order=order)
+        self.limiter.apply(block)
+
+    def lift(self, limit: str, key: str) -> None:
+        self.limiter.lift_now(limit, key, START + round(self.now * SECOND))
 
     def reload(self, *limits: Limit, lists: Lists = NO_LISTS) -> None:
         finish(finish(self.limiter.reload(limits, lists)))
@@ -145,7 +150,7 @@ def test_a_block_by_hand_holds_for_every_limit(
     assert {node.ask(client) for client in blocked} == {"allow"}, "it has ended"
     node.by_hand(key)
     assert node.ask(blocked[0]) == "block"
-    node.limiter.lift(EVERY_LIMIT, key)
+    node.lift(EVERY_LIMIT, key)
     assert {node.ask(client) for client in blocked} == {"allow"}
 
 
@@ -154,12 +159,12 @@ def test_lifting_one_block_leaves_the_other() -> None:
     node.ask("192.0.2.1")
     node.ask("192.0.2.1")
     node.by_hand("192.0.2.1", 1000)
-    node.limiter.lift(EVERY_LIMIT, "192.0.2.1")
+    node.lift(EVERY_LIMIT, "192.0.2.1")
     assert node.ask("192.0.2.1") == "block", "it has earned one itself"
     node.by_hand("192.0.2.1", 1000)
-    node.limiter.lift("default", "192.0.2.1")
+    node.lift("default", "192.0.2.1")
     assert node.ask("192.0.2.1") == "block"
-    node.limiter.lift(EVERY_LIMIT, "192.0.2.1")
+    node.lift(EVERY_LIMIT, "192.0.2.1")
     assert node.ask("192.0.2.1") == "allow"
 
 
@@ -184,75 +189,122 @@ def test_many_networks_blocked_by_hand_are_loaded_at_once_and_changed_at_ticks(
     assert len(cuts) == 1
     assert [node.ask(f"10.3.231.{n}") for n in (0, 255)] == ["block", "block"]
     node.by_hand("10.200.0.0/16")
-    node.limiter.lift(EVERY_LIMIT, "10.3.231.0/24")
+    node.lift(EVERY_LIMIT, "10.3.231.0/24")
     assert len(cuts) == 1
     node.tick(1)
     assert len(cuts) == 2
     assert node.ask("10.200.1.1") == "block"
     assert node.ask("10.3.231.0") == "allow"
     finish(node.limiter.load(blocks))
-    assert node.ask("10.200.1.1") == "allow"
-    assert node.ask("10.3.231.0") == "block"
+    assert node.ask("10.200.1.1") == "block", "what a list does not have, it has lost"
+    assert node.ask("10.3.231.0") == "allow", "what was lifted stays lifted"
     node.tick(60)
-    assert node.ask("10.3.231.0") == "allow"
+    assert node.ask("10.3.230.0") == node.ask("10.200.1.1") == "allow"
 
 
-def test_what_changes_while_a_list_is_taken_is_newer_than_the_list() -> None:
+def test_a_list_is_merged_with_what_changes_meanwhile() -> None:
     node = Node(Limit(rate=1, block=(600,)))
     since = START // SECOND
 
     def block(key: str, length: int) -> Block:
-        return Block(key, "default", "", 1, since, since + length)
+        return Block(key, "default", "", 1, since, since + length, order=since)
 
     clients = [f"10.0.{n // 256}.{n % 256}" for n in range(2000)]
-    gone: list[str] = []
-    node.limiter.on_gone = lambda _, key: gone.append(key)
     finish(node.limiter.load([block(client, 60) for client in clients]))
     steps = node.limiter.load([block(client, 90) for client in clients[:1500]])
     for _ in range(3):
         next(steps)
     node.limiter.apply(block(clients[0], 30))
-    node.limiter.lift("default", clients[1])
-    node.limiter.apply(block(clients[1999], 30))
+    node.lift("default", clients[1])
+    node.lift("default", clients[1499])
+    node.limiter.apply(block(clients[1999], 120))
     assert node.ask("192.0.2.1") == "allow"
     assert node.ask("192.0.2.1") == "block"
     assert sum(1 for _ in steps) > 10
     ends = {held.key: held.until - since for held in node.limiter.blocklist}
     assert ends.pop("192.0.2.1") == 600
-    changed = {clients[0]: 30, clients[1999]: 30}
-    assert ends == dict.fromkeys(clients[2:1500], 90) | changed
-    assert sorted(gone) == sorted(clients[1500:1999])
-    assert node.ask(clients[1]) == "allow"
-    assert [node.ask(clients[n]) for n in (2, 1499, 1999)] == ["block"] * 3
-    finish(node.limiter.load([]))  # which minds no change of before
-    assert len(node.limiter.blocklist) == 0
+    expected = dict.fromkeys(clients, 60) | dict.fromkeys(clients[:1500], 90)
+    del expected[clients[1]], expected[clients[1499]]
+    assert ends == expected | {clients[1999]: 120}
+    assert [node.ask(clients[n]) for n in (1, 1499)] == ["allow"] * 2
+    assert [node.ask(clients[n]) for n in (2, 1498, 1999)] == ["block"] * 3
 
 
-def test_a_list_that_is_gone_is_taken_off_in_small_steps() -> None:
+def test_lifts_of_a_list_take_blocks_off_in_small_steps() -> None:
     node = Node()
     since = START // SECOND
-    blocks = [Block(f"10.0.0.{n}", "default", "", 1, since, since + 60) for n in range(200)]
+    gone: list[tuple[str, str]] = []
+    taken: list[Entry] = []
+    node.limiter.on_gone = lambda limit, key: gone.append((limit, key))
+    node.limiter.on_taken = taken.append
+    blocks = [
+        Block(f"10.0.0.{n}", "default", "", 1, since, since + 60, order=n + 1) for n in range(200)
+    ]
     finish(node.limiter.load(blocks))
-    left = [len(node.limiter.blocklist) for _ in node.limiter.load([])]
+    assert taken == blocks
+    lifts = [Lift(one.key, one.limit, one.order, since + 60) for one in blocks]
+    left = [len(node.limiter.blocklist) for _ in node.limiter.load(lifts)]
     assert max(before - after for before, after in pairwise([200, *left])) <= 20
     assert left[-1] <= 20
     assert len(node.limiter.blocklist) == 0
+    assert len(gone) == 200
+    assert taken == [*blocks, *lifts]
+    finish(node.limiter.load([*lifts, *blocks]))
+    assert (len(gone), len(taken)) == (200, 400), "all of it was known"
+    assert node.ask("10.0.0.7") == "allow"
+    node.tick(3600)
+    assert len(node.limiter.blocklist.lifts) == 0, "by now nothing is left that they could end"
 
 
-def test_an_entry_that_has_ended_takes_the_place_of_one_in_force() -> None:
+def test_the_strikes_of_a_lifted_block_are_forgotten_everywhere() -> None:
+    ladder = Limit(rate=1, block=(10, 600))
+    node, other = Node(ladder), Node(ladder)
+    made: list[Block] = []
+    node.limiter.on_block = made.append
+    for now in (0, 20):
+        node.tick(now)
+        assert [node.ask("192.0.2.1") for _ in range(2)] == ["allow", "block"]
+    finish(other.limiter.load(made))
+    node.tick(30)
+    lift = node.limiter.lift_now("default", "192.0.2.1", START + 30 * SECOND)
+    assert [node.ask("192.0.2.1") for _ in range(2)] == ["allow", "block"]
+    assert made[-1].until - made[-1].since == 10
+    # Whatever arrives first, and however often.
+    arrivals: list[list[Entry]] = [[made[-1], lift], [lift, made[-1]], [*made]]
+    for entries in arrivals:
+        finish(other.limiter.load(entries))
+    assert other.limiter.blocklist.get("default", "192.0.2.1") == made[-1]
+
+
+def test_a_strike_in_shadow_lifts_the_one_before_it() -> None:
+    shadow, ladder = (Limit(rate=1, block=(10, 600), shadow=shadow) for shadow in (True, False))
+    node, other = Node(ladder), Node(shadow)
+    told: list[Entry] = []
+    node.limiter.on_block = node.limiter.on_lift = told.append
+    assert [node.ask("192.0.2.1") for _ in range(2)] == ["allow", "block"]
+    node.reload(shadow)
+    node.tick(60)
+    assert [node.ask("192.0.2.1") for _ in range(2)] == ["allow", "allow"]
+    real, lift, hidden = told
+    assert isinstance(lift, Lift) and isinstance(hidden, Block) and hidden.shadow
+    finish(other.limiter.load([hidden, lift, real]))
+    assert list(other.limiter.blocklist) == list(node.limiter.blocklist) == [hidden]
+    node.reload(ladder)
+    node.tick(120)
+    assert [node.ask("192.0.2.1") for _ in range(2)] == ["allow", "block"]
+    assert len(told) == 4, "a block in shadow gives way by itself"
+    finish(other.limiter.load(told[3:]))
+    assert list(other.limiter.blocklist) == list(node.limiter.blocklist) == told[3:]
+
+
+def test_a_block_that_has_ended_needs_no_place_in_the_table() -> None:
     node = Node(Limit(rate=1, block=(600,)))
-    clients = "192.0.2.1", "192.0.2.2", "a client"
-    for client in clients:
-        assert [node.ask(client) for _ in range(2)] == ["allow", "block"]
     node.tick(60)
     since = START // SECOND
-    first, *others = (Block(key, "default", "", 1, since + 10, since + 20) for key in clients)
-    node.limiter.apply(first)
-    finish(node.limiter.load([first, *others]))
-    assert [node.ask(client) for client in clients] == ["allow"] * 3
+    ended = Block("192.0.2.1", "default", "", 1, since + 10, since + 20)
     for client in [f"10.0.0.{n}" for n in range(9)]:
-        node.limiter.apply(replace(first, key=client))
-    assert node.limiter.engine.table.entries == 3, "nor does it need a place there"
+        node.limiter.apply(replace(ended, key=client))
+    assert node.limiter.engine.table.entries == 0
 
 
 def test_a_block_by_hand_is_no_strike() -> None:

@@ -108,7 +108,7 @@ def test_a_block_by_hand_holds_in_each_step_of_a_reload(key: str, others: int) -
                 assert node.ask("192.0.2.7", limit) == "block"
         assert node.ask("192.0.3.7") == "allow"
         assert node.ask("192.0.2.8") == ("block" if key.endswith("/24") else "allow")
-    node.limiter.lift(EVERY_LIMIT, key)
+    node.lift(EVERY_LIMIT, key)
     finish(node.limiter.cut())
     assert node.ask("192.0.2.7") == node.ask("192.0.2.7", "login") == "allow"
 
@@ -126,7 +126,7 @@ def test_a_reload_that_fails_changes_nothing() -> None:
     assert before[0].limit == Limit() and before[0].rate == Limit().rate
     assert node.ask("192.0.2.7") == node.ask("192.0.3.7") == "block"
     for key in ("192.0.2.7", "192.0.3.0/24"):
-        node.limiter.lift(EVERY_LIMIT, key)
+        node.lift(EVERY_LIMIT, key)
     assert node.ask("192.0.2.7") == node.ask("192.0.3.7") == "allow"
 
 
@@ -172,7 +172,7 @@ def test_what_changes_while_networks_are_cut_is_cut_next() -> None:
     node.limiter.apply(by_hand("172.16.0.0/16"))
     first, second = node.limiter.cut(), node.limiter.cut()
     next(first)
-    node.limiter.lift(EVERY_LIMIT, "10.0.0.0/24")
+    node.lift(EVERY_LIMIT, "10.0.0.0/24")
     next(second)
     finish(second)
     assert node.ask("10.0.0.1") == "allow"
@@ -188,8 +188,8 @@ def test_to_lift_who_is_not_there_takes_no_ones_place() -> None:
         assert node.ask(client, hits=3) == "allow"
     for n in range(200):
         for key in (f"10.0.0.{n}", f"key-{n}"):
-            node.limiter.lift(EVERY_LIMIT, key)
-            node.limiter.lift("default", key)
+            node.lift(EVERY_LIMIT, key)
+            node.lift("default", key)
     finish(node.limiter.load([]))
     assert node.limiter.engine.table.evictions == 0
     assert [node.ask(client) for client in live] == ["throttle"] * 8
@@ -202,6 +202,6 @@ def test_to_lift_who_was_set_aside_lifts_it() -> None:
         node.by_hand(client, 1000)
     assert node.limiter.engine.table.orphans
     for client in clients:
-        node.limiter.lift(EVERY_LIMIT, client)
+        node.lift(EVERY_LIMIT, client)
     assert not node.limiter.engine.table.orphans
     assert {node.ask(client) for client in clients} == {"allow"}

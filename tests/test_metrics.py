@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,7 +210,7 @@ def test_active_blocks_are_those_that_have_not_ended(tmp_path: Path) -> None:
                 key = wire.address(f"192.0.2.{number}")
                 await ask(reader, writer, wire.message("login", key=key, hits=wire.uint32(2)))
         assert value(read(metrics), "blocks_active") == 10
-        parts.agent.limiter.lift("login", "192.0.2.3")
+        parts.agent.limiter.lift_now("login", "192.0.2.3", time.time_ns())
         assert value(read(metrics), "blocks_active") == 9
         parts.agent.sync.epoch += 61 * 1_000_000_000
         seen = read(metrics)

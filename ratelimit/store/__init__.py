@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from ratelimit.exceptions import ConfigError
 from ratelimit.store.base import Events, Node, Store, StoreError
+from ratelimit.store.file import state_folder
 from ratelimit.store.memory import MemoryStore
+from ratelimit.store.slots import SlotFile
 from ratelimit.store.url import parse
 
 if TYPE_CHECKING:
@@ -29,10 +31,13 @@ def open_store(
     events: Events,
     node: Node,
     tls_server_name: str = "",
+    replicas: int = 0,
 ) -> MemoryStore | RedisStore:
     """Return the store of a URL, not started.
 
-    Raises ConfigError if the URL can't be meant so, or names files that are not there.
+    ``replicas`` is how many of a shared store's must have what a person changes before that is
+    acknowledged. Raises ConfigError if the URL can't be meant so, or names files that are not
+    there.
     """
     if url == MEMORY:
         return MemoryStore(state_dir, events, node)
@@ -43,4 +48,12 @@ def open_store(
     # Takes a tenth of a second to import, which memory:// needs not.
     from ratelimit.store.redis import RedisStore
 
-    return RedisStore(target, prefix, events, node=node)
+    return RedisStore(
+        target,
+        prefix,
+        events,
+        node=node,
+        journal=SlotFile(state_folder(state_dir), target, prefix, events.forget),
+        journal_needed=bool(state_dir),
+        replicas=replicas,
+    )

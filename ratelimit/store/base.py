@@ -6,30 +6,26 @@ written now stays in an ``Outbox`` of fixed size and is written as soon as the s
 
 from __future__ import annotations
 
-import asyncio
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
-from ratelimit.exceptions import RatelimitError
-from ratelimit.model import Block
+from ratelimit.exceptions import StoreError
+from ratelimit.model import Block, Entry, Lift
+from ratelimit.steps import Steps
+from ratelimit.store.entries import check
 from ratelimit.store.outbox import Change, Outbox
+from ratelimit.turns import SLICE, turn
+
+_TOLD = 1000  # entries written at a time
 
 log = structlog.get_logger()
 
-
-class StoreError(RatelimitError):
-    """The store can't be used now, or gave no answer in time.
-
-    ``unsent`` is true if nothing of what was asked can have happened, so that it may be asked
-    again without being counted twice.
-    """
-
-    def __init__(self, message: str, unsent: bool = False) -> None:
-        super().__init__(message)
-        self.unsent = unsent
+__all__ = ["Events", "Node", "SharedStore", "Store", "StoreError"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,29 +47,63 @@ class Node:
     allowed: float = 0
 
 
+class Merging(Protocol):
+    """How the owner of a store merges its list with another one."""
+
+    def take(self, entries: Sequence[Entry]) -> Steps[None]:
+        """Merge a page of the other list."""
+
+    def newer(self) -> Iterator[list[Entry]]:
+        """Yield in small steps what the other list is to be told, after all of it was taken."""
+
+
+class NoList:
+    """The ``Merging`` of an owner without a list."""
+
+    def take(self, entries: Sequence[Entry]) -> Steps[None]:
+        yield from ()
+
+    def newer(self) -> Iterator[list[Entry]]:
+        yield from ()
+
+
+async def tell(
+    newer: Iterator[list[Entry]], write: Callable[[Sequence[Entry]], Awaitable[object]]
+) -> None:
+    """Write what another list is to be told, without holding up what else the loop does."""
+    done = False
+    while not done:
+        await turn()
+        entries: list[Entry] = []
+        end = time.perf_counter() + SLICE
+        while not done and len(entries) < _TOLD and time.perf_counter() < end:
+            page = next(newer, None)
+            done = page is None
+            entries += page or ()
+        if entries:
+            await write(entries)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Events:
     """What a store tells and asks its owner; all are called in the event loop and must not block.
 
     Attributes:
         on_block: an entry as the store now has it, which may be one's own.
-        on_lift: limit and key of an entry taken off.
-        on_loaded: the whole list, at start and after any gap; the iterator that it returns
-            replaces what the owner has, in steps between which other work may go.
+        on_lift: a lift as the store now has it, which may be one's own.
+        merge: called at the start and after any gap, to merge the whole list with the owner's.
         on_hot: the clients that some node, or this one, has declared hot.
         on_lost: an outage begins; not called again before ``on_back``.
         on_back: it has ended; also after the first contact, if that was not made at once.
-        held: asked when the store has lost its memory: the entries that the owner has.
         forget: seconds that the strikes of a limit are remembered.
     """
 
     on_block: Callable[[Block], object] = lambda block: None
-    on_lift: Callable[[str, str], object] = lambda limit, key: None
-    on_loaded: Callable[[list[Block]], Iterator[None]] = lambda blocks: iter(())
+    on_lift: Callable[[Lift], object] = lambda lift: None
+    merge: Callable[[], Merging] = NoList
     on_hot: Callable[[bytes], object] = lambda ids: None
     on_lost: Callable[[], object] = lambda: None
     on_back: Callable[[], object] = lambda: None
-    held: Callable[[], Iterable[Block]] = lambda: ()
     forget: Callable[[str], int] = lambda limit: 86_400
 
 
@@ -85,7 +115,9 @@ class Store(ABC):
         problem: while it is not up: what is wrong and what to do, in a line for operators.
         outages: since the start.
         nodes: live nodes, this one included; during an outage as it was last known.
-        outbox: what is still to be written; ``_work`` wakes the ``_task`` that does so.
+        outbox: what is still to be written.
+        journal: the file in which this node keeps what it knows, empty without one.
+        journal_problem: what is wrong with that file, in a line for operators; else empty.
     """
 
     def __init__(self, events: Events) -> None:
@@ -95,9 +127,8 @@ class Store(ABC):
         self.outages = 0
         self.nodes = 1
         self.outbox = Outbox()
-        self._task: asyncio.Task[None] | None = None
-        self._work = asyncio.Event()
-        self._closing = False
+        self.journal = ""
+        self.journal_problem = ""
 
     @property
     def clock_offset(self) -> int:
@@ -117,8 +148,9 @@ class Store(ABC):
         """Write what is unwritten, within a time limit, and let go of everything."""
 
     @abstractmethod
-    async def load(self) -> list[Block]:
-        """Read all entries whose strikes are not forgotten; StoreError if that fails."""
+    async def load(self) -> list[Entry]:
+        """Read all blocks whose strikes are not forgotten, and all lifts; StoreError if it
+        fails."""
 
     @abstractmethod
     async def nodes_list(self) -> list[Node]:
@@ -135,50 +167,40 @@ class Store(ABC):
     def announce(self, node: Node) -> None:
         """Say this about this node from the next heartbeat on."""
 
-    def put(self, block: Block) -> None:
-        """Write an entry as soon as possible."""
-        self.outbox.add(Change(block.limit, block.key, block))
-        self._work.set()
+    def put(self, entry: Entry) -> None:
+        """Write an entry that this node has made as soon as possible."""
+        try:
+            check(entry)
+        except StoreError as error:
+            log.warning("an entry can't be kept", key=ascii(entry.key), why=str(error))
+        else:
+            self.outbox.add(Change(entry))
 
-    async def save(self, block: Block, timeout: float = 1) -> None:
-        """Write an entry, and return when it can't be lost any more.
+    def keep(self, entry: Entry) -> None:
+        """Keep an entry that others have made and the owner has taken, where nodes do so."""
+        return None  # noqa: RET501 - a store of one node has it already
+
+    async def save(self, block: Block, timeout: float = 1) -> Block:
+        """Write an entry, and return it when it can't be lost any more, as it then is.
 
         Raises StoreError after ``timeout`` seconds without that; it is still written later, unless
         the error says ``unsent``.
         """
-        await self._written(Change(block.limit, block.key, block), timeout)
+        entry, _ = await self._written(block, timeout)
+        return entry if isinstance(entry, Block) else block
 
-    async def lift(self, limit: str, key: str, timeout: float = 1) -> bool:
+    async def lift(self, lift: Lift, timeout: float = 1) -> bool:
         """Take an entry off the list of all nodes, its strikes too; true if there was one.
 
         Raises StoreError as ``save()`` does.
         """
-        return await self._written(Change(limit, key), timeout)
+        _, found = await self._written(lift, timeout)
+        return found
 
-    async def _written(self, change: Change, timeout: float) -> bool:
-        written = asyncio.get_running_loop().create_future()
-        change.waiters.append(written)
-        if not self.outbox.add(change):
-            raise StoreError("too many changes wait for the store", unsent=True)
-        self._work.set()
-        try:
-            async with asyncio.timeout(timeout):
-                return bool(await written)
-        except TimeoutError:
-            raise StoreError(self.problem or "the store gave no answer in time") from None
-
-    async def _finish(self, timeout: float) -> None:
-        """Let the task write the rest, for so many seconds at most, and end it."""
-        self._closing = True
-        self._work.set()
-        if self._task is None:
-            return
-        await asyncio.wait([self._task], timeout=timeout)
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        self._task = None
-        if len(self.outbox):
-            log.warning("blocks are lost, for the store stops first", count=len(self.outbox))
+    async def _written(self, entry: Entry, timeout: float) -> tuple[Entry, bool]:
+        check(entry)
+        change = self.outbox.submit(entry)
+        return await self.outbox.written(change, timeout, lambda: self.problem)
 
 
 class SharedStore(Store):

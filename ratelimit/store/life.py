@@ -22,11 +22,11 @@ from ratelimit.store.url import Endpoint, Target
 
 
 class Script:
-    """A Lua script and the hash by which the server knows it."""
+    """A Lua script, of one or more files, and the hash by which the server knows it."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, *names: str) -> None:
         folder = resources.files("ratelimit.store") / "scripts"
-        parts = [(folder / f"{part}.lua").read_text("utf-8") for part in ("own", name)]
+        parts = [(folder / f"{part}.lua").read_text("utf-8") for part in ("own", *names)]
         self.text = "\n".join(parts)
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 

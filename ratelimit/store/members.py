@@ -64,16 +64,24 @@ class Members:
         self._began = time.monotonic()
         self.clock.forget()
 
-    async def heartbeat(self, life: Life, blocklist: SharedBlocklist) -> bytes:
-        """Announce this node; return the era of the blocklist, a new one if it had none."""
+    async def heartbeat(self, life: Life, blocklist: SharedBlocklist) -> tuple[bytes, int]:
+        """Announce this node; return the era of the blocklist and how often that has changed.
+
+        The era is a new one if it had none.
+        """
         about = json.dumps(asdict(self.node), separators=(",", ":"))
         sent = time.monotonic_ns()
         answer = await self._announce(life, blocklist, about)
         received = time.monotonic_ns()
         match answer:
-            case [int(seconds), int(microseconds), int(live), bytes(era), bytes(forget_at)] if (
-                0 < seconds < _END and 0 <= microseconds < 1_000_000 and 0 <= live < _MOST
-            ):
+            case [
+                int(seconds),
+                int(microseconds),
+                int(live),
+                bytes(era),
+                int(changes),
+                bytes(forget_at),
+            ] if 0 < seconds < _END and 0 <= microseconds < 1_000_000 and 0 <= live < _MOST:
                 pass
             case _:
                 raise life.odd("the answer to a heartbeat")
@@ -81,7 +89,7 @@ class Members:
         self._count(live)
         self._forget_at = forget_at
         await life.ping()
-        return era
+        return era, changes
 
     async def leave(self, life: Life, blocklist: SharedBlocklist) -> None:
         with contextlib.suppress(StoreError):
@@ -111,7 +119,7 @@ class Members:
         return nodes
 
     async def _announce(self, life: Life, blocklist: SharedBlocklist, about: str) -> Any:
-        keys = (self.key, blocklist.key)
+        keys = (self.key, *blocklist.keys)
         era = blocklist.new_era()
         return await life.run(_ANNOUNCE, keys, era, self.node.id, about, NODE_LIFE, self._forget_at)
 

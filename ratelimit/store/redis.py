@@ -5,13 +5,18 @@ and then announces the node every second, which also says what time it is. Whate
 whichever request, ends that life of the connections; the next one begins with all of that again.
 So there is one way to begin, and after it nothing has been missed.
 
-Keys: ``PREFIX:{fleet}:nodes``, ``PREFIX:{fleet}:blocks`` and ``PREFIX:{fleet}:claim:NAME``, and for
-counts ``PREFIX:{LIMIT.SHARD}:hits:GENERATION``; channels ``PREFIX:{fleet}:news`` and
-``PREFIX:{fleet}:hot``, which end with ``:DB`` but in database 0, for the databases of a server have
-their channels in common. What is in them and what the scripts do with it: ``scripts/``.
+Keys: ``PREFIX:{fleet}:nodes``, ``PREFIX:{fleet}:blocks``, ``PREFIX:{fleet}:lifts`` and
+``PREFIX:{fleet}:claim:NAME``, and for counts ``PREFIX:{LIMIT.SHARD}:hits:GENERATION``; channels
+``PREFIX:{fleet}:news`` and ``PREFIX:{fleet}:hot``, which end with ``:DB`` but in database 0, for
+the databases of a server have their channels in common. What is in them and what the scripts do
+with it: ``scripts/``.
 
 A request that got no answer in time may have been carried out. Counts are therefore not sent again
 (see ``StoreError.unsent``); blocks are, for writing them twice changes nothing.
+
+A server may have gone back in time: restored from a snapshot, or a replica that took over without
+the last moments. So at each beginning the list is compared with what this node knows (``shared``),
+and that is kept in a journal, too, which outlives the process.
 """
 
 from __future__ import annotations
@@ -27,9 +32,12 @@ from dataclasses import replace
 import structlog
 
 from ratelimit.engine.constants import ANSWER_BYTES, RECORD_BYTES, SECOND
-from ratelimit.exceptions import ConfigError
-from ratelimit.model import Block
+from ratelimit.exceptions import ConfigError, StartError
+from ratelimit.model import Entry, Lift
 from ratelimit.store.base import Events, Node, SharedStore, StoreError
+from ratelimit.store.entries import check
+from ratelimit.store.file import BlockFile, FolderError
+from ratelimit.store.journal import Journal
 from ratelimit.store.life import Life, Script
 from ratelimit.store.members import HEARTBEAT, Members, nodes_key
 from ratelimit.store.shared import SharedBlocklist
@@ -65,6 +73,9 @@ class RedisStore(SharedStore):
         strays: messages on our channels that nobody of us has sent.
         exchanges: calls of ``exchange()`` that were answered.
         server: what is connected to, such as ``redis 7.2.4``.
+
+    ``journal`` is the file of this node's journal; with ``journal_needed`` the store does not start
+    if its folder can't be used. ``replicas`` must confirm what a person changes.
     """
 
     def __init__(
@@ -74,6 +85,9 @@ class RedisStore(SharedStore):
         events: Events | None = None,
         *,
         node: Node | None = None,
+        journal: BlockFile | None = None,
+        journal_needed: bool = False,
+        replicas: int = 0,
         timeout: float = TIMEOUT,
         exchange_timeout: float = EXCHANGE_TIMEOUT,
     ) -> None:
@@ -89,7 +103,13 @@ class RedisStore(SharedStore):
         db = f":{target.db}" if target.db else ""
         self._hot = f"{prefix}:{{fleet}}:hot{db}".encode()
         news = f"{prefix}:{{fleet}}:news{db}".encode()
-        self._blocklist = SharedBlocklist(prefix, news, self.events, self.outbox)
+        self._blocklist = SharedBlocklist(prefix, news, self.events, self.outbox, replicas)
+        self._journal: Journal | None = None
+        self._journal_needed = journal_needed
+        if journal is not None:
+            self._journal = Journal(journal, self.events, self._journal_changed, self._seconds)
+        self._task: asyncio.Task[None] | None = None
+        self._closing = False
         self._life: Life | None = None
         self._known = target.endpoints[:0]
         self._tried = asyncio.Event()
@@ -117,16 +137,77 @@ class RedisStore(SharedStore):
         return self._blocklist.secret
 
     async def start(self) -> None:
-        """Try to reach the store once; if that fails, an outage begins."""
+        """Load the journal and try to reach the store once; if that fails, an outage begins.
+
+        Raises StartError if the journal's folder can't be used although it was named.
+        """
+        if self._journal is not None:
+            await self._start_journal(self._journal)
         self._task = asyncio.create_task(self._run(), name="store")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_START_TIMEOUT):
                 await self._tried.wait()
 
     async def close(self) -> None:
-        await self._finish(_CLOSE_TIMEOUT)
+        self._closing = True
+        self.outbox.woken.set()
+        if self._task is not None:
+            await asyncio.wait([self._task], timeout=_CLOSE_TIMEOUT)
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        if len(self.outbox):
+            where = "in the journal only" if self.journal and not self.journal_problem else "lost"
+            log.warning("the store did not get all blocks", count=len(self.outbox), they_are=where)
         await self._hang_up()
         self.up = False
+        if self._journal is not None:
+            await self._journal.close()
+
+    async def _start_journal(self, journal: Journal) -> None:
+        try:
+            await journal.start()
+        except StartError as error:
+            await journal.close()
+            if self._journal_needed and isinstance(error, FolderError):
+                raise
+            self._journal, self.journal_problem = None, str(error)
+            log.warning("there is no journal of blocks; only the store keeps them", why=str(error))
+        else:
+            self.journal = journal.path
+
+    def _journal_changed(self) -> None:
+        assert self._journal is not None  # noqa: S101 - it calls this
+        was, self.journal_problem = self.journal_problem, self._journal.problem
+        if self.journal_problem and not was:
+            log.error("journal lost; only the store keeps blocks", why=self.journal_problem)
+        elif was and not self.journal_problem:
+            log.info("journal back")
+
+    def _seconds(self) -> float:
+        return self.now() / SECOND
+
+    def put(self, entry: Entry) -> None:
+        super().put(entry)
+        self.keep(entry)
+
+    def keep(self, entry: Entry) -> None:
+        if self._journal is not None:
+            self._journal.put(entry)
+
+    async def _written(self, entry: Entry, timeout: float) -> tuple[Entry, bool]:
+        """Write to the store and to the journal; if that is away, the store alone decides."""
+        check(entry)
+        deadline = time.monotonic() + timeout
+        change = self.outbox.submit(entry)
+        journal = self._journal
+        kept = None if journal is None else journal.submit(entry)
+        held, found = await self.outbox.written(change, timeout, lambda: self.problem)
+        if journal is not None and kept is not None and journal.up:
+            if held != entry:
+                kept = journal.submit(held)
+            await journal.written(kept, max(0.0, deadline - time.monotonic()))
+        return held, found
 
     def announce(self, node: Node) -> None:
         self._members.node = replace(node, id=self._members.node.id)
@@ -140,8 +221,10 @@ class RedisStore(SharedStore):
         old = await self._connected().call(key, "SET", key, value, "PX", milliseconds, "GET")
         return bool(old != value.encode())
 
-    async def load(self) -> list[Block]:
-        return list((await self._blocklist.read(self._connected())).values())
+    async def load(self) -> list[Entry]:
+        pages = self._blocklist.read(self._connected())
+        entries = {(e.limit, e.key, type(e)): e async for page in pages for e in page}
+        return list(entries.values())
 
     async def exchange(
         self,
@@ -212,15 +295,15 @@ class RedisStore(SharedStore):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while not self._closing:
-                    self._work.clear()
-                    await self._work.wait()
+                    self.outbox.woken.clear()
+                    await self.outbox.woken.wait()
 
     async def _begin(self) -> Life:
         """Connect, and come to know all that the store knows."""
         life = self._life = Life(self._target, self._timeout, self._members.key, self._ended)
         self.server = await life.open(self._known)
         self._members.begin()
-        self._blocklist.keep_news()
+        self._blocklist.begin()
         await life.subscribe((self._blocklist.channel, self._hot), self._hear)
         await self._heartbeat(life)
         if self._suspect is not None:
@@ -229,7 +312,7 @@ class RedisStore(SharedStore):
             await life.run(_EXCHANGE, keys, b"-", ttl, b"", self._hot, b"")
             self._suspect = None
         await self._write(life)
-        await self._load(life)
+        await self._compare(life)
         self._back()
         return life
 
@@ -239,16 +322,16 @@ class RedisStore(SharedStore):
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(0, due - time.monotonic())):
-                    await self._work.wait()
-            self._work.clear()
+                    await self.outbox.woken.wait()
+            self.outbox.woken.clear()
             if life.failure:
                 raise StoreError(life.failure)
             await self._write(life, None if self._closing else due)
             if self._closing:
                 await self._members.leave(life, self._blocklist)
                 return
-            if self._reload:
-                await self._load(life)
+            if self._reload or self.outbox.overflowed:
+                await self._compare(life)
             if time.monotonic() >= due:
                 due = time.monotonic() + HEARTBEAT
                 await self._heartbeat(life)
@@ -257,25 +340,36 @@ class RedisStore(SharedStore):
     async def _write(self, life: Life, until: float | None = None) -> None:
         await self._blocklist.write(life, until)
         if len(self.outbox):
-            self._work.set()
+            self.outbox.woken.set()
 
-    async def _load(self, life: Life) -> None:
-        await self._blocklist.load(life)
+    async def _compare(self, life: Life) -> None:
+        written = await self._blocklist.compare(life)
+        if life.failure:
+            raise StoreError(life.failure)
         self._reload = False
+        if written:
+            log.warning(
+                "the store did not have all blocks and lifts; it has been told", count=written
+            )
 
     async def _heartbeat(self, life: Life) -> None:
         known = self._members.clock.known
-        era = await self._members.heartbeat(life, self._blocklist)
-        if not known:
+        era, changes = await self._members.heartbeat(life, self._blocklist)
+        seconds = round(self.clock_offset / SECOND)
+        if not known and seconds:
             # Blocks of before the first contact have times of this machine's clock.
-            self.outbox.shift(round(self.clock_offset / SECOND))
+            for entry in self.outbox.shift(seconds, self.events.forget):
+                if isinstance(entry, Lift):
+                    self.events.on_lift(entry)
+                else:
+                    self.events.on_block(entry)
         self.nodes = self._members.live
-        if self._blocklist.learn_era(era):
+        if self._blocklist.learn(era, changes):
             if self.up:
-                log.warning("the store has lost its memory; the blocklist is written again")
+                log.warning("the store has lost its memory; the blocklist is compared again")
             self._emptied = not self.up
             self._reload = self.up
-            self._work.set()
+            self.outbox.woken.set()
 
     async def _hang_up(self) -> None:
         life, self._life = self._life, None
@@ -291,7 +385,7 @@ class RedisStore(SharedStore):
     def _ended(self, problem: str) -> None:
         if self.up:
             self._lost(problem)
-        self._work.set()
+        self.outbox.woken.set()
 
     def _lost(self, problem: str) -> None:
         if self.up or not self.problem:

@@ -1,29 +1,47 @@
-"""The blocklist that nodes share: written from the outbox, read whole, and followed by messages.
+"""The blocklist that nodes share: written from the outbox, compared whole, and followed by
+messages.
 
-The key ``PREFIX:{fleet}:blocks`` and the channel for news of it; see ``scripts/``.
+The keys ``PREFIX:{fleet}:blocks`` and ``PREFIX:{fleet}:lifts`` and the channel for news of them;
+see ``scripts/``. Whatever is read is merged with what the owner has (``orders``), and what the
+owner has and the store has not is written back: a server that was restored from an older snapshot,
+or that took over before it had everything, is told what it lost.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
-import math
 import secrets
 import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-from ratelimit.model import Block
-from ratelimit.store.base import Events, StoreError
+import structlog
+
+from ratelimit.model import Block, Entry, Lift
+from ratelimit.steps import Steps
+from ratelimit.store.base import Events, tell
+from ratelimit.store.entries import (
+    Damage,
+    block_from_data,
+    block_from_json,
+    block_to_json,
+    make_lift,
+)
 from ratelimit.store.life import Life, Script
-from ratelimit.store.outbox import Change, Outbox, block_from_json, block_to_json
+from ratelimit.store.outbox import Change, Outbox
+from ratelimit.turns import paced
 
 _BATCH = 100  # entries in one request
 _PAGE = 1000
-_STEP = 50  # entries read at a time, between which answers go; each takes some 10 us
+_STEP = 25  # entries of a step; each takes some 10 us
+_BY_HAND = r"\*|*"  # what matches the fields of these blocks
 _SECRET = 32  # characters of an era that outlive it, if any node does
 
-_BLOCK, _LIFT, _LOAD = map(Script, ("block", "lift", "load"))
+_BLOCK, _LIFT = Script("entries", "block"), Script("entries", "lift")
+_LOAD = Script("load")
+
+log = structlog.get_logger()
 
 
 class SharedBlocklist:
@@ -33,17 +51,22 @@ class SharedBlocklist:
     begins with the secret of all nodes, which a node that knows it passes on to the next era.
     """
 
-    def __init__(self, prefix: str, channel: bytes, events: Events, outbox: Outbox) -> None:
-        self.key = f"{prefix}:{{fleet}}:blocks".encode()
+    def __init__(
+        self, prefix: str, channel: bytes, events: Events, outbox: Outbox, replicas: int = 0
+    ) -> None:
+        self.keys = tuple(f"{prefix}:{{fleet}}:{name}".encode() for name in ("blocks", "lifts"))
         self.channel = channel
         self._events = events
         self._outbox = outbox
+        self._replicas = replicas
         self._era = b""
-        # News that came while the list was being read; None for what was lifted.
-        self._meanwhile: dict[tuple[str, str], Block | None] | None = None
+        self._changes = 0
 
     @property
     def secret(self) -> bytes:
+        """16 bytes that all nodes share; none before the first contact."""
+        if not self._era:
+            return b""
         return hashlib.blake2b(self._era[:_SECRET], digest_size=16).digest()
 
     def new_era(self) -> str:
@@ -52,136 +75,236 @@ class SharedBlocklist:
             self._era[:_SECRET].decode() or secrets.token_hex(_SECRET // 2)
         ) + secrets.token_hex(8)
 
-    def learn_era(self, era: bytes) -> bool:
-        """Note the era; true if the list was lost, which makes the next write one of all."""
-        lost = self._era not in (b"", era)
-        self._era = era
-        if lost:
-            self._outbox.overflowed = True
+    def begin(self) -> None:
+        """Expect another server, or the same one with another list."""
+        self._changes = 0
+
+    def learn(self, era: bytes, changes: int) -> bool:
+        """Note the era and how often the list has changed; true if the list was lost or rewound."""
+        lost = self._era not in (b"", era) or changes < self._changes
+        self._era, self._changes = era, changes
         return lost
 
-    def keep_news(self) -> None:
-        """From now on keep what is heard, for the list that is loaded next."""
-        self._meanwhile = {}
+    async def read(self, life: Life) -> AsyncIterator[list[Entry]]:
+        """Yield the list in pages; what is damaged in it is logged and left out.
 
-    async def read(self, life: Life) -> dict[tuple[str, str], Block]:
-        """Return the list by limit and key."""
-        blocks = {}
-        cursor: Any = "0"
-        while True:
-            answer = await life.run(_LOAD, (self.key,), self.new_era(), cursor, _PAGE)
-            try:
-                cursor, *texts = answer
-                cursor = cursor.decode()
-                for number, text in enumerate(texts, 1):
-                    block = block_from_json(text)
-                    blocks[block.limit, block.key] = block
-                    if number % _STEP == 0:
-                        await asyncio.sleep(0)
-            except (ValueError, TypeError, AttributeError):
-                raise life.odd("the blocklist") from None
-            if cursor == "0":
-                return blocks
+        Blocks by hand come first and again, for the owner may have no room for all.
+        """
+        for key, pattern in zip(self.keys[:1] + self.keys, (_BY_HAND, "*", "*"), strict=True):
+            damage = Damage(key.decode())
+            cursor: Any = b"0"
+            while True:
+                answer = await life.run(_LOAD, (key,), self.new_era(), cursor, _PAGE, pattern)
+                if (
+                    not isinstance(answer, list)
+                    or not answer
+                    or not all(isinstance(one, bytes) for one in answer)
+                ):
+                    raise life.odd("the blocklist")
+                cursor, *rest = answer
+                pairs = list(zip(rest[::2], rest[1::2], strict=False))
+                yield await paced(_parsed(pairs, _block if key == self.keys[0] else _lift, damage))
+                if cursor == b"0":
+                    break
+            if pattern != _BY_HAND:
+                damage.done()
 
-    async def load(self, life: Life) -> None:
-        """Have the owner replace its list, by one that nothing is missing from."""
-        meanwhile = self._meanwhile = {} if self._meanwhile is None else self._meanwhile
+    async def compare(self, life: Life) -> int:
+        """Merge the list with the owner's, in both directions; return how much was written back."""
+        self._outbox.overflowed = False
+        written = 0
+
+        async def write(newer: Sequence[Entry]) -> None:
+            nonlocal written
+            for start in range(0, len(newer), _BATCH):
+                batch = newer[start : start + _BATCH]
+                blocks = [(entry, False) for entry in batch if isinstance(entry, Block)]
+                lifts = [(entry, False) for entry in batch if isinstance(entry, Lift)]
+                written += (await self._write_blocks(life, blocks))[1]
+                written += (await self._write_lifts(life, lifts))[1]
+
         try:
-            blocks = await self.read(life)
-        finally:
-            self._meanwhile = None
-        for place, block in meanwhile.items():
-            if block is None:
-                blocks.pop(place, None)
-            else:
-                blocks[place] = block
-        self._outbox.apply(blocks)
-        if life.failure:
-            raise StoreError(life.failure)
-        for _ in self._events.on_loaded(list(blocks.values())):
-            await asyncio.sleep(0)
-            if life.failure:
-                raise StoreError(life.failure)
+            merging = self._events.merge()
+            async for page in self.read(life):
+                await paced(merging.take(page))
+            await tell(merging.newer(), write)
+        except BaseException:
+            self._outbox.overflowed = True
+            raise
+        return written
 
     async def write(self, life: Life, until: float | None = None) -> None:
-        """Write what is unwritten; first, if anything was dropped or lost, all that is held.
+        """Write what is unwritten.
 
         The heartbeat, due at ``until``, must not wait for a flood of blocks.
         """
-        if self._outbox.overflowed:
-            self._outbox.overflowed = False
-            held = list(self._events.held())
-            try:
-                for start in range(0, len(held), _BATCH):
-                    await self._write_blocks(life, held[start : start + _BATCH])
-            except StoreError:
-                self._outbox.overflowed = True
-                raise
         # No more than there is now, or a flood of blocks would keep it here.
         left = len(self._outbox)
         while left > 0 and (changes := self._outbox.first(_BATCH)):
             left -= len(changes)
-            if changes[0].block is None:
-                results = await self._write_lifts(life, changes)
-            else:
-                await self._write_blocks(life, [change.block for change in changes if change.block])
-                results = [True] * len(changes)
-            self._outbox.written(changes, results)
+            await self._write_changes(life, changes)
             if until is not None and time.monotonic() >= until:
                 break
 
+    async def _write_changes(self, life: Life, changes: Sequence[Change]) -> None:
+        entries = [(change.entry, change.fresh) for change in changes]
+        for change in changes:
+            change.tried = True
+        if isinstance(entries[0][0], Block):
+            # A strike that was sent before is the same strike.
+            blocks = [(e, fresh or not e.by) for e, fresh in entries if isinstance(e, Block)]
+            all_held, _ = await self._write_blocks(life, blocks)
+            for change, held in zip(changes, all_held, strict=True):
+                change.held = held
+                self._outbox.done(change, True)
+        else:
+            lifts = [(e, fresh) for e, fresh in entries if isinstance(e, Lift)]
+            results, _ = await self._write_lifts(life, lifts)
+            for change, (found, lift) in zip(changes, results, strict=True):
+                change.held = lift
+                self._outbox.done(change, found)
+
     def hear(self, text: bytes) -> bool:
         """Pass on news; false if no node can have said this."""
+        damage = Damage(self.channel.decode())
         try:
             news = json.loads(text)
-            blocks = [block_from_json(json.dumps(block)) for block in news.get("blocks", ())]
-            lifts = [_unfield(field) for field in news.get("lifts", ())]
-            # Earlier versions did not say when.
-            times = [float(time) for time in news.get("lifted", ())] or [math.inf] * len(lifts)
+            lifts, times = news.get("lifts", ()), news.get("lifted", ())
+            # The version before this one says when only.
+            marks = news.get("marks", [(_order(second), second + _HOUR) for second in times])
+            blocks, lifted = list(news.get("blocks", ())), list(zip(lifts, marks, strict=True))
         except (ValueError, TypeError, AttributeError, RecursionError):
             return False
-        for block in blocks:
-            if self._meanwhile is not None:
-                self._meanwhile[block.limit, block.key] = block
-            self._events.on_block(block)
-        for (limit, key), lifted in zip(lifts, times, strict=False):
-            if self._meanwhile is not None:
-                self._meanwhile[limit, key] = None
-            if self._outbox.forget_block(limit, key, lifted):
-                self._events.on_lift(limit, key)
-        return True
+        for data in blocks:
+            try:
+                self._events.on_block(block_from_data(data))
+            except ValueError as error:
+                damage.note(str(data)[:200], error)
+        for field, mark in lifted:
+            try:
+                order, until = mark
+                self._hear_lift(make_lift(*_place(field), order, until))
+            except (ValueError, TypeError, AttributeError) as error:
+                damage.note(str(field), str(error))
+        return damage.count == 0
 
-    async def _write_blocks(self, life: Life, blocks: list[Block]) -> None:
+    def _hear_lift(self, lift: Lift) -> None:
+        self._outbox.lifted(lift)
+        self._events.on_lift(lift)
+
+    async def _write_blocks(
+        self, life: Life, blocks: Sequence[tuple[Block, bool]]
+    ) -> tuple[list[Entry], int]:
+        """Write blocks, each with whether it is new.
+
+        Returns for each what holds now, and how many have changed the list.
+        """
+        if not blocks:
+            return [], 0
         args: list[bytes | str | int] = []
-        for block in blocks:
-            args += (
-                _field(block.limit, block.key),
-                _encoded(block_to_json(block)),
-                self._events.forget(block.limit),
-            )
-        await life.run(_BLOCK, (self.key,), self.new_era(), self.channel, *args)
+        for block, new in blocks:
+            memory = self._events.forget(block.limit)
+            args += _field(block), block_to_json(block), memory, int(new)
+        answer = await life.run(_BLOCK, self.keys, self.new_era(), self.channel, *args)
+        try:
+            *texts, count = answer
+            held = [self._told(block, text) for (block, _), text in zip(blocks, texts, strict=True)]
+            return held, int(count)
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
+            raise life.odd("the answer to a block") from None
 
-    async def _write_lifts(self, life: Life, changes: list[Change]) -> list[bool]:
-        args: list[bytes | int] = []
-        for change in changes:
-            since = int(time.monotonic() - change.asked)
-            args += _field(change.limit, change.key), since
-        answer = await life.run(_LIFT, (self.key,), self.new_era(), self.channel, *args)
-        if not isinstance(answer, list) or len(answer) != len(changes):
-            raise life.odd("the answer to a lift")
-        return [found == 1 for found in answer]
+    def _told(self, block: Block, text: bytes) -> Entry:
+        """Return what holds in place of a block that was written, and have the owner know of it."""
+        if not text:
+            return block
+        data = json.loads(text)
+        if "lifted" in data:
+            lift = make_lift(block.limit, block.key, *data["lifted"])
+            self._hear_lift(lift)
+            return lift
+        held = block_from_data(data)
+        self._events.on_block(held)
+        return held
+
+    async def _write_lifts(
+        self, life: Life, lifts: Sequence[tuple[Lift, bool]]
+    ) -> tuple[list[tuple[bool, Lift]], int]:
+        """Write lifts, each with whether it is new.
+
+        Returns for each whether it ended a block, and the lift as it holds now; and how many have
+        changed the list.
+        """
+        if not lifts:
+            return [], 0
+        args: list[bytes | str | int] = []
+        for lift, new in lifts:
+            args += _field(lift), lift.order, lift.until, int(new)
+        answer = await life.run(_LIFT, self.keys, self.new_era(), self.channel, *args)
+        try:
+            results = []
+            *rest, count = answer
+            parts = zip(*(rest[at::4] for at in range(4)), strict=True)
+            for (lift, _), (found, order, until, holds) in zip(lifts, parts, strict=True):
+                held = make_lift(lift.limit, lift.key, int(order), int(until))
+                self._hear_lift(held)
+                if holds:
+                    self._events.on_block(block_from_json(holds))
+                results.append((found == 1, held))
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
+            raise life.odd("the answer to a lift") from None
+        return results, int(count)
 
 
-def _field(limit: str, key: str) -> bytes:
-    return _encoded(f"{limit}|{key}")
+_HOUR = 3600
 
 
-def _unfield(field: str) -> tuple[str, str]:
+def _order(second: float) -> int:
+    """Return the order of what the version before this one lifted at a second.
+
+    A block begins at a whole second, up to one after the hit.
+    """
+    return (int(second) + 1) * 1_000_000
+
+
+def _field(entry: Entry) -> str:
+    return f"{entry.limit}|{entry.key}"
+
+
+def _place(field: str) -> tuple[str, str]:
     limit, bar, key = field.partition("|")
     if not bar:
-        raise ValueError("not a field")
+        raise ValueError("not a limit and a key")
     return limit, key
 
 
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "replace")
+def _parsed(
+    pairs: Sequence[tuple[bytes, bytes]], parse: Callable[[bytes, bytes], Entry], damage: Damage
+) -> Steps[list[Entry]]:
+    entries = []
+    for count, (field, value) in enumerate(pairs, 1):
+        try:
+            entries.append(parse(field, value))
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            damage.note(field, error)
+        if count % _STEP == 0:
+            yield
+    return entries
+
+
+def _block(field: bytes, value: bytes) -> Entry:
+    """Return an entry of the first hash."""
+    place = _place(field.decode())
+    until, _, text = value.partition(b" ")
+    data = json.loads(text)
+    if isinstance(data, dict) and data.keys() == {"lifted"}:
+        return make_lift(*place, _order(data["lifted"]), int(until))
+    block = block_from_data(data)
+    if (block.limit, block.key) != place:
+        raise ValueError("of another limit or key")
+    return block
+
+
+def _lift(field: bytes, value: bytes) -> Entry:
+    """Return an entry of the second hash."""
+    until, _, order = value.partition(b" ")
+    return make_lift(*_place(field.decode()), int(order), int(until))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,10 @@ from ratelimit.agent import Agent
 from ratelimit.config import load
 from ratelimit.control import Control
 from ratelimit.limiter import Limiter
-from ratelimit.model import Block
+from ratelimit.model import Block, Lift
 from ratelimit.ops.server import Server
 from ratelimit.runtime import Runtime
-from ratelimit.store import Events, MemoryStore, Node
+from ratelimit.store import Events, MemoryStore, Node, Store
 from ratelimit.sync import Sync
 from tests.store.servers import until
 
@@ -88,4 +89,16 @@ async def running(folder: Path, config: str = "", clients: int = 1000) -> AsyncI
 
 
 def block(key: str, until: int, limit: str = "default") -> Block:
-    return Block(key=key, limit=limit, reason="over 100 in 1s", strikes=1, since=1, until=until)
+    order = time.time_ns() // 1000
+    return Block(key, limit, "over 100 in 1s", 1, 1, until, order=order)
+
+
+def lift(limit: str, key: str) -> Lift:
+    """Return a lift of whatever there is now."""
+    now = time.time_ns() // 1000 + 1
+    return Lift(key, limit, now, now // 1_000_000 + 3600)
+
+
+async def listed(store: Store) -> list[str]:
+    """Return the keys of the blocks that a store has."""
+    return [entry.key for entry in await store.load() if isinstance(entry, Block)]

@@ -11,8 +11,9 @@ from urllib.parse import quote
 import pytest
 
 from ratelimit.model import Block
+from ratelimit.steps import finish
 from ratelimit.store import StoreError
-from tests.ops.running import block, running, until
+from tests.ops.running import block, lift, listed, running, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,13 +68,13 @@ def test_an_address_is_blocked_and_lifted(tmp_path: Path) -> None:
             assert place == "/v1/blocks/192.0.2.7"
             del entry["note"]
             assert (await api.client.get(place)).json() == {"key": "192.0.2.7", "blocks": [entry]}
-            assert [one.key for one in await api.control.store.load()] == ["192.0.2.7"]
+            assert await listed(api.control.store) == ["192.0.2.7"]
             await until(lambda: api.edges.told == [("192.0.2.7", entry["until"])])
 
             assert (await api.client.delete(place)).status_code == 204
             assert (await api.client.get(place)).status_code == 404
             assert (await api.client.delete(place)).status_code == 404
-            assert await api.control.store.load() == []
+            assert await listed(api.control.store) == []
             await until(lambda: ("192.0.2.7", 0) in api.edges.told)
 
     asyncio.run(main())
@@ -293,7 +294,7 @@ def test_a_page_after_the_other_while_the_list_changes(tmp_path: Path) -> None:
                 again = chance.choice(stay)  # struck again: the last of its dict
                 limiter.apply(block(again[1], LATER + 1, again[0]))
                 if last not in stay:
-                    limiter.lift(*last)
+                    limiter.lift(lift(*last))
             kept = [place for place in seen if place in set(stay)]
             assert kept == sorted(stay)
 
@@ -389,12 +390,14 @@ def test_a_full_list_refuses_a_block_and_nothing_happens(tmp_path: Path) -> None
             # Nor does a block of another node for which there is no room.
             api.events.on_block(Block("192.0.2.5", "*", "", 0, 1, LATER, "ann", "there"))
             assert await pages(api) == [["192.0.2.3", "192.0.2.1", "192.0.2.2"]]
-            assert [one.key for one in await api.control.store.load()] == ["192.0.2.3"]
+            assert await listed(api.control.store) == ["192.0.2.3"]
             assert {key for key, _ in api.edges.told} <= {"192.0.2.3"}
             assert api.control.bus.published == {"block": 1}
             longer = await api.client.post("/v1/blocks", json={"key": "192.0.2.3", "ttl": 90})
             assert longer.status_code == 201, "it has its place"
-            limiter.apply(block("192.0.2.2", api.seconds() - 1))
+            finish(
+                limiter.load([lift("default", "192.0.2.2"), block("192.0.2.2", api.seconds() - 1)])
+            )
             made = await api.client.post("/v1/blocks", json={"key": "192.0.2.4", "ttl": 60})
             assert made.status_code == 201, "one has ended"
             assert limiter.blocklist.reserved == 0
@@ -413,9 +416,10 @@ def test_the_place_of_a_block_that_waits_for_the_store_is_kept(
             written = asyncio.get_running_loop().create_future()
             saved: list[Block] = []
 
-            async def save(block: Block) -> None:
+            async def save(block: Block) -> Block:
                 saved.append(block)
                 await written
+                return block
 
             monkeypatch.setattr(api.control.store, "save", save)
             task = asyncio.create_task(api.control.block("192.0.2.2", 60, "", "ann"))
@@ -447,9 +451,10 @@ def test_what_is_newer_than_a_block_that_waits_for_the_store_stays(
         async with running(tmp_path) as api:
             saves: list[tuple[Block, asyncio.Future[None]]] = []
 
-            async def save(block: Block) -> None:
+            async def save(block: Block) -> Block:
                 saves.append((block, asyncio.get_running_loop().create_future()))
                 await saves[-1][1]
+                return block
 
             async def asked(ttl: int) -> tuple[Block, asyncio.Future[None], asyncio.Task[Block]]:
                 count = len(saves)
@@ -461,7 +466,7 @@ def test_what_is_newer_than_a_block_that_waits_for_the_store_stays(
             held = api.control.limiter.blocklist
             # Another node blocks it after this one, or lifts it.
             mine, written, task = await asked(60)
-            theirs = replace(mine, until=LATER, node="there")
+            theirs = replace(mine, until=LATER, node="there", order=mine.order + 1)
             api.events.on_block(mine)
             api.events.on_block(theirs)
             written.set_result(None)
@@ -469,7 +474,7 @@ def test_what_is_newer_than_a_block_that_waits_for_the_store_stays(
             assert list(held) == [theirs]
             mine, written, task = await asked(60)
             api.events.on_block(mine)
-            api.events.on_lift("*", "192.0.2.7")
+            api.events.on_lift(lift("*", "192.0.2.7"))
             written.set_result(None)
             await task
             assert list(held) == []
@@ -487,7 +492,7 @@ def test_what_is_newer_than_a_block_that_waits_for_the_store_stays(
             await before
             assert list(held) == [newer]
             # What is older than the block does not count.
-            api.events.on_lift("*", "192.0.2.7")
+            api.events.on_lift(lift("*", "192.0.2.7"))
             mine, written, task = await asked(60)
             api.events.on_block(theirs)
             written.set_result(None)
@@ -506,11 +511,10 @@ def test_what_other_nodes_do_reaches_the_edges_here(tmp_path: Path) -> None:
             api.events.on_block(block("192.0.2.2", LATER))
             api.events.on_block(block("192.0.2.3", LATER))
             await until(lambda: api.edges.told == [("192.0.2.1", LATER)])
-            api.events.on_lift("default", "192.0.2.2")
+            api.events.on_lift(lift("default", "192.0.2.2"))
             await until(lambda: api.edges.told[1:] == [("192.0.2.2", 0)])
             # A gap in which one was lifted.
-            for _ in api.events.on_loaded([mine]):
-                pass
+            finish(api.events.merge().take([mine, lift("default", "192.0.2.3")]))
             await until(lambda: api.edges.told[2:] == [("192.0.2.3", 0)])
             assert await pages(api) == [["192.0.2.1"]]
 

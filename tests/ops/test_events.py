@@ -11,7 +11,7 @@ import pytest
 from ratelimit import bus as buses
 from ratelimit.bus import Bus, Full
 from ratelimit.ops import stream
-from tests.ops.running import block, running, until
+from tests.ops.running import block, lift, running, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,8 +61,8 @@ def test_events_are_heard_and_resumed(tmp_path: Path) -> None:
                 assert (name, data["key"], data["by"]) == ("block", "192.0.2.2", "operator")
             await until(lambda: len(api.control.bus) == 0)
             await api.client.delete("/v1/blocks/192.0.2.2")
-            api.events.on_lift("default", "192.0.2.1")
-            api.events.on_lift("default", "192.0.2.9")
+            api.events.on_lift(lift("default", "192.0.2.1"))
+            api.events.on_lift(lift("default", "192.0.2.9"))
             api.events.on_lost()
             api.events.on_back()
             headers = {"Last-Event-ID": str(first)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -14,8 +15,10 @@ import pytest
 import uvloop
 from structlog.testing import capture_logs
 
-from ratelimit.model import Block
-from ratelimit.store import Events, Node
+from ratelimit.limiter import Limiter
+from ratelimit.merge import Merge
+from ratelimit.model import Block, Lift, Limit
+from ratelimit.store import Events, Node, Store
 from ratelimit.store.redis import RedisStore
 from ratelimit.store.url import Target, parse
 from tests.store.servers import PROGRAM, Server
@@ -55,11 +58,15 @@ def logs() -> Iterator[list[Any]]:
         yield lines
 
 
+FORGET = 100
+"""Seconds that strikes are remembered."""
+
+
 class Seen:
     """A node's owner: keeps the blocklist as it is told, and all else that it is told."""
 
     def __init__(self) -> None:
-        self.blocks: dict[tuple[str, str], Block] = {}
+        self.list = Limiter([Limit(forget=FORGET)], 8)
         self.lifts: list[tuple[str, str]] = []
         self.loads = 0
         self.hot: list[bytes] = []
@@ -67,25 +74,31 @@ class Seen:
         self.events = Events(
             on_block=self._block,
             on_lift=self._lift,
-            on_loaded=self._loaded,
+            merge=self._merge,
             on_hot=self.hot.append,
             on_lost=lambda: self.states.append("lost"),
             on_back=lambda: self.states.append("back"),
-            held=lambda: list(self.blocks.values()),
-            forget=lambda limit: 100,
+            forget=lambda limit: FORGET,
         )
 
+    @property
+    def blocks(self) -> dict[tuple[str, str], Block]:
+        return {(block.limit, block.key): block for block in self.list.blocklist}
+
     def _block(self, block: Block) -> None:
-        self.blocks[block.limit, block.key] = block
+        self.list.apply(block)
 
-    def _lift(self, limit: str, key: str) -> None:
-        self.lifts.append((limit, key))
-        self.blocks.pop((limit, key), None)
+    def _lift(self, lift: Lift) -> None:
+        self.lifts.append((lift.limit, lift.key))
+        self.list.lift(lift)
 
-    def _loaded(self, blocks: list[Block]) -> Iterator[None]:
+    def _merge(self) -> Merge:
         self.loads += 1
-        self.blocks = {(block.limit, block.key): block for block in blocks}
-        return iter(())
+        return Merge(self.list)
+
+    def lift(self, limit: str, key: str) -> Lift:
+        """Lift as an operator of this node does."""
+        return self.list.lift_now(limit, key, time.time_ns())
 
     def clients(self) -> set[str]:
         return {key for _, key in self.blocks}
@@ -121,7 +134,29 @@ def run(test: Callable[[], Awaitable[None]], seconds: float = 120) -> None:
     uvloop.run(main())
 
 
-def block(key: str, strikes: int = 1, since: int = 0, length: int = 60, **more: Any) -> Block:
+_orders = itertools.count()
+
+
+def block(
+    key: str,
+    strikes: int = 1,
+    since: int = 0,
+    length: int = 60,
+    limit: str = "default",
+    **more: Any,
+) -> Block:
     """Return an entry that begins ``since`` seconds from now."""
     begin = int(time.time()) + since
-    return Block(key, "default", "over 100 in 1 s", strikes, begin, begin + length, **more)
+    more.setdefault("order", begin * 1_000_000 + next(_orders))
+    return Block(key, limit, "over 100 in 1 s", strikes, begin, begin + length, **more)
+
+
+def lift(key: str, limit: str = "default", after: int = 0) -> Lift:
+    """Return a lift by the clock, so many seconds later."""
+    now = time.time_ns() // 1000 + after * 1_000_000 + next(_orders)
+    return Lift(key, limit, now, now // 1_000_000 + 3600)
+
+
+async def listed(store: Store) -> list[Block]:
+    """Return the blocks that a store has."""
+    return [entry for entry in await store.load() if isinstance(entry, Block)]

@@ -11,7 +11,7 @@ from redis.crc import key_slot
 
 from ratelimit.store import StoreError
 from tests.store.acl import rights
-from tests.store.conftest import block, nodes, run
+from tests.store.conftest import block, lift, nodes, run
 from tests.store.servers import LIMIT, Server, until
 
 pytestmark = pytest.mark.integration
@@ -87,7 +87,7 @@ def test_the_keys_are_spread_and_everything_works(cluster: list[Server]) -> None
                 while name(number) not in two.hot:
                     await first.exchange("default", shard, 7, TTL, b"", name(number))
                     await asyncio.sleep(0.01)
-            assert await second.lift("default", "a")
+            assert await second.lift(lift("a"))
             await until(lambda: not one.blocks)
             await until(lambda: first.nodes == 2)
         for server in cluster:

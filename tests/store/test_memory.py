@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +22,11 @@ import platformdirs
 import pytest
 
 from ratelimit.exceptions import StartError
-from ratelimit.store import MemoryStore, Node, StoreError
-from ratelimit.store.memory import FILE, SCHEMA, state_folder
-from tests.store.conftest import Seen, block, run
+from ratelimit.store import MemoryStore, Node, StoreError, journal
+from ratelimit.store.file import SCHEMA, state_folder
+from ratelimit.store.memory import FILE
+from ratelimit.store.outbox import Change
+from tests.store.conftest import Seen, block, lift, listed, run
 from tests.store.servers import until
 
 
@@ -37,16 +45,16 @@ def test_blocks_outlive_the_process(tmp_path: Path) -> None:
     async def main() -> None:
         first, second = block("192.0.2.1"), block("ключ\x00", 3, by="you", node="n")
         async with opened(tmp_path / "deep" / "er") as (store, seen):
-            assert store.up and seen.loads == 1 and not seen.blocks
+            assert store.up and seen.loads and not seen.blocks
             await store.save(first)
             await store.save(block("192.0.2.2"))
             await store.save(second)
-            assert await store.lift("default", "192.0.2.2")
-            assert not await store.lift("default", "192.0.2.2")
+            assert await store.lift(lift("192.0.2.2"))
+            assert not await store.lift(lift("192.0.2.2"))
             store.put(block("192.0.2.3"))
         async with opened(tmp_path / "deep" / "er") as (store, seen):
-            assert seen.blocks.pop(("default", "192.0.2.3"))
-            assert list(seen.blocks.values()) == [first, second]
+            assert seen.blocks["default", "192.0.2.3"]
+            assert set(seen.blocks.values()) >= {first, second} and len(seen.blocks) == 3
             assert store.nodes == len(await store.nodes_list()) == 1
             assert store.clock_offset == 0
 
@@ -102,10 +110,11 @@ def test_what_is_blocked_before_the_file_is_open_stays(tmp_path: Path) -> None:
             await store.save(lifted)
         seen = Seen()
         store = MemoryStore(str(tmp_path), seen.events)
-        store.put(new)
-        store.put(block("192.0.2.3"))
+        for entry in (new, block("192.0.2.3")):
+            seen.list.apply(entry)
+            store.put(entry)
         with pytest.raises(StoreError):
-            await store.lift("default", "192.0.2.2", timeout=0)
+            await store.lift(seen.lift("default", "192.0.2.2"), timeout=0)
         await store.start()
         assert seen.clients() == {"192.0.2.1", "192.0.2.3"}
         assert seen.blocks["default", "192.0.2.1"] == new
@@ -116,20 +125,59 @@ def test_what_is_blocked_before_the_file_is_open_stays(tmp_path: Path) -> None:
     run(main)
 
 
-def test_forgotten_entries_are_deleted(tmp_path: Path) -> None:
+def clients(folder: Path) -> list[str]:
+    """Return the keys of all rows."""
+    with contextlib.closing(sqlite3.connect(folder / FILE)) as file:
+        return sorted(client for (client,) in file.execute("SELECT client FROM blocks"))
+
+
+def test_forgotten_entries_are_deleted_by_a_clock_that_has_run_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "_PURGE", 0)
+
     async def main() -> None:
         async with opened(tmp_path) as (store, _):
             await store.save(block("long", since=-150, length=200))
             await store.save(block("gone", since=-110, length=10))
             await store.save(block("kept", since=-100, length=10))
-            assert {entry.key for entry in await store.load()} == {"long", "kept"}
+            assert {entry.key for entry in await listed(store)} == {"long", "kept"}
         async with opened(tmp_path) as (_, seen):
             assert seen.clients() == {"long", "kept"}
 
     run(main)
-    with sqlite3.connect(tmp_path / FILE) as file:
-        assert sorted(file.execute("SELECT client FROM blocks")) == [("kept",), ("long",)]
-    file.close()
+    assert clients(tmp_path) == ["gone", "kept", "long"]
+    monkeypatch.setattr(journal, "SETTLED", 0)
+    run(main)
+    assert clients(tmp_path) == ["kept", "long"]
+
+
+def test_a_clock_that_is_ahead_at_the_start_removes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "_PURGE", 0)
+    ahead = 10 * 365 * 86_400.0
+
+    async def main() -> None:
+        async with opened(tmp_path) as (store, _):
+            await store.save(block("by hand", limit="*", length=86_400, by="ann"))
+            await store.lift(lift("lifted"))
+        with monkeypatch.context() as patch:
+            seen = Seen()
+            store = MemoryStore(str(tmp_path), seen.events)
+            patch.setattr(store._journal, "_now", lambda: time.time() + ahead)
+            await store.start()
+            assert not seen.blocks, "by that clock it has ended"
+            await store.save(block("now"))
+            patch.setattr(store._journal, "_now", time.time)
+            # By the right one it has not.
+            await until(lambda: seen.clients() == {"by hand", "now"})
+            await store.close()
+        async with opened(tmp_path) as (_, seen):
+            assert seen.clients() == {"by hand", "now"}
+            assert len(seen.list.blocklist.lifts) == 1
+
+    run(main)
 
 
 def test_two_processes_do_not_share_a_file(tmp_path: Path) -> None:
@@ -166,18 +214,11 @@ def other(path: Path) -> None:
     file.close()
 
 
-def no_entries(path: Path) -> None:
-    with sqlite3.connect(path) as file:
-        file.execute("UPDATE blocks SET entry = '{}'")
-    file.close()
-
-
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
         (overwrite, "damaged"),
         (damage, "damaged"),
-        (no_entries, "damaged"),
         (later, "later version"),
         (other, "not a blocklist of ratelimit"),
     ],
@@ -225,7 +266,7 @@ def test_a_folder_that_can_not_be_written(tmp_path: Path) -> None:
 def test_a_full_disk_is_an_outage(tmp_path: Path, logs: list[Any]) -> None:
     async def main() -> None:
         async with opened(tmp_path) as (store, seen):
-            file = store._file
+            file = store._journal._file._file
             assert file is not None
             pages = file.execute("PRAGMA page_count").fetchone()[0]
             file.execute(f"PRAGMA max_page_count = {pages}")
@@ -237,7 +278,7 @@ def test_a_full_disk_is_an_outage(tmp_path: Path, logs: list[Any]) -> None:
             store.put(block("late"))
             file.execute("PRAGMA max_page_count = 100000")
             await until(lambda: store.up and not len(store.outbox))
-            assert "late" in {entry.key for entry in await store.load()}
+            assert "late" in {entry.key for entry in await listed(store)}
             assert seen.states == ["lost", "back"]
 
     run(main)
@@ -262,5 +303,244 @@ def test_a_flood_is_written_in_few_transactions(tmp_path: Path) -> None:
             assert time.monotonic() - began < 60
             store.announce(Node("me", "1", 1))
             assert (await store.nodes_list())[0].id == "me"
+
+    run(main)
+
+
+def test_damaged_rows_cost_a_line_each(tmp_path: Path, logs: list[Any]) -> None:
+    async def main() -> None:
+        async with opened(tmp_path) as (store, _):
+            for key in ("good", "no entry", "bad end", "other", "surrogate", "not text"):
+                await store.save(block(key))
+            await store.lift(lift("lifted"))
+        good = json.dumps({"key": "good"})
+        with contextlib.closing(sqlite3.connect(tmp_path / FILE)) as file, file:
+            text = "UPDATE blocks SET entry = ? WHERE client = ?"
+            (row,) = file.execute("SELECT entry FROM blocks WHERE client = 'bad end'").fetchone()
+            entry = json.loads(row)
+            file.execute(text, (good, "no entry"))
+            file.execute(text, (json.dumps(entry | {"until": 10**30}), "bad end"))
+            file.execute(text, (json.dumps(entry | {"key": "\ud800"}), "surrogate"))
+            file.execute(text, (7, "not text"))
+            file.execute("UPDATE blocks SET entry = CAST(x'ff' AS TEXT) WHERE client = 'other'")
+            file.execute("INSERT INTO lifts VALUES ('default', 'odd', -1, 9999999999)")
+        async with opened(tmp_path) as (store, seen):
+            assert seen.clients() == {"good"}
+            assert seen.list.blocklist.lifts.get("default", "lifted")
+            assert not seen.list.blocklist.lifts.get("default", "odd")
+            await store.save(block("bad end"))
+            assert await store.lift(lift("no entry"))
+        async with opened(tmp_path) as (_, seen):
+            assert seen.clients() == {"good", "bad end"}
+
+    run(main)
+    damaged = [line["entry"] for line in logs if line["event"] == "a damaged entry is left out"]
+    names = ["odd", "bad end", "no entry", "not text", "other", "surrogate"]
+    assert sorted(damaged[:6]) == sorted(f"default|{name}" for name in names)
+    assert len(damaged) < 12
+
+
+def test_an_entry_that_can_not_be_kept_does_not_hold_up_the_others(
+    tmp_path: Path, logs: list[Any]
+) -> None:
+    async def main() -> None:
+        async with opened(tmp_path) as (store, seen):
+            for bad in (
+                block("\ud800"),
+                replace(block("a"), reason="\udfff"),
+                replace(block("b"), since=1 << 70),
+            ):
+                store.put(bad)
+                with pytest.raises(StoreError, match="can't be kept"):
+                    await store.save(bad)
+                store.outbox.add(Change(bad))
+            await store.save(block("good"))
+            assert store.up and not len(store.outbox) and not seen.states
+        async with opened(tmp_path) as (_, seen):
+            assert seen.clients() == {"good"}
+
+    run(main)
+    assert [line["event"] for line in logs] == ["an entry can't be kept"] * 6
+
+
+def test_the_writer_survives_any_exception(
+    tmp_path: Path, logs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with opened(tmp_path) as (store, seen):
+            write = store._journal._file.write
+            for error in (RuntimeError("odd"), MemoryError(), OSError(5, "Input/output error")):
+
+                def fail(entries: object, error: Exception = error) -> list[bool]:
+                    raise error
+
+                monkeypatch.setattr(store._journal._file, "write", fail)
+                with pytest.raises(StoreError, match=r"odd|MemoryError|Input/output"):
+                    await store.save(block("a"), timeout=0.1)
+                assert not store.up and store.problem
+                monkeypatch.setattr(store._journal._file, "write", write)
+                await until(lambda: store.up and not len(store.outbox))
+            assert seen.states == ["lost", "back"] * 3
+
+    run(main)
+    assert [line["event"] for line in logs].count("store back") == 3
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path.parent)
+
+
+def unlink(path: Path) -> None:
+    path.unlink()
+
+
+def unlink_wal(path: Path) -> None:
+    Path(f"{path}-wal").unlink()
+
+
+def replace_by_older(path: Path) -> None:
+    os.replace(path.parent / "copy", path)
+
+
+@pytest.mark.parametrize("lose", [remove, unlink, unlink_wal, replace_by_older])
+@pytest.mark.parametrize("idle", [True, False])
+def test_a_file_that_is_lost_while_it_is_open_is_made_again(
+    tmp_path: Path, lose: Any, idle: bool, logs: list[Any]
+) -> None:
+    folder = tmp_path / "state"
+
+    async def main() -> None:
+        async with opened(folder) as (store, seen):
+            await store.save(block("old", limit="*"))
+            await store.save(block("lifted", limit="*"))
+        shutil.copy(folder / FILE, tmp_path / "copy")
+        async with opened(folder) as (store, seen):
+            os.replace(tmp_path / "copy", folder / "copy")
+            await store.lift(seen.lift("*", "lifted"))
+            made = await store.save(block("new", limit="*"))
+            seen.list.apply(made)
+            lose(folder / FILE)
+            if idle:
+                await until(lambda: seen.states == ["lost", "back"])
+            last = await store.save(block("last", limit="*"))
+            assert seen.states == ["lost", "back"] and store.up
+            seen.list.apply(last)
+            # What a kill would leave.
+            shutil.copytree(folder, tmp_path / "killed")
+        for place in (folder, tmp_path / "killed"):
+            async with opened(place) as (_, seen):
+                assert seen.clients() == {"old", "new", "last"}
+                assert seen.list.blocklist.lifts.get("*", "lifted")
+
+    run(main)
+    (lost,) = [line["why"] for line in logs if line["event"] == "store lost"]
+    assert "while it was open" in lost and str(folder / FILE) in lost
+
+
+def test_a_strange_file_in_its_place_is_not_overwritten(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(tmp_path) as (store, seen):
+            seen.list.apply(await store.save(block("a", limit="*")))
+            (tmp_path / "strange").write_bytes(b"not a database, but quite long" * 100)
+            os.replace(tmp_path / "strange", tmp_path / FILE)
+            with pytest.raises(StoreError):
+                await store.save(block("b", limit="*"), timeout=1.5)
+            assert not store.up and "damaged" in store.problem
+            assert (tmp_path / FILE).read_bytes().startswith(b"not a database")
+            (tmp_path / FILE).unlink()
+            await until(lambda: store.up and not len(store.outbox))
+        async with opened(tmp_path) as (_, seen):
+            assert seen.clients() == {"a", "b"}
+
+    run(main)
+
+
+def test_a_disk_that_hangs_is_an_outage_and_holds_up_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logs: list[Any]
+) -> None:
+    monkeypatch.setattr(journal, "HANG", 0.05)
+    monkeypatch.setattr(journal, "_CLOSE_TIMEOUT", 0.1)
+    hangs = threading.Event()
+
+    async def main() -> None:
+        async with opened(tmp_path) as (store, seen):
+            write = store._journal._file.write
+
+            def hang(entries: Any) -> Any:
+                hangs.wait(30)
+                return write(entries)
+
+            monkeypatch.setattr(store._journal._file, "write", hang)
+            with pytest.raises(StoreError, match="does not answer"):
+                await store.save(block("a"), timeout=0.5)
+            assert not store.up and "the disk does not answer" in store.problem
+            assert seen.states == ["lost"]
+            hangs.set()
+            await until(lambda: store.up and not len(store.outbox))
+            hangs.clear()
+            store.put(block("b"))
+            await until(lambda: not store.up)
+            began = time.monotonic()
+            await store.close()
+            assert time.monotonic() - began < 5
+        hangs.set()
+
+    run(main)
+    assert "blocks are lost, for the disk is too slow" in [line["event"] for line in logs]
+
+
+def test_a_disk_that_hangs_at_the_start_is_a_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "HANG", 0.05)
+    monkeypatch.setattr(journal, "_CLOSE_TIMEOUT", 0.1)
+    hangs = threading.Event()
+
+    async def main() -> None:
+        store = MemoryStore(str(tmp_path))
+        monkeypatch.setattr(store._journal._file, "open", lambda: hangs.wait(30))
+        with pytest.raises(StartError, match="the disk has not answered"):
+            await store.start()
+        hangs.set()
+
+    run(main)
+
+
+HUNG = """
+import asyncio, sys, time
+from ratelimit.store import MemoryStore, journal
+journal.HANG = journal._CLOSE_TIMEOUT = 0.1
+async def main():
+    store = MemoryStore(sys.argv[1])
+    await store.start()
+    store._journal._file.write = lambda entries: time.sleep(3600)
+    from tests.store.conftest import block
+    store.put(block("a"))
+    while store.up:
+        await asyncio.sleep(0.01)
+    await store.close()
+asyncio.run(main())
+"""
+
+
+def test_a_disk_that_hangs_does_not_keep_the_process(tmp_path: Path) -> None:
+    child = subprocess.run([sys.executable, "-c", HUNG, str(tmp_path)], timeout=60, check=False)
+    assert child.returncode == 0
+
+
+def test_a_file_of_the_version_before_is_read(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(tmp_path) as (store, _):
+            await store.save(block("a"))
+            await store.save(block("b"))
+        with contextlib.closing(sqlite3.connect(tmp_path / FILE)) as file, file:
+            file.execute("DROP TABLE lifts")
+            file.execute("UPDATE blocks SET entry = json_remove(entry, '$.order')")
+            file.execute("PRAGMA user_version = 1")
+        async with opened(tmp_path) as (store, seen):
+            assert seen.clients() == {"a", "b"}
+            assert await store.lift(lift("a", after=1))
+        async with opened(tmp_path) as (_, seen):
+            assert seen.clients() == {"b"}
 
     run(main)

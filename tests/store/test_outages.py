@@ -18,7 +18,7 @@ from ratelimit.store import Events, StoreError
 from ratelimit.store import redis as module
 from ratelimit.store.redis import EXCHANGE_TIMEOUT, RedisStore
 from ratelimit.store.url import parse
-from tests.store.conftest import block, nodes, run
+from tests.store.conftest import block, lift, listed, nodes, run
 from tests.store.servers import Server, until
 
 pytestmark = pytest.mark.integration
@@ -113,7 +113,7 @@ def test_an_outage_begins_and_ends_by_itself(
                 await first.save(block("meanwhile"), timeout=0.05)
             second.put(block("meanwhile too"))
             with pytest.raises(StoreError):
-                await second.lift("default", "before", timeout=0.05)
+                await second.lift(lift("before"), timeout=0.05)
             assert len(first.outbox) == 1
             await asyncio.to_thread(end)
             await until(lambda: first.up and second.up)
@@ -132,6 +132,7 @@ def test_an_outage_begins_and_ends_by_itself(
 
     run(main)
     events = Counter(line["event"] for line in logs)
+    del events["the store did not have all blocks and lifts; it has been told"]
     assert events == {"store lost": outages, "store back": outages}
 
 
@@ -148,7 +149,7 @@ def test_it_starts_without_the_store(make_server: Callable[..., Server], logs: l
             await asyncio.to_thread(server.start)
             await until(lambda: store.up)
             await until(lambda: not len(store.outbox))
-            assert [entry.key for entry in await store.load()] == ["early"]
+            assert [entry.key for entry in await listed(store)] == ["early"]
             assert seen.clients() == {"early"}
 
     run(main)
@@ -256,7 +257,7 @@ def test_a_store_that_was_emptied_gets_the_blocklist_again(server: Server, logs:
             assert one.blocks == two.blocks == before
             await until(lambda: one.loads == two.loads == 2)
             assert one.blocks == two.blocks == before
-            assert {entry.key: entry for entry in await first.load()} == {
+            assert {entry.key: entry for entry in await listed(first)} == {
                 key: entry for (_, key), entry in before.items()
             }
             assert first.up and first.outages == 0
@@ -279,7 +280,7 @@ def test_what_was_lost_with_the_server_is_written_again(server: Server) -> None:
             await asyncio.to_thread(server.start)
             await until(lambda: first.up and second.up)
             await until(lambda: one.clients() == two.clients() == {"a", "b"})
-            assert {entry.strikes for entry in await first.load()} == {1, 3}
+            assert {entry.strikes for entry in await listed(first)} == {1, 3}
 
     run(main)
 
@@ -308,7 +309,7 @@ def test_blocks_made_while_the_list_is_loaded_are_not_lost(server: Server) -> No
                 for store, seen in ((first, one), (second, None)):
                     entry = block(f"new {number}")
                     if seen is not None:
-                        seen.blocks["default", entry.key] = entry
+                        seen.list.apply(entry)
                     store.put(entry)
                     number += 1
                 await asyncio.sleep(0)
@@ -329,7 +330,7 @@ def test_too_many_blocks_in_an_outage_are_written_from_the_owners_list(
             await until(lambda: not store.up)
             for number in range(30):
                 entry = block(str(number))
-                seen.blocks["default", entry.key] = entry
+                seen.list.apply(entry)
                 store.put(entry)
             assert len(store.outbox) == 10
             assert store.outbox.dropped == 20
@@ -338,7 +339,7 @@ def test_too_many_blocks_in_an_outage_are_written_from_the_owners_list(
             assert caught.value.unsent
             await asyncio.to_thread(server.start)
             await until(lambda: store.up)
-            assert len(await store.load()) == 30
+            assert len(await listed(store)) == 30
 
     run(main)
 

@@ -11,7 +11,7 @@ import pytest
 
 from ratelimit.store import StoreError
 from ratelimit.store.life import Script
-from tests.store.conftest import block, nodes, run
+from tests.store.conftest import block, lift, listed, nodes, run
 from tests.store.servers import Server, until
 
 pytestmark = pytest.mark.integration
@@ -98,7 +98,7 @@ def test_a_damaged_entry_is_replaced(server: Server, damaged: str) -> None:
         async with nodes(server.url) as [(store, _)]:
             server.do("HSET", BLOCKS, "default|a", f"99999999999 {damaged}")
             await store.save(block("a"))
-            assert [entry.key for entry in await store.load()] == ["a"]
+            assert [entry.key for entry in await listed(store)] == ["a"]
             assert store.outages == 0
 
     run(main)
@@ -123,7 +123,8 @@ def test_a_script_with_an_answer_of_another_form(
     server: Server, logs: list[Any], script: str, answer: bytes
 ) -> None:
     """One that answers as Redis does, but to one script."""
-    names = [script.encode(), Script(script).sha.encode()]
+    parts = ("entries", script) if script in ("block", "lift") else (script,)
+    names = [script.encode(), Script(*parts).sha.encode()]
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, to = await asyncio.open_connection(server.host, server.port)
@@ -156,11 +157,11 @@ def test_a_script_with_an_answer_of_another_form(
             answering = True
             with contextlib.suppress(StoreError):
                 if script == "lift":
-                    await store.lift("default", "a")
+                    await store.lift(lift("a"))
                 elif script == "exchange":
                     await store.exchange("default", 0, 7, 1000, RECORD)
                 elif script == "load":
-                    await store.load()
+                    await listed(store)
                 else:
                     store.put(block("a"))
             await until(lambda: store.outages or not len(store.outbox))
@@ -213,7 +214,7 @@ def test_strangers_on_our_channel_are_ignored(server: Server, logs: list[Any]) -
                 "[]",
                 '{"blocks":5}',
                 '{"blocks":[{}]}',
-                '{"lifts":["x"]}',
+                '{"lifts":["x"],"lifted":[1]}',
                 "\xff",
                 "[" * 100_000,
             ):

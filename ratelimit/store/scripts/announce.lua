@@ -2,17 +2,19 @@
 -- a little of what the blocklist need not remember any more.
 --
 -- KEYS[1]  nodes: a hash from node id to "<ms until it counts as gone> <JSON>"
--- KEYS[2]  blocklist, as in block.lua
+-- KEYS[2]  blocks, KEYS[3] lifts, as in entries.lua
 -- ARGV[1]  era for a new key
 -- ARGV[2]  id of the node
 -- ARGV[3]  what it says about itself, JSON; empty: it leaves
 -- ARGV[4]  milliseconds until it counts as gone
 -- ARGV[5]  where to go on forgetting: 0, or what the last call returned
 --
--- Returns {seconds, microseconds, live nodes, era of the blocklist, where to go on forgetting}.
+-- Returns {seconds, microseconds, live nodes, era of the blocklist, how often that has changed, where
+-- to go on forgetting}.
 
 own(KEYS[1], ARGV[1])
 local era = own(KEYS[2], ARGV[1])
+own(KEYS[3], ARGV[1])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
@@ -36,18 +38,22 @@ for i = 1, #nodes, 2 do
   end
 end
 
-local page = redis.call('HSCAN', KEYS[2], ARGV[5], 'COUNT', 50)
-for i = 1, #page[2], 2 do
-  if page[2][i] ~= '' then
-    local forget = tonumber(string.match(page[2][i + 1], '^(%d+) '))
-    if not forget or forget * 1000 <= now then
-      redis.call('HDEL', KEYS[2], page[2][i])
+-- Entries prolong the life of the blocklist; without any, the nodes do.
+local cursors = {}
+for _, key in ipairs({KEYS[2], KEYS[3]}) do
+  local cursor = string.match(ARGV[5], key == KEYS[2] and '^(%d+)' or '(%d+)$') or '0'
+  local page = redis.call('HSCAN', key, cursor, 'COUNT', 50)
+  for i = 1, #page[2], 2 do
+    local field, forget = page[2][i], tonumber(string.match(page[2][i + 1], '^(%d+) '))
+    if field ~= '' and field ~= 'changes' and (not forget or forget * 1000 <= now) then
+      redis.call('HDEL', key, field)
     end
   end
-end
--- Entries prolong the life of the blocklist; without any, the nodes do.
-if redis.call('PTTL', KEYS[2]) < HOUR / 2 then
-  redis.call('PEXPIRE', KEYS[2], HOUR)
+  cursors[#cursors + 1] = page[1]
+  if redis.call('PTTL', key) < HOUR / 2 then
+    redis.call('PEXPIRE', key, HOUR)
+  end
 end
 
-return {tonumber(time[1]), tonumber(time[2]), live, era, page[1]}
+local changes = tonumber(redis.call('HGET', KEYS[3], 'changes') or 0)
+return {tonumber(time[1]), tonumber(time[2]), live, era, changes, table.concat(cursors, ' ')}

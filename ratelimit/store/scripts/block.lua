@@ -1,63 +1,79 @@
--- Writes entries of the blocklist and publishes what has changed; may be repeated without harm.
+-- Merges blocks into the blocklist and publishes what has changed; may be repeated without harm.
 --
--- KEYS[1]  blocklist: a hash from "limit|key" to "<seconds when it is forgotten> <JSON>"; JSON is
---          an entry, or {"lifted": seconds} where one was lifted
+-- KEYS[1]  blocks, KEYS[2] lifts, as in entries.lua
 -- ARGV[1]  era for a new key
 -- ARGV[2]  channel for news
--- ARGV[3]… for each entry: "limit|key", the entry as JSON, seconds that its strikes are remembered
---          after its end
+-- ARGV[3]… for each block: "limit|key", the block as JSON, seconds that its strikes are remembered
+--          after its end, and 1 if it is new, else 0
 --
--- An entry that begins while the last one still runs is the same strike: the later end holds. One
--- that begins later is one strike more than the last. An operator's entry (with "by") replaces what
--- is there. What began before the client was lifted is dropped.
+-- A new block by hand follows what is there, whatever the orders. A new block by a limit that begins
+-- while the last one still runs is the same strike, one that begins later is one strike more.
 --
--- Publishes {"blocks": [entry, …]}; returns the number of entries that have changed.
+-- Publishes {"blocks": [block, …]}; returns for each block, if something else holds now, the block or
+-- {"lifted": [order, seconds when it is forgotten]} as JSON, and otherwise an empty text; then how
+-- many have changed.
 
 own(KEYS[1], ARGV[1])
+own(KEYS[2], ARGV[1])
 local now = tonumber(redis.call('TIME')[1])
-local news, latest = {}, 0
+local news, answer, latest = {}, {}, 0
 
-for i = 3, #ARGV, 3 do
-  local field, text, memory = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
+for i = 3, #ARGV, 4 do
+  local field, text, memory, new = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3] == '1'
+  local by_hand = string.sub(field, 1, 2) == '*|'
   local entry = cjson.decode(text)
-  local stored = redis.call('HGET', KEYS[1], field)
-  local last = stored and read(stored)
-  if last and last.lifted then
-    if entry.since <= last.lifted then
-      entry = nil
-    end
-  elseif last and entry.since < last.since then
-    -- Older news than what is there.
-    last['until'] = (last.by or '') ~= '' and last['until'] or math.max(last['until'], entry['until'])
-    last.strikes = math.max(last.strikes, entry.strikes)
-    entry, text = last, nil
-  elseif last and (entry.by or '') == '' then
-    if entry.since < last['until'] then
-      last['until'] = math.max(last['until'], entry['until'])
-      last.strikes = math.max(last.strikes, entry.strikes)
-      entry, text = last, nil
-    elseif entry.since < math.max(last.since, last['until']) + memory and entry.strikes <= last.strikes then
-      entry.strikes, text = last.strikes + 1, nil
+  local last, last_text = block(KEYS[1], field)
+  local order, forget_lift = lifted(KEYS[2], field)
+  local reply = ''
+
+  if new and by_hand then
+    local after = math.max(order, last and last.order or 0)
+    if entry.order <= after then
+      entry.order = after + 1
+      text = text_of(entry)
+      reply = text
     end
   end
-  if entry then
+  if order > 0 and entry.order <= order then
+    entry = nil
+    reply = string.format('{"lifted":[%.0f,%.0f]}', order, forget_lift)
+  elseif last and new and not by_hand and (entry.shadow == true) == (last.shadow == true) then
+    local strikes = entry.strikes
+    if entry.since < last['until'] then
+      strikes = math.max(strikes, last.strikes)
+    elseif entry.since < math.max(last.since, last['until']) + memory and strikes <= last.strikes then
+      strikes = last.strikes + 1
+    end
+    if not beats(field, entry, last) then
+      entry, text = last, last_text
+      reply = text
+    end
+    if strikes ~= entry.strikes then
+      entry.strikes = strikes
+      text = text_of(entry)
+      reply = text
+    end
+  elseif last and not beats(field, entry, last) then
+    if entry.order ~= last.order or beats(field, last, entry) then
+      reply = last_text
+    end
+    entry = nil
+  end
+
+  if entry and text ~= last_text then
     local forget = math.max(entry['until'], entry.since) + memory
     if forget > now then
-      text = text or cjson.encode(entry)
-      local value = string.format('%.0f %s', forget, text)
+      redis.call('HSET', KEYS[1], field, string.format('%.0f %s', forget, text))
       latest = math.max(latest, forget)
-      if value ~= stored then
-        redis.call('HSET', KEYS[1], field, value)
-        news[#news + 1] = text
-      end
+      news[#news + 1] = text
     end
   end
+  answer[#answer + 1] = reply
 end
 
-if redis.call('PTTL', KEYS[1]) < (latest - now) * 1000 then
-  redis.call('PEXPIRE', KEYS[1], (latest - now) * 1000)
-end
 if #news > 0 then
+  changed(now, KEYS[1], KEYS[2], latest)
   redis.call('PUBLISH', ARGV[2], '{"blocks":[' .. table.concat(news, ',') .. ']}')
 end
-return #news
+answer[#answer + 1] = #news
+return answer

@@ -20,17 +20,3 @@ local function own(key, era)
   end
   error({err = 'FOREIGN ' .. key})
 end
-
--- Returns what the blocklist has of a client, see block.lua; nil if that is damaged.
-local function read(stored)
-  local whole, last = pcall(cjson.decode, string.match(stored, '^%d+ (.*)$') or '')
-  if not whole or type(last) ~= 'table' then
-    return nil
-  end
-  for _, field in ipairs(last.lifted and {'lifted'} or {'since', 'until', 'strikes'}) do
-    if type(last[field]) ~= 'number' then
-      return nil
-    end
-  end
-  return last
-end

@@ -1,0 +1,116 @@
+"""Which of two facts about a client holds: the order of blocks and lifts, which no store can
+rewind.
+
+Each node, the store and each journal have for every limit and key at most one block and one lift.
+All of them merge what they hear by the same rules, so it does no harm if a fact arrives twice,
+late, or from several nodes at once, and after any fault the parts agree again as soon as they
+compare:
+
+- A lift ends every block whose order is not higher than its own, and none whose order is.
+- Of two blocks by hand, the one of the higher order holds.
+- Of two blocks by the same limit, the one that ends later holds; one in shadow gives way.
+
+An order is the store's time in microseconds, but at least one more than that of anything which the
+node knows of this client. A block that ends later holds whatever the orders, because nodes without
+a store count alone: the 10 s that one node gave must not replace the hour that another one gave.
+Its price is one case, in which a lift wins too much: a block by a limit that gave way before the
+lift of the longer one was heard does not come back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from ratelimit.large import LargeDict, OrderedSet
+from ratelimit.model import EVERY_LIMIT, Block, Lift
+
+MAX_ORDER = 1 << 53
+"""Orders are below this; a Lua number holds them exactly, and as microseconds they last until
+2255."""
+
+MAX_LIFTS = 200_000
+"""Lifts that are remembered; of more, those that end first are forgotten."""
+
+UNKNOWN = 3600
+"""Seconds that a lift is remembered if nothing is known that it could end."""
+
+_DIGITS = 16
+
+
+def beats(new: Block, old: Block) -> bool:
+    """Return whether a block takes the place of another one of the same limit and key."""
+    first, second = _rank(new), _rank(old)
+    return first > second if first != second else _tie(new) > _tie(old)
+
+
+def _rank(block: Block) -> tuple[int, ...]:
+    first = block.order if block.limit == EVERY_LIMIT else 0
+    return first, not block.shadow, block.until, block.strikes, block.order, block.since
+
+
+def _tie(block: Block) -> int:
+    """Return a number to decide by when nothing else does; ``own.lua`` does the same."""
+    text = f"{block.node}\n{block.by}\n{block.reason}".encode("utf-8", "replace")
+    return int(hashlib.sha1(text, usedforsecurity=False).hexdigest()[:12], 16)
+
+
+class Lifts:
+    """The lifts that are remembered, by limit and key; times are epoch seconds."""
+
+    def __init__(self, most: int = MAX_LIFTS) -> None:
+        self.most = most
+        # Order and end by place; and the places, each after its end.
+        self._lifts: LargeDict[tuple[int, int]] = LargeDict()
+        self._ends = OrderedSet()
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def get(self, limit: str, key: str) -> Lift | None:
+        """Return the last lift of a client, if it is remembered."""
+        known = self._lifts.get(f"{limit}\0{key}")
+        return None if known is None else Lift(key, limit, *known)
+
+    def after(self, last: Lift | None, count: int) -> list[Lift]:
+        """Return up to ``count`` lifts that follow one, in the order in which they end."""
+        end = "" if last is None else _end(last.until, f"{last.limit}\0{last.key}")
+        found = []
+        for text in self._ends.after(end, count):
+            limit, _, key = text[_DIGITS:].partition("\0")
+            if (lift := self.get(limit, key)) is not None:
+                found.append(lift)
+        return found
+
+    def take(self, lift: Lift) -> bool:
+        """Merge a lift; true if that changes what is known."""
+        place = f"{lift.limit}\0{lift.key}"
+        known = self._lifts.get(place) or (0, 0)
+        merged = max(known[0], lift.order), max(known[1], lift.until)
+        if merged == known:
+            return False
+        self._ends.discard(_end(known[1], place))
+        self._lifts[place] = merged
+        self._ends.add(_end(merged[1], place))
+        if len(self._ends) > self.most:
+            self._drop_first()
+        return True
+
+    def drop(self, now: int, count: int) -> int:
+        """Drop up to ``count`` lifts that have ended by now; return how many."""
+        gone = 0
+        end = _end(now + 1, "")
+        while gone < count and (first := self._ends.first()) is not None and first < end:
+            self._drop_first()
+            gone += 1
+        return gone
+
+    def _drop_first(self) -> None:
+        first = self._ends.first()
+        if first is not None:
+            self._ends.discard(first)
+            self._lifts.pop(first[_DIGITS:])
+
+
+def _end(until: int, place: str) -> str:
+    """Return an end as text that sorts as the time does."""
+    return f"{until:0{_DIGITS}d}{place}"

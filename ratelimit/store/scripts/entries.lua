@@ -1,0 +1,79 @@
+-- Put before the scripts that change the blocklist: what it has, and what holds (see orders.py).
+--
+-- The blocklist is two hashes. One has a block for each "limit|key": "<seconds when it is forgotten>
+-- <JSON>". The other has the last lift: "<seconds when it is forgotten> <order>"; its field 'changes'
+-- counts all changes, by which a node notices that a server has gone back in time.
+
+local LIFTS = 200000
+local BELOW = {since = 2 ^ 33, ['until'] = 2 ^ 33, strikes = 2 ^ 31, order = 2 ^ 53}
+
+-- Returns the order of the last lift of a client and when it is forgotten; 0 and 0 without one.
+local function lifted(key, field)
+  local forget, order = string.match(redis.call('HGET', key, field) or '', '^(%d+) (%d+)$')
+  return tonumber(order or 0), tonumber(forget or 0)
+end
+
+-- Returns the block of a client, its text and when it is forgotten; nil if there is none or it is
+-- damaged. One without an order is of an earlier version, and so is what is in place of a lifted one.
+local function block(key, field)
+  local forget, text = string.match(redis.call('HGET', key, field) or '', '^(%d+) (.*)$')
+  local whole, entry = pcall(cjson.decode, text or '')
+  if not whole or type(entry) ~= 'table' then
+    return nil
+  end
+  entry.order = entry.order or 0
+  for name, below in pairs(BELOW) do
+    local value = entry[name]
+    if type(value) ~= 'number' or not (value >= 0 and value < below) then
+      return nil
+    end
+  end
+  if entry.order == 0 then
+    entry.order = entry.since * 1000000
+  end
+  return entry, text, tonumber(forget)
+end
+
+-- Returns a block as JSON; cjson writes 14 digits of a number, and an order has 16.
+local function text_of(entry)
+  local order = entry.order
+  entry.order = nil
+  local text = cjson.encode(entry)
+  entry.order = order
+  return string.sub(text, 1, -2) .. string.format(',"order":%.0f}', order)
+end
+
+local function tie(entry)
+  local texts = {}
+  for i, name in ipairs({'node', 'by', 'reason'}) do
+    texts[i] = tostring(entry[name] or '')
+  end
+  return tonumber(string.sub(redis.sha1hex(table.concat(texts, '\n')), 1, 12), 16)
+end
+
+-- Whether a block takes the place of another one of the same client.
+local function beats(field, new, old)
+  local function ranks(entry)
+    local first = string.sub(field, 1, 2) == '*|' and entry.order or 0
+    local real = entry.shadow == true and 0 or 1
+    return {first, real, entry['until'], entry.strikes, entry.order, entry.since}
+  end
+  local a, b = ranks(new), ranks(old)
+  for i = 1, #a do
+    if a[i] ~= b[i] then
+      return a[i] > b[i]
+    end
+  end
+  return tie(new) > tie(old)
+end
+
+-- Notes that something has changed, and lets both hashes live until an epoch second at least.
+local function changed(now, blocks, lifts, until_)
+  redis.call('HINCRBY', lifts, 'changes', 1)
+  for _, key in ipairs({blocks, lifts}) do
+    local needed = math.max((until_ - now) * 1000, HOUR)
+    if redis.call('PTTL', key) < needed then
+      redis.call('PEXPIRE', key, needed)
+    end
+  end
+end
