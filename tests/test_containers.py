@@ -155,12 +155,18 @@ def test_prometheus_asks_the_agents_with_their_token() -> None:
     config = yaml.safe_load((ROOT / "monitoring" / "prometheus.yml").read_text())
     for file in config["rule_files"]:
         assert (ROOT / "monitoring" / file).exists()
-    (job,) = config["scrape_configs"]
+    job, haproxy = config["scrape_configs"]
     port = COMPOSE.services["ratelimit"].environment["RATELIMIT_OPS__LISTEN"].rpartition(":")[2]
     assert job["static_configs"][0]["targets"] == [f"ratelimit:{port}"]
     assert job["dns_sd_configs"][0]["names"] == ["ratelimit2"]
     secret = job["authorization"]["credentials_file"]
     assert secret == "/run/secrets/" + COMPOSE.services["prometheus"].secrets[0]
+    port = COMPOSE.services["haproxy"].environment["RATELIMIT_METRICS"].rpartition(":")[2]
+    assert haproxy["static_configs"][0]["targets"] == [f"haproxy:{port}"]
+    assert haproxy["dns_sd_configs"][0] == {"names": ["haproxy2"], "type": "A", "port": int(port)}
+    services = yaml.safe_load(FILE.read_text())["services"]
+    networks = [set(services[name]["networks"]) for name in ("haproxy", "prometheus")]
+    assert set.intersection(*networks) == {"operations"}
 
 
 @pytest.mark.parametrize("lock", LOCKS)

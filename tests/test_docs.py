@@ -80,3 +80,7 @@ def test_every_alert_says_what_to_do() -> None:
     _, _, listed = (DOCS / "operations.md").read_text().partition("\n## Alerts\n")
     sections = re.findall(r"(?m)^### (\w+)\n(\S.*)$", listed)
     assert [name for name, _ in sections] == alerts
+    for group in rules["groups"]:
+        for rule in group["rules"]:
+            page = f"operations.md#{rule['alert'].lower()}"
+            assert rule["annotations"]["runbook_url"] == "{{ $externalLabels.runbooks }}/" + page

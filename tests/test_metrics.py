@@ -11,11 +11,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import uvloop
 from prometheus_client.openmetrics.parser import (
@@ -35,6 +36,8 @@ from ratelimit.supervisor import Supervisor
 from ratelimit.sync import Sync
 from ratelimit.webhooks import Receiver, Webhooks
 from tests import wire
+from tests.integration.world import World, free_port
+from tests.integration.world import run as in_world
 from tests.store.servers import PROGRAM, Server, until
 from tests.test_agent import LOOPBACK, connected, ended, frame
 
@@ -332,6 +335,48 @@ def test_dashboard_and_rules_use_metrics_that_there_are(
     assert {name for name in families if name.startswith("ratelimit_")} <= {
         re.sub("_(bucket|count|sum)$", "", name) for name in used
     }
+
+
+SELECTOR = re.compile(r"\b(haproxy_\w+)\{([^}]*)\}")
+LABEL = re.compile(r'(\w+)(=~|!~|!=|=)"([^"]*)"')
+
+
+def matches(selector: str, labels: Mapping[str, str]) -> bool:
+    """Tell whether a series is one of a selector's, whatever its instance."""
+    return all(
+        (re.fullmatch(value, labels.get(name, "")) is not None) == (sign[0] == "=")
+        if "~" in sign
+        else (value == labels.get(name, "")) == (sign[0] == "=")
+        for name, sign, value in LABEL.findall(selector)
+        if name not in ("instance", "job")
+    )
+
+
+@pytest.mark.integration
+def test_dashboard_and_rules_use_metrics_that_haproxy_has(tmp_path: Path) -> None:
+    used = {found for expression in expressions() for found in SELECTOR.findall(expression)}
+    assert len(used) > 10
+    port = free_port()
+
+    async def test(w: World) -> None:
+        assert await w.client("127.0.0.1").statuses(120) == [200] * 100 + [429] * 20
+        async with httpx.AsyncClient() as client:
+            answer = await client.get(f"http://127.0.0.1:{port}/metrics")
+            assert (await client.get(f"http://127.0.0.1:{port}/")).status_code == 404
+        series = [sample for family in parse(answer.text) for sample in family.samples]
+        for name, selector in used:
+            found = [s.value for s in series if s.name == name and matches(selector, s.labels)]
+            assert found, f"{name}{{{selector}}}"
+        denied = {
+            s.labels["proxy"]: s.value
+            for s in series
+            if s.name == "haproxy_backend_requests_denied_total" and s.value
+        }
+        assert denied == {"rl_agent": 1, "rl_edge": 19}
+        assert "/metrics" not in w.haproxy_log()
+
+    limits = "[limits.default]\nwindow = '30s'\n"
+    in_world(tmp_path, test, limits, RATELIMIT_METRICS=f"127.0.0.1:{port}")
 
 
 def test_the_dashboard_asks_the_source_that_is_chosen() -> None:

@@ -144,6 +144,8 @@ def test_prometheus_sees_both_nodes_and_has_the_rules(up: Stack) -> None:
 
     until(lambda: value('up{job="ratelimit"}') == ["1", "1"], "both nodes are scraped")
     until(lambda: value("ratelimit_store_up") == ["1", "1"], "their figures are there")
+    until(lambda: value('up{job="haproxy"}') == ["1", "1"], "both HAProxies are scraped")
+    until(lambda: len(value('haproxy_backend_status{proxy="app",state="UP"}')) == 2, "theirs too")
     rules = client(up).curl(f"http://{prometheus.address}:9090/api/v1/rules")
     assert "RatelimitDown" in "".join(rules)
 
