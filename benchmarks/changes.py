@@ -61,8 +61,8 @@ def spoe(line: str, mux: bool | None = None) -> Setting:
 
 def asked_above(rate: int) -> tuple[Edit, ...]:
     """Have HAProxy count by itself, and ask only about clients with more requests a second."""
-    old = "    http-request send-spoe-group rl check if agent_up !unknown_client\n"
-    new = "    http-request track-sc2 var(txn.client) table t_seen if !unknown_client\n"
+    old = "    http-request send-spoe-group rl check if agent_up known_client\n"
+    new = "    http-request track-sc2 var(txn.client) table t_seen if known_client\n"
     new += f"{old.rstrip()} {{ sc2_http_req_rate gt {rate} }}\n"
     table = "\nbackend t_seen\n"
     table += "    stick-table type ipv6 size 1m expire 10s store http_req_rate(1s)\n"

@@ -136,8 +136,7 @@ def test_a_client_is_limited_and_the_edge_remembers_it(tmp_path: Path, name: str
     run(tmp_path, test, LONG, edit=installed(name, f"127.0.0.1:{free_port()}"))
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("hung", [False, True])
+@pytest.mark.parametrize(("name", "hung"), [*((name, False) for name in NAMES), ("routing", True)])
 def test_haproxy_counts_alone(tmp_path: Path, name: str, hung: bool) -> None:
     async def test(w: World) -> None:
         assert w.agent is not None
@@ -186,6 +185,19 @@ def test_who_may_not_log_in_may_still_read(tmp_path: Path) -> None:
 
     limits = f"{LONG}[limits.login]\nrate = 5\nwindow = '30s'\n"
     run(tmp_path, test, limits, edit=installed("routing", f"127.0.0.1:{free_port()}", more))
+
+
+def test_what_is_exempt(tmp_path: Path) -> None:
+    (line,) = re.findall("`(acl rl_exempt path .*?)` \\(", (files() / "README.md").read_text())
+    more = replaced("acl rl_exempt always_false\n", f"acl rl_exempt always_false\n    {line}\n")
+
+    async def test(w: World) -> None:
+        client = w.client("127.2.0.1")
+        assert (await client.statuses(101))[-1] == 429
+        assert {(await client.get("/robots.txt")).status for _ in range(200)} == {200}
+        assert (await client.get()).status == 429
+
+    run(tmp_path, test, LONG, edit=installed("routing", f"127.0.0.1:{free_port()}", more))
 
 
 def test_clients_behind_a_load_balancer_and_a_cdn_are_told_apart(tmp_path: Path) -> None:
