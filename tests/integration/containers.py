@@ -22,23 +22,37 @@ class Containers:
         self.check_seconds = 0.0
         self.requests: Counter[str] = Counter()
         self._servers: dict[str, asyncio.Server] = {}
-        self._open: dict[str, set[asyncio.StreamWriter]] = {}
+        self._open: dict[asyncio.StreamWriter, str] = {}
+        self._serving: set[asyncio.Task[None]] = set()
 
     async def start(self, *addresses: str) -> None:
         for address in addresses:
-            self._open[address] = set()
-            self._servers[address] = await asyncio.start_server(self._serve, address, self.port)
+            self._servers[address] = await asyncio.start_server(self._connected, address, self.port)
 
     async def stop(self, *addresses: str) -> None:
-        """Stop as a container does at SIGTERM: what was read is answered already."""
-        for address in addresses or tuple(self._servers):
+        """Stop as a container does at SIGTERM: what was read is answered already.
+
+        A connection that is accepted in this moment is served until HAProxy closes it.
+        """
+        for address in addresses:
             self._servers.pop(address).close()
-            for writer in tuple(self._open.pop(address)):
+            for writer in [one for one, where in self._open.items() if where == address]:
                 await closed(writer)
+
+    async def close(self) -> None:
+        await self.stop(*self._servers)
+        for writer in tuple(self._open):
+            await closed(writer)
+        await asyncio.gather(*self._serving)
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         address = writer.get_extra_info("sockname")[0]
-        self._open.get(address, set()).add(writer)
+        self._open[writer] = address
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -47,5 +61,5 @@ class Containers:
                 else:
                     self.requests[address] += 1
                 writer.write(b"HTTP/1.1 %d -\r\nContent-Length: 0\r\n\r\n" % self.status)
-        self._open.get(address, set()).discard(writer)
+        del self._open[writer]
         await closed(writer)

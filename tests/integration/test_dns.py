@@ -52,7 +52,7 @@ async def fleet(
             yield made, names, containers
     finally:
         names.close()
-        await containers.stop()
+        await containers.close()
 
 
 def version() -> tuple[int, int]:
@@ -152,7 +152,7 @@ def test_a_new_server_that_is_not_ready_is_taken_off_by_its_first_check(tmp_path
                 answers.append((await w.client("127.9.1.2").get()).status)
             assert version() < (3, 1) or set(answers) <= {200}
             assert await w.client("127.9.1.3").statuses(50) == [200] * 50
-            await unready.stop()
+            await unready.close()
 
     asyncio.run(main())
 

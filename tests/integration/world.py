@@ -76,9 +76,9 @@ class Answer:
 class Client:
     """One HTTP/1.1 client on an address of its own, with keep-alive."""
 
-    def __init__(self, world: World, source: str) -> None:
+    def __init__(self, port: int, source: str) -> None:
         self.source = source
-        self._world = world
+        self._port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def get(self, path: str = "/", **headers: str) -> Answer:
@@ -108,7 +108,7 @@ class Client:
         if self._streams is None:
             self._streams = await asyncio.open_connection(
                 "::1" if ":" in self.source else "127.0.0.1",
-                self._world.port,
+                self._port,
                 local_addr=(self.source, 0),
             )
         reader, writer = self._streams
@@ -136,6 +136,8 @@ class World:
     port: int
     spop: str = ""
     env: dict[str, str] = field(default_factory=dict)
+    inside: tuple[str, ...] = ()
+    """A command that HAProxy is started by, as its last words."""
     requests: Counter[str] = field(default_factory=Counter)
     head: str = ""
     """What the application read last of a client: request line and header fields."""
@@ -145,7 +147,7 @@ class World:
     _served: list[asyncio.StreamWriter] = field(default_factory=list)
 
     def client(self, source: str) -> Client:
-        made = Client(self, source)
+        made = Client(self.port, source)
         self._clients.append(made)
         return made
 
@@ -218,7 +220,14 @@ class World:
             settings.setdefault("RATELIMIT_BACKEND", f"127.0.0.1:{backend}")
         with open(self.folder / "haproxy.log", "ab") as log:
             self.haproxy = subprocess.Popen(
-                [*HAPROXY, "-W", "-db", "-f", str(self.folder / "haproxy" / "haproxy.cfg")],
+                [
+                    *self.inside,
+                    *HAPROXY,
+                    "-W",
+                    "-db",
+                    "-f",
+                    str(self.folder / "haproxy" / "haproxy.cfg"),
+                ],
                 cwd=self.folder / "haproxy",
                 env={**os.environ, **settings},
                 stdout=log,
@@ -305,9 +314,10 @@ async def world(
     port: int | None = None,
     edit: Callable[[Path], object] = lambda files: None,
     env: dict[str, str] | None = None,
+    inside: tuple[str, ...] = (),
 ) -> AsyncIterator[World]:
     """Yield a world in which HAProxy has seen the agent's health; ``edit`` changes its files."""
-    made = World(folder, port=port or free_port(), env=env or {})
+    made = World(folder, port=port or free_port(), env=env or {}, inside=inside)
     shutil.copytree(files(), folder / "haproxy", ignore=shutil.ignore_patterns("__pycache__"))
     edit(folder / "haproxy")
     application = await asyncio.start_server(made.application, "127.0.0.1", 0)
