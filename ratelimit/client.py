@@ -56,9 +56,9 @@ class Client:
         """Send something; return the answer."""
         return self._ask("POST", path, json.dumps(body).encode())
 
-    def delete(self, path: str) -> None:
-        """Take something away."""
-        self._ask("DELETE", path)
+    def delete(self, path: str) -> Any:
+        """Take something away; return the answer, empty if there is nothing to say."""
+        return self._ask("DELETE", path)
 
     def _ask(self, method: str, path: str, body: bytes | None = None) -> Any:
         headers = self._headers | ({"Content-Type": "application/json"} if body else {})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -19,6 +19,7 @@ from ratelimit.agent import Agent
 from ratelimit.bus import Bus
 from ratelimit.busiest import Busiest
 from ratelimit.config import Config
+from ratelimit.edges import Edges
 from ratelimit.engine.constants import SECOND
 from ratelimit.exceptions import RatelimitError
 from ratelimit.keys import counted_key, wider_keys
@@ -30,9 +31,6 @@ from ratelimit.steps import Steps
 from ratelimit.store import Events, Node, Store, StoreError
 from ratelimit.supervisor import Supervisor
 from ratelimit.turns import paced
-
-MAX_EDGE_CHANGES = 10_000
-"""Keys that wait for HAProxy; the next one is dropped, see ``edges_dropped``."""
 
 _LISTED = 64  # entries of the blocklist that are looked at in a step
 
@@ -71,8 +69,7 @@ class Control:
         ready: the store has been tried and requests are answered; false again while draining.
         metrics: returns what Prometheus scrapes, and its type, for what an ``Accept`` header asks.
         reloader: what reads the configuration again.
-        edge_faults: changes that an HAProxy did not take; ``edges_dropped`` those that found no
-            room in the queue.
+        edges: tells HAProxy what the blocklist says.
     """
 
     def __init__(
@@ -84,6 +81,7 @@ class Control:
         self.sync = agent.sync
         self.about = about
         self.runtime = runtime or Runtime(())
+        self.edges = Edges(self.limiter, self.runtime)
         self.busiest = Busiest(self.limiter, self.sync)
         self.bus = Bus()
         self.tasks = Supervisor()
@@ -91,17 +89,13 @@ class Control:
         self.ready = False
         self.metrics: Callable[[str], tuple[bytes, str]] = lambda accept: (b"", "text/plain")
         self.reloader = Reloader(config, self.limiter, self.sync)
-        self.edge_faults = 0
-        self.edges_dropped = 0
         # Keys of blocks that wait for the store and have a place reserved on the list.
         self._reserved: set[str] = set()
-        self._edges: dict[str, int] = {}
-        self._edges_wait = asyncio.Event()
         self._put = self.limiter.on_block
         self.limiter.on_block = self._made
         self.limiter.on_fuse = self._fuse
-        # Lifted while this node heard nothing: no edge may go on refusing these.
-        self.limiter.on_gone = lambda limit, key: self._clear(key)
+        # Lifted elsewhere, be it while this node heard nothing: no edge may go on refusing these.
+        self.limiter.on_gone = lambda limit, key: self.edges.tell(key)
 
     @property
     def store(self) -> Store:
@@ -134,7 +128,6 @@ class Control:
             known = self.limiter.blocklist.get(limit, key)
             if not events.on_lift(lift) or self.limiter.blocklist.get(limit, key) is not None:
                 return
-            self._clear(key)
             if known is not None:
                 self.bus.publish("unblock", limit=limit, key=key, by="", node="")
 
@@ -144,6 +137,8 @@ class Control:
 
         def on_back() -> None:
             events.on_back()
+            # Much may have been lifted meanwhile.
+            self.edges.compare()
             self.bus.publish("store.back", node=self.about.id)
 
         return dataclasses.replace(
@@ -174,12 +169,14 @@ class Control:
         self.bus.publish("block", **_told(block))
         # Of an automatic block HAProxy hears with its client's next request.
         if block.limit == EVERY_LIMIT and block.until > self.now():
-            self._edge(block.key, block.until)
+            self.edges.tell(block.key)
 
     # Blocks.
 
-    async def block(self, key: str, ttl: int, reason: str, by: str) -> Block:
+    async def block(self, key: str, ttl: int, reason: str, by: str) -> tuple[Block, list[Fault]]:
         """Block a key, canonical, for ``ttl`` seconds; return when the store has it for good.
+
+        The edges beside this node that do not know it then are named; they are told later.
 
         Raises ListFullError, and nothing has happened; or StoreError if the store does not say so
         in time. Unless that says ``unsent``, the block is in force on this node, and on the others
@@ -210,12 +207,15 @@ class Control:
             failure = error
         finally:
             self._release(key)
+        if failure is not None and failure.unsent:
+            raise failure
         # What is newer than it has been taken meanwhile, and stays.
-        if not (failure is not None and failure.unsent) and self.limiter.apply(block):
+        if self.limiter.apply(block):
             self._heard(block)
+        faults = await self.edges.told(key)
         if failure is not None:
             raise failure
-        return block
+        return block, faults
 
     def _release(self, key: str) -> None:
         """Give back the place that is reserved for a key, if there is one."""
@@ -223,28 +223,30 @@ class Control:
             self._reserved.remove(key)
             self.limiter.blocklist.reserved -= 1
 
-    async def unblock(self, key: str, by: str) -> bool:
+    async def unblock(self, key: str, by: str) -> tuple[bool, list[Fault]]:
         """Lift every block of a key, canonical, on every node; false if there was none.
 
         An address is also lifted as the network that a limit counts it in. Strikes are forgotten.
-        Raises StoreError if the store does not confirm it in time; it is lifted on this node then,
-        and on the others as soon as the store is back.
+        The edges beside this node that may go on refusing are named; they are told later. Raises
+        StoreError if the store does not confirm it in time; it is lifted on this node then, and on
+        the others as soon as the store is back.
         """
         found = False
         lifts = []
         for limit, one in self._places(key):
             known = self.limiter.blocklist.get(limit, one)
             lifts.append(self.limiter.lift_now(limit, one, self.sync.now()))
-            self._clear(one)
             if known is not None:
                 found = True
                 self.bus.publish("unblock", limit=limit, key=one, by=by, node=self.about.id)
-        saved = (self.store.lift(lift) for lift in lifts)
-        results = await asyncio.gather(*saved, return_exceptions=True)
+        faults, results = await asyncio.gather(
+            self.edges.told(*dict.fromkeys(lift.key for lift in lifts)),
+            asyncio.gather(*(self.store.lift(lift) for lift in lifts), return_exceptions=True),
+        )
         for result in results:
             if isinstance(result, BaseException):
                 raise result
-        return found or any(results)
+        return found or any(results), faults
 
     def blocks_of(self, key: str) -> list[Block]:
         """Return all entries of a key, those whose block has ended included."""
@@ -301,40 +303,6 @@ class Control:
             await asyncio.sleep(1)
             await paced(self.limiter.tidy())
 
-    # The edges.
-
-    async def run(self) -> None:
-        """Tell HAProxy of what was blocked by hand and lifted, until cancelled."""
-        while True:
-            await self._edges_wait.wait()
-            self._edges_wait.clear()
-            while self._edges:
-                key, until = next(iter(self._edges.items()))
-                del self._edges[key]
-                try:
-                    if until:
-                        faults: Sequence[Fault] = await self.runtime.push(key, until)
-                    else:
-                        faults = await self.runtime.lift(key)
-                except Exception:
-                    log.exception("HAProxy could not be told")
-                    self.edge_faults += 1
-                    continue
-                if faults:
-                    self.edge_faults += len(faults)
-                    log.warning("HAProxy was not told", faults=[str(one) for one in faults])
-
-    def _edge(self, key: str, until: int) -> None:
-        self._edges.pop(key, None)
-        if len(self._edges) >= MAX_EDGE_CHANGES:
-            self.edges_dropped += 1
-            return
-        self._edges[key] = until
-        self._edges_wait.set()
-
-    def _clear(self, key: str) -> None:
-        self._edge(key, 0)
-
     # The node.
 
     async def nodes(self) -> list[Node]:
@@ -350,6 +318,8 @@ class Control:
     async def reload(self) -> ReloadResult:
         """Read the configuration again; nothing changes if anything in it is wrong."""
         result = await self.reloader.reload()
+        if result.ok:
+            self.edges.compare()
         self.bus.publish("reload", ok=result.ok, problems=list(result.problems))
         return result
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ratelimit.barred import Barred
 from ratelimit.blocklist import Blocklist
 from ratelimit.engine.answer import Engine
-from ratelimit.engine.constants import ALLOW, DENY, MIXED, SECOND, TEXT
+from ratelimit.engine.constants import ALLOW, DENY, MIXED, NONE, SECOND, TEXT
 from ratelimit.engine.rule import Rule
 from ratelimit.keys import (
     Network,
@@ -20,6 +20,7 @@ from ratelimit.keys import (
     key_hash,
     key_network,
     key_text,
+    network_text,
 )
 from ratelimit.lists import Lists, span
 from ratelimit.model import EVERY_LIMIT, Block, Entry, Lift, Limit
@@ -37,6 +38,9 @@ _CUT_AT_ONCE = 50  # networks blocked by hand
 _UPDATED = 16  # blocks put into the table, or taken out of it
 _COMPARED = 64  # blocks of another list
 _M64 = 0xFFFFFFFFFFFFFFFF
+
+EDGE_LIMIT = "default"
+"""The limit whose blocks HAProxy remembers: one that every request of a client counts against."""
 
 FUSE_CLIENTS = 50
 """Refused clients of a minute below which no fuse blows."""
@@ -234,6 +238,27 @@ class Limiter:
         first, last, _ = span(network, 0)
         found = self.engine.lists.uniform(first >> 64, first & _M64, last >> 64, last & _M64)
         return {ALLOW: "allow", DENY: "deny", MIXED: "mixed"}.get(found, "")
+
+    def edge_until(self, client: Network) -> int:
+        """Return until when HAProxy may refuse a client by itself, as this node would tell it.
+
+        An epoch second; 0 if HAProxy has to ask, as the client is not blocked for every request, or
+        not all of its addresses are.
+        """
+        first, last, _ = span(client, 0)
+        ends = first >> 64, first & _M64, last >> 64, last & _M64
+        until = self.engine.barred.uniform(*ends)
+        if self.engine.lists.uniform(*ends) != NONE or until == MIXED:
+            return 0
+        rule = self._rules.get(EDGE_LIMIT)
+        key = network_text(client)
+        if rule is not None:
+            key = counted_key(key, rule.limit)
+            block = self.blocklist.get(EDGE_LIMIT, key)
+            if block is not None and not block.shadow and not rule.limit.shadow:
+                until = max(until, block.until)
+        until = max(until, self._until(key))
+        return until if until > self.engine.table.now else 0
 
     def explain(self, key: str) -> Steps[list[ClientState]]:
         """Return what each limit has of a client, which is not counted as seen by that."""

@@ -22,6 +22,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from ratelimit.agent import Agent
+from ratelimit.edges import Edges
 from ratelimit.engine import compiled
 from ratelimit.engine.constants import SECOND
 from ratelimit.histogram import Histogram
@@ -60,12 +61,8 @@ class Source(Protocol):
         """This node."""
 
     @property
-    def edge_faults(self) -> int:
-        """Changes that an HAProxy did not take."""
-
-    @property
-    def edges_dropped(self) -> int:
-        """Changes that found no room to wait for HAProxy."""
+    def edges(self) -> Edges:
+        """Tells HAProxy what the blocklist says."""
 
     @property
     def tasks(self) -> Supervisor:
@@ -187,13 +184,22 @@ class Metrics(Collector):
             "protocol_errors", "Connections that ended by an error.", agent.protocol_errors
         )
 
+        edges = self._source.edges
         yield _counter(
             "edge_faults",
             "Blocks by hand and lifts that an HAProxy did not take at once.",
-            self._source.edge_faults,
+            edges.faults,
         )
+        yield _counter("edge_dropped", "Those that found no room to wait.", edges.dropped)
         yield _counter(
-            "edge_dropped", "Those that found no room to wait.", self._source.edges_dropped
+            "edge_corrected",
+            "Entries of edge tables that were not as the blocklist says, and are now.",
+            edges.corrected,
+        )
+        yield _gauge(
+            "edges_behind",
+            "HAProxy processes whose edge table may not be as the blocklist says.",
+            edges.behind,
         )
 
     def _store(self) -> Iterator[Metric]:

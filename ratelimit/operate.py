@@ -102,9 +102,16 @@ def blocks(
         click.echo(
             f"{printable(made['key'])} is blocked for {duration(made['until'] - made['since'])}"
         )
+        for socket, problem in _missed(made):
+            click.echo(f"HAProxy at {socket} asks the agent about it: {problem}", err=True)
     elif action == "remove":
-        client.delete(path_of("/v1/blocks", key or ""))
-        click.echo(json.dumps({"lifted": key}) if as_json else f"{printable(key or '')} is lifted")
+        answer = client.delete(path_of("/v1/blocks", key or ""))
+        lifted = {"lifted": key, "edges": answer.get("edges", [])}
+        click.echo(json.dumps(lifted) if as_json else f"{printable(key or '')} is lifted")
+        for socket, problem in _missed(lifted):
+            click.echo(f"HAProxy at {socket} may go on refusing it: {problem}", err=True)
+        if _missed(lifted):
+            raise click.exceptions.Exit(1)
     elif as_json and not watch:
         # All or nothing: a page may fail when others have come, and half a list is no JSON. Kept as
         # text, which is small, and not in a file, for which a container may have no place.
@@ -173,6 +180,12 @@ def reload(client: Client, as_json: bool) -> None:
 
 
 COMMANDS = (blocks, top, explain, status, reload)
+
+
+def _missed(answer: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the sockets of the HAProxy processes that have not taken a change, and why."""
+    missed = [edge for edge in answer["edges"] if not edge["ok"]]
+    return [(printable(edge["socket"]), printable(edge["problem"])) for edge in missed]
 
 
 def _entries(client: Client, q: str, ended: bool) -> Iterator[dict[str, Any]]:

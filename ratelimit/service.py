@@ -257,6 +257,8 @@ async def _agent(
             await listen()
             await predecessor.replace()
         await store.start()
+        if store.up:
+            control.edges.compare()
         stack.push_async_callback(store.close)
         stack.push_async_callback(lambda: agent.close(DRAIN_TIMEOUT, running.handed_over.is_set()))
         if not running.addresses:
@@ -277,7 +279,8 @@ async def _agent(
         # With sync_interval = "0" answers wait for it.
         tasks.start("sync", sync.run, _LONGEST_PAUSE)
         tasks.start("tidy", control.tidy, _LONGEST_PAUSE)
-        tasks.start("edges", control.run)
+        tasks.start("edges", control.edges.run)
+        tasks.start("edge tables", control.edges.compare_all)
         tasks.start("api", server.run)
         tasks.start("webhooks", webhooks.run)
         tasks.start("alerts", alerts.run)

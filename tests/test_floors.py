@@ -35,6 +35,7 @@ FLOORS = [
     ["merge", "supervisor", "tls", "turns"],
     ["bus", "demo", "haproxy", "logs", "ops.tokens", "runtime.edge", "store.entries", "systemd"],
     ["store.outbox"],
+    ["runtime.mirror"],
     [
         "client",
         "handover",
@@ -60,7 +61,7 @@ FLOORS = [
     ["doctor.haproxy"],
     ["doctor.checks"],
     ["doctor"],
-    ["agent", "busiest", "replay"],
+    ["agent", "busiest", "edges", "replay"],
     ["reload"],
     ["control", "metrics"],
     [

@@ -25,9 +25,11 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from ratelimit.agent import Agent
+from ratelimit.edges import Edges
 from ratelimit.limiter import Limiter, Sharing
 from ratelimit.metrics import Metrics
 from ratelimit.model import Address, Limit
+from ratelimit.runtime import Runtime
 from ratelimit.store import MemoryStore, Node, Store
 from ratelimit.store.base import StoreError
 from ratelimit.store.redis import RedisStore
@@ -62,9 +64,8 @@ class Parts:
     store: Store
     about: Node
     webhooks: Webhooks  # not of the source, but of its metrics
+    edges: Edges
     reloaded: Reloaded | None = None
-    edge_faults: int = 0
-    edges_dropped: int = 0
     tasks: Supervisor = field(default_factory=Supervisor)
 
 
@@ -92,7 +93,7 @@ async def running(tmp_path: Path) -> AsyncIterator[tuple[Parts, Metrics, Address
     agent = Agent(limiter, sync)
     await store.start()
     webhooks = Webhooks([Receiver("https://hooks.example/secret-path")], "n1")
-    parts = Parts(agent, store, about, webhooks)
+    parts = Parts(agent, store, about, webhooks, Edges(limiter, Runtime(["/nowhere"])))
     parts.tasks.task("tick")
     try:
         yield parts, Metrics(parts, webhooks), await agent.listen(LOOPBACK)
@@ -168,7 +169,8 @@ def test_what_goes_wrong_is_counted(tmp_path: Path) -> None:
         assert value(seen, "reload_timestamp_seconds") == parts.about.since > 0
         parts.reloaded = Reloaded(ok=False, at=1_700_000_500.5)
         parts.agent.limiter.blocklist.refused = 7
-        parts.edge_faults, parts.edges_dropped = 5, 4
+        (mirror,) = parts.edges.runtime._mirrors
+        mirror.faults, mirror.dropped, mirror.corrected = 5, 4, 3
         parts.tasks.task("tick").failed(OSError("no memory"))
         hook = parts.webhooks.hooks[0]
         parts.webhooks.send("fuse", {})
@@ -181,6 +183,8 @@ def test_what_goes_wrong_is_counted(tmp_path: Path) -> None:
         assert value(seen, "edge_faults_total") == 5
         assert value(seen, "task_failures_total", task="tick") == 1
         assert value(seen, "edge_dropped_total") == 4
+        assert value(seen, "edge_corrected_total") == 3
+        assert value(seen, "edges_behind") == 1
         name = "1:hooks.example"
         assert value(seen, "webhook_sent_total", webhook=name) == 3
         assert value(seen, "webhook_failed_total", webhook=name) == 2
@@ -249,7 +253,8 @@ def test_a_shared_store_is_seen_to_go_and_counts_to_be_exchanged(tmp_path: Path)
         sync.attach(store, about)
         agent = Agent(limiter, sync)
         webhooks = Webhooks([], "n1")
-        metrics = Metrics(Parts(agent, store, about, webhooks), webhooks)
+        parts = Parts(agent, store, about, webhooks, Edges(limiter, Runtime([])))
+        metrics = Metrics(parts, webhooks)
         await store.start()
         exchanging = asyncio.create_task(sync.run())
         try:

@@ -25,7 +25,7 @@ from ratelimit import operate
 from ratelimit.cli import main
 from tests import wire
 from tests.integration.world import LONGEST
-from tests.ops.running import Running, block, running, until
+from tests.ops.running import EDGE, Running, block, running, until
 
 LATER = 1 << 31
 TOKEN = "t" * 32
@@ -100,11 +100,33 @@ def test_a_client_is_blocked_shown_and_lifted(tmp_path: Path) -> None:
             "192.0.2.0/24", "operator", "scrapes"
         )  # fmt: skip
         gone = await shell.well("blocks", "remove", "192.0.2.0/24", "--json")
-        assert json.loads(gone) == {"lifted": "192.0.2.0/24"}
+        edges = [{"socket": EDGE, "ok": True, "problem": ""}]
+        assert json.loads(gone) == {"lifted": "192.0.2.0/24", "edges": []}
         assert json.loads(await shell.well("blocks", "--json")) == []
         made_json = json.loads(await shell.well("blocks", "add", "a", "--ttl", "60", "--json"))
         assert made_json["until"] - made_json["since"] == 60
+        assert made_json["edges"] == edges
         assert await shell.well("blocks", "remove", "a") == "a is lifted\n"
+
+    run(tmp_path, test)
+
+
+@pytest.mark.integration
+def test_an_edge_that_does_not_confirm_is_named(tmp_path: Path) -> None:
+    async def test(shell: Shell) -> None:
+        shell.api.edges.fails = True
+        why = "it does not answer; it is told as soon as it can be"
+        made = await shell("blocks", "add", "192.0.2.7", "--ttl", "60")
+        assert (made.exit_code, made.stdout) == (0, "192.0.2.7 is blocked for 1m\n")
+        assert made.stderr == f"HAProxy at {EDGE} asks the agent about it: {why}\n"
+        gone = await shell("blocks", "remove", "192.0.2.7")
+        assert (gone.exit_code, gone.stdout) == (1, "192.0.2.7 is lifted\n")
+        assert gone.stderr == f"HAProxy at {EDGE} may go on refusing it: {why}\n"
+        await shell("blocks", "add", "192.0.2.7", "--ttl", "60")
+        gone = await shell("blocks", "remove", "192.0.2.7", "--json")
+        assert gone.exit_code == 1
+        failed = {"socket": EDGE, "ok": False, "problem": why}
+        assert json.loads(gone.stdout) == {"lifted": "192.0.2.7", "edges": [failed]}
 
     run(tmp_path, test)
 

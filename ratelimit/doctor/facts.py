@@ -15,7 +15,7 @@ from ratelimit.client import Client, path_of
 from ratelimit.exceptions import ApiError, RatelimitError, SpopError
 from ratelimit.model import Address
 from ratelimit.runtime import Report, Runtime
-from ratelimit.runtime.edge import MAX_SCANNED, Edge
+from ratelimit.runtime.edge import Edge
 from ratelimit.runtime.words import (
     Entry,
     Prefixes,
@@ -25,7 +25,6 @@ from ratelimit.runtime.words import (
     refusal,
     set_entry,
     show_entries,
-    show_live_entries,
     show_prefixes,
 )
 from ratelimit.spop.constants import MAX_FRAME_SIZE
@@ -302,13 +301,21 @@ async def _edge_table(report: Report, api: Api | None) -> EdgeTable:
             return EdgeTable(refusal(answer) or "it did not keep what was written to it")
         await edge.ask(clear_entry(_UNROUTED))
         prefixes = read_prefixes(await edge.ask(show_prefixes()))
-        live: list[Entry] = []
-        if api is not None and report.edge.used <= MAX_SCANNED:
-            command = show_live_entries(int(time.time()) + 1)
-            live = read_entries(await edge.ask(command))[:SAMPLE]
+        live = [] if api is None else await _live(edge, int(time.time()) + 1)
         stale = [one for one in live if api is not None and not await api.refuses(one.key)]
     except RatelimitError as error:
         return EdgeTable(str(error))
     finally:
         await edge.close()
     return EdgeTable("", entries[0].expires_in / 1000, tuple(stale), len(live), prefixes)
+
+
+async def _live(edge: Edge, now: int) -> list[Entry]:
+    """Return the first entries whose block ends after an epoch second."""
+    live: list[Entry] = []
+    async with contextlib.aclosing(edge.entries()) as pieces:
+        async for lines in pieces:
+            live += (entry for entry in read_entries(lines) if entry.until > now)
+            if len(live) >= SAMPLE:
+                break
+    return live[:SAMPLE]

@@ -15,6 +15,7 @@ from ratelimit.ops import models
 from ratelimit.ops.call import Call, Reply
 from ratelimit.ops.listing import listing
 from ratelimit.ops.problems import ProblemError
+from ratelimit.runtime import Fault
 from ratelimit.store import StoreError
 from ratelimit.turns import paced
 
@@ -36,14 +37,15 @@ async def add_block(call: Call) -> Reply:
     body: models.NewBlock = call.body
     key = canonical(body.key)
     try:
-        block = await call.control.block(key, body.ttl, body.reason, call.caller.name)
+        block, faults = await call.control.block(key, body.ttl, body.reason, call.caller.name)
     except ListFullError as error:
         what = f"nothing was blocked: {error}; lift some, or block whole networks"
         raise ProblemError(507, what) from error
     except StoreError as error:
         raise _store_problem(error, "blocked") from error
     (entry,) = entries(call.control, [block])
-    made = models.MadeBlock(**dict(entry), note=note_of(body.key, key))
+    edges = _edges(call.control, faults)
+    made = models.MadeBlock(**dict(entry), note=note_of(body.key, key), edges=edges)
     return Reply(made, 201, {"Location": f"/v1/blocks/{quote(key, safe='')}"})
 
 
@@ -60,12 +62,22 @@ async def lift_block(call: Call) -> Reply:
     """Lift all blocks of a key."""
     key = key_of(call)
     try:
-        found = await call.control.unblock(key, call.caller.name)
+        found, faults = await call.control.unblock(key, call.caller.name)
     except StoreError as error:
         raise _store_problem(error, "lifted") from error
     if not found:
         raise _not_blocked(call.control, key)
+    if faults:
+        return Reply(models.Lifted(edges=_edges(call.control, faults)))
     return Reply(status=204)
+
+
+def _edges(control: Control, faults: list[Fault]) -> list[models.EdgeAnswer]:
+    problems = {fault.socket: fault.problem for fault in faults}
+    return [
+        models.EdgeAnswer(socket=path, ok=path not in problems, problem=problems.get(path, ""))
+        for path in control.runtime.sockets
+    ]
 
 
 def _not_blocked(control: Control, key: str) -> ProblemError:

@@ -164,7 +164,11 @@ async def status(call: Call) -> Reply:
             sync_failures=sync.failures,
             late=sync.late,
         ),
-        edges=models.EdgeState(faults=control.edge_faults, dropped=control.edges_dropped),
+        edges=models.EdgeState(
+            faults=control.edges.faults,
+            dropped=control.edges.dropped,
+            corrected=control.edges.corrected,
+        ),
         events=models.EventState(listeners=len(control.bus), dropped=control.bus.dropped),
         reload=_reload(reload) if reload else None,
         tasks=[models.TaskState.model_validate(task) for task in control.tasks.tasks.values()],

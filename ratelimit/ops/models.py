@@ -148,10 +148,28 @@ class BlockEntry(Answer):
     shadow: bool = Field(description="The limit only watches: this refuses nothing.")
 
 
+class EdgeAnswer(Answer):
+    """Whether a HAProxy beside the node has taken a change; `problem` says why not."""
+
+    socket: str
+    ok: bool
+    problem: str
+
+
 class MadeBlock(BlockEntry):
     """The block that was made."""
 
     note: str = Field(description="What was corrected in the key, if anything.")
+    edges: list[EdgeAnswer] = Field(
+        description="The HAProxy processes beside the node. One that has not taken it asks the "
+        "agent, which refuses."
+    )
+
+
+class Lifted(Answer):
+    """What was lifted, while some HAProxy beside the node may go on refusing."""
+
+    edges: list[EdgeAnswer]
 
 
 class BlocksPage(Answer):
@@ -265,8 +283,11 @@ class BlocklistState(Answer):
 class EdgeState(Answer):
     """What HAProxy was told."""
 
-    faults: int
-    dropped: int
+    faults: int = Field(description="Changes that an HAProxy did not take at once.")
+    dropped: int = Field(description="Of these, those that found no room to wait.")
+    corrected: int = Field(
+        description="Entries of edge tables that were not as the blocklist says, and are now."
+    )
 
 
 class EventState(Answer):

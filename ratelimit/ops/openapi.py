@@ -61,6 +61,8 @@ def _models(routes: Sequence[Route]) -> Iterator[tuple[type[BaseModel], _Mode]]:
             yield route.body, "validation"
         if isinstance(route.answer, type):
             yield route.answer, "serialization"
+        if route.partly is not None:
+            yield route.partly, "serialization"
 
 
 def _operation(route: Route, refs: Any) -> dict[str, Any]:
@@ -73,6 +75,10 @@ def _operation(route: Route, refs: Any) -> dict[str, Any]:
         content = {"application/json": {"schema": refs[route.body, "validation"]}}
         operation["requestBody"] = {"required": True, "content": content}
     operation["responses"] = {str(route.status): _answer(route, refs)}
+    if route.partly is not None:
+        content = {"application/json": {"schema": refs[route.partly, "serialization"]}}
+        what = "Done, but not by each HAProxy beside the node."
+        operation["responses"]["200"] = {"description": what, "content": content}
     if route.cached:
         operation["responses"]["304"] = {"description": "It is what If-None-Match says."}
     problems = _ALWAYS | route.problems

@@ -22,6 +22,7 @@ class Route:
         query, body: what is asked; without ``body`` none is read.
         answer: what is answered, or its content type where that is not JSON; None for nothing.
         status: of that answer.
+        partly: what is answered, with 200, where HAProxy has not taken all of it.
         problems: the other statuses that it may have, and what they mean.
         cached: the answer changes seldom and has an ETag.
     """
@@ -35,6 +36,7 @@ class Route:
     body: type[BaseModel] | None = None
     answer: type[BaseModel] | str | None
     status: int = 200
+    partly: type[BaseModel] | None = None
     problems: dict[int, str]
     cached: bool = False
 
@@ -88,6 +90,7 @@ ROUTES = (
         role=Role.BLOCKS,
         answer=None,
         status=204,
+        partly=models.Lifted,
         problems={404: "It has none.", 422: _INVALID, 503: _STORE},
     ),
     Route(

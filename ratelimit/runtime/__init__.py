@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import csv
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ratelimit.exceptions import RatelimitError
-from ratelimit.runtime.edge import Change, Edge, EdgeError
+from ratelimit.runtime.edge import Edge, EdgeError
 from ratelimit.runtime.figures import (
     MAX_WEIGHT,
     REPORT,
@@ -24,8 +26,10 @@ from ratelimit.runtime.figures import (
     read_report,
     set_server,
 )
+from ratelimit.runtime.mirror import Mirror, Truth
 from ratelimit.runtime.words import (
     Entry,
+    Network,
     Prefixes,
     clear_entry,
     entries_of,
@@ -47,18 +51,28 @@ __all__ = [
     "Entry",
     "Fault",
     "Frontend",
+    "Network",
     "Prefixes",
     "Ready",
     "Report",
     "Runtime",
     "Server",
     "Table",
+    "Telling",
+    "Truth",
     "UnknownServerError",
     "Weight",
 ]
 
 TIMEOUT = 0.9
 """Seconds that a HAProxy is waited for, so that nobody waits for an answer longer than one."""
+
+SCAN = 5.0
+"""Seconds for a whole edge table to be read."""
+
+_GRACE = 0.05  # seconds for a question that had no answer to say so
+
+_LATER = "it is told as soon as it can be"
 
 
 class UnknownServerError(RatelimitError):
@@ -127,12 +141,39 @@ class Acted:
     problem: str = ""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Telling:
+    """Changes that the edges are told of, in the order in which they were asked for.
+
+    To await it returns where they failed, or were not done in time; no one has to.
+    """
+
+    made: dict[str, list[asyncio.Future[str]]]
+    timeout: float
+
+    def __await__(self) -> Generator[Any, None, list[Fault]]:
+        return self._faults().__await__()
+
+    async def _faults(self) -> list[Fault]:
+        every = [made for some in self.made.values() for made in some]
+        if every:
+            await asyncio.wait(every, timeout=self.timeout)
+        late = f"not done in {self.timeout:g} s"
+        faults = []
+        for path, some in self.made.items():
+            problems = [made.result() if made.done() else late for made in some]
+            if problem := next(filter(None, problems), ""):
+                faults.append(Fault(path, f"{problem}; {_LATER}"))
+        return faults
+
+
 class Runtime:
     """The HAProxy processes beside this agent.
 
     Args:
         sockets: paths of their ``stats socket``.
-        timeout: seconds that any call takes at most.
+        timeout: seconds that a HAProxy is waited for; that many changes take, but for those of a
+            network, see ``SCAN``.
         prefixes: what is a client at the edges; may be changed.
 
     No method raises for a HAProxy that can't be asked.
@@ -143,6 +184,9 @@ class Runtime:
     ) -> None:
         self.prefixes = prefixes or Prefixes()
         self._edges = [Edge(path, timeout) for path in sockets]
+        self._mirrors = [Mirror(edge) for edge in self._edges]
+        self._timeout = timeout + _GRACE
+        self._known = asyncio.Event()
 
     @property
     def sockets(self) -> list[str]:
@@ -154,8 +198,45 @@ class Runtime:
         """What is known to be wrong, without asking."""
         return [Fault(edge.path, edge.problem) for edge in self._edges if edge.problem]
 
-    async def push(self, key: str, until: int) -> list[Fault]:
-        """Have every edge refuse a client until an epoch second; return where that failed.
+    @property
+    def missed(self) -> int:
+        """How many changes some HAProxy did not take at once."""
+        return sum(mirror.faults for mirror in self._mirrors)
+
+    @property
+    def dropped(self) -> int:
+        """How many of these found no room to wait."""
+        return sum(mirror.dropped for mirror in self._mirrors)
+
+    @property
+    def corrected(self) -> int:
+        """How many entries comparisons have removed, changed or added."""
+        return sum(mirror.corrected for mirror in self._mirrors)
+
+    @property
+    def behind(self) -> int:
+        """How many tables may not be as the blocklist says."""
+        return sum(mirror.due for mirror in self._mirrors)
+
+    async def run(self, truth: Truth) -> None:
+        """Keep the edge tables in step with the blocklist, from ``compare()`` on, until cancelled.
+
+        Each is compared with it then, and when its HAProxy is another process, or did not answer.
+        """
+        await self._known.wait()
+        async with asyncio.TaskGroup() as tasks:
+            for mirror in self._mirrors:
+                tasks.create_task(mirror.run(truth, lambda: self.prefixes))
+            await asyncio.Event().wait()
+
+    def compare(self) -> None:
+        """Compare all edge tables: the blocklist is known, or may have changed unseen."""
+        self._known.set()
+        for mirror in self._mirrors:
+            mirror.compare()
+
+    def push(self, key: str, until: int) -> Telling:
+        """Have every edge refuse a client until an epoch second.
 
         A HAProxy that could not be told is told later. A key that is no address or network has no
         entry at the edge, nor has one of which the edge knows only more than is to be blocked, such
@@ -163,29 +244,22 @@ class Runtime:
         """
         network = parse_key(key)
         entry = None if network is None else entry_to_push(network, self.prefixes)
-        if entry is None:
-            return []
-        command = set_entry(entry, until)
-        return await self._change(str(network), lambda: Change(command, until))
+        return self._change(self._timeout, *([] if entry is None else [set_entry(entry, until)]))
 
-    async def lift(self, key: str) -> list[Fault]:
-        """Have every edge forget a client, or all clients of a network; return where that failed.
+    def lift(self, key: str) -> Telling:
+        """Have every edge forget a client, or all clients of a network.
 
         A HAProxy that could not be told is told later. Of a single address the entry of the
         client that it is part of goes too, as that refuses it.
         """
         network = parse_key(key)
         if network is None:
-            return []
-        if network.num_addresses > 1:
-            faults = await self._change(str(network), lambda: Change(network=network))
-            inside = taken_for(network, self.prefixes)
-            if inside is not None:
-                more = await self._change(str(inside), lambda: Change(network=inside))
-                faults = list(dict.fromkeys(faults + more))
-            return faults
-        command = ";".join(clear_entry(entry) for entry in entries_of(network, self.prefixes))
-        return await self._change(str(network), lambda: Change(command))
+            return self._change(0)
+        if network.num_addresses == 1:
+            command = ";".join(clear_entry(entry) for entry in entries_of(network, self.prefixes))
+            return self._change(self._timeout, command)
+        inside = taken_for(network, self.prefixes)
+        return self._change(SCAN, network, *([] if inside is None else [inside]))
 
     async def edge(self, key: str) -> list[EdgeEntry]:
         """Return what the edges hold for a key; those that can't be asked are in ``faults``."""
@@ -223,15 +297,12 @@ class Runtime:
 
     async def close(self) -> None:
         """Let go of all; what was not told by now is not told any more."""
-        await asyncio.gather(*(edge.close() for edge in self._edges))
+        await asyncio.gather(*(mirror.close() for mirror in self._mirrors))
 
-    async def _change(self, name: str, make: Callable[[], Change]) -> list[Fault]:
-        problems = await asyncio.gather(*(edge.change(name, make()) for edge in self._edges))
-        return [
-            Fault(edge.path, problem)
-            for edge, problem in zip(self._edges, problems, strict=True)
-            if problem
-        ]
+    def _change(self, timeout: float, *changes: str | Network) -> Telling:
+        mirrors = self._mirrors if changes else []
+        made = [[mirror.change(change) for change in changes] for mirror in mirrors]
+        return Telling(dict(zip(self.sockets, made, strict=False)), timeout)
 
 
 async def _asked(edge: Edge, command: str) -> list[str] | EdgeError:
@@ -242,13 +313,17 @@ async def _asked(edge: Edge, command: str) -> list[str] | EdgeError:
 
 
 async def _report(edge: Edge) -> Report:
-    answer = await _asked(edge, REPORT)
-    if isinstance(answer, EdgeError):
-        return Report(edge.path, problem=str(answer))
     try:
-        return read_report(edge.path, answer)
+        return await edge.read(REPORT, functools.partial(_read_report, edge.path))
+    except EdgeError as error:
+        return Report(edge.path, problem=str(error))
+
+
+def _read_report(path: str, answer: Sequence[str]) -> Report:
+    try:
+        return read_report(path, answer)
     except (TypeError, ValueError, LookupError, csv.Error) as error:
-        return Report(edge.path, problem=f"its answer can't be read: {ascii(str(error))[1:-1]}")
+        return Report(path, problem=f"its answer can't be read: {ascii(str(error))[1:-1]}")
 
 
 async def _act(edge: Edge, report: Report, server: Server | None, action: Action) -> Acted:

@@ -7,7 +7,6 @@ were parsed and are written anew.
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,6 +39,10 @@ class Prefixes:
     def of(self, network: Network) -> int:
         """Return the bits for addresses of this kind."""
         return self.ipv4 if network.version == 4 else self.ipv6
+
+    def client(self, network: Network) -> Network:
+        """Return the client that the first of these addresses is one of."""
+        return type(network)((int(network.network_address), self.of(network)), strict=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +165,6 @@ def show_entries(keys: Iterable[str] = ()) -> str:
     return ";".join(f"show table {TABLE} key {key}" for key in keys) or f"show table {TABLE}"
 
 
-def show_live_entries(now: int) -> str:
-    """Return the command that shows the entries whose block ends after an epoch second."""
-    return f"show table {TABLE} data.gpt0 gt {int(now)}"
-
-
 def batches(commands: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], str]]:
     """Join commands to lines that HAProxy can read; each comes with the names of its commands."""
     names: list[str] = []
@@ -207,10 +205,17 @@ def read_prefixes(answer: Iterable[str]) -> Prefixes:
 
 
 def read_entries(answer: Iterable[str]) -> list[Entry]:
-    """Return the entries of a ``show table``; a line whose key is no address is left out."""
-    entries = []
-    for found in filter(None, map(_ENTRY.search, answer)):
-        with contextlib.suppress(ValueError):
-            key = str(IPv6Address(found[1]).ipv4_mapped or found[1])
-            entries.append(Entry(key, int(found[3]), int(found[2])))
-    return entries
+    """Return the entries of a ``show table``."""
+    return [entry for entry in map(read_entry, answer) if entry is not None]
+
+
+def read_entry(line: str) -> Entry | None:
+    """Return the entry of a line of ``show table``; None if it has none, or no address as key."""
+    found = _ENTRY.search(line)
+    if found is None:
+        return None
+    try:
+        key = str(IPv6Address(found[1]).ipv4_mapped or found[1])
+    except ValueError:
+        return None
+    return Entry(key, int(found[3]), int(found[2]))

@@ -17,29 +17,51 @@ from ratelimit.control import Control
 from ratelimit.limiter import Limiter
 from ratelimit.model import Block, Lift
 from ratelimit.ops.server import Server
-from ratelimit.runtime import Runtime
+from ratelimit.runtime import Runtime, Telling
 from ratelimit.store import Events, MemoryStore, Node, Store
 from ratelimit.sync import Sync
 from tests.store.servers import until
 
-__all__ = ["Edges", "Running", "block", "running", "until"]
+__all__ = ["EDGE", "Edges", "Running", "block", "running", "until"]
+
+
+EDGE = "/run/haproxy.sock"
 
 
 class Edges(Runtime):
-    """Stands for HAProxy's edge tables: notes what it is told, and fails if it is to."""
+    """Stands for the edge table of a HAProxy: notes what it is told, and fails if it is to."""
 
     def __init__(self) -> None:
         super().__init__(())
         self.told: list[tuple[str, int]] = []
         self.fails = False
+        self.failed = 0
+        self.compared = 0
 
-    async def push(self, key: str, until: int) -> list[object]:  # type: ignore[override]
+    @property
+    def sockets(self) -> list[str]:
+        return [EDGE]
+
+    @property
+    def missed(self) -> int:
+        return self.failed
+
+    def push(self, key: str, until: int) -> Telling:
         self.told.append((key, until))
-        return ["does not answer"] if self.fails else []
+        return self._tell()
 
-    async def lift(self, key: str) -> list[object]:  # type: ignore[override]
+    def lift(self, key: str) -> Telling:
         self.told.append((key, 0))
-        return ["does not answer"] if self.fails else []
+        return self._tell()
+
+    def compare(self) -> None:
+        self.compared += 1
+
+    def _tell(self) -> Telling:
+        self.failed += self.fails
+        made = asyncio.get_running_loop().create_future()
+        made.set_result("it does not answer" if self.fails else "")
+        return Telling({EDGE: [made]}, 1)
 
 
 @dataclass
@@ -74,7 +96,8 @@ async def running(folder: Path, config: str = "", clients: int = 1000) -> AsyncI
     await store.start()
     limiter.engine.at(sync.now())
     control.ready = True
-    tasks = [asyncio.create_task(part) for part in (control.run(), server.run())]
+    parts = control.edges.run(), control.edges.compare_all(), server.run()
+    tasks = [asyncio.create_task(part) for part in parts]
     base = f"http://127.0.0.1:{address.port}"
     try:
         async with httpx.AsyncClient(base_url=base, trust_env=False, timeout=10) as client:
