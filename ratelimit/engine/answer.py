@@ -359,6 +359,7 @@ class Engine:
             return _BLOCK
         self.until = 0
         counted = table.count(slot, rule, hits)
+        place = 0
         if self.shared:
             exchange = self.exchanges[rule.index]
             place = table.halves[2 * slot + HOT]
@@ -391,7 +392,10 @@ class Engine:
                 self.wait = self.until - table.now
                 rule.blocked += 1
                 return _BLOCK
-        self.wait = table.wait(slot, rule)
+        if place > 0:
+            self.wait = exchange.rest(slot, place - 1)
+        else:
+            self.wait = table.wait(slot, rule, table.alone, 0)
         rule.throttled += 1
         return _THROTTLE
 

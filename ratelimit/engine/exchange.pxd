@@ -39,15 +39,20 @@ cdef class Exchange:
     cpdef bytes notice(self)
     @cython.locals(
         rule=Rule, mine=Py_ssize_t, left=uint64_t, last=Py_ssize_t, own=Py_ssize_t,
-        recent=uint64_t, unsent=uint64_t, until=uint64_t, near=uint64_t, wait=uint64_t,
+        recent=uint64_t, unsent=uint64_t, period=uint64_t, each=uint64_t, until=uint64_t,
+        near=uint64_t, horizon=uint64_t, wait=uint64_t,
     )
     cdef bint press(self, Py_ssize_t slot, uint32_t place, uint64_t counted) noexcept
     @cython.locals(at=uint64_t, millisecond=uint32_t, first=Py_ssize_t, planned=uint32_t)
     cdef bint plan(self, uint32_t place, uint64_t wait) noexcept
     @cython.locals(place=uint32_t, reserved=uint64_t)
     cdef void reserve(self, Py_ssize_t slot, uint64_t hits) noexcept
-    @cython.locals(rule=Rule, first=Py_ssize_t, oldest=uint64_t, total=uint64_t, unsent=uint64_t)
+    @cython.locals(
+        table=Table, rule=Rule, slot=Py_ssize_t, first=Py_ssize_t, here=uint64_t, oldest=uint64_t,
+        total=uint64_t, unsent=uint64_t,
+    )
     cdef uint64_t remote(self, uint32_t place, uint64_t hits) noexcept
+    cdef uint64_t rest(self, Py_ssize_t slot, uint32_t place) noexcept
     @cython.locals(
         rule=Rule, first=Py_ssize_t, last=uint64_t, at=uint64_t, steps=uint64_t, _=int,
     )

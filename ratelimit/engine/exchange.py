@@ -62,7 +62,7 @@ _LO = 4
 _IDENT = 5  # and what it is known by beside the key: another client may have its slot by now.
 _HALVES = 40  # of a client, 32 bits each
 _REMOTE = 17  # of them: 17 counters of sent, 17 of remote,
-_SUM = 34  # the sum of remote,
+_SUM = 34  # the sum of remote, which follows it as Table.wait() expects,
 _UNSENT = 35  # hits that no batch has carried,
 _ASKED = 36  # the millisecond of the last batch it was in,
 _TELL = 37  # whether the other nodes are to be told of it,
@@ -192,10 +192,16 @@ class Exchange:
             return self.plan(place, 0)
         if recent == 0:
             return False
-        # Nanoseconds until it is at its limit.
-        until = left * (rule.elapsed + rule.sub_window) // recent
+        # Nanoseconds until it is at its limit. The product of all hits that are left and the time
+        # would not fit 64 bits.
+        period = rule.elapsed + rule.sub_window
+        each = period // recent
         near = _NEAR * self.interval
-        if until >= near + self.refresh * _MILLISECOND:
+        horizon = near + self.refresh * _MILLISECOND
+        if left > 0 and each >= horizon:
+            return False
+        until = left * each + left * (period % recent) // recent
+        if until >= horizon:
             return False
         # Beyond the limit nothing can be missed any more.
         wait = self.interval
@@ -235,7 +241,12 @@ class Exchange:
             self.halves[_HALVES * (place - 1) + _RESERVED] = min(reserved, _MAX_UNSENT)
 
     def remote(self, place: int, hits: int) -> int:
-        """Note ``hits`` of a client; return its hits at other nodes in the window that ends now."""
+        """Note ``hits`` of a client; return its hits at other nodes in the window that ends now.
+
+        What is weighted of both is rounded once: with ``Table.count()`` of its hits here it makes
+        what one node alone would have counted.
+        """
+        table = self.table
         rule = self.rule
         first = _HALVES * place
         if self.words[_WORDS * place + _TICK] != rule.tick:
@@ -245,9 +256,16 @@ class Exchange:
             if not self.announced:
                 unsent = self.halves[first + _UNSENT] + min(hits, _MAX_UNSENT)
                 self.halves[first + _UNSENT] = min(unsent, _MAX_UNSENT)
+        slot = self.words[_WORDS * place]
+        here = table.halves[2 * slot + FIRST_COUNTER + rule.oldest]
         oldest = self.halves[first + _REMOTE + rule.oldest]
-        total = self.halves[first + _SUM]
-        return total - oldest + (oldest * rule.weight + _HALF >> WEIGHT_BITS)
+        total = self.halves[first + _SUM] - oldest
+        total += (here + oldest) * rule.weight + _HALF >> WEIGHT_BITS
+        return total - (here * rule.weight + _HALF >> WEIGHT_BITS)
+
+    def rest(self, slot: int, place: int) -> int:
+        """Return the seconds that ``Table.wait()`` tells, with a client's hits at other nodes."""
+        return self.table.wait(slot, self.rule, self.halves, _HALVES * place + _REMOTE)
 
     def advance(self, place: int) -> None:
         """Clear the counters that time has turned out of the rings."""

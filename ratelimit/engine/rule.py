@@ -13,6 +13,7 @@ from ratelimit.engine.constants import RING, SECOND, WEIGHT_BITS
 from ratelimit.model import SUB_WINDOWS, Limit
 
 _MAX_NAME = 64  # an ACK with it still fits the smallest frame
+_MAX_WINDOW = SUB_WINDOWS << 63 - WEIGHT_BITS  # so that at() stays within 64 bits; 39 hours
 _NEVER = 1 << 62
 _ONES = 0xFFFFFFFFFFFFFFFF
 
@@ -30,8 +31,8 @@ class Rule:
     def __init__(self, limit: Limit, index: int) -> None:
         if not 1 <= len(limit.name.encode()) <= _MAX_NAME:
             raise ValueError(f"the name of a limit has 1 to {_MAX_NAME} bytes")
-        if limit.window < SUB_WINDOWS:
-            raise ValueError(f"a window has at least {SUB_WINDOWS} ns")
+        if not SUB_WINDOWS <= limit.window <= _MAX_WINDOW:
+            raise ValueError(f"a window has {SUB_WINDOWS} to {_MAX_WINDOW} ns")
         self.name = limit.name.encode()
         self.name_size = len(self.name)
         self.index = index

@@ -25,6 +25,7 @@ cdef class Table:
     cdef uint64_t touched
     cdef readonly uint64_t entries, evictions, idle
     cdef readonly dict orphans
+    cdef uint32_t[::1] alone
 
     cpdef void at(self, uint64_t now) noexcept
     @cython.locals(slot=Py_ssize_t, i=int, kept=uint64_t)
@@ -54,9 +55,11 @@ cdef class Table:
     cdef void advance(self, Py_ssize_t slot, Rule rule) noexcept
     @cython.locals(
         first=Py_ssize_t, left=uint64_t, at=uint64_t, parts=uint64_t,
-        until=uint64_t, counter=uint64_t, spare=uint64_t,
+        until=uint64_t, counter=uint64_t, room=uint64_t, spare=uint64_t,
     )
-    cdef uint64_t wait(self, Py_ssize_t slot, Rule rule) noexcept
+    cdef uint64_t wait(
+        self, Py_ssize_t slot, Rule rule, uint32_t[::1] others, Py_ssize_t start
+    ) noexcept
     @cython.locals(first=Py_ssize_t, i=int)
     cdef void settle(self, Py_ssize_t slot, Rule rule) noexcept
     cpdef uint64_t until(self, Py_ssize_t slot) noexcept

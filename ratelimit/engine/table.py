@@ -79,6 +79,8 @@ class Table:
         self.entries = 0
         self.evictions = 0
         self.orphans: dict[tuple[int, int, int], int] = {}
+        # For wait(), of a client that has no hits elsewhere.
+        self.alone = memoryview(bytearray(4 * (RING + 1))).cast("I")
 
     @property
     def capacity(self) -> int:
@@ -251,25 +253,33 @@ class Table:
             self.halves[2 * slot + 8] = total
         self.words[slot + 3] = rule.tick
 
-    def wait(self, slot: int, rule: Rule) -> int:
-        """Return seconds, at least 1, until one hit fits, if the client sends none before."""
+    def wait(self, slot: int, rule: Rule, others: memoryview, start: int) -> int:
+        """Return seconds, at least 1, until one hit fits, if the client sends none before.
+
+        ``others`` has the counters of its hits elsewhere from ``start`` on, and then their sum.
+        """
         first = 2 * slot + FIRST_COUNTER
         left = self.halves[2 * slot + 8]
+        left += others[start + RING]  # both together need more than 32 bits
         at = rule.oldest
         parts = 0
         counter = 0
         while parts < RING:
             parts += 1
-            counter = self.halves[first + at]
+            counter = self.halves[first + at] + others[start + at]
             left -= counter
             if left < rule.rate:
                 break
             at = at + 1 if at + 1 < RING else 0
         until = parts * rule.sub_window - rule.elapsed
         if counter > 0 and not rule.strict:
-            # A counter leaves the window bit by bit: what fits beside the rest may stay.
-            spare = rule.sub_window // (2 * counter) * (2 * (rule.rate - left) - 1)
-            until = until - spare if until > spare else 1
+            # A counter leaves the window bit by bit: what fits beside the rest may stay. It is
+            # the largest share of this part of the window of which rounding leaves no more.
+            room = 2 * (rule.rate - left) - 1
+            spare = rule.sub_window // (2 * counter) * room
+            # The product alone would not fit 64 bits.
+            spare += rule.sub_window % (2 * counter) * room // (2 * counter)
+            until = until - spare + 1 if until > spare else 1
         return (until + SECOND - 1) // SECOND
 
     def until(self, slot: int) -> int:

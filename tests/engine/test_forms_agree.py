@@ -9,22 +9,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ratelimit.engine.answer import Engine
+from ratelimit.engine.rule import Rule
 from ratelimit.exceptions import SpopError
 from ratelimit.limiter import Limiter
-from ratelimit.model import Limit
+from ratelimit.model import MAX_RATE, Limit
 from tests import wire
+from tests.engine.test_exchange import Store
 from tests.forms import plain_engine
 
 pytestmark = pytest.mark.both_forms
 
 SECRET = bytes(range(7, 71))
-START = 1_700_000_000_000_000_000
+SECOND = 1_000_000_000
+START = 1_700_000_000 * SECOND
+DAY = 86_400_000_000_000
 LIMITS = (
     Limit(name="default", rate=4, block=(1, 3)),
     Limit(name="login", rate=2, window=300_000_000, block=(), strict=True, ipv6_prefix=48),
-    Limit(name="slow", rate=9, window=86_400_000_000_000, block=(2,), ipv4_prefix=24),
     Limit(name="quiet", rate=2, window=5_000_000_000, block=(3,), shadow=True),
+    Limit(name="slow", rate=9, window=DAY, block=(2,), ipv4_prefix=24),
+    # The most that a configuration may say.
+    Limit(name="most", rate=MAX_RATE, window=DAY, block=()),
+    Limit(name="fast", rate=MAX_RATE, window=100_000_000, block=(30 * 86_400,)),
 )
+MOST_HITS = 1 << 27
 
 
 class Form:
@@ -75,12 +83,15 @@ KEYS = st.one_of(
 )
 HITS = st.one_of(
     st.integers(-1, 4).map(wire.int64),
+    st.sampled_from([MAX_RATE // 4, MAX_RATE - 1, MAX_RATE, MOST_HITS, MOST_HITS + 1]).map(
+        wire.int64
+    ),
     st.integers(0, 2**64 - 1).map(lambda n: b"\x05" + wire.varint(n)),
     st.sampled_from([wire.NULL, wire.TRUE, wire.text("1")]),
 )
 MESSAGES = st.builds(
     lambda name, key, more: wire.message(name, **key, **more),
-    st.sampled_from(["default", "default", "login", "slow", "quiet", "other", ""]),
+    st.sampled_from(["default", "default", "login", "slow", "quiet", "most", "fast", "other", ""]),
     st.one_of(KEYS.map(lambda key: {"key": key}), st.just({})),
     st.one_of(
         st.just({}), HITS.map(lambda hits: {"hits": hits}), st.just({"extra": wire.text("x")})
@@ -110,6 +121,7 @@ STEPS = st.one_of(
     st.just(0),
     st.integers(0, 400_000_000),
     st.integers(-2_000_000_000, 100_000_000_000),
+    st.sampled_from([DAY // 16, DAY // 16 - 1, DAY, DAY + DAY // 16]),
 )
 
 
@@ -134,3 +146,82 @@ def test_a_long_run_over_more_clients_than_fit() -> None:
         ]
         data = wire.notify(*asked, ids=(n, 1))
         assert compiled.answer(now, data) == plain.answer(now, data)
+
+
+class SharedForm:
+    """Two nodes of one form with a store between them, which is a model."""
+
+    def __init__(self, engine: type[Engine], refresh: int) -> None:
+        self.refresh = refresh
+        self.store = Store()
+        self.nodes = [engine(LIMITS, 64, self.strike, SECRET, 16, refresh) for _ in range(2)]
+        if refresh:
+            for node in self.nodes:
+                for rule in node.rules:
+                    rule.divide(len(self.nodes))
+
+    @staticmethod
+    def strike(rule: Rule, _text: bytes, _kind: int, _hi: int, _lo: int, now: int) -> int:
+        return now // SECOND + 1 + rule.limit.block[0]
+
+    def read(self, number: int, now: int, data: bytes) -> tuple[object, ...]:
+        """Everything that can be seen of one read, with what the store hears of it before."""
+        node = self.nodes[number]
+        node.at(now)
+        seen: list[object] = []
+        if not self.refresh:
+            node.reserve(data, 0, 16380)
+            seen += [self.exchange(number, limit, now, lost=False) for limit in range(len(LIMITS))]
+        stop = node.answer(data, 0, 16380)
+        rules = [(rule.allowed, rule.throttled, rule.blocked) for rule in node.rules]
+        return stop, node.take(), rules, node.urgent, node.counted, node.wait, seen
+
+    def exchange(self, number: int, limit: int, now: int, lost: bool) -> tuple[object, ...]:
+        """Everything that can be seen of an exchange, of which the answer may be lost."""
+        node = self.nodes[number]
+        node.at(now)
+        exchange = node.exchanges[limit]
+        batch = exchange.pack(now)
+        notice = exchange.notice()
+        answers = self.store.exchange(batch)
+        if not lost:
+            exchange.learn(answers)
+        other = self.nodes[1 - number]
+        other.at(now)
+        other.exchanges[limit].warm(notice, now)
+        places = (exchange.size, exchange.overflow, exchange.flown)
+        return batch, notice, answers, places, exchange.due, exchange.wait(now)
+
+
+SHARED_FRAMES = st.builds(
+    lambda name, client, hits, many: wire.notify(
+        *[wire.message(name, key=wire.address(f"192.0.2.{client}"), hits=hits)] * many
+    ),
+    st.sampled_from([limit.name for limit in LIMITS]),
+    st.integers(0, 20),
+    st.one_of(
+        st.integers(0, 4).map(wire.int64),
+        st.sampled_from([MAX_RATE // 8, MAX_RATE // 3, MAX_RATE - 1, MOST_HITS]).map(wire.int64),
+    ),
+    st.integers(1, 3),
+)
+TURNS = st.one_of(
+    st.lists(SHARED_FRAMES, min_size=1, max_size=8).map(b"".join),
+    st.tuples(st.integers(0, len(LIMITS) - 1), st.booleans()),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1), STEPS, TURNS), max_size=40), st.sampled_from([0, 50]))
+def test_shared_counts(
+    turns: list[tuple[int, int, bytes | tuple[int, bool]]], refresh: int
+) -> None:
+    forms = [SharedForm(engine, refresh) for engine in (Engine, plain_engine())]
+    now = START
+    for node, step, what in turns:
+        now += step
+        if isinstance(what, bytes):
+            seen = [form.read(node, now, what) for form in forms]
+        else:
+            seen = [form.exchange(node, what[0], now, what[1]) for form in forms]
+        assert seen[0] == seen[1]
