@@ -244,8 +244,16 @@ class StoreSection(_Section):
     sync_interval: SyncInterval = 10 * MILLISECOND
     prefix: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")] = "ratelimit"
     state_dir: FilePath = ""
+    replicas: int = Field(0, ge=0, le=16)
     tls_server_name: str = ""
     on_outage: Literal["local", "share"] = "local"
+
+    @field_validator("replicas")
+    @classmethod
+    def _has_replicas(cls, replicas: int, info: ValidationInfo) -> int:
+        if replicas and info.data.get("url") == "memory://":
+            raise ValueError("memory:// has none, leave it at 0")
+        return replicas
 
     @field_validator("tls_server_name")
     @classmethod

@@ -212,6 +212,11 @@ class Metrics(Collector):
             shared and not store.up,
         )
         yield _counter("store_outages", "Outages of the store.", store.outages)
+        yield _gauge(
+            "journal_up",
+            "1 if this node can keep blocks and lifts in a file of its own.",
+            bool(store.journal) and not store.journal_problem,
+        )
         yield _gauge("store_outbox", "Blocks and lifts still to be written.", len(store.outbox))
         yield _counter(
             "store_outbox_dropped", "Changes that found no room there.", store.outbox.dropped

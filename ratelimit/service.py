@@ -217,6 +217,7 @@ async def _agent(
         prefix=config.store.prefix,
         state_dir=config.store.state_dir,
         tls_server_name=config.store.tls_server_name,
+        replicas=config.store.replicas,
         events=control.follow(sync.events),
         node=about,
     )

@@ -155,6 +155,8 @@ def status_tables(state: dict[str, Any]) -> RenderableType:
         "store": f"{store['kind']}, {'up' if store['up'] else away}; {store['outages']} outages",
         "nodes": str(state["nodes"]),
     }
+    if store["journal_problem"] and store["up"]:
+        rows["journal"] = printable(store["journal_problem"])
     unknown = next((one for one in state["limits"] if one["name"] == UNKNOWN), None)
     if unknown and (asked := sum(unknown[verdict] for verdict in VERDICTS)):
         refused = asked - unknown["allowed"]

@@ -41,6 +41,7 @@ url = "memory://"
 sync_interval = "10ms"
 prefix = "ratelimit"
 state_dir = ""
+replicas = 0
 tls_server_name = ""
 on_outage = "local"
 

@@ -50,6 +50,7 @@ FLOORS = [
     ["store.journal", "store.slots"],
     ["store.memory"],
     ["store.link"],
+    ["store.sentinel"],
     ["store.routes"],
     ["store.life"],
     ["store.shared"],

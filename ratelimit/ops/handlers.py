@@ -163,6 +163,8 @@ async def status(call: Call) -> Reply:
             dropped=store.outbox.dropped,
             sync_failures=sync.failures,
             late=sync.late,
+            journal=store.journal,
+            journal_problem=store.journal_problem,
         ),
         edges=models.EdgeState(
             faults=control.edges.faults,

@@ -270,6 +270,8 @@ class StoreState(Answer):
     dropped: int = Field(description="Changes that found no room to wait.")
     sync_failures: int
     late: int = Field(description="Times that answers waited for it in vain.")
+    journal: str = Field(description="The file in which this node keeps blocks and lifts.")
+    journal_problem: str = Field(description="Why that file can't be written, or is not there.")
 
 
 class BlocklistState(Answer):

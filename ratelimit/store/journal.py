@@ -55,8 +55,8 @@ class Journal:
         up: it can be written; ``problem`` says why not and what to do, in a line for operators.
         outbox: what is still to be written.
 
-    ``on_state`` is called when one of these has changed, ``now`` returns the epoch second that all
-    nodes go by.
+    ``on_state`` is called when one of these has changed, ``on_merged`` when the owner may have
+    taken something from a file. ``now`` returns the epoch second that all nodes go by.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Journal:
         file: BlockFile,
         events: Events,
         on_state: Callable[[], object],
+        on_merged: Callable[[], object] = lambda: None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.up = False
@@ -72,6 +73,7 @@ class Journal:
         self._file = file
         self._events = events
         self._on_state = on_state
+        self._on_merged = on_merged
         self._now = now
         self._thread = _Thread()
         self._task: asyncio.Task[None] | None = None
@@ -181,6 +183,8 @@ class Journal:
             self._purged = now
             if now - self._steady >= SETTLED:
                 await self._do(self._file.purge, self._second())
+            if await self._adopt():
+                await self._compare()
 
     async def _keep_file(self) -> bool:
         """Make the file again from what is held if it was lost; true if that was so."""
@@ -193,15 +197,23 @@ class Journal:
 
     async def _compare(self) -> None:
         """Merge what the file has with what the owner has, in both directions."""
-        await self._take(self._events.merge(), self._file.adopt(self._second()))
+        await self._adopt()
         merging = self._events.merge()
         await self._take(merging, self._file.pages(self._second()))
         await tell(merging.newer(), lambda newer: self._do(self._file.write, newer))
         await self._do(self._file.drop)
+        self._on_merged()
 
-    async def _take(self, merging: Merging, pages: Iterator[list[Entry]]) -> None:
+    async def _adopt(self) -> bool:
+        """Merge what other files have that belong to this one; true if there were any."""
+        return await self._take(self._events.merge(), self._file.adopt(self._second()))
+
+    async def _take(self, merging: Merging, pages: Iterator[list[Entry]]) -> bool:
+        found = False
         while (page := await self._do(next, pages, None)) is not None:
+            found = True
             await paced(merging.take(page))
+        return found
 
     def _second(self) -> int:
         return int(self._now())

@@ -48,8 +48,9 @@ class Life:
         self.timeout = timeout
         self._home = home
         self._on_failure = on_failure
-        self._routes = Routes(target, timeout)
+        self._routes = Routes(target, timeout, home, self._moved)
         self._messages: Link | None = None
+        self._sure: Link | None = None
         self._confirmed: set[bytes] = set()
 
     @property
@@ -74,8 +75,9 @@ class Life:
         # A late answer says nothing about the next life.
         self.failure = self.failure or "closed"
         await self._routes.close()
-        if self._messages is not None:
-            await self._messages.close()
+        for link in (self._messages, self._sure):
+            if link is not None:
+                await link.close()
 
     async def subscribe(
         self, channels: tuple[bytes, ...], hear: Callable[[bytes, bytes], object]
@@ -92,7 +94,7 @@ class Life:
                 case [b"message", bytes(channel), bytes(text)]:
                     hear(channel, text)
 
-        link = self._messages = await self._routes.subscribe(self._home, push)
+        link = self._messages = await self._routes.connect(self._home, push)
         # It is confirmed by messages, one for each channel, so the next answer comes after.
         link.send("SUBSCRIBE", *channels)
         await self.ping()
@@ -108,14 +110,30 @@ class Life:
                 raise self.fail(explain(error, self._messages.endpoint)) from error
 
     async def follow(self) -> None:
-        """Where keys of a cluster have moved, learn where to."""
-        if self._routes.moved:
-            await self._routes.refresh()
+        """Learn of another master, and where keys of a cluster have moved to."""
+        await self._routes.follow()
 
-    async def call(self, key: bytes, *args: bytes | str | int, timeout: float | None = None) -> Any:
-        """Send a command that belongs to a key; whatever goes wrong is a StoreError."""
+    def _moved(self, endpoint: Endpoint) -> None:
+        self.fail(f"{endpoint} is the master now")
+
+    async def call(
+        self,
+        key: bytes,
+        *args: bytes | str | int,
+        timeout: float | None = None,
+        sure: bool = False,
+    ) -> Any:
+        """Send a command that belongs to a key; whatever goes wrong is a StoreError.
+
+        ``sure`` takes the connection that ``confirmed()`` is about; the key is of the home.
+        """
+        limit = self.timeout if timeout is None else timeout
         try:
-            return await self._routes.call(self.timeout if timeout is None else timeout, key, *args)
+            if not sure:
+                return await self._routes.call(limit, key, *args)
+            if self._sure is None:
+                self._sure = await self._routes.connect(self._home)
+            return await self._sure.call(limit, *args)
         except ResponseError as error:
             if isinstance(error, NoScriptError) and args[0] == "EVALSHA":
                 raise
@@ -131,14 +149,29 @@ class Life:
         keys: tuple[bytes, ...],
         *args: bytes | str | int,
         timeout: float | None = None,
+        sure: bool = False,
     ) -> Any:
-        """Run a script on keys of one server; raises as ``call()`` does."""
+        """Run a script on keys of one server; arguments and errors are those of ``call()``."""
         rest = (len(keys), *keys, *args)
         try:
-            return await self.call(keys[0], "EVALSHA", script.sha, *rest, timeout=timeout)
+            sha = ("EVALSHA", script.sha)
+            return await self.call(keys[0], *sha, *rest, timeout=timeout, sure=sure)
         except NoScriptError:
             # Also loads it; a server forgets scripts when it starts or fails over.
-            return await self.call(keys[0], "EVAL", script.text, *rest, timeout=timeout)
+            text = ("EVAL", script.text)
+            return await self.call(keys[0], *text, *rest, timeout=timeout, sure=sure)
+
+    async def confirmed(self, replicas: int, timeout: float) -> int:
+        """Return how many replicas have what ``run()`` wrote; waits for so many, up to a limit.
+
+        ``timeout`` is in seconds. No other request waits behind this one, for the server answers
+        nothing else on the connection meanwhile.
+        """
+        wait = ("WAIT", replicas, round(timeout * 1000))
+        count = await self.call(self._home, *wait, timeout=self.timeout + timeout, sure=True)
+        if not isinstance(count, int):
+            raise self.odd("the answer to WAIT")
+        return count
 
     def fail(self, problem: str, unsent: bool = False) -> StoreError:
         """End this life, and return the error that says so."""

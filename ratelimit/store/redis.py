@@ -107,7 +107,9 @@ class RedisStore(SharedStore):
         self._journal: Journal | None = None
         self._journal_needed = journal_needed
         if journal is not None:
-            self._journal = Journal(journal, self.events, self._journal_changed, self._seconds)
+            self._journal = Journal(
+                journal, self.events, self._journal_changed, self._compare_later, self._seconds
+            )
         self._task: asyncio.Task[None] | None = None
         self._closing = False
         self._life: Life | None = None
@@ -183,6 +185,11 @@ class RedisStore(SharedStore):
             log.error("journal lost; only the store keeps blocks", why=self.journal_problem)
         elif was and not self.journal_problem:
             log.info("journal back")
+
+    def _compare_later(self) -> None:
+        """Compare the list with the store's, which may not know what a file had."""
+        self._reload = self.up
+        self.outbox.woken.set()
 
     def _seconds(self) -> float:
         return self.now() / SECOND

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from redis.crc import key_slot
@@ -11,6 +12,7 @@ from redis.exceptions import AskError, MovedError, ResponseError, TryAgainError
 from ratelimit.store.base import StoreError
 from ratelimit.store.explain import explain
 from ratelimit.store.link import Link, Push
+from ratelimit.store.sentinel import Sentinels
 from ratelimit.store.url import Endpoint, Kind, Target
 
 _SLOTS = 16384
@@ -19,10 +21,23 @@ _TRY_AGAIN = 0.01  # seconds
 
 
 class Routes:
-    """Connections of one life of the store; ``broken`` says why there must be new ones."""
+    """Connections of one life of the store.
 
-    def __init__(self, target: Target, connect_timeout: float) -> None:
+    ``home`` is a key whose server must stay the same; ``on_move`` is called with the one that has
+    taken its place. ``moved`` says that other keys of a cluster have moved.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        connect_timeout: float,
+        home: bytes,
+        on_move: Callable[[Endpoint], object],
+    ) -> None:
         self._target = target
+        self._home = key_slot(home)
+        self._on_move = on_move
+        self._sentinels = Sentinels(target, connect_timeout, on_move)
         self._timeout = connect_timeout
         self._links: dict[Endpoint, Link] = {}
         self._opening: dict[Endpoint, asyncio.Lock] = {}
@@ -32,8 +47,9 @@ class Routes:
 
     @property
     def known(self) -> tuple[Endpoint, ...]:
-        """Servers of the cluster, to ask first the next time."""
-        return tuple(dict.fromkeys(endpoint for endpoint in self._slots if endpoint))
+        """Servers of the cluster, to ask first the next time: that of the home before others."""
+        homes = self._slots[self._home : self._home + 1]
+        return tuple(dict.fromkeys(endpoint for endpoint in homes + self._slots if endpoint))
 
     async def open(self, known: tuple[Endpoint, ...] = ()) -> None:
         """Find the servers; StoreError if that can't be done now."""
@@ -41,12 +57,13 @@ class Routes:
             self._primary = self._target.endpoints[0]
             await self._link(self._primary)
         elif self._target.kind is Kind.SENTINEL:
-            self._primary = await self._ask_sentinels()
+            self._primary = await self._sentinels.find()
             await self._link(self._primary)
         else:
             await self._ask_cluster((*known, *self._target.endpoints))
 
     async def close(self) -> None:
+        await self._sentinels.close()
         for link in self._links.values():
             await link.close()
 
@@ -57,7 +74,7 @@ class Routes:
             raise StoreError("CLUSTERDOWN: no server has this part of the keys", unsent=True)
         return endpoint
 
-    async def subscribe(self, key: bytes, push: Push) -> Link:
+    async def connect(self, key: bytes, push: Push = lambda message: None) -> Link:
         """Return a connection of its own to the server of a key, which the caller closes."""
         return await Link.open(
             self._target, self.home(key), self._target.login, self._timeout, push
@@ -78,7 +95,12 @@ class Routes:
                 self.moved = True
                 asking = False
                 endpoint = Endpoint(error.host or endpoint.host, error.port)
-                self._slots[key_slot(key)] = endpoint
+                slot = key_slot(key)
+                self._slots[slot] = endpoint
+                if slot == self._home:
+                    # What the server before it acknowledged last, this one need not have.
+                    self._on_move(endpoint)
+                    raise StoreError(f"{endpoint} has this part of the keys now", True) from error
             except AskError as error:
                 asking = True
                 endpoint = Endpoint(error.host or endpoint.host, error.port)
@@ -86,10 +108,18 @@ class Routes:
                 await asyncio.sleep(_TRY_AGAIN)
         raise StoreError(f"{endpoint}: the cluster is moving this part of the keys", unsent=True)
 
-    async def refresh(self) -> None:
-        """Ask the cluster where its keys are now, after some have moved."""
+    async def follow(self) -> None:
+        """Learn which server is the master now, or where keys of a cluster have moved to."""
+        if self._target.kind is Kind.SENTINEL:
+            await self._sentinels.check()
+        if not self.moved:
+            return
         self.moved = False
+        home = self._slots[self._home]
         await self._ask_cluster(self.known)
+        now = self._slots[self._home]
+        if now is not None and now != home:
+            self._on_move(now)
         for endpoint in set(self._links) - set(self.known):
             await self._links.pop(endpoint).close()
 
@@ -103,29 +133,6 @@ class Routes:
                 link = await Link.open(self._target, endpoint, self._target.login, self._timeout)
                 self._links[endpoint] = link
         return link
-
-    async def _ask_sentinels(self) -> Endpoint:
-        problem = ""
-        for endpoint in self._target.endpoints:
-            try:
-                link = await Link.open(self._target, endpoint, self._target.sentinel, self._timeout)
-            except StoreError as error:
-                problem = f"Sentinel {error}"
-                continue
-            try:
-                answer = await link.call(
-                    self._timeout, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._target.service
-                )
-                if isinstance(answer, list) and len(answer) == 2:
-                    return Endpoint(answer[0].decode(), int(answer[1]))
-                problem = f"Sentinel {endpoint}: knows no service {self._target.service}"
-            except ResponseError as error:
-                problem = f"Sentinel {explain(error, endpoint)}"
-            except StoreError as error:
-                problem = f"Sentinel {error}"
-            finally:
-                await link.close()
-        raise StoreError(problem, unsent=True)
 
     async def _ask_cluster(self, endpoints: tuple[Endpoint, ...]) -> None:
         problem = ""

@@ -18,9 +18,9 @@ from typing import Any
 
 import structlog
 
-from ratelimit.model import Block, Entry, Lift
+from ratelimit.model import EVERY_LIMIT, Block, Entry, Lift
 from ratelimit.steps import Steps
-from ratelimit.store.base import Events, tell
+from ratelimit.store.base import Events, StoreError, tell
 from ratelimit.store.entries import (
     Damage,
     block_from_data,
@@ -34,6 +34,8 @@ from ratelimit.turns import paced
 
 _BATCH = 100  # entries in one request
 _PAGE = 1000
+_MOST_CHANGES = 1 << 53
+_REPLICAS_WAIT = 0.3  # seconds
 _STEP = 25  # entries of a step; each takes some 10 us
 _BY_HAND = r"\*|*"  # what matches the fields of these blocks
 _SECRET = 32  # characters of an era that outlive it, if any node does
@@ -147,22 +149,34 @@ class SharedBlocklist:
                 break
 
     async def _write_changes(self, life: Life, changes: Sequence[Change]) -> None:
+        sure = self._replicas > 0 and any(change.waiters for change in changes)
         entries = [(change.entry, change.fresh) for change in changes]
         for change in changes:
             change.tried = True
-        if isinstance(entries[0][0], Block):
+        held: Sequence[tuple[bool, Entry]]
+        if isinstance(changes[0].entry, Block):
             # A strike that was sent before is the same strike.
-            blocks = [(e, fresh or not e.by) for e, fresh in entries if isinstance(e, Block)]
-            all_held, _ = await self._write_blocks(life, blocks)
-            for change, held in zip(changes, all_held, strict=True):
-                change.held = held
-                self._outbox.done(change, True)
+            blocks = [
+                (e, fresh or e.limit != EVERY_LIMIT) for e, fresh in entries if isinstance(e, Block)
+            ]
+            held, _ = await self._write_blocks(life, blocks, sure)
         else:
             lifts = [(e, fresh) for e, fresh in entries if isinstance(e, Lift)]
-            results, _ = await self._write_lifts(life, lifts)
-            for change, (found, lift) in zip(changes, results, strict=True):
-                change.held = lift
-                self._outbox.done(change, found)
+            held, _ = await self._write_lifts(life, lifts, sure)
+        unsure = await self._unsure(life) if sure else None
+        for change, (found, entry) in zip(changes, held, strict=True):
+            change.held = entry
+            self._outbox.done(change, unsure or found)
+
+    async def _unsure(self, life: Life) -> StoreError | None:
+        """Return what is wrong if not enough replicas have what was written just now."""
+        count = await life.confirmed(self._replicas, _REPLICAS_WAIT)
+        if count >= self._replicas:
+            return None
+        return StoreError(
+            f"{count} of {self._replicas} replicas (store.replicas) have it after "
+            f"{_REPLICAS_WAIT * 1000:.0f} ms; it is in force, but a failover may lose it"
+        )
 
     def hear(self, text: bytes) -> bool:
         """Pass on news; false if no node can have said this."""
@@ -173,7 +187,8 @@ class SharedBlocklist:
             # The version before this one says when only.
             marks = news.get("marks", [(_order(second), second + _HOUR) for second in times])
             blocks, lifted = list(news.get("blocks", ())), list(zip(lifts, marks, strict=True))
-        except (ValueError, TypeError, AttributeError, RecursionError):
+            self._changes = max(self._changes, min(int(news.get("changes", 0)), _MOST_CHANGES))
+        except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError):
             return False
         for data in blocks:
             try:
@@ -193,11 +208,11 @@ class SharedBlocklist:
         self._events.on_lift(lift)
 
     async def _write_blocks(
-        self, life: Life, blocks: Sequence[tuple[Block, bool]]
-    ) -> tuple[list[Entry], int]:
+        self, life: Life, blocks: Sequence[tuple[Block, bool]], sure: bool = False
+    ) -> tuple[list[tuple[bool, Entry]], int]:
         """Write blocks, each with whether it is new.
 
-        Returns for each what holds now, and how many have changed the list.
+        Returns for each true and what holds now, and how many have changed the list.
         """
         if not blocks:
             return [], 0
@@ -205,11 +220,13 @@ class SharedBlocklist:
         for block, new in blocks:
             memory = self._events.forget(block.limit)
             args += _field(block), block_to_json(block), memory, int(new)
-        answer = await life.run(_BLOCK, self.keys, self.new_era(), self.channel, *args)
+        answer = await life.run(_BLOCK, self.keys, self.new_era(), self.channel, *args, sure=sure)
         try:
             *texts, count = answer
-            held = [self._told(block, text) for (block, _), text in zip(blocks, texts, strict=True)]
-            return held, int(count)
+            return [
+                (True, self._told(block, text))
+                for (block, _), text in zip(blocks, texts, strict=True)
+            ], int(count)
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
             raise life.odd("the answer to a block") from None
 
@@ -227,7 +244,7 @@ class SharedBlocklist:
         return held
 
     async def _write_lifts(
-        self, life: Life, lifts: Sequence[tuple[Lift, bool]]
+        self, life: Life, lifts: Sequence[tuple[Lift, bool]], sure: bool = False
     ) -> tuple[list[tuple[bool, Lift]], int]:
         """Write lifts, each with whether it is new.
 
@@ -239,7 +256,7 @@ class SharedBlocklist:
         args: list[bytes | str | int] = []
         for lift, new in lifts:
             args += _field(lift), lift.order, lift.until, int(new)
-        answer = await life.run(_LIFT, self.keys, self.new_era(), self.channel, *args)
+        answer = await life.run(_LIFT, self.keys, self.new_era(), self.channel, *args, sure=sure)
         try:
             results = []
             *rest, count = answer

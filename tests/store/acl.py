@@ -9,7 +9,8 @@ _DOC = Path(__file__).parent.parent.parent / "docs" / "operations.md"
 
 
 def rights(place: str) -> list[str]:
-    """Return the rules of ``ACL SETUSER`` for a place: ``server``, ``cluster`` or ``sentinel``.
+    """Return the rules of ``ACL SETUSER`` for a place: ``server``, ``cluster``,
+    ``sentinel`` or ``replicas``.
 
     The user is to be ``ratelimit`` with the password ``secret``, and the prefix that of the tests.
     """

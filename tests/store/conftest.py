@@ -20,6 +20,7 @@ from ratelimit.merge import Merge
 from ratelimit.model import Block, Lift, Limit
 from ratelimit.store import Events, Node, Store
 from ratelimit.store.redis import RedisStore
+from ratelimit.store.slots import SlotFile
 from ratelimit.store.url import Target, parse
 from tests.store.servers import PROGRAM, Server
 
@@ -104,6 +105,22 @@ class Seen:
         return {key for _, key in self.blocks}
 
 
+def make_node(
+    url: str | Target,
+    name: str = "node",
+    prefix: str = "test",
+    state: Path | None = None,
+    **options: Any,
+) -> tuple[RedisStore, Seen]:
+    """Return a node that is not started; ``state`` is where its journal is to be."""
+    seen, target = Seen(), url if isinstance(url, Target) else parse(url)
+    journal = SlotFile(state, target, prefix, seen.events.forget) if state else None
+    node = Node(name, "1.0", int(time.time()))
+    store = RedisStore(target, prefix, seen.events, node=node, journal=journal, **options)
+    seen.list.on_taken = store.keep
+    return store, seen
+
+
 @contextlib.asynccontextmanager
 async def nodes(
     url: str | Target, count: int = 1, prefix: str = "test", **options: Any
@@ -112,12 +129,8 @@ async def nodes(
     made = []
     try:
         for number in range(count):
-            seen = Seen()
-            node = Node(f"node{number}", "1.0", int(time.time()))
-            target = parse(url) if isinstance(url, str) else url
-            store = RedisStore(target, prefix, seen.events, node=node, **options)
-            made.append((store, seen))
-            await store.start()
+            made.append(make_node(url, f"node{number}", prefix, **options))
+            await made[-1][0].start()
         yield made
     finally:
         for store, _ in made:

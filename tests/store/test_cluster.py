@@ -161,6 +161,30 @@ def test_a_part_of_the_keys_is_lost_for_a_while(cluster: list[Server], logs: lis
     assert [line["event"] for line in logs] == ["store reached", "store lost", "store back"]
 
 
+def test_the_keys_of_the_fleet_move(cluster: list[Server], logs: list[Any]) -> None:
+    at = owner(cluster, "test:{fleet}:")
+    source, target = cluster[at], cluster[(at + 1) % 3]
+    slot = key_slot(b"fleet")
+    ids = [str(server.do("CLUSTER", "MYID"), "ascii") for server in (source, target)]  # type: ignore[call-overload]
+
+    async def main() -> None:
+        async with nodes(url(cluster), 2) as [(first, one), (second, two)]:
+            await first.save(block("before"))
+            target.do("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
+            source.do("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
+            # The list stays behind: what the new server has is older.
+            for server in (target, source, *cluster):
+                server.do("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
+            await until(lambda: first.outages and second.outages and first.up and second.up)
+            await first.save(block("after"))
+            await until(lambda: one.clients() == two.clients() == {"before", "after"})
+            assert target.do("HLEN", "test:{fleet}:blocks") == 3
+
+    run(main)
+    why = [line["why"] for line in logs if line["event"] == "store lost"]
+    assert any("has this part of the keys now" in one or "is the master now" in one for one in why)
+
+
 def test_the_documented_rights(cluster: list[Server]) -> None:
     for server in cluster:
         server.do("ACL", "SETUSER", "ratelimit", *rights("server"))

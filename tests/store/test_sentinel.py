@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import redis
 
+from ratelimit.store import StoreError
 from tests.store.acl import rights
-from tests.store.conftest import block, nodes, run
+from tests.store.conftest import block, lift, listed, nodes, run
 from tests.store.servers import PROGRAM, Server, until
 
 pytestmark = pytest.mark.integration
@@ -43,7 +46,8 @@ def watch(sentinel: Server, primary: Server, *lines: str) -> Server:
     return sentinel.start()
 
 
-def test_a_failover(make_server: Callable[..., Server], logs: list[Any]) -> None:
+def pair(make_server: Callable[..., Server]) -> tuple[Server, Server, Server]:
+    """Return a master, its replica, and a Sentinel that knows of both."""
     primary = make_server()
     replica = make_server("--replicaof", f"127.0.0.1 {primary.port}")
     with replica.client() as client:
@@ -51,12 +55,18 @@ def test_a_failover(make_server: Callable[..., Server], logs: list[Any]) -> None
             time.sleep(0.01)
     # It looks for replicas at its start, and then every ten seconds.
     sentinel = watch(make_server(start=False), primary)
+    with sentinel.client() as client:
+        while len(client.sentinel_slaves("main")) != 1:
+            time.sleep(0.01)
+    return primary, replica, sentinel
+
+
+def test_a_failover(make_server: Callable[..., Server], logs: list[Any]) -> None:
+    primary, replica, sentinel = pair(make_server)
     absent = make_server(start=False)
     url = f"redis+sentinel://127.0.0.1:{absent.port},127.0.0.1:{sentinel.port}/main"
 
     async def main() -> None:
-        with sentinel.client() as client:
-            await until(lambda: len(client.sentinel_slaves("main")) == 1)
         async with nodes(url, 2) as [(first, one), (second, two)]:
             await first.save(block("before"))
             await first.exchange("default", 0, 7, 600_000, RECORD)
@@ -82,6 +92,128 @@ def test_a_failover(make_server: Callable[..., Server], logs: list[Any]) -> None
     run(main)
     events = [line["event"] for line in logs]
     assert events.count("store lost") == events.count("store back") >= 2
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_planned_failover_loses_nothing(
+    make_server: Callable[..., Server], told: bool, logs: list[Any]
+) -> None:
+    _, replica, sentinel = pair(make_server)
+    if not told:
+        # Then it is found out by asking.
+        sentinel.do("ACL", "SETUSER", "default", "-subscribe")
+    acknowledged: set[str] = set()
+    lifted: set[str] = set()
+
+    async def main() -> None:
+        url = f"redis+sentinel://127.0.0.1:{sentinel.port}/main"
+        async with nodes(url, 2) as [(first, one), (second, two)]:
+            stop = asyncio.Event()
+
+            async def load() -> None:
+                number = 0
+                while not stop.is_set():
+                    number += 1
+                    entry = block(f"k{number}", limit="*", by="ann")
+                    try:
+                        one.list.apply(await first.save(entry))
+                        acknowledged.add(entry.key)
+                        if number % 3 == 0:
+                            await second.lift(two.lift("*", entry.key))
+                            lifted.add(entry.key)
+                    except StoreError:
+                        await asyncio.sleep(0.01)
+
+            task = asyncio.create_task(load())
+            await until(lambda: len(acknowledged) > 50)
+            sentinel.do("SENTINEL", "FAILOVER", "main")
+            await until(lambda: named(sentinel) == replica.port)
+            # The old master is not told for seconds, and would go on taking writes.
+            await until(lambda: first.up and first.outages and second.up and second.outages)
+            before = len(acknowledged)
+            await until(lambda: len(acknowledged) > before + 50)
+            stop.set()
+            await task
+            wanted = acknowledged - lifted
+            await until(lambda: one.clients() == two.clients())
+            assert wanted <= one.clients() and not one.clients() & lifted
+            held = {entry.key for entry in await listed(first)}
+            assert held == one.clients()
+            assert replica.do("ROLE")[0] == b"master"  # type: ignore[index]
+
+    run(main)
+    why = [line["why"] for line in logs if line["event"] == "store lost"]
+    assert f"127.0.0.1:{replica.port} is the master now" in why
+
+
+def failover(sentinel: Server) -> bool:
+    """Have a Sentinel make a replica the master; false if it knows of none that is fit."""
+    try:
+        sentinel.do("SENTINEL", "FAILOVER", "main")
+    except redis.ResponseError as error:
+        if not str(error).startswith("NOGOODSLAVE"):
+            raise
+        return False
+    return True
+
+
+def named(sentinel: Server) -> int:
+    with sentinel.client() as client:
+        return int(client.sentinel_get_master_addr_by_name("main")[1])
+
+
+def test_another_sentinel_is_asked_if_the_first_goes_away(
+    make_server: Callable[..., Server], logs: list[Any]
+) -> None:
+    primary, replica, sentinel = pair(make_server)
+    other = watch(make_server(start=False), primary)
+
+    async def main() -> None:
+        await until(lambda: len(other.client().sentinel_slaves("main")) == 1)
+        url = f"redis+sentinel://127.0.0.1:{sentinel.port},127.0.0.1:{other.port}/main"
+        async with nodes(url) as [(store, _)]:
+            await store.save(block("a"))
+            sentinel.kill()
+            await until(lambda: failover(other))
+            await until(lambda: store.outages and store.up)
+            await store.save(block("b"))
+            assert replica.do("HEXISTS", "test:{fleet}:blocks", "default|b") == 1
+            assert replica.do("HEXISTS", "test:{fleet}:blocks", "default|a") == 1
+
+    run(main)
+
+
+def test_a_block_by_hand_waits_for_replicas(make_server: Callable[..., Server]) -> None:
+    primary = make_server()
+    primary.do("ACL", "SETUSER", "ratelimit", *rights("server"), *rights("replicas"))
+    replica = make_server("--replicaof", f"127.0.0.1 {primary.port}")
+    url = f"redis://ratelimit:secret@127.0.0.1:{primary.port}"
+
+    async def main() -> None:
+        await until(lambda: replica.client().info("replication")["master_link_status"] == "up")
+        async with nodes(url, replicas=1) as [(store, seen)]:
+            for number in range(20):
+                await store.save(block(f"k{number}"))
+                assert replica.do("HEXISTS", "test:{fleet}:blocks", f"default|k{number}") == 1
+            replica.pause()
+            with pytest.raises(StoreError, match="0 of 1 replicas") as caught:
+                await store.save(block("a"))
+            assert not caught.value.unsent
+            with pytest.raises(StoreError, match="0 of 1 replicas"):
+                await store.lift(lift("k1", after=1))
+            # It is in force, what nobody waits for is not held up, and the store is there.
+            await until(lambda: "a" in seen.clients() and "k1" not in seen.clients())
+            store.put(block("b"))
+            await until(lambda: "b" in seen.clients())
+            assert store.up and store.outages == 0
+            replica.resume()
+            await store.save(block("c"))
+        async with nodes(url, replicas=2) as [(store, _)]:
+            with pytest.raises(StoreError, match="1 of 2 replicas"):
+                await store.save(block("d"))
+        assert primary.client().acl_log() == []
+
+    run(main)
 
 
 def test_what_sentinels_say(make_server: Callable[..., Server]) -> None:

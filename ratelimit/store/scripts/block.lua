@@ -9,7 +9,7 @@
 -- A new block by hand follows what is there, whatever the orders. A new block by a limit that begins
 -- while the last one still runs is the same strike, one that begins later is one strike more.
 --
--- Publishes {"blocks": [block, …]}; returns for each block, if something else holds now, the block or
+-- Publishes {"blocks": [block, …], "changes": how often the list has changed}; returns for each block, if something else holds now, the block or
 -- {"lifted": [order, seconds when it is forgotten]} as JSON, and otherwise an empty text; then how
 -- many have changed.
 
@@ -72,8 +72,9 @@ for i = 3, #ARGV, 4 do
 end
 
 if #news > 0 then
-  changed(now, KEYS[1], KEYS[2], latest)
-  redis.call('PUBLISH', ARGV[2], '{"blocks":[' .. table.concat(news, ',') .. ']}')
+  local changes = changed(now, KEYS[1], KEYS[2], latest)
+  redis.call('PUBLISH', ARGV[2], string.format('{"blocks":[%s],"changes":%d}',
+    table.concat(news, ','), changes))
 end
 answer[#answer + 1] = #news
 return answer

@@ -10,7 +10,11 @@ local BELOW = {since = 2 ^ 33, ['until'] = 2 ^ 33, strikes = 2 ^ 31, order = 2 ^
 -- Returns the order of the last lift of a client and when it is forgotten; 0 and 0 without one.
 local function lifted(key, field)
   local forget, order = string.match(redis.call('HGET', key, field) or '', '^(%d+) (%d+)$')
-  return tonumber(order or 0), tonumber(forget or 0)
+  order, forget = tonumber(order or 0), tonumber(forget or 0)
+  if order >= BELOW.order or forget >= BELOW['until'] then
+    return 0, 0
+  end
+  return order, forget
 end
 
 -- Returns the block of a client, its text and when it is forgotten; nil if there is none or it is
@@ -31,7 +35,7 @@ local function block(key, field)
   if entry.order == 0 then
     entry.order = entry.since * 1000000
   end
-  return entry, text, tonumber(forget)
+  return entry, text, math.min(tonumber(forget), BELOW['until'] - 1)
 end
 
 -- Returns a block as JSON; cjson writes 14 digits of a number, and an order has 16.
@@ -67,13 +71,14 @@ local function beats(field, new, old)
   return tie(new) > tie(old)
 end
 
--- Notes that something has changed, and lets both hashes live until an epoch second at least.
+-- Notes that something has changed, and lets both hashes live until an epoch second at least; returns
+-- how often something has.
 local function changed(now, blocks, lifts, until_)
-  redis.call('HINCRBY', lifts, 'changes', 1)
   for _, key in ipairs({blocks, lifts}) do
     local needed = math.max((until_ - now) * 1000, HOUR)
     if redis.call('PTTL', key) < needed then
       redis.call('PEXPIRE', key, needed)
     end
   end
+  return redis.call('HINCRBY', lifts, 'changes', 1)
 end

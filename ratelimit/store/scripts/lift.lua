@@ -11,7 +11,8 @@
 -- that it ended would have been. Of too many lifts, the one of some that ends first is forgotten.
 --
 -- Publishes {"lifts": ["limit|key", …], "lifted": [seconds, …], "marks": [[order, seconds when it is
--- forgotten], …]}, of which earlier versions read the first two. Returns four values for each lift:
+-- forgotten], …], "changes": how often the list has changed}, of which earlier versions read the first
+-- two. Returns four values for each lift:
 -- 1 if it ended a block, else 0; its order and when it is forgotten, as texts; the block that is
 -- newer and holds, else an empty text. Then how many have changed.
 
@@ -66,9 +67,10 @@ for _ = 1, redis.call('HLEN', KEYS[2]) - LIFTS do
   end
 end
 if #fields > 0 then
-  changed(now, KEYS[1], KEYS[2], latest)
-  redis.call('PUBLISH', ARGV[2], string.format('{"lifts":[%s],"lifted":[%s],"marks":[%s]}',
-    table.concat(fields, ','), table.concat(times, ','), table.concat(marks, ',')))
+  local changes = changed(now, KEYS[1], KEYS[2], latest)
+  redis.call('PUBLISH', ARGV[2], string.format(
+    '{"lifts":[%s],"lifted":[%s],"marks":[%s],"changes":%d}', table.concat(fields, ','),
+    table.concat(times, ','), table.concat(marks, ','), changes))
 end
 answer[#answer + 1] = #fields
 return answer
