@@ -1,5 +1,18 @@
-"""``python -m ratelimit`` is the command ``ratelimit``."""
+"""``python -m ratelimit`` and the command ``ratelimit``."""
 
-from ratelimit.cli import main
+import sys
 
-main(prog_name="ratelimit")
+from ratelimit.signals import hold
+
+
+def main() -> None:
+    """Run the command; before all that takes long to import, hold early signals back."""
+    if sys.argv[1:2] in (["serve"], ["up"]):
+        hold()
+    from ratelimit.cli import main as command
+
+    command(prog_name="ratelimit")
+
+
+if __name__ == "__main__":
+    main()

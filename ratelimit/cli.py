@@ -106,9 +106,9 @@ def main() -> None:
 @_config_option
 def up(backend: Address | None, listen: Address | None, path: Path | None) -> None:
     """Run the agent and HAProxy together until Ctrl-C."""
-    from ratelimit import service
+    from ratelimit import together
 
-    sys.exit(service.up(load(path), listen, backend))
+    sys.exit(together.up(load(path), listen, backend))
 
 
 @main.command()

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 import structlog
 
+from ratelimit.signals import HELD
 from ratelimit.systemd import FIRST_FD, OURS, Passed
 
 START_TIMEOUT = 60
@@ -135,6 +136,7 @@ def _spawn(sockets: Sequence[Passed], pair: socket.socket) -> int:
             sys.executable,
             [sys.executable, *sys.orig_argv[1:]],
             environment,
+            setsigmask=HELD,  # until it listens for them
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, fd, to) for to, fd in enumerate(moved, start=FIRST_FD)
             ],

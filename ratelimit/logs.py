@@ -1,13 +1,15 @@
 """How the log is written: JSON, a line for each entry, or for people where a terminal is.
 
-All of it goes to standard error, what libraries say by ``logging`` too. Whatever the text of a
-client holds, an entry stays one line and changes nothing on a terminal; passwords in URLs are left
-out; and no cause can fill the disk: of one event at most ``LINES`` are written in ``PERIOD``
-seconds, and the next one says how many were left out. Only what operators do is written in full.
+All of it goes to standard error, what libraries say by ``logging`` too, and a thread writes it (see
+``writer``): to log never waits and never fails. Whatever the text of a client holds, an entry stays
+one line and changes nothing on a terminal; passwords in URLs are left out; and no cause can fill
+the disk: of one event at most ``LINES`` are written in ``PERIOD`` seconds, and the next one says
+how many were left out. Only what operators do is written in full.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
@@ -15,10 +17,13 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from dataclasses import dataclass
+from typing import Any, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+from ratelimit.writer import Writer, stand_in
 
 LINES = 20
 """Entries of one cause in a ``PERIOD``."""
@@ -28,6 +33,9 @@ PERIOD = 1.0
 
 AUDIT = "audit"
 """The event that is never left out: somebody changed something, or tried to."""
+
+END_TIMEOUT = 1.0
+"""Seconds at the end of the process for what waits to be written."""
 
 _MAX_CAUSES = 1000
 _PASSWORD = re.compile(r"(?<=://)([^/@\s]*):[^/@\s]*@")
@@ -101,8 +109,78 @@ def escape(_: WrappedLogger, __: str, entry: EventDict) -> EventDict:
     return shown
 
 
-def configure(stream: TextIO | None = None) -> None:
-    """Write all entries to a stream, standard error by default, in the form that suits it."""
+class _Safe:
+    """Processors of which none fails: what can't be shown is left out of its entry."""
+
+    def __init__(self, *processors: Processor) -> None:
+        self._processors = processors
+
+    def __call__(
+        self, logger: WrappedLogger, method: str, entry: EventDict
+    ) -> tuple[tuple[str], dict[str, bool]]:
+        """Return what ``_Logger`` is called with."""
+        event = entry["event"]
+        made: Any = entry
+        try:
+            for processor in self._processors:
+                made = processor(logger, method, made)
+        except Exception as error:  # noqa: BLE001 - it is in the line
+            told = {"level": method, "event": str(event), "unreadable": type(error).__name__}
+            made = json.dumps(told)
+        return (made,), {"kept": event == AUDIT}
+
+
+class _Logger:
+    """What structlog calls with a line; ``keep`` takes those that are never left out."""
+
+    def __init__(self, write: Callable[[str], object], keep: Callable[[str], object]) -> None:
+        self._write = write
+        self._keep = keep
+
+    def info(self, line: str, kept: bool = False) -> None:
+        """Write a line of any level."""
+        (self._keep if kept else self._write)(line + "\n")
+
+    debug = warning = error = critical = exception = info
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How the log is: lines that were dropped, bytes that wait, and why they do."""
+
+    dropped: int = 0
+    waiting: int = 0
+    problem: str = ""
+
+
+_writers: list[Writer] = []
+
+
+def state() -> State:
+    """Return how the log is."""
+    for writer in _writers:
+        return State(writer.dropped, writer.waiting, writer.problem)
+    return State()
+
+
+def begin(*more: str) -> None:
+    """Have threads write the log, and other streams of ``sys``, until the process ends."""
+    _writers.extend(stand_in(name) for name in ("stderr", *more))
+    atexit.register(flush)
+    configure(cast(TextIO, _writers[0]), _writers[0].keep)
+
+
+def flush() -> None:
+    """Write what waits, within ``END_TIMEOUT``; nothing is written after that."""
+    for writer in _writers:
+        writer.close(END_TIMEOUT)
+
+
+def configure(stream: TextIO | None = None, keep: Callable[[str], object] | None = None) -> None:
+    """Write all entries to a stream, standard error by default, in the form that suits it.
+
+    ``keep`` is called for lines that are never left out.
+    """
     stream = stream or sys.stderr
     bound = Bound()
     prepare: list[Processor] = [
@@ -115,10 +193,11 @@ def configure(stream: TextIO | None = None) -> None:
     if stream.isatty():
         colors = not os.environ.get("NO_COLOR")
         render = [escape, structlog.dev.ConsoleRenderer(colors=colors, sort_keys=False)]
+    logger = _Logger(stream.write, keep or stream.write)
     structlog.configure(
-        processors=[bound, *prepare, *render],
+        processors=[bound, _Safe(*prepare, *render)],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=lambda *_: logger,
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(stream)

@@ -21,6 +21,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from ratelimit import logs
 from ratelimit.agent import Agent
 from ratelimit.edges import Edges
 from ratelimit.engine import compiled
@@ -110,6 +111,9 @@ class Metrics(Collector):
             ("task",),
             [((task.name,), task.failures) for task in source.tasks.tasks.values()],
         )
+        written = logs.state()
+        yield _counter("log_dropped", "Lines of the log that found no room.", written.dropped)
+        yield _gauge("log_waiting_bytes", "Bytes of the log that wait.", written.waiting)
         yield from self._checks()
         yield from self._blocks()
         yield from self._connections()

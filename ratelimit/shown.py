@@ -164,6 +164,8 @@ def status_tables(state: dict[str, Any]) -> RenderableType:
     if state["reload"] and not state["reload"]["ok"]:
         rows["last reload"] = "; ".join(printable(one) for one in state["reload"]["problems"])
     failing = [f"{task['name']}: {task['problem']}" for task in state["tasks"] if task["problem"]]
+    if state["log"]["problem"]:
+        failing.append(f"log: {state['log']['problem']}")
     if failing:
         rows["failing"] = "\n".join(map(printable, failing))
     for name, value in rows.items():

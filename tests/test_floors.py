@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 FLOORS = [
     ["", "exceptions", "histogram", "large", "load", "model", "steps", "trusted_proxies"],
-    ["notation", "engine.constants", "orders", "spop", "spop.constants"],
+    ["notation", "engine.constants", "orders", "signals", "spop", "spop.constants"],
     ["engine.key", "engine.networks", "engine.rule", "keys", "spop.codec"],
     [
         "engine.acknowledge",
@@ -32,8 +32,10 @@ FLOORS = [
     ["engine", "limiter", "spop.connection"],
     ["runtime.words"],
     ["runtime.figures"],
-    ["merge", "supervisor", "tls", "turns"],
-    ["bus", "demo", "haproxy", "logs", "ops.tokens", "runtime.edge", "store.entries", "systemd"],
+    ["merge", "supervisor", "tls", "turns", "writer"],
+    ["logs"],
+    ["ending"],
+    ["bus", "demo", "haproxy", "ops.tokens", "runtime.edge", "store.entries", "systemd"],
     ["store.outbox"],
     ["runtime.mirror"],
     [
@@ -82,7 +84,9 @@ FLOORS = [
     ["ops.openapi"],
     ["ops.server"],
     ["ops"],
+    ["node"],
     ["service"],
+    ["together"],
     ["operate"],
     ["commands", "commands.doctor", "commands.haproxy", "commands.trusted_proxies"],
     ["cli"],

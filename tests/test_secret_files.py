@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from structlog.testing import capture_logs
 
-from ratelimit import service
+from ratelimit import service, together
 from ratelimit.cli import main
 from ratelimit.config import Config, load
 from ratelimit.secret_files import is_exposed, read_secret
@@ -118,9 +118,9 @@ def test_the_start_and_check_warn_of_them_in_a_line(
     assert ran.stderr.splitlines() == [
         f"warning: {line.format(folder)}: every user of this machine can read it" for line in WANTED
     ]
-    monkeypatch.setattr("ratelimit.logs.configure", lambda: None)
+    monkeypatch.setattr("ratelimit.logs.begin", lambda *_: None)
     monkeypatch.setattr("uvloop.run", lambda part: part.close())
-    starts = (partial(service.serve, config), partial(service.up, config, None, None))
+    starts = (partial(service.serve, config), partial(together.up, config, None, None))
     for start in starts:
         with capture_logs() as lines:
             start()

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ratelimit import __version__
+from ratelimit import __version__, logs
 from ratelimit.bus import Full
 from ratelimit.engine import compiled
 from ratelimit.engine.constants import SECOND
@@ -174,6 +174,7 @@ async def status(call: Call) -> Reply:
         events=models.EventState(listeners=len(control.bus), dropped=control.bus.dropped),
         reload=_reload(reload) if reload else None,
         tasks=[models.TaskState.model_validate(task) for task in control.tasks.tasks.values()],
+        log=models.LogState.model_validate(logs.state()),
         haproxy=await control.runtime.report(),
     )
     return Reply(await paced(listing(state, "limits", limits)))

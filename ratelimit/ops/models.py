@@ -310,6 +310,14 @@ class ReloadState(Answer):
     )
 
 
+class LogState(Answer):
+    """The log."""
+
+    dropped: int = Field(description="Lines that could not be written and found no room to wait.")
+    waiting: int = Field(description="Bytes that are not written yet.")
+    problem: str = Field(description="Why nothing can be written at present.")
+
+
 class TaskState(Answer):
     """Something that the node does next to the answers."""
 
@@ -355,6 +363,7 @@ class Status(Answer):
     events: EventState
     reload: ReloadState | None
     tasks: list[TaskState]
+    log: LogState
     haproxy: list[Report]
 
 

@@ -77,6 +77,7 @@ class Node:
         self.name = name
         self.program = ["-m", "ratelimit"]
         self._before = before
+        self.output: int | None = None  # where its log goes; to a file by default
         self._path = folder / f"{name}.sock"
         self._log = folder / f"{name}.log"
         self._file = folder / f"{name}.toml"
@@ -107,8 +108,8 @@ class Node:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*shell, self.python, *program, "serve", "--config", str(self._file)],
-                stdout=log,
-                stderr=log,
+                stdout=log if self.output is None else self.output,
+                stderr=log if self.output is None else self.output,
                 stdin=subprocess.DEVNULL,
             )
         until(self._connects, f"{self.name} listens")

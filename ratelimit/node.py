@@ -1,0 +1,215 @@
+"""A node: its parts put together, started, and taken down again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import gc
+import resource
+import secrets
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import structlog
+
+from ratelimit import __version__
+from ratelimit.agent import Agent
+from ratelimit.alerts import Alerts
+from ratelimit.config import Config
+from ratelimit.control import Control
+from ratelimit.engine import compiled
+from ratelimit.engine.constants import CLIENT_BYTES, SECOND
+from ratelimit.exceptions import StartError
+from ratelimit.handover import Predecessor
+from ratelimit.limiter import Limiter, Sharing
+from ratelimit.load import Load
+from ratelimit.metrics import Metrics
+from ratelimit.model import Address
+from ratelimit.ops.server import Server
+from ratelimit.runtime import Prefixes, Runtime
+from ratelimit.runtime.figures import AGENT_BACKEND
+from ratelimit.store import MEMORY, Node, open_store
+from ratelimit.supervisor import Task
+from ratelimit.sync import Sync
+from ratelimit.systemd import Manager, Sockets
+from ratelimit.trust import Trusted
+from ratelimit.webhooks import Webhooks
+
+DRAIN_TIMEOUT = 0.8
+"""Seconds from SIGTERM until connections that are still open are cut."""
+
+SOON = 1.0
+"""Seconds until a task is started again at the latest, if others wait for it."""
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Running:
+    """A node that listens on ``addresses``, its API on ``ops``, and what runs beside it.
+
+    ``handed_over`` is set when a successor goes on with its sockets.
+    """
+
+    addresses: list[Address]
+    ops: Address
+    control: Control
+    server: Server
+    handed_over: asyncio.Event
+
+
+@contextlib.asynccontextmanager
+async def run_node(
+    config: Config, manager: Manager, *stats: str, predecessor: Predecessor | None = None
+) -> AsyncIterator[Running]:
+    """Run a node, and all that it does next to the answers; yield it.
+
+    ``stats`` are sockets of HAProxy that the configuration can't name. A ``predecessor`` goes on
+    answering until this node does, and then ends.
+    """
+    passed = Sockets.inherited(trusted=predecessor is not None)
+    sockets = [passed.take(address) for address in config.agent.listen]
+    ops_sockets = passed.take(config.ops.listen)
+    passed.done()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # In a thread, for a disk may hang and the signal to stop come.
+    lists = await asyncio.to_thread(config.read_lists)
+    limits, node = config.limits_in_force(), secrets.token_hex(8)
+    if config.store.url == MEMORY:
+        sharing = Sharing.NONE
+    else:
+        sharing = Sharing.HOT if config.store.sync_interval else Sharing.ALL
+    clients = config.agent.max_clients
+    try:
+        limiter = Limiter(limits, clients, node=node, sharing=sharing, lists=lists)
+    except (OSError, MemoryError) as error:
+        size = clients * CLIENT_BYTES >> 20
+        raise config.wrong("agent.max_clients", f"there are no {size} MiB of memory") from error
+    sync = Sync(limiter, config.store.sync_interval / SECOND, config.store.on_outage == "share")
+    about = Node(node, __version__, int(time.time()))
+    agent = Agent(limiter, sync, Trusted(config.agent.trusted))
+    runtime = Runtime([*config.haproxy.sockets, *stats], prefixes=prefixes(config))
+    control = Control(config, agent, about, runtime)
+    server = Server(control)
+    store = open_store(
+        config.store.url,
+        prefix=config.store.prefix,
+        state_dir=config.store.state_dir,
+        tls_server_name=config.store.tls_server_name,
+        replicas=config.store.replicas,
+        events=control.follow(sync.events),
+        node=about,
+    )
+    sync.attach(store, about)
+    webhooks = Webhooks(config.receivers(), node)
+    load = Load(config.load.high, config.load.low, config.load.hold / SECOND)
+    servers = functools.partial(_servers_up, runtime)
+    alerts = Alerts(limiter, store, node, webhooks, load, servers, control.bus.publish)
+    control.bus.taps.append(alerts.hear)
+    control.reloader.parts += [
+        lambda new: functools.partial(setattr, runtime, "prefixes", prefixes(new)),
+        lambda new: functools.partial(webhooks.renew, new.receivers()),
+        lambda new: functools.partial(
+            load.change, new.load.high, new.load.low, new.load.hold / SECOND
+        ),
+    ]
+    control.metrics = Metrics(control, webhooks).exposition
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(runtime.close)
+        # First, so that who asks while the store is waited for is told that the node starts.
+        ops = await server.start(ops_sockets)
+        stack.push_async_callback(server.close)
+        running = Running([], ops, control, server, asyncio.Event())
+
+        async def listen() -> None:
+            # What the start made stays: the garbage collector, which stops all answers meanwhile,
+            # need not walk through it each time.
+            gc.collect()
+            gc.freeze()
+            for address, bound in zip(config.agent.listen, sockets, strict=True):
+                try:
+                    running.addresses.append(await agent.listen(address, bound))
+                except StartError as error:
+                    raise config.wrong("agent.listen", str(error)) from error
+
+        if predecessor is not None and config.store.url == MEMORY:
+            # Only one process can have its file open, and somebody has to answer meanwhile.
+            await listen()
+            await predecessor.replace()
+        await store.start()
+        if store.up:
+            control.edges.compare()
+        stack.push_async_callback(store.close)
+        stack.push_async_callback(lambda: agent.close(DRAIN_TIMEOUT, running.handed_over.is_set()))
+        if not running.addresses:
+            await listen()
+        log.info(
+            "agent started",
+            version=__version__,
+            compiled=compiled(),
+            listen=[str(address) for address in running.addresses],
+            ops=written(ops),
+            table_bytes=agent.limiter.engine.table.size,
+        )
+        tasks = control.tasks
+        stack.callback(webhooks.close)
+        stack.push_async_callback(tasks.close)
+        asyncio.get_running_loop().set_exception_handler(tasks.unhandled)
+        tasks.start("tick", lambda: _tick(agent, tasks.task("tick")))
+        # With sync_interval = "0" answers wait for it.
+        tasks.start("sync", sync.run, SOON)
+        tasks.start("tidy", control.tidy, SOON)
+        tasks.start("edges", control.edges.run)
+        tasks.start("edge tables", control.edges.compare_all)
+        tasks.start("api", server.run)
+        tasks.start("webhooks", webhooks.run)
+        tasks.start("alerts", alerts.run)
+        control.ready = True
+        manager.tell("READY=1")
+        try:
+            yield running
+        finally:
+            control.ready = False
+            if not running.handed_over.is_set():
+                manager.tell("STOPPING=1")
+            engine = agent.limiter.engine
+            log.info("agent stops", checks=engine.checks, blocks=agent.limiter.blocks)
+
+
+def prefixes(config: Config) -> Prefixes:
+    """Return what is a client at the edges: they remember the blocks of this limit alone."""
+    limit = config.limits["default"]
+    return Prefixes(limit.ipv4_prefix, limit.ipv6_prefix)
+
+
+async def _servers_up(runtime: Runtime) -> int | None:
+    """Return how many servers of the application are up, as the HAProxy sees it that has most."""
+    up = [
+        sum(
+            server.status.startswith("UP")
+            for backend in report.backends
+            for server in backend.servers
+            if backend.name != AGENT_BACKEND
+        )
+        for report in await runtime.report()
+        if not report.problem
+    ]
+    return max(up, default=None)
+
+
+async def _tick(agent: Agent, task: Task) -> None:
+    while True:
+        await asyncio.sleep(1)
+        agent.tick(task.attempt)
+
+
+def written(address: Address) -> str:
+    """Return an address as HAProxy's ``bind`` and ``server`` lines, and URLs, have it."""
+    if address.path:
+        return f"unix@{address.path}"
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return f"{host}:{address.port}"
