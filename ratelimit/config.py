@@ -246,14 +246,22 @@ class StoreSection(_Section):
     state_dir: FilePath = ""
     replicas: int = Field(0, ge=0, le=16)
     tls_server_name: str = ""
+    secret_file: Annotated[str, AfterValidator(_secret_file)] = ""
     on_outage: Literal["local", "share"] = "local"
 
     @field_validator("replicas")
     @classmethod
     def _has_replicas(cls, replicas: int, info: ValidationInfo) -> int:
-        if replicas and info.data.get("url") == "memory://":
+        if replicas and info.data.get("url") == _MEMORY:
             raise ValueError("memory:// has none, leave it at 0")
         return replicas
+
+    @field_validator("secret_file")
+    @classmethod
+    def _is_shared(cls, path: str, info: ValidationInfo) -> str:
+        if path and info.data.get("url") == _MEMORY:
+            raise ValueError("needs a store.url that nodes share, such as redis://")
+        return path
 
     @field_validator("tls_server_name")
     @classmethod
@@ -471,12 +479,22 @@ class Config(BaseSettings):
         files = [("ops.token_file", self.ops.token_file)]
         for number, hook in enumerate(self.webhooks):
             files.append((f"webhooks.{number}.secret_file", hook.secret_file))
+        files.append(("store.secret_file", self.store.secret_file))
         if self.store.url != _MEMORY:
             target = parse(self.store.url)
             files += [("store.url", path) for path in target.secret_files()]
             if target.has_password and self._path and not _variable(("store", "url")):
                 files.append(("store.url", str(self._path)))
         return [f"{field}: {path}" for field, path in files if path and is_exposed(path)]
+
+    def fleet_secret(self) -> bytes:
+        """Return what signs the blocklist; ConfigError if it can't be read any more."""
+        if not self.store.secret_file:
+            return b""
+        try:
+            return read_secret(self.store.secret_file)
+        except (OSError, ValueError) as error:
+            raise self.wrong("store.secret_file", str(error)) from error
 
     def limits_in_force(self) -> tuple[Limit, ...]:
         """Return the limits in the order of the file."""

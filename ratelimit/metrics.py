@@ -225,6 +225,9 @@ class Metrics(Collector):
         yield _counter(
             "store_outbox_dropped", "Changes that found no room there.", store.outbox.dropped
         )
+        yield _counter(
+            "store_unsigned", "Entries without a valid signature, ignored.", store.unsigned
+        )
         yield _gauge(
             "store_clock_offset_seconds",
             "How far the time of all nodes is ahead of this machine's.",

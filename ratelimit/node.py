@@ -100,6 +100,7 @@ async def run_node(
         prefix=config.store.prefix,
         state_dir=config.store.state_dir,
         tls_server_name=config.store.tls_server_name,
+        secret=config.fleet_secret(),
         replicas=config.store.replicas,
         events=control.follow(sync.events),
         node=about,

@@ -43,6 +43,7 @@ prefix = "ratelimit"
 state_dir = ""
 replicas = 0
 tls_server_name = ""
+secret_file = ""
 on_outage = "local"
 
 [limits.default]
@@ -224,6 +225,29 @@ def test_beyond_loopback_the_agent_needs_trusted_peers(
 @pytest.mark.parametrize("listen", ["tcp://127.9.9.9:1", "tcp://[::1]:1", "unix:///run/a"])
 def test_on_loopback_it_needs_none(read: Callable[[str], Config], listen: str) -> None:
     assert read(f'[agent]\nlisten = ["{listen}"]\n').agent.trusted == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("tls_server_name = 'redis.example'", "tls_server_name: needs a store.url with TLS"),
+        ("url = 'redis://h'\ntls_server_name = 'h'", "tls_server_name: needs a store.url with TLS"),
+        ("url = 'rediss://h'\ntls_server_name = 'a b'", "tls_server_name: must be a host name"),
+        ("secret_file = '{}/fleet'", "secret_file: needs a store.url that nodes share"),
+        (
+            "url = 'redis://h'\nsecret_file = '{}/short'",
+            "secret_file: {}/short: must hold at least",
+        ),
+        ("url = 'redis://h'\nsecret_file = '{}/none'", "secret_file: {}/none: No such file"),
+    ],
+)
+def test_what_a_shared_store_can_not_have(
+    problems: Callable[[str], list[str]], tmp_path: Path, text: str, problem: str
+) -> None:
+    (tmp_path / "fleet").write_text("x" * 32)
+    (tmp_path / "short").write_text("x" * 15)
+    (found,) = problems(f"[store]\n{text.format(tmp_path)}\n")
+    assert found.startswith(f"r.toml: store.{problem.format(tmp_path)}")
 
 
 @pytest.mark.parametrize("clients", [8, 1_000_000_000])

@@ -36,7 +36,7 @@ FLOORS = [
     ["logs"],
     ["ending"],
     ["bus", "demo", "haproxy", "ops.tokens", "runtime.edge", "store.entries", "systemd"],
-    ["store.outbox"],
+    ["store.outbox", "store.signing"],
     ["runtime.mirror"],
     [
         "client",

@@ -66,9 +66,10 @@ def test_files_that_every_user_can_read(folder: Path, monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def config(folder: Path) -> Config:
-    """A configuration with five secrets, of which no two are of one kind."""
+    """A configuration with secrets, of which no two are of one kind."""
     write(folder, "tokens", 0o644, f"ann:operate:{SECRET}\n")
     write(folder, "hook", 0o644)
+    write(folder, "fleet", 0o644)
     write(folder, "password", 0o644)
     write(folder, "sentinel", 0o644)
     text = f"""
@@ -76,6 +77,7 @@ def config(folder: Path) -> Config:
         token_file = "{folder}/tokens"
         [store]
         url = "redis+sentinel://h/m?password_file={folder}/password&sentinel_password_file={folder}/sentinel"
+        secret_file = "{folder}/fleet"
         [[webhooks]]
         url = "https://example.com/"
         secret_file = "{folder}/hook"
@@ -86,6 +88,7 @@ def config(folder: Path) -> Config:
 WANTED = [
     "ops.token_file: {}/tokens",
     "webhooks.0.secret_file: {}/hook",
+    "store.secret_file: {}/fleet",
     "store.url: {}/password",
     "store.url: {}/sentinel",
 ]
@@ -93,7 +96,8 @@ WANTED = [
 
 def test_all_of_them_are_named(config: Config, folder: Path) -> None:
     assert config.exposed_files() == [line.format(folder) for line in WANTED]
-    for name in ("tokens", "hook", "password"):
+    assert config.fleet_secret() == SECRET.encode()
+    for name in ("tokens", "hook", "fleet", "password"):
         (folder / name).chmod(0o640)
     assert config.exposed_files() == [f"store.url: {folder}/sentinel"]
 

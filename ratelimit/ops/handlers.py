@@ -165,6 +165,7 @@ async def status(call: Call) -> Reply:
             late=sync.late,
             journal=store.journal,
             journal_problem=store.journal_problem,
+            unsigned=store.unsigned,
         ),
         edges=models.EdgeState(
             faults=control.edges.faults,

@@ -272,6 +272,7 @@ class StoreState(Answer):
     late: int = Field(description="Times that answers waited for it in vain.")
     journal: str = Field(description="The file in which this node keeps blocks and lifts.")
     journal_problem: str = Field(description="Why that file can't be written, or is not there.")
+    unsigned: int = Field(description="Entries without a valid signature, which were ignored.")
 
 
 class BlocklistState(Answer):

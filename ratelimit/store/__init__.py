@@ -32,12 +32,13 @@ def open_store(
     node: Node,
     tls_server_name: str = "",
     replicas: int = 0,
+    secret: bytes = b"",
 ) -> MemoryStore | RedisStore:
     """Return the store of a URL, not started.
 
     ``replicas`` is how many of a shared store's must have what a person changes before that is
-    acknowledged. Raises ConfigError if the URL can't be meant so, or names files that are not
-    there.
+    acknowledged; ``secret`` is that by which all nodes sign the shared blocklist. Raises
+    ConfigError if the URL can't be meant so, or names files that are not there.
     """
     if url == MEMORY:
         return MemoryStore(state_dir, events, node)
@@ -56,4 +57,5 @@ def open_store(
         journal=SlotFile(state_folder(state_dir), target, prefix, events.forget),
         journal_needed=bool(state_dir),
         replicas=replicas,
+        secret=secret,
     )

@@ -131,6 +131,11 @@ class Store(ABC):
         self.journal_problem = ""
 
     @property
+    def unsigned(self) -> int:
+        """Entries and lifts that were ignored because they had no valid signature."""
+        return 0
+
+    @property
     def clock_offset(self) -> int:
         """Nanoseconds from ``time.time_ns()`` of this node to the time that all nodes go by."""
         return 0

@@ -75,7 +75,8 @@ class RedisStore(SharedStore):
         server: what is connected to, such as ``redis 7.2.4``.
 
     ``journal`` is the file of this node's journal; with ``journal_needed`` the store does not start
-    if its folder can't be used. ``replicas`` must confirm what a person changes.
+    if its folder can't be used. ``replicas`` must confirm what a person changes. Nodes
+    with a ``secret`` sign what they write to the blocklist and ignore what is not signed.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class RedisStore(SharedStore):
         journal: BlockFile | None = None,
         journal_needed: bool = False,
         replicas: int = 0,
+        secret: bytes = b"",
         timeout: float = TIMEOUT,
         exchange_timeout: float = EXCHANGE_TIMEOUT,
     ) -> None:
@@ -103,7 +105,7 @@ class RedisStore(SharedStore):
         db = f":{target.db}" if target.db else ""
         self._hot = f"{prefix}:{{fleet}}:hot{db}".encode()
         news = f"{prefix}:{{fleet}}:news{db}".encode()
-        self._blocklist = SharedBlocklist(prefix, news, self.events, self.outbox, replicas)
+        self._blocklist = SharedBlocklist(prefix, news, self.events, self.outbox, replicas, secret)
         self._journal: Journal | None = None
         self._journal_needed = journal_needed
         if journal is not None:
@@ -124,6 +126,10 @@ class RedisStore(SharedStore):
         self._suspect: tuple[tuple[bytes, ...], int] | None = None
         if not re.fullmatch(PREFIX, prefix):
             raise ConfigError(["store.prefix: has 1 to 64 of the characters A-Z a-z 0-9 _ . : -"])
+
+    @property
+    def unsigned(self) -> int:
+        return self._blocklist.signer.refused
 
     @property
     def clock_offset(self) -> int:

@@ -14,6 +14,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -21,15 +22,10 @@ import structlog
 from ratelimit.model import EVERY_LIMIT, Block, Entry, Lift
 from ratelimit.steps import Steps
 from ratelimit.store.base import Events, StoreError, tell
-from ratelimit.store.entries import (
-    Damage,
-    block_from_data,
-    block_from_json,
-    block_to_json,
-    make_lift,
-)
+from ratelimit.store.entries import MAX_SECOND, Damage
 from ratelimit.store.life import Life, Script
 from ratelimit.store.outbox import Change, Outbox
+from ratelimit.store.signing import Signer, UnsignedError
 from ratelimit.turns import paced
 
 _BATCH = 100  # entries in one request
@@ -38,6 +34,8 @@ _MOST_CHANGES = 1 << 53
 _REPLICAS_WAIT = 0.3  # seconds
 _STEP = 25  # entries of a step; each takes some 10 us
 _BY_HAND = r"\*|*"  # what matches the fields of these blocks
+_TRIES = 5  # of which one that meets what has no valid signature takes two or three
+_BAD = "an entry that no node can have written"
 _SECRET = 32  # characters of an era that outlive it, if any node does
 
 _BLOCK, _LIFT = Script("entries", "block"), Script("entries", "lift")
@@ -54,13 +52,20 @@ class SharedBlocklist:
     """
 
     def __init__(
-        self, prefix: str, channel: bytes, events: Events, outbox: Outbox, replicas: int = 0
+        self,
+        prefix: str,
+        channel: bytes,
+        events: Events,
+        outbox: Outbox,
+        replicas: int = 0,
+        secret: bytes = b"",
     ) -> None:
         self.keys = tuple(f"{prefix}:{{fleet}}:{name}".encode() for name in ("blocks", "lifts"))
         self.channel = channel
         self._events = events
         self._outbox = outbox
         self._replicas = replicas
+        self.signer = Signer(secret, prefix)
         self._era = b""
         self._changes = 0
 
@@ -105,7 +110,8 @@ class SharedBlocklist:
                     raise life.odd("the blocklist")
                 cursor, *rest = answer
                 pairs = list(zip(rest[::2], rest[1::2], strict=False))
-                yield await paced(_parsed(pairs, _block if key == self.keys[0] else _lift, damage))
+                parse = self._block if key == self.keys[0] else self._lift
+                yield await paced(_parsed(pairs, parse, damage))
                 if cursor == b"0":
                     break
             if pattern != _BY_HAND:
@@ -192,13 +198,17 @@ class SharedBlocklist:
             return False
         for data in blocks:
             try:
-                self._events.on_block(block_from_data(data))
+                self._events.on_block(self.signer.block(data))
+            except UnsignedError:
+                continue
             except ValueError as error:
                 damage.note(str(data)[:200], error)
         for field, mark in lifted:
             try:
-                order, until = mark
-                self._hear_lift(make_lift(*_place(field), order, until))
+                order, until, *signature = mark
+                self._hear_lift(self.signer.lift(*_place(field), order, until, *signature))
+            except UnsignedError:
+                continue
             except (ValueError, TypeError, AttributeError) as error:
                 damage.note(str(field), str(error))
         return damage.count == 0
@@ -214,34 +224,73 @@ class SharedBlocklist:
 
         Returns for each true and what holds now, and how many have changed the list.
         """
-        if not blocks:
-            return [], 0
-        args: list[bytes | str | int] = []
-        for block, new in blocks:
-            memory = self._events.forget(block.limit)
-            args += _field(block), block_to_json(block), memory, int(new)
-        answer = await life.run(_BLOCK, self.keys, self.new_era(), self.channel, *args, sure=sure)
-        try:
-            *texts, count = answer
-            return [
-                (True, self._told(block, text))
-                for (block, _), text in zip(blocks, texts, strict=True)
-            ], int(count)
-        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
-            raise life.odd("the answer to a block") from None
+        held: list[Entry] = [block for block, _ in blocks]
+        left = [_Try(at, new) for at, (_, new) in enumerate(blocks)]
+        changed = 0
+        for _ in range(_TRIES):
+            if not left:
+                break
+            args: list[bytes | str | int] = []
+            for one in left:
+                block = held[one.at]
+                assert isinstance(block, Block)  # noqa: S101 - what holds else is not tried again
+                memory = self._events.forget(block.limit)
+                args += _field(block), self.signer.text(block), memory
+                args += int(one.new and not self.signer), one.block, one.lift
+            answer = await life.run(
+                _BLOCK, self.keys, self.new_era(), self.channel, *args, sure=sure
+            )
+            try:
+                *texts, count = answer
+                changed += int(count)
+                left = [
+                    one
+                    for one, text in zip(left, texts, strict=True)
+                    if self._held(held, one, text)
+                ]
+            except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
+                raise life.odd("the answer to a block") from None
+        if left:
+            raise life.fail(f"{_BAD} comes back again and again", unsent=True)
+        return [(True, entry) for entry in held], changed
 
-    def _told(self, block: Block, text: bytes) -> Entry:
-        """Return what holds in place of a block that was written, and have the owner know of it."""
+    def _held(self, held: list[Entry], one: _Try, text: bytes) -> bool:
+        """Learn what holds in place of a block that was written; true if it has to be tried again.
+
+        What no node can have written, or has no valid signature, gives way. A script can't sign,
+        so what it would do for a new block by hand is done here: the block follows what is there.
+        """
+        block = held[one.at]
         if not text:
-            return block
+            if one.raised:
+                self._learn(block)
+            return False
         data = json.loads(text)
-        if "lifted" in data:
-            lift = make_lift(block.limit, block.key, *data["lifted"])
-            self._hear_lift(lift)
-            return lift
-        held = block_from_data(data)
-        self._events.on_block(held)
-        return held
+        try:
+            if "lifted" in data:
+                entry: Entry = self.signer.lift(block.limit, block.key, *data["lifted"])
+            else:
+                entry = self.signer.block(data)
+        except ValueError:
+            if "lifted" in data:
+                order, until, *signature = data["lifted"]
+                one.lift = b"%d %d %s" % (until, order, str(*signature).encode())
+            else:
+                one.block = text
+            return True
+        if self.signer and one.new and isinstance(block, Block) and block.limit == EVERY_LIMIT:
+            held[one.at] = replace(block, order=entry.order + 1)
+            one.raised = True
+            return True
+        self._learn(entry)
+        held[one.at] = entry
+        return False
+
+    def _learn(self, entry: Entry) -> None:
+        if isinstance(entry, Lift):
+            self._hear_lift(entry)
+        else:
+            self._events.on_block(entry)
 
     async def _write_lifts(
         self, life: Life, lifts: Sequence[tuple[Lift, bool]], sure: bool = False
@@ -251,25 +300,111 @@ class SharedBlocklist:
         Returns for each whether it ended a block, and the lift as it holds now; and how many have
         changed the list.
         """
-        if not lifts:
-            return [], 0
-        args: list[bytes | str | int] = []
-        for lift, new in lifts:
-            args += _field(lift), lift.order, lift.until, int(new)
-        answer = await life.run(_LIFT, self.keys, self.new_era(), self.channel, *args, sure=sure)
+        held = [(False, lift) for lift, _ in lifts]
+        left = [_Try(at, new) for at, (_, new) in enumerate(lifts)]
+        changed = 0
+        for _ in range(_TRIES):
+            if not left:
+                break
+            args: list[bytes | str | int] = []
+            for one in left:
+                _, lift = held[one.at]
+                args += _field(lift), lift.order, lift.until, int(one.new and not self.signer)
+                args += self.signer.sign(lift), one.block, one.lift
+            answer = await life.run(
+                _LIFT, self.keys, self.new_era(), self.channel, *args, sure=sure
+            )
+            try:
+                *rest, count = answer
+                changed += int(count)
+                parts = zip(*(rest[at::6] for at in range(6)), strict=True)
+                left = [
+                    one
+                    for one, part in zip(left, parts, strict=True)
+                    if self._lifted(held, one, *part)
+                ]
+            except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
+                raise life.odd("the answer to a lift") from None
+        if left:
+            raise life.fail(f"{_BAD} comes back again and again", unsent=True)
+        return held, changed
+
+    def _lifted(
+        self,
+        held: list[tuple[bool, Lift]],
+        one: _Try,
+        found: int,
+        order: bytes,
+        until: bytes,
+        signature: bytes,
+        holds: bytes,
+        remember: bytes,
+    ) -> bool:
+        """Learn what became of a lift, as ``_held()`` does of a block."""
+        found_before, lift = held[one.at]
+        ended = found_before or found == 1
+        held[one.at] = ended, lift
         try:
-            results = []
-            *rest, count = answer
-            parts = zip(*(rest[at::4] for at in range(4)), strict=True)
-            for (lift, _), (found, order, until, holds) in zip(lifts, parts, strict=True):
-                held = make_lift(lift.limit, lift.key, int(order), int(until))
-                self._hear_lift(held)
-                if holds:
-                    self._events.on_block(block_from_json(holds))
-                results.append((found == 1, held))
-        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
-            raise life.odd("the answer to a lift") from None
-        return results, int(count)
+            mark = self.signer.lift(
+                lift.limit, lift.key, int(order), int(until), signature.decode()
+            )
+        except UnsignedError:
+            one.lift = b"%s %s %s" % (until, order, signature)
+            return True
+        newer: Block | None = None
+        if holds:
+            try:
+                newer = self.signer.block(json.loads(holds))
+            except ValueError:
+                one.block = holds
+                return True
+        wanted = mark
+        if self.signer and one.new:
+            after = max(mark.order, newer.order + 1 if newer is not None else 0)
+            end = min(max(mark.until, int(remember)), MAX_SECOND - 1)
+            wanted = replace(mark, order=after, until=end)
+        held[one.at] = ended, wanted
+        if wanted != mark:
+            return True
+        self._hear_lift(mark)
+        if newer is not None:
+            self._events.on_block(newer)
+        return False
+
+    def _block(self, field: bytes, value: bytes) -> Entry:
+        """Return an entry of the first hash."""
+        place = _place(field.decode())
+        until, _, text = value.partition(b" ")
+        data = json.loads(text)
+        if isinstance(data, dict) and data.keys() == {"lifted"}:
+            return self.signer.lift(*place, _order(data["lifted"]), int(until))
+        block = self.signer.block(data)
+        if (block.limit, block.key) != place:
+            raise ValueError("of another limit or key")
+        return block
+
+    def _lift(self, field: bytes, value: bytes) -> Entry:
+        """Return an entry of the second hash."""
+        until, order, *signature = value.decode().split(" ")
+        return self.signer.lift(*_place(field.decode()), int(order), int(until), *signature)
+
+
+@dataclass(slots=True)
+class _Try:
+    """An entry that is being written.
+
+    Attributes:
+        at: its place among those of the caller.
+        new: whether it follows what the store has.
+        block, lift: what the store has and no node can have written; it gives way.
+        raised: its order is another one than its owner knows.
+    """
+
+    at: int
+    new: bool
+    block: bytes = b""
+    lift: bytes = b""
+    raised: bool = False
 
 
 _HOUR = 3600
@@ -301,27 +436,10 @@ def _parsed(
     for count, (field, value) in enumerate(pairs, 1):
         try:
             entries.append(parse(field, value))
+        except UnsignedError:
+            continue
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             damage.note(field, error)
         if count % _STEP == 0:
             yield
     return entries
-
-
-def _block(field: bytes, value: bytes) -> Entry:
-    """Return an entry of the first hash."""
-    place = _place(field.decode())
-    until, _, text = value.partition(b" ")
-    data = json.loads(text)
-    if isinstance(data, dict) and data.keys() == {"lifted"}:
-        return make_lift(*place, _order(data["lifted"]), int(until))
-    block = block_from_data(data)
-    if (block.limit, block.key) != place:
-        raise ValueError("of another limit or key")
-    return block
-
-
-def _lift(field: bytes, value: bytes) -> Entry:
-    """Return an entry of the second hash."""
-    until, _, order = value.partition(b" ")
-    return make_lift(*_place(field.decode()), int(order), int(until))

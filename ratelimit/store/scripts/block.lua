@@ -4,13 +4,15 @@
 -- ARGV[1]  era for a new key
 -- ARGV[2]  channel for news
 -- ARGV[3]… for each block: "limit|key", the block as JSON, seconds that its strikes are remembered
---          after its end, and 1 if it is new, else 0
+--          after its end, 1 if it is new, else 0, and the texts of the block and of the lift that
+--          are there and are bad, or empty
 --
 -- A new block by hand follows what is there, whatever the orders. A new block by a limit that begins
 -- while the last one still runs is the same strike, one that begins later is one strike more.
 --
--- Publishes {"blocks": [block, …], "changes": how often the list has changed}; returns for each block, if something else holds now, the block or
--- {"lifted": [order, seconds when it is forgotten]} as JSON, and otherwise an empty text; then how
+-- Publishes {"blocks": [block, …], "changes": how often the list has changed}; returns for each block,
+-- if something else holds now, the block or {"lifted": [order, seconds when it is forgotten, signature]}
+-- as JSON, and otherwise an empty text; then how
 -- many have changed.
 
 own(KEYS[1], ARGV[1])
@@ -18,12 +20,12 @@ own(KEYS[2], ARGV[1])
 local now = tonumber(redis.call('TIME')[1])
 local news, answer, latest = {}, {}, 0
 
-for i = 3, #ARGV, 4 do
+for i = 3, #ARGV, 6 do
   local field, text, memory, new = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3] == '1'
   local by_hand = string.sub(field, 1, 2) == '*|'
   local entry = cjson.decode(text)
-  local last, last_text = block(KEYS[1], field)
-  local order, forget_lift = lifted(KEYS[2], field)
+  local last, last_text = block(KEYS[1], field, ARGV[i + 4])
+  local order, forget_lift, signature = lifted(KEYS[2], field, ARGV[i + 5])
   local reply = ''
 
   if new and by_hand then
@@ -36,7 +38,7 @@ for i = 3, #ARGV, 4 do
   end
   if order > 0 and entry.order <= order then
     entry = nil
-    reply = string.format('{"lifted":[%.0f,%.0f]}', order, forget_lift)
+    reply = string.format('{"lifted":[%.0f,%.0f,"%s"]}', order, forget_lift, signature)
   elseif last and new and not by_hand and (entry.shadow == true) == (last.shadow == true) then
     local strikes = entry.strikes
     if entry.since < last['until'] then
@@ -53,6 +55,8 @@ for i = 3, #ARGV, 4 do
       text = text_of(entry)
       reply = text
     end
+  elseif last and entry.sig and not last.sig then
+    -- A node that signs has written nothing else yet.
   elseif last and not beats(field, entry, last) then
     if entry.order ~= last.order or beats(field, last, entry) then
       reply = last_text

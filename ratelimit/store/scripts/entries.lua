@@ -1,26 +1,44 @@
 -- Put before the scripts that change the blocklist: what it has, and what holds (see orders.py).
 --
 -- The blocklist is two hashes. One has a block for each "limit|key": "<seconds when it is forgotten>
--- <JSON>". The other has the last lift: "<seconds when it is forgotten> <order>"; its field 'changes'
--- counts all changes, by which a node notices that a server has gone back in time.
+-- <JSON>". The other has the last lift: "<seconds when it is forgotten> <order> <signature>"; its field
+-- 'changes' counts all changes, by which a node notices that a server has gone back in time.
+--
+-- Where the nodes sign, a block has the signature in its field "sig", and without it a lift ends with
+-- its order. Scripts can't verify one. So nothing that is signed is changed here: a node is told what
+-- is there, and signs anew. It also says which text of an entry has no valid signature: that one counts
+-- as not there.
 
 local LIFTS = 200000
 local BELOW = {since = 2 ^ 33, ['until'] = 2 ^ 33, strikes = 2 ^ 31, order = 2 ^ 53}
 
--- Returns the order of the last lift of a client and when it is forgotten; 0 and 0 without one.
-local function lifted(key, field)
-  local forget, order = string.match(redis.call('HGET', key, field) or '', '^(%d+) (%d+)$')
-  order, forget = tonumber(order or 0), tonumber(forget or 0)
-  if order >= BELOW.order or forget >= BELOW['until'] then
-    return 0, 0
+-- Returns the order of the last lift of a client, when it is forgotten and its signature; 0, 0 and an
+-- empty text without one, if it is damaged or the bad one.
+local function lifted(key, field, bad)
+  local value = redis.call('HGET', key, field) or ''
+  local forget, order, signature = string.match(value, '^(%d+) (%d+) ?(%w*)$')
+  if not order or string.format('%s %s %s', forget, order, signature) == bad then
+    return 0, 0, ''
   end
-  return order, forget
+  order, forget = tonumber(order), tonumber(forget)
+  if order >= BELOW.order or forget >= BELOW['until'] then
+    return 0, 0, ''
+  end
+  return order, forget, signature
 end
 
--- Returns the block of a client, its text and when it is forgotten; nil if there is none or it is
--- damaged. One without an order is of an earlier version, and so is what is in place of a lifted one.
-local function block(key, field)
+-- Returns a lift as the second hash has it.
+local function mark(forget, order, signature)
+  return string.format(signature == '' and '%.0f %.0f' or '%.0f %.0f %s', forget, order, signature)
+end
+
+-- Returns the block of a client, its text and when it is forgotten; nil if there is none, it is damaged
+-- or the bad one. One without an order is of an earlier version, and so is what is in place of a lifted one.
+local function block(key, field, bad)
   local forget, text = string.match(redis.call('HGET', key, field) or '', '^(%d+) (.*)$')
+  if text == bad then
+    return nil
+  end
   local whole, entry = pcall(cjson.decode, text or '')
   if not whole or type(entry) ~= 'table' then
     return nil

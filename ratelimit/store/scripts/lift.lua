@@ -5,59 +5,68 @@
 -- ARGV[1]  era for a new key
 -- ARGV[2]  channel for news
 -- ARGV[3]… for each lift: "limit|key", its order, the epoch second until which it is remembered,
---          and 1 if it is new, else 0
+--          1 if it is new, else 0, its signature, or empty, and the texts of the block and of the lift
+--          that are there and are bad, or empty
 --
 -- A new lift follows what is there, whatever the orders. It is remembered for as long as the block
 -- that it ended would have been. Of too many lifts, the one of some that ends first is forgotten.
 --
 -- Publishes {"lifts": ["limit|key", …], "lifted": [seconds, …], "marks": [[order, seconds when it is
--- forgotten], …], "changes": how often the list has changed}, of which earlier versions read the first
--- two. Returns four values for each lift:
--- 1 if it ended a block, else 0; its order and when it is forgotten, as texts; the block that is
--- newer and holds, else an empty text. Then how many have changed.
+-- forgotten, signature], …], "changes": how often the list has changed}, of which earlier versions read
+-- the first two. Returns six values for each lift: 1 if it ended a block, else 0; the lift that holds:
+-- its order, when it is forgotten and its signature, as texts; the block that is newer and holds, else
+-- an empty text; until when it should be remembered, which a signed lift that is merged may not be.
+-- Then how many have changed.
 
 own(KEYS[1], ARGV[1])
 own(KEYS[2], ARGV[1])
 local now = tonumber(redis.call('TIME')[1])
 local answer, fields, times, marks, latest = {}, {}, {}, {}, 0
 
-for i = 3, #ARGV, 4 do
+for i = 3, #ARGV, 7 do
   local field, order, forget = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
-  local last, last_text, last_forget = block(KEYS[1], field)
-  local before, forget_before = lifted(KEYS[2], field)
+  local signature = ARGV[i + 4]
+  local last, last_text, last_forget = block(KEYS[1], field, ARGV[i + 5])
+  local before, forget_before, signed_before = lifted(KEYS[2], field, ARGV[i + 6])
   if ARGV[i + 3] == '1' then
     order = math.max(order, before + 1, last and last.order + 1 or 0)
   end
-  local found, holds = 0, ''
+  local found, holds, remember = 0, '', math.max(forget, forget_before)
   if last and last.order > order then
     holds = last_text
   elseif last then
     redis.call('HDEL', KEYS[1], field)
-    forget = math.max(forget, last_forget)
+    remember = math.max(remember, last_forget)
     found = 1
   else
     -- One that is damaged goes, too.
     redis.call('HDEL', KEYS[1], field)
   end
-  order, forget = math.max(order, before), math.max(forget, forget_before)
-  if found == 1 or order ~= before or forget ~= forget_before then
-    redis.call('HSET', KEYS[2], field, string.format('%.0f %.0f', forget, order))
+  if signature == '' then
+    order, forget = math.max(order, before), remember
+  elseif signed_before ~= '' and (before > order or before == order and forget_before >= forget) then
+    order, forget, signature = before, forget_before, signed_before
+  end
+  if found == 1 or order ~= before or forget ~= forget_before or signature ~= signed_before then
+    redis.call('HSET', KEYS[2], field, mark(forget, order, signature))
     latest = math.max(latest, forget)
     fields[#fields + 1] = cjson.encode(field)
     times[#times + 1] = string.format('%.0f', math.floor(order / 1000000))
-    marks[#marks + 1] = string.format('[%.0f,%.0f]', order, forget)
+    marks[#marks + 1] = string.format('[%.0f,%.0f,"%s"]', order, forget, signature)
   end
   answer[#answer + 1] = found
   answer[#answer + 1] = string.format('%.0f', order)
   answer[#answer + 1] = string.format('%.0f', forget)
+  answer[#answer + 1] = signature
   answer[#answer + 1] = holds
+  answer[#answer + 1] = string.format('%.0f', remember)
 end
 
 for _ = 1, redis.call('HLEN', KEYS[2]) - LIFTS do
   local some = redis.call('HRANDFIELD', KEYS[2], 20, 'WITHVALUES')
   local first, ends
   for i = 1, #some, 2 do
-    local forget = tonumber(string.match(some[i + 1], '^(%d+) %d+$'))
+    local forget = tonumber(string.match(some[i + 1], '^(%d+) %d+'))
     if forget and (not ends or forget < ends) then
       first, ends = some[i], forget
     end
