@@ -18,6 +18,13 @@ NOT_OPEN = {
     "RatelimitUnsignedEntries",
     "RatelimitWebhookFails",
     "RatelimitVersionsDiffer",
+    # Of HAProxy and the application.
+    "RatelimitHaproxyDown",
+    "RatelimitEdgeRefuses",
+    "RatelimitUnknownRefused",
+    "RatelimitServersDown",
+    "RatelimitNoServer",
+    "RatelimitApplicationSlow",
 }
 """Alerts of something in which no less is limited than at other times."""
 
