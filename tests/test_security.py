@@ -15,6 +15,7 @@ TESTS = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", TEXT)
 
 NOT_OPEN = {
     "RatelimitManyBlocks",
+    "RatelimitLogStuck",
     "RatelimitUnsignedEntries",
     "RatelimitWebhookFails",
     "RatelimitVersionsDiffer",
