@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from ratelimit.engine.constants import NOTICE_BYTES, RECORD_BYTES, SECOND
-from ratelimit.engine.rule import Rule
+from ratelimit.engine.exchange import Exchange
 from ratelimit.histogram import Histogram
 from ratelimit.limiter import Limiter, Sharing
 from ratelimit.merge import Merge
@@ -99,10 +99,8 @@ class Sync:
 
     def reloaded(self) -> None:
         """Take the limits that the limiter now has."""
-        for rule in self.limiter.engine.rules:
-            if self.limiter.sharing is not Sharing.NONE:
-                exchange = self.limiter.engine.exchanges[rule.index]
-                exchange.interval = round(self.interval * SECOND)
+        for exchange in self.limiter.engine.exchanges:
+            exchange.interval = round(self.interval * SECOND)
         self._divide()
 
     def now(self) -> int:
@@ -173,8 +171,8 @@ class Sync:
             self._urgent.clear()
             self._last = asyncio.get_running_loop().time()
             if store.up:
-                for rule in self.limiter.engine.rules:
-                    await self._exchange(store, rule, self.now())
+                for exchange in tuple(self.limiter.engine.exchanges):
+                    await self._exchange(store, exchange, self.now())
                 self._plan()
 
     def _plan(self) -> None:
@@ -218,7 +216,7 @@ class Sync:
                     peer.reserve(data)
                 async with asyncio.timeout(_DEADLINE):
                     await asyncio.gather(
-                        *(self._exchange(store, rule, now) for rule in engine.rules)
+                        *(self._exchange(store, exchange, now) for exchange in engine.exchanges)
                     )
         except TimeoutError:
             self.late += 1
@@ -227,10 +225,10 @@ class Sync:
             for peer, data in held.items():
                 peer.answer(data, now)
 
-    async def _exchange(self, store: SharedStore, rule: Rule, now: int) -> None:
+    async def _exchange(self, store: SharedStore, exchange: Exchange, now: int) -> None:
         """Exchange the counts of a limit; all of them where answers wait, else one batch."""
         engine = self.limiter.engine
-        exchange = engine.exchanges[rule.index]
+        rule = exchange.rule
         engine.at(now)
         while batch := exchange.pack(engine.now):
             notice = exchange.notice()
@@ -261,7 +259,7 @@ class Sync:
         if rule is not None and len(notices) % NOTICE_BYTES == 0:
             engine = self.limiter.engine
             engine.at(self.now())
-            engine.exchanges[rule.index].warm(notices, engine.now)
+            engine.exchanges[rule.place].warm(notices, engine.now)
             self._plan()
 
     def put(self, entry: Entry) -> None:

@@ -77,6 +77,8 @@ class Engine:
         shared: how many clients of each limit can be shared with other nodes at a time.
         refresh: see ``Exchange``.
 
+    ``exchanges`` are those of ``rules``, in the same order, if any client is shared.
+
     ``lists`` has the networks that are never counted or always refused (ALLOW, DENY), ``barred``
     those that are blocked by hand, with the epoch second until which; call ``relist()`` after
     every change.
@@ -157,22 +159,23 @@ class Engine:
         for limit in limits:
             rule = known.get(limit.name)
             if rule is None or rule.limit.window != limit.window:
-                # Not a place that was used before: the table may still have clients of that.
+                # Not an index that was used before: the table may still have clients of that.
                 if self.index + len(fresh) > _MAX_INDEX:
                     raise ValueError("too many other limits since the start; restart")
                 rule = Rule(limit, self.index + len(fresh))
                 fresh.append(rule)
                 if self.shared:
                     exchanges.append(Exchange(self.table, rule, self.shared, self.refresh))
+            elif self.shared:
+                exchanges.append(self.exchanges[rule.place])
             rules.append(rule)
-        gone = [rule for rule in self.rules if self.shared and rule not in rules]
-        empty = [Exchange(self.table, rule, 0, 0) for rule in gone]
         # Nothing has changed until here, and nothing fails from here on.
-        for rule, limit in zip(rules, limits, strict=True):
+        for rule in self.rules:
+            rule.place = 0  # of one that is no more, for it is not checked when it is used
+        for place, (rule, limit) in enumerate(zip(rules, limits, strict=True)):
             rule.change(limit)
-        for rule, exchange in zip(gone, empty, strict=True):
-            self.exchanges[rule.index] = exchange
-        self.exchanges += exchanges
+            rule.place = place
+        self.exchanges = exchanges
         self.index += len(fresh)
         self.rules = rules
         return fresh
@@ -361,7 +364,7 @@ class Engine:
         counted = table.count(slot, rule, hits)
         place = 0
         if self.shared:
-            exchange = self.exchanges[rule.index]
+            exchange = self.exchanges[rule.place]
             place = table.halves[2 * slot + HOT]
             if place > 0:
                 counted += exchange.remote(place - 1, hits)
@@ -419,7 +422,7 @@ class Engine:
         rule.at(self.now)
         counted = table.count(slot, rule, 0)
         if self.shared:
-            exchange = self.exchanges[rule.index]
+            exchange = self.exchanges[rule.place]
             place = table.halves[2 * slot + HOT]
             if place > 0:
                 counted += exchange.remote(place - 1, 0)
@@ -432,7 +435,7 @@ class Engine:
         rule.at(self.now)
         table.settle(slot, rule)
         if self.shared and table.halves[2 * slot + HOT] > 0:
-            exchange = self.exchanges[rule.index]
+            exchange = self.exchanges[rule.place]
             exchange.settle(table.halves[2 * slot + HOT] - 1)
 
     def listed(self, message: Message, slot: int) -> int:
@@ -505,7 +508,7 @@ class Engine:
         if self.table.idle > self.minute:
             rule.seen += 1  # when it is checked, it will have been seen just before
         if self.table.until(slot) <= self.table.now:
-            exchange = self.exchanges[rule.index]
+            exchange = self.exchanges[rule.place]
             exchange.reserve(slot, message.hits)
 
     def note(self, problem: str, message: Message) -> None:

@@ -18,7 +18,7 @@ cdef int _DUE
 @cython.final
 cdef class Exchange:
     cdef Table table
-    cdef Rule rule
+    cdef readonly Rule rule
     cdef readonly uint32_t capacity, size, next, flown, refresh
     cdef uint64_t[::1] words
     cdef uint32_t[::1] halves, places, flying

@@ -12,6 +12,7 @@ cdef class Rule:
     cdef bytes name, told
     cdef Py_ssize_t name_size
     cdef readonly int index
+    cdef public int place
     cdef uint64_t nodes, share, near
     cdef public uint64_t rate
     cdef uint64_t sub_window, ipv4_mask, hi_mask, lo_mask

@@ -21,6 +21,8 @@ _ONES = 0xFFFFFFFFFFFFFFFF
 class Rule:
     """One limit; ``index`` is what its clients are known by in the table.
 
+    ``place`` is where it stands among the limits in force.
+
     ``allowed``, ``throttled``, ``blocked`` and ``denied`` (by a list) count verdicts since the
     start, which a limit in shadow comes to as well. ``seen`` and ``refused`` count different
     clients of the present minute, ``seen_before`` and ``refused_before`` those of the last.
@@ -36,6 +38,7 @@ class Rule:
         self.name = limit.name.encode()
         self.name_size = len(self.name)
         self.index = index
+        self.place = 0
         self.sub_window = limit.window // SUB_WINDOWS
         # In whole seconds, as the answers have it; 0 where it is not whole.
         self.seconds = limit.window // SECOND if limit.window % SECOND == 0 else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
@@ -546,6 +547,35 @@ def test_an_answer_about_a_client_that_left_is_not_taken_for_the_next_one(limit:
     other.pack(crowd.now)
     mine.learn(ANSWER.pack(0, tick, *(100 + delta for delta in deltas)))
     assert crowd.hits(1 - limit, "203.0.113.1") == 60
+
+
+def test_shared_counts_stay_with_their_limit_when_others_come_and_go() -> None:
+    crowd = Crowd()
+    engine = crowd.engine
+    long = engine.rules[1].limit
+    crowd.ask(1, "192.0.2.1", 60)
+    _, epoch, tick, *deltas = RECORD.unpack(engine.exchanges[1].pack(crowd.now))
+    engine.exchanges[1].learn(ANSWER.pack(epoch, tick, *(2 * delta for delta in deltas)))
+    for limits in ([long], [Limit("new", block=()), long], [long, Limit("default")]):
+        engine.reload(limits)
+        assert [exchange.rule for exchange in engine.exchanges] == engine.rules
+        (rule,) = (rule for rule in engine.rules if rule.limit is long)
+        assert engine.hits(rule, engine.known(rule, b"192.0.2.1")) == 120
+
+
+def test_a_limit_that_is_no_more_takes_no_memory() -> None:
+    engine, _ = node(shared=100)
+    sizes = []
+    tracemalloc.start()
+    try:
+        for number in range(60):
+            engine.reload([LIMIT, Limit(f"of {number}", block=())])
+            ask(engine, 40)
+            sizes.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert len(engine.exchanges) == 2
+    assert sizes[-1] - sizes[10] < 50 * 1000, sizes
 
 
 def test_reserved_hits_are_judged_by_what_all_had_before() -> None:
