@@ -192,7 +192,7 @@ class Agent:
         for block in news:
             log.info(
                 "blocked",
-                key=block.key,
+                key=block.shown,
                 limit=block.limit,
                 reason=block.reason,
                 strikes=block.strikes,

@@ -165,11 +165,13 @@ class Blocklist:
                 gone += 1
         return gone
 
-    def strike(self, limit: Limit, key: str, now: int, order: int = 0) -> Block | None:
+    def strike(
+        self, limit: Limit, key: str, now: int, order: int = 0, text: str = ""
+    ) -> Block | None:
         """Block a client that exceeded a limit; None if there is no room for it.
 
         The first strike earns the first length of the limit's ladder, and so on; past its end the
-        last one is repeated.
+        last one is repeated. ``text`` is what is shown of a key that is a hash.
         """
         last = self.get(limit.name, key)
         strikes = 1
@@ -189,6 +191,7 @@ class Blocklist:
             node=self.node,
             shadow=limit.shadow,
             order=order,
+            text=text,
         )
         return block if self.put(block, now) else None
 

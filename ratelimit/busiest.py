@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ratelimit.engine.constants import ADDRESS, SECOND
 from ratelimit.engine.scan import Busy, Scan
-from ratelimit.keys import key_text
+from ratelimit.keys import client_key
 from ratelimit.limiter import Limiter
 from ratelimit.model import Limit
 from ratelimit.steps import Steps
@@ -38,9 +38,9 @@ _PIECE = 32  # clients that are made readable in a step
 class BusyClient:
     """A client among the busiest.
 
-    ``key`` is what is counted; of a string only its hash is known, and ``hashed`` says so. ``hits``
-    are those of the window that ends now, on this node, ``rate`` is in hits a second, and ``until``
-    is the epoch second at which its block ends or ended, 0 without one.
+    ``key`` is what is counted; ``hashed`` says that it is a string, of which the table has the hash
+    only. ``hits`` are those of the window that ends now, on this node, ``rate`` is in hits a
+    second, and ``until`` is the epoch second at which its block ends or ended, 0 without one.
     """
 
     key: str
@@ -98,7 +98,7 @@ class Busiest:
             spent += took
             # No more than twice as many as before, for the next ones may hold more clients.
             sets = max(1, min(2 * sets, _MAX_SETS, int(sets * SLICE / took)))
-        found = await paced(_read(scan))
+        found = await paced(_read(scan, self._limiter))
         self._passes[sort].good_until = time.monotonic() + max(_LIFE, spent / SHARE)
         return found
 
@@ -108,22 +108,21 @@ class Busiest:
             self._limiter.engine.at(self._sync.now())
 
 
-def _read(scan: Scan) -> Steps[list[BusyClient]]:
+def _read(scan: Scan, limiter: Limiter) -> Steps[list[BusyClient]]:
     found: list[BusyClient] = []
     for number, place in enumerate(scan.order(), 1):
         busy = scan.busy(place)
         if busy is not None:
-            found.append(_shown(scan.rules[busy.index].limit, busy))
+            found.append(_shown(limiter, scan.rules[busy.index].limit, busy))
         if number % _PIECE == 0:
             yield
     return found
 
 
-def _shown(limit: Limit, busy: Busy) -> BusyClient:
+def _shown(limiter: Limiter, limit: Limit, busy: Busy) -> BusyClient:
+    key = client_key(busy.kind, busy.hi, busy.lo, limit.ipv4_prefix, limit.ipv6_prefix)
     hashed = busy.kind != ADDRESS
-    if hashed:
-        key = f"{busy.hi:016x}{busy.lo:016x}"
-    else:
-        key = key_text(busy.kind, busy.hi, busy.lo, b"", limit.ipv4_prefix, limit.ipv6_prefix)
+    if hashed and (block := limiter.blocklist.get(limit.name, key)) is not None:
+        key = block.shown
     rate = round(busy.hits * SECOND / limit.window, 3)
     return BusyClient(key, hashed, limit.name, busy.hits, rate, busy.until)

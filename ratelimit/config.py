@@ -288,6 +288,7 @@ class LimitSection(_Section):
     ipv6_prefix: int = Field(64, ge=1, le=128)
     headers: bool = False
     fuse: float = Field(0.2, ge=0, le=1, strict=False)
+    secret: bool = True
 
     @field_validator("block")
     @classmethod
@@ -511,6 +512,7 @@ class Config(BaseSettings):
                 shadow=limit.shadow,
                 headers=limit.headers,
                 fuse=limit.fuse,
+                secret=limit.secret,
             )
             for name, limit in self.limits.items()
         )

@@ -31,6 +31,7 @@ from ratelimit.steps import Steps
 from ratelimit.store import Events, Node, Store, StoreError
 from ratelimit.supervisor import Supervisor
 from ratelimit.turns import paced
+from ratelimit.typed import Given
 
 _LISTED = 64  # entries of the blocklist that are looked at in a step
 
@@ -118,18 +119,20 @@ class Control:
         """Return the events of a store that go to their owner, and from there to operators."""
 
         def on_block(block: Block) -> None:
+            block = self.limiter.kept(block)
             if block.limit == EVERY_LIMIT:
                 self._release(block.key)
             if events.on_block(block):
                 self._heard(block)
 
         def on_lift(lift: Lift) -> None:
+            lift = self.limiter.kept(lift)
             limit, key = lift.limit, lift.key
             known = self.limiter.blocklist.get(limit, key)
             if not events.on_lift(lift) or self.limiter.blocklist.get(limit, key) is not None:
                 return
             if known is not None:
-                self.bus.publish("unblock", limit=limit, key=key, by="", node="")
+                self.bus.publish("unblock", limit=limit, key=known.shown, by="", node="")
 
         def on_lost() -> None:
             events.on_lost()
@@ -173,8 +176,12 @@ class Control:
 
     # Blocks.
 
-    async def block(self, key: str, ttl: int, reason: str, by: str) -> tuple[Block, list[Fault]]:
-        """Block a key, canonical, for ``ttl`` seconds; return when the store has it for good.
+    async def block(
+        self, key: str, ttl: int, reason: str, by: str, text: str = ""
+    ) -> tuple[Block, list[Fault]]:
+        """Block a key for ``ttl`` seconds; return when the store has it for good.
+
+        The key is as the blocklist has it, and ``text`` what is shown of a string.
 
         The edges beside this node that do not know it then are named; they are told later.
 
@@ -194,6 +201,7 @@ class Control:
             by=by,
             node=self.about.id,
             order=blocklist.next_order(EVERY_LIMIT, key, self.sync.now()),
+            text=text,
         )
         self._release(key)
         if blocklist.reserve(now):
@@ -223,13 +231,19 @@ class Control:
             self._reserved.remove(key)
             self.limiter.blocklist.reserved -= 1
 
-    async def unblock(self, key: str, by: str) -> tuple[bool, list[Fault]]:
-        """Lift every block of a key, canonical, on every node; false if there was none.
+    def shown(self, given: Given) -> str:
+        """Return what is shown of a string that somebody gave; empty for an address."""
+        if not given.key.startswith("~"):
+            return ""
+        return given.shown(self.limiter.is_secret(EVERY_LIMIT))
 
-        An address is also lifted as the network that a limit counts it in. Strikes are forgotten.
-        The edges beside this node that may go on refusing are named; they are told later. Raises
-        StoreError if the store does not confirm it in time; it is lifted on this node then, and on
-        the others as soon as the store is back.
+    async def unblock(self, key: str, by: str) -> tuple[bool, list[Fault]]:
+        """Lift every block of a key on every node; false if there was none.
+
+        The key is as the blocklist has it. An address is also lifted as the network that a limit
+        counts it in. Strikes are forgotten. The edges beside this node that may go on refusing are
+        named; they are told later. Raises StoreError if the store does not confirm it in time; it
+        is lifted on this node then, and on the others as soon as the store is back.
         """
         found = False
         lifts = []
@@ -238,7 +252,7 @@ class Control:
             lifts.append(self.limiter.lift_now(limit, one, self.sync.now()))
             if known is not None:
                 found = True
-                self.bus.publish("unblock", limit=limit, key=one, by=by, node=self.about.id)
+                self.bus.publish("unblock", limit=limit, key=known.shown, by=by, node=self.about.id)
         faults, results = await asyncio.gather(
             self.edges.told(*dict.fromkeys(lift.key for lift in lifts)),
             asyncio.gather(*(self.store.lift(lift) for lift in lifts), return_exceptions=True),
@@ -269,6 +283,7 @@ class Control:
         those whose block has not ended.
         """
         found: list[Block] = []
+        string = self.limiter.string_key(q.encode("utf-8", "surrogatepass"))
         q = q.lower()
         while True:
             entries = self.limiter.blocklist.after(*after, _LISTED)
@@ -277,8 +292,10 @@ class Control:
                 if len(found) == count:
                     return found, True
                 after = (block.limit, block.key)
-                texts = (block.key, block.limit, block.reason, block.by)
-                if (ended or block.until > now) and any(q in text.lower() for text in texts):
+                texts = (block.shown, block.limit, block.reason, block.by)
+                if (ended or block.until > now) and (
+                    block.key == string or any(q in text.lower() for text in texts)
+                ):
                     found.append(block)
             if len(entries) < _LISTED:
                 return found, False
@@ -287,7 +304,7 @@ class Control:
     # Clients.
 
     async def explain(self, key: str) -> Explanation:
-        """Return everything known about a key, canonical."""
+        """Return everything known about a key, as the blocklist has it."""
         self.busiest.set_time()
         states = await paced(self.limiter.explain(key))
         get = self.limiter.blocklist.get
@@ -326,6 +343,6 @@ class Control:
 
 def _told(block: Block) -> dict[str, object]:
     """Return what an event says about a block."""
-    about = dataclasses.asdict(block)
-    del about["order"]
+    about = dataclasses.asdict(block) | {"key": block.shown}
+    del about["order"], about["text"]
     return about

@@ -7,28 +7,26 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from ratelimit.engine.constants import ADDRESS
 from ratelimit.model import Limit
+from ratelimit.nearest import Forms, meant
 
-_MAPPED = IPv6Network("::ffff:0:0/96")
-_NAT64 = IPv6Network("64:ff9b::/96")
-_MAX_TEXT = 200  # bytes
-_HASHED = re.compile(r".*~([0-9a-f]{16})([0-9a-f]{16})", re.DOTALL)
+_MAPPED = 0xFFFF  # the upper 96 bits of ::ffff:0:0/96
+_NAT64 = 0x0064FF9B << 64  # those of 64:ff9b::/96
+_APART = 10  # bits of a network from which on it can't have both of these in it
+_HASHED = re.compile(r".*(~[0-9a-f]{32})", re.DOTALL)
+_OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_IPV4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}")
 
 Network = IPv4Network | IPv6Network
 
 
-def key_text(kind: int, hi: int, lo: int, text: bytes, ipv4_prefix: int, ipv6_prefix: int) -> str:
-    """Return the key of a client: ``192.0.2.1``, ``2001:db8::/64``, or the string itself.
+def client_key(kind: int, hi: int, lo: int, ipv4_prefix: int, ipv6_prefix: int) -> str:
+    """Return the key of a client: ``192.0.2.1``, ``2001:db8::/64``, or the hash of a string.
 
-    ``kind``, ``hi`` and ``lo`` are those of ``engine.key``, already cut to the prefix. A string
-    that is not UTF-8 keeps its other bytes as ``\\xNN``, and one of more than 200 bytes is cut;
-    both are known by the hash at their end.
+    ``kind``, ``hi`` and ``lo`` are those of ``engine.key``, already cut to the prefix.
     """
     if kind != ADDRESS:
-        shown = text[:_MAX_TEXT].decode("utf-8", "backslashreplace")
-        # Also one that looks like it, so that every key that ends so was made here.
-        told = shown.encode() != text or key_hash(shown) is not None
-        return f"{shown}~{hi:016x}{lo:016x}" if told else shown
-    if hi == 0 and lo >> 32 == 0xFFFF:
+        return hash_key(hi, lo)
+    if hi == 0 and lo >> 32 == _MAPPED:
         return network_text(IPv4Network((lo & 0xFFFFFFFF, ipv4_prefix)))
     return network_text(IPv6Network((hi << 64 | lo, ipv6_prefix)))
 
@@ -40,24 +38,35 @@ def parse_network(text: str, strict: bool = True) -> Network:
     one is that: an IPv4-mapped one, and one of ``64:ff9b::/96`` (RFC 6052).
     """
     if "%" in text:
-        raise ValueError(f"a zone is not part of an address: {text!a}")
+        raise ValueError(_mistake(text))
     try:
         network = ip_network(text, strict=strict)
     except ValueError:
-        try:
-            network = ip_network(text, strict=False)
-        except ValueError:
-            raise ValueError(f"not an address or a network: {text!a}") from None
-        raise ValueError(f"{text!a} has bits set beyond its prefix; is it {network}?") from None
+        raise ValueError(_mistake(text)) from None
     if network.version == 4:
         return network
-    for outer in (_MAPPED, _NAT64):
-        if network.subnet_of(outer):
-            inner = int(network.network_address) & 0xFFFFFFFF
-            return IPv4Network((inner, network.prefixlen - outer.prefixlen))
-    if network.supernet_of(_NAT64) and not network.supernet_of(_MAPPED):
-        raise ValueError(f"clients in {_NAT64} are counted by the IPv4 address inside: name that")
+    first, bits = int(network.network_address), network.prefixlen
+    if bits >= 96 and first >> 32 in (_MAPPED, _NAT64):
+        return IPv4Network((first & 0xFFFFFFFF, bits - 96))
+    outside = 128 - bits
+    if 96 > bits >= _APART and first >> outside == _NAT64 << 32 >> outside:
+        raise ValueError("clients of 64:ff9b::/96 are counted by the IPv4 address in it: name that")
     return network
+
+
+def _mistake(text: str) -> str:
+    forms = meant(text)
+    if "%" in text and forms:
+        return f"a zone is not part of an address: {text!a}{_suggested(forms)}"
+    try:
+        network = ip_network(text, strict=False)
+    except ValueError:
+        return f"not an address or a network: {text!a}{_suggested(forms or ())}"
+    return f"{text!a} has bits set beyond its prefix; is it {network}?"
+
+
+def _suggested(forms: Forms) -> str:
+    return f"; is it {' and '.join(forms)}?" if forms else ""
 
 
 def network_text(network: Network) -> str:
@@ -83,40 +92,56 @@ def first_address(key: str) -> str:
     return key if network is None else str(network.network_address)
 
 
-def key_hash(text: str) -> tuple[int, int] | None:
-    """Return the hash that a key as text ends with, its upper and lower 64 bits; None without."""
+def hash_key(hi: int, lo: int) -> str:
+    """Return the key of a string with this hash, of which these are the upper and lower 64 bits."""
+    return f"~{hi:016x}{lo:016x}"
+
+
+def hash_of(text: str) -> str | None:
+    """Return the key of a string that is shown with its hash, ``~`` and 32 digits; else None."""
     found = _HASHED.fullmatch(text)
-    return (int(found[1], 16), int(found[2], 16)) if found else None
+    return found[1] if found else None
 
 
-def key_bytes(text: str) -> bytes:
-    """Return what ``engine.key`` takes for a key as text: of a network its first address."""
-    return first_address(text).encode("utf-8", "surrogateescape")
+def hash_numbers(key: str) -> tuple[int, int] | None:
+    """Return the upper and lower 64 bits of a key that is a hash; None for an address."""
+    return (int(key[1:17], 16), int(key[17:], 16)) if key.startswith("~") else None
 
 
-_LIKE_ADDRESS = re.compile(
-    r"[0-9]+(\.[0-9]+){3}(\.|:[0-9]+)?"  # four numbers, as a log may have them
-    r"|[0-9.]+/.*"  # an IPv4 network
-    r"|[0-9A-Fa-f:.]*::[0-9A-Fa-f:.]*(%.*)?(/.*)?"
-    r"|[0-9A-Fa-f]*(:[0-9A-Fa-f]*){6,}(%.*)?(/.*)?"
-    r"|\[[0-9A-Fa-f:.]*:.*\](:[0-9]+)?",
-    re.DOTALL,
-)
-"""What somebody who wrote this can only have meant as an address or a network."""
+def is_key(text: str) -> bool:
+    """Tell whether this is how the blocklist has a key: an address, a network or a hash."""
+    if text.startswith("~"):
+        return hash_of(text) == text
+    return _IPV4.fullmatch(text) is not None or key_network(text) is not None
 
 
-def canonical(text: str) -> str:
-    """Return a key as blocks have it: an address or network in its shortest form, else as it is.
+def is_like_address(text: str) -> bool:
+    """Tell whether a text is an address or a network, or nearly one."""
+    if meant(text) is not None:
+        return True
+    try:
+        ip_network(text, strict=False)
+    except ValueError:
+        return False
+    return True
+
+
+def canonical(text: str) -> str | None:
+    """Return an address or network in its shortest form; None for another string.
 
     A network without host bits; one of a single address is that address; an IPv4-mapped address is
-    the IPv4 one. Raises ValueError for what is nearly an address: a mistake, and not a string.
+    the IPv4 one. Raises ValueError for what is nearly an address, and names the nearest.
     """
     try:
         return network_text(parse_network(text, strict=False))
-    except ValueError:
-        if _LIKE_ADDRESS.fullmatch(text):
-            raise ValueError("must be an IPv4 or IPv6 address or network") from None
-        return text
+    except ValueError as error:
+        if not is_like_address(text):
+            return None
+        forms = meant(text)
+        if forms is None:
+            raise
+        what = "must be an IPv4 or IPv6 address or network"
+        raise ValueError(f"{what}{_suggested(forms)}") from error
 
 
 def has_host_bits(text: str) -> bool:

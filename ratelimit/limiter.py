@@ -14,17 +14,18 @@ from ratelimit.engine.constants import ALLOW, DENY, MIXED, NONE, SECOND, TEXT
 from ratelimit.engine.rule import Rule
 from ratelimit.keys import (
     Network,
+    client_key,
     counted_key,
     first_address,
-    key_bytes,
-    key_hash,
+    hash_key,
+    hash_numbers,
     key_network,
-    key_text,
     network_text,
 )
 from ratelimit.lists import Lists, span
 from ratelimit.model import EVERY_LIMIT, Block, Entry, Lift, Limit
 from ratelimit.steps import Steps, finish
+from ratelimit.strings import E, kept, string_text
 
 _MAX_NEWS = 16
 _SHARED = 16_384  # clients of each limit that are shared at a time, 212 bytes each
@@ -90,13 +91,16 @@ class Limiter:
         node: the name of this node in the blocks that it makes.
         sharing: which counts are shared with other nodes.
         lists: who is never counted, and who is always refused.
+        keyed: strings are hashed by a secret that is kept. Until they are (``rekey()``), a client
+            known by a string is throttled and never blocked: after a restart its block would be
+            one of nobody.
 
     ``blocks`` counts the blocks since the start, ``blocks_unreported`` those that nobody has logged
     yet, and ``news`` holds the latest of them. ``on_block`` is called with each that is made here,
-    ``on_lift`` with the lift of one that it takes the place of, ``on_taken`` with each entry made
-    elsewhere that changes what is known here, ``on_gone`` with limit and key of a block that was
-    lifted elsewhere, ``on_fuse`` with a limit and whether its fuse has
-    blown or is whole again.
+    ``on_lift`` with the lift of one that it takes the place of, ``on_hidden`` with each block whose
+    string is not to be seen any more, ``on_taken`` with each entry made elsewhere that changes what
+    is known here, ``on_gone`` with limit and key of a block that was lifted elsewhere, ``on_fuse``
+    with a limit and whether its fuse has blown or is whole again.
     """
 
     def __init__(
@@ -107,8 +111,10 @@ class Limiter:
         node: str = "",
         sharing: Sharing = Sharing.NONE,
         lists: Lists | None = None,
+        keyed: bool = True,
     ) -> None:
         self.blocklist = Blocklist(node)
+        self.keyed = keyed
         self.sharing = sharing
         shared = {Sharing.NONE: 0, Sharing.HOT: _SHARED, Sharing.ALL: _SHARED_ALL}[sharing]
         refresh = _ROUND if sharing is Sharing.HOT else 0
@@ -118,6 +124,7 @@ class Limiter:
         self.news: deque[Block] = deque(maxlen=_MAX_NEWS)
         self.on_block: Callable[[Block], object] = lambda block: None
         self.on_lift: Callable[[Lift], object] = lambda lift: None
+        self.on_hidden: Callable[[Block], object] = lambda block: None
         self.on_gone: Callable[[str, str], object] = lambda limit, key: None
         self.on_taken: Callable[[Entry], object] = lambda entry: None
         self.on_fuse: Callable[[Limit, bool], object] = lambda limit, blown: None
@@ -125,7 +132,6 @@ class Limiter:
         self._rules = {rule.limit.name: rule for rule in self.engine.rules}
         self._widths = _widths(limits)
         self._barred = Barred(self.engine.barred, self._until)
-        self._secret = b""
         self._loading = 0
         self._minute = 0
         self.blocklist.forget = self.forget
@@ -184,6 +190,7 @@ class Limiter:
             self._widths |= widths
             yield from self._bar()
         before = {name: rule.limit for name, rule in self._rules.items()}
+        shown = {name for name in (EVERY_LIMIT, *before) if not self.is_secret(name)}
         fresh = self.engine.reload(limits)
         self._rules = {rule.limit.name: rule for rule in self.engine.rules}
         for name, rule in self._rules.items():
@@ -200,9 +207,14 @@ class Limiter:
                 rule.limit.shadow,
             ):
                 changed.add(name)
-        return self._restore([EVERY_LIMIT, *sorted(changed)] if changed else [], widths)
+        hidden = sorted(name for name in shown if self.is_secret(name))
+        names = [EVERY_LIMIT, *sorted(changed)] if changed else []
+        return self._restore(names, widths, hidden)
 
-    def _restore(self, names: list[str], widths: frozenset[tuple[int, int]]) -> Steps[None]:
+    def _restore(
+        self, names: list[str], widths: frozenset[tuple[int, int]], hidden: list[str]
+    ) -> Steps[None]:
+        yield from self._hide(hidden)
         count = 0
         for name in names:
             for block in self.blocklist.of(name):
@@ -216,6 +228,16 @@ class Limiter:
         if widths != self._widths:
             self._widths = widths
             yield from self._bar()
+
+    def _hide(self, names: list[str]) -> Steps[None]:
+        """Show no more than hints of the strings of limits that now say they are secret."""
+        for name in names:
+            for number, block in enumerate(self.blocklist.of(name), 1):
+                hidden = self.kept(block)
+                if hidden != block and self.blocklist.put(hidden, self.engine.table.now):
+                    self.on_hidden(hidden)
+                if number % _UPDATED == 0:
+                    yield
 
     def _bar(self) -> Steps[None]:
         """Have all blocks by hand barred, or not, as clients are counted now."""
@@ -260,6 +282,31 @@ class Limiter:
         until = max(until, self._until(key))
         return until if until > self.engine.table.now else 0
 
+    def string_key(self, string: bytes) -> str:
+        """Return the key of a string."""
+        key = self.engine.key
+        key.binary(string, 0, len(string))
+        return hash_key(key.hi, key.lo)
+
+    def is_secret(self, limit: str) -> bool:
+        """Tell whether only hints are shown of a limit's strings; of ``EVERY_LIMIT``, of any."""
+        if limit == EVERY_LIMIT:
+            return any(rule.limit.secret for rule in self.engine.rules)
+        rule = self._rules.get(limit)
+        return rule is None or rule.limit.secret
+
+    def is_known(self, key: str) -> bool:
+        """Tell whether any limit knows a client with this key, or has blocked it."""
+        return any(
+            self.engine.table.peek(*self._client(rule, counted_key(key, rule.limit))) >= 0
+            or self.blocklist.get(rule.limit.name, key) is not None
+            for rule in self.engine.rules
+        )
+
+    def kept(self, entry: E) -> E:
+        """Return a block or a lift as it is kept here; see ``strings``."""
+        return kept(entry, self.is_secret(entry.limit), self.string_key)
+
     def explain(self, key: str) -> Steps[list[ClientState]]:
         """Return what each limit has of a client, which is not counted as seen by that."""
         engine = self.engine
@@ -295,6 +342,7 @@ class Limiter:
 
         It does not if what is known is newer, or if there is no room.
         """
+        block = self.kept(block)
         if not self.blocklist.take(block, self.engine.table.now):
             return False
         if block.limit == EVERY_LIMIT and self._bars(block.key):
@@ -308,6 +356,7 @@ class Limiter:
 
         A client whose block it ends may come at once, and its strikes are forgotten.
         """
+        lift = self.kept(lift)
         known = self.blocklist.get(lift.limit, lift.key)
         if not self._lift(lift):
             return False
@@ -349,17 +398,14 @@ class Limiter:
             self._loading -= 1
         yield from self.cut()
 
-    def rekey(self, secret: bytes) -> Steps[None]:
-        """Take the secret by which all nodes know strings; 16 bytes."""
-        if secret == self._secret:
-            return
-        self._secret = secret
+    def rekey(self, secret: bytes) -> None:
+        """Take the secret by which all nodes know strings, 16 bytes.
+
+        With another one than before, clients known by a string are others from then on. A block of
+        one finds it again if its text is the string, as soon as it is taken again.
+        """
         self.engine.key.rekey(secret)
-        for number, block in enumerate(self.blocklist, 1):
-            if key_network(block.key) is None:
-                self._update(block.limit, block.key)
-            if number % _UPDATED == 0:
-                yield
+        self.keyed = True
 
     def divide(self, nodes: int) -> None:
         """Share clients with this many nodes, this one included."""
@@ -392,11 +438,11 @@ class Limiter:
 
     def _client(self, rule: Rule, key: str) -> tuple[int, int, int]:
         """Return as whom the table knows a client of a limit."""
-        hashed = key_hash(key)
+        hashed = hash_numbers(key)
         if hashed is not None:
             return *hashed, TEXT << 16 | rule.index
         found = self.engine.key
-        text = key_bytes(key)
+        text = first_address(key).encode()
         found.text(text, 0, len(text))
         return found.hi, found.lo, found.kind << 16 | rule.index
 
@@ -447,14 +493,17 @@ class Limiter:
             rule.blow(True)
             self.on_fuse(limit, True)
             return 0
-        key = key_text(kind, hi, lo, text, limit.ipv4_prefix, limit.ipv6_prefix)
+        if kind == TEXT and not self.keyed:
+            return 0
+        key = client_key(kind, hi, lo, limit.ipv4_prefix, limit.ipv6_prefix)
+        shown = string_text(text, key, limit.secret) if kind == TEXT else ""
         # Up to the next whole second, so that no block is shorter than the ladder says.
         last = self.blocklist.get(limit.name, key)
         if limit.shadow and last is not None and not last.shadow:
             # To which a block in shadow would give way, here and on all other nodes.
             self.on_lift(self.lift_now(limit.name, key, now))
         order = self.blocklist.next_order(limit.name, key, now)
-        block = self.blocklist.strike(limit, key, -(-now // SECOND), order)
+        block = self.blocklist.strike(limit, key, -(-now // SECOND), order, shown)
         if block is None:
             return 0
         self.blocks += 1

@@ -35,7 +35,7 @@ class Merge:
     def take(self, entries: Sequence[Entry]) -> Steps[None]:
         """Merge a page of the other list."""
         if self._secret:
-            yield from self._limiter.rekey(self._secret)
+            self._limiter.rekey(self._secret)
         blocklist = self._limiter.blocklist
         for start in range(0, len(entries), _PAGE):
             page = entries[start : start + _PAGE]

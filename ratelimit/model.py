@@ -48,6 +48,7 @@ class Limit:
         headers: tell allowed requests, too, what is left.
         fuse: share of all clients, 0 to 1, above which so many are refused at once that no more
             are blocked; 0 for never.
+        secret: keys that are not addresses are kept and shown as hashes; see ``strings``.
     """
 
     name: str = "default"
@@ -61,6 +62,7 @@ class Limit:
     shadow: bool = False
     headers: bool = False
     fuse: float = 0.2
+    secret: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class Block:
     ``node`` the node that made the entry. ``limit`` is ``EVERY_LIMIT`` for a block by hand. A
     ``shadow`` block is one that a limit would have made, was it not in shadow: it refuses nothing.
     ``order`` says which of two facts about a client is the newer; see ``orders``.
+    ``text`` is what people see of a key that is a hash; empty for an address.
     """
 
     key: str
@@ -85,6 +88,12 @@ class Block:
     node: str = ""
     shadow: bool = False
     order: int = 0
+    text: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The key as people see it."""
+        return self.text or self.key
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,7 @@ async def run_node(
         sharing = Sharing.HOT if config.store.sync_interval else Sharing.ALL
     clients = config.agent.max_clients
     try:
-        limiter = Limiter(limits, clients, node=node, sharing=sharing, lists=lists)
+        limiter = Limiter(limits, clients, node=node, sharing=sharing, lists=lists, keyed=False)
     except (OSError, MemoryError) as error:
         size = clients * CLIENT_BYTES >> 20
         raise config.wrong("agent.max_clients", f"there are no {size} MiB of memory") from error
@@ -105,6 +105,8 @@ async def run_node(
         events=control.follow(sync.events),
         node=about,
     )
+    if store.kept.secret:
+        limiter.rekey(store.kept.secret)
     sync.attach(store, about)
     webhooks = Webhooks(config.receivers(), node)
     load = Load(config.load.high, config.load.low, config.load.hold / SECOND)

@@ -15,6 +15,7 @@ import click
 
 from ratelimit.client import DEFAULT_URL, Client, path_of, read_token
 from ratelimit.exceptions import ApiError
+from ratelimit.keys import key_network
 from ratelimit.shown import (
     blocks_table,
     clients_table,
@@ -63,6 +64,7 @@ def asks(function: _Command) -> _Command:
 @click.argument("key", required=False)
 @click.option("--ttl", metavar="DURATION", help="add: how long, such as 10m; 1s to 30d.")
 @click.option("--reason", default="", metavar="TEXT", help="add: why.")
+@click.option("--force", is_flag=True, help="add: also a very wide network, or any string.")
 @click.option("--q", default="", metavar="TEXT", help="list: only entries with this in them.")
 @click.option(
     "-n",
@@ -81,19 +83,24 @@ def blocks(
     key: str | None,
     ttl: str | None,
     reason: str,
+    force: bool,
     q: str,
     count: int,
     ended: bool,
     watch: bool,
     as_json: bool,
 ) -> None:
-    """Show the blocklist, block a KEY, or lift its blocks on every node."""
+    """Show the blocklist, block a KEY, or lift its blocks on every node.
+
+    A KEY is an address, a network, the string that a limit counts, or a key as it is shown; - reads
+    it from standard input, so that a secret one is in no list of processes.
+    """
     if (key is None) != (action == "list"):
         raise click.UsageError(f"{action} takes {'no key' if key else 'a key'}")
+    key = _read_key(key or "")
     if action == "add":
-        made = client.post(
-            "/v1/blocks", {"key": key, "ttl": _number(ttl or "10m"), "reason": reason}
-        )
+        body: dict[str, object] = {"key": key, "ttl": _number(ttl or "10m"), "reason": reason}
+        made = client.post("/v1/blocks", body | ({"force": True} if force else {}))
         if as_json:
             click.echo(json.dumps(made))
             return
@@ -105,9 +112,10 @@ def blocks(
         for socket, problem in _missed(made):
             click.echo(f"HAProxy at {socket} asks the agent about it: {problem}", err=True)
     elif action == "remove":
-        answer = client.delete(path_of("/v1/blocks", key or ""))
+        key = _shown_key(client, key)
+        answer = client.delete(path_of("/v1/blocks", key))
         lifted = {"lifted": key, "edges": answer.get("edges", [])}
-        click.echo(json.dumps(lifted) if as_json else f"{printable(key or '')} is lifted")
+        click.echo(json.dumps(lifted) if as_json else f"{printable(key)} is lifted")
         for socket, problem in _missed(lifted):
             click.echo(f"HAProxy at {socket} may go on refusing it: {problem}", err=True)
         if _missed(lifted):
@@ -151,8 +159,8 @@ def top(client: Client, count: int, sort: str, once: bool, as_json: bool) -> Non
 @click.argument("key")
 @asks
 def explain(client: Client, key: str, as_json: bool) -> None:
-    """Show everything known about a KEY."""
-    known = client.get(path_of("/v1/clients", key))
+    """Show everything known about a KEY; - reads it from standard input."""
+    known = client.get(path_of("/v1/clients", _shown_key(client, _read_key(key))))
     show(lambda: known, explanation, as_json, watch=False)
 
 
@@ -206,6 +214,22 @@ def _blocks_now(client: Client, q: str, count: int, ended: bool) -> list[dict[st
         if len(found) == count:
             break
     return found
+
+
+def _read_key(key: str) -> str:
+    """Return a key that is an argument, or that standard input has."""
+    if key != "-":
+        return key
+    if sys.stdin.isatty():
+        return str(click.prompt("key", hide_input=True))
+    return str(_text(sys.stdin.readline().rstrip("\r\n")))
+
+
+def _shown_key(client: Client, key: str) -> str:
+    """Return a key as it is shown: what is in a path may be logged on the way, a body is not."""
+    if key_network(key) is not None:
+        return key
+    return str(client.post("/v1/keys", {"key": key})["key"])
 
 
 def _text(argument: Any) -> Any:

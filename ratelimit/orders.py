@@ -9,6 +9,7 @@ compare:
 - A lift ends every block whose order is not higher than its own, and none whose order is.
 - Of two blocks by hand, the one of the higher order holds.
 - Of two blocks by the same limit, the one that ends later holds; one in shadow gives way.
+- Of two that differ in nothing else, the one that shows less of its string holds.
 
 An order is the store's time in microseconds, but at least one more than that of anything which the
 node knows of this client. A block that ends later holds whatever the orders, because nodes without
@@ -45,7 +46,8 @@ def beats(new: Block, old: Block) -> bool:
 
 def _rank(block: Block) -> tuple[int, ...]:
     first = block.order if block.limit == EVERY_LIMIT else 0
-    return first, not block.shadow, block.until, block.strikes, block.order, block.since
+    hidden = -(len(block.text) - len(block.key) * block.text.endswith(block.key))
+    return first, not block.shadow, block.until, block.strikes, block.order, block.since, hidden
 
 
 def _tie(block: Block) -> int:

@@ -95,7 +95,7 @@ def clients_table(clients: list[dict[str, Any]]) -> RenderableType:
     made = new_table("client", "limit", "hits a second#", "in the window#", "blocked for#")
     for one in clients:
         made.add_row(
-            f"#{one['key']}" if one["hashed"] else one["key"],
+            printable(one["key"]),
             printable(one["limit"]),
             f"{one['rate']:,.1f}",
             f"{one['hits']:,}",

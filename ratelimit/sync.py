@@ -88,7 +88,7 @@ class Sync:
         self._last = 0.0  # when the last exchange began, and when the next one is to, in loop time
         self._next = math.inf
         self._timer: asyncio.TimerHandle | None = None
-        limiter.on_block = limiter.on_lift = self.put
+        limiter.on_block = limiter.on_lift = limiter.on_hidden = self.put
         limiter.on_taken = self._keep
         self.reloaded()
 
@@ -274,9 +274,7 @@ class Sync:
     def _merge(self) -> Merge:
         self.tick()
         self.limiter.engine.at(self.now())
-        return Merge(
-            self.limiter, self.store.secret if isinstance(self.store, SharedStore) else b""
-        )
+        return Merge(self.limiter, self.store.kept.secret if self.store is not None else b"")
 
     def _divide(self) -> None:
         store = self.store

@@ -53,6 +53,7 @@ block = ["10s", "1m", "10m", "1h"]
 forget = "24h"
 strict = false
 shadow = false
+secret = true
 ipv4_prefix = 32
 ipv6_prefix = 64
 headers = false

@@ -150,7 +150,8 @@ def test_a_block_by_hand_holds_for_every_limit(
     assert {node.ask(client) for client in blocked} == {"allow"}, "it has ended"
     node.by_hand(key)
     assert node.ask(blocked[0]) == "block"
-    node.lift(EVERY_LIMIT, key)
+    [block] = node.limiter.blocklist
+    node.lift(EVERY_LIMIT, block.key)
     assert {node.ask(client) for client in blocked} == {"allow"}
 
 

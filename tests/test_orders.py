@@ -145,7 +145,7 @@ def test_two_lists_agree_after_each_has_told_the_other(seed: int) -> None:
     for limiter in (here, there):
         limiter.tick(NOW * 10**9)
         for n in range(300):
-            place = rnd.choice(["default", EVERY_LIMIT]), str(rnd.randrange(100))
+            place = rnd.choice(["default", EVERY_LIMIT]), f"192.0.2.{rnd.randrange(100)}"
             order = limiter.blocklist.next_order(*place, (NOW + n) * 10**9)
             if rnd.random() < 0.3:
                 limiter.lift_now(*place, (NOW + n) * 10**9)

@@ -107,6 +107,7 @@ def test_a_block(desk: Desk) -> None:
             "shadow": False,
             "headers": False,
             "fuse": 0.2,
+            "secret": True,
         },
         "lines": 172,
         "unread": 0,

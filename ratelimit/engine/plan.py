@@ -210,7 +210,9 @@ class Plan:
                 message.rule = rule
                 message.state = _KEYLESS
                 break
-        if message.state == _KEYLESS and kind != _NULL and usable:
+        # A header that is there and empty names no client.
+        named = kind != _NULL and (key_size > 0 or kind < _STRING)
+        if message.state == _KEYLESS and named and usable:
             message.state = _CHECKED
             message.hits = hits
             self.take(message, kind, key, key_size, number)

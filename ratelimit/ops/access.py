@@ -54,12 +54,15 @@ class Access:
         self._pause = pause
         self._guesses = Guesses()
 
-    def attempt(self, request: web.Request) -> Attempt:
-        """Return what is known of a request before anybody has looked at it."""
+    def attempt(self, request: web.Request, path: str) -> Attempt:
+        """Return what is known of a request before anybody has looked at it.
+
+        ``path`` is as it may be logged.
+        """
         peer = request.remote or ""
         forwarded = request.headers.getall("X-Forwarded-For", [])
         client = client_of(",".join(forwarded), self._proxies) if peer in self._proxies else ""
-        return Attempt(request.method, request.path, peer, client)
+        return Attempt(request.method, path, peer, client)
 
     async def admit(self, request: web.Request, role: Role, attempt: Attempt) -> Caller:
         """Return who asks, and note it in the attempt; raises ProblemError unless they may."""

@@ -35,6 +35,7 @@ class Attempt:
     """A request, as far as it is known.
 
     Attributes:
+        path: as it may be logged, as are the keys in ``names`` and ``asked``.
         peer: the address that it came from.
         forwarded: whom a trusted proxy says that it asks for, or empty.
         caller: whose token it has; without a name before that is known, or if it has none.

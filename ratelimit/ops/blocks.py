@@ -9,7 +9,7 @@ import json
 from urllib.parse import quote
 
 from ratelimit.control import Control, ListFullError
-from ratelimit.keys import canonical, has_host_bits, wider_keys
+from ratelimit.keys import wider_keys
 from ratelimit.model import EVERY_LIMIT, Block
 from ratelimit.ops import models
 from ratelimit.ops.call import Call, Reply
@@ -18,6 +18,7 @@ from ratelimit.ops.problems import ProblemError
 from ratelimit.runtime import Fault
 from ratelimit.store import StoreError
 from ratelimit.turns import paced
+from ratelimit.typed import Given, reach, read, too_wide
 
 
 async def list_blocks(call: Call) -> Reply:
@@ -35,32 +36,43 @@ async def list_blocks(call: Call) -> Reply:
 async def add_block(call: Call) -> Reply:
     """Block a key."""
     body: models.NewBlock = call.body
-    key = canonical(body.key)
+    limiter = call.control.limiter
+    given = read_key(call, body.key, body.force)
+    if given.key.startswith("~") and not limiter.keyed:
+        detail = "strings can't be hashed before the store was reached once: nothing was blocked"
+        raise ProblemError(503, detail, headers={"Retry-After": "1"})
+    wide = too_wide(given.key)
+    if wide and not body.force:
+        raise ProblemError.field(422, "key", wide)
     try:
-        block, faults = await call.control.block(key, body.ttl, body.reason, call.caller.name)
+        block, faults = await call.control.block(
+            given.key, body.ttl, body.reason, call.caller.name, call.control.shown(given)
+        )
     except ListFullError as error:
         what = f"nothing was blocked: {error}; lift some, or block whole networks"
         raise ProblemError(507, what) from error
     except StoreError as error:
         raise _store_problem(error, "blocked") from error
     (entry,) = entries(call.control, [block])
+    note = ". ".join(filter(None, (given.note, reach(limiter, given.key))))
     edges = _edges(call.control, faults)
-    made = models.MadeBlock(**dict(entry), note=note_of(body.key, key), edges=edges)
-    return Reply(made, 201, {"Location": f"/v1/blocks/{quote(key, safe='')}"})
+    made = models.MadeBlock(**dict(entry), note=note, edges=edges)
+    return Reply(made, 201, {"Location": f"/v1/blocks/{quote(block.key, safe='')}"})
 
 
 async def show_block(call: Call) -> Reply:
     """Answer with all entries of a key."""
-    key = key_of(call)
-    blocks = call.control.blocks_of(key)
+    given = key_of(call)
+    blocks = call.control.blocks_of(given.key)
     if not blocks:
-        raise _not_blocked(call.control, key)
-    return Reply(models.KeyBlocks(key=key, blocks=entries(call.control, blocks)))
+        raise _not_blocked(call.control, given.key)
+    shown = call.control.shown(given) or given.key
+    return Reply(models.KeyBlocks(key=shown, blocks=entries(call.control, blocks)))
 
 
 async def lift_block(call: Call) -> Reply:
     """Lift all blocks of a key."""
-    key = key_of(call)
+    key = key_of(call).key
     try:
         found, faults = await call.control.unblock(key, call.caller.name)
     except StoreError as error:
@@ -70,6 +82,12 @@ async def lift_block(call: Call) -> Reply:
     if faults:
         return Reply(models.Lifted(edges=_edges(call.control, faults)))
     return Reply(status=204)
+
+
+async def show_key(call: Call) -> Reply:
+    """Answer with a key as it is shown."""
+    given = read_key(call, call.body.key)
+    return Reply(models.ShownKey(key=call.control.shown(given) or given.key, note=given.note))
 
 
 def _edges(control: Control, faults: list[Fault]) -> list[models.EdgeAnswer]:
@@ -104,7 +122,7 @@ def entries(control: Control, blocks: list[Block]) -> list[models.BlockEntry]:
     now = control.now()
     return [
         models.BlockEntry(
-            key=block.key,
+            key=block.shown,
             limit=block.limit,
             reason=block.reason,
             strikes=block.strikes,
@@ -137,21 +155,14 @@ def _read_cursor(text: str) -> tuple[str, str]:
     return limit, key
 
 
-def key_of(call: Call) -> str:
-    """Return the key in the path, canonical. Raises ProblemError."""
-    text = call.names["key"]
-    if len(text) > models.MAX_SHOWN_KEY:
-        raise ProblemError.field(422, "key", f"has at most {models.MAX_SHOWN_KEY} characters")
+def key_of(call: Call) -> Given:
+    """Return the key in the path. Raises ProblemError."""
+    return read_key(call, call.names["key"])
+
+
+def read_key(call: Call, text: str, force: bool = False) -> Given:
+    """Return what a text means as a key. Raises ProblemError."""
     try:
-        return canonical(text)
+        return read(call.control.limiter, text, force)
     except ValueError as error:
-        if call.control.blocks_of(text):
-            return text  # nobody would write it, but a client sent it, and a limit blocked that
         raise ProblemError.field(422, "key", str(error)) from None
-
-
-def note_of(written: str, key: str) -> str:
-    """Return what was corrected in a key as it was written, if anything."""
-    if has_host_bits(written):
-        return f"{written} has host bits; the network is {key}"
-    return f"{written} is {key}" if written != key else ""

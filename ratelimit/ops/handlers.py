@@ -12,9 +12,10 @@ from ratelimit import __version__, logs
 from ratelimit.bus import Full
 from ratelimit.engine import compiled
 from ratelimit.engine.constants import SECOND
+from ratelimit.limiter import ClientState
 from ratelimit.notation import format_duration
 from ratelimit.ops import models
-from ratelimit.ops.blocks import entries, key_of, note_of
+from ratelimit.ops.blocks import entries, key_of
 from ratelimit.ops.call import Call, Reply
 from ratelimit.ops.listing import listing
 from ratelimit.ops.page import PAGE, POLICY
@@ -22,6 +23,7 @@ from ratelimit.ops.problems import ProblemError
 from ratelimit.ops.stream import send_events
 from ratelimit.store import StoreError
 from ratelimit.turns import paced
+from ratelimit.typed import Given
 
 DESCRIPTION = web.AppKey("description", bytes)
 """The OpenAPI description, which ``openapi`` makes of the routes."""
@@ -39,13 +41,13 @@ async def list_clients(call: Call) -> Reply:
 
 async def explain(call: Call) -> Reply:
     """Answer with everything known about a key."""
-    key = key_of(call)
+    given = key_of(call)
     control = call.control
-    known = await control.explain(key)
+    known = await control.explain(given.key)
     limits = (
         models.LimitOf(
             limit=state.limit.name,
-            key=state.key,
+            key=_counted(given, state),
             hits=state.hits,
             rate=state.limit.rate,
             window=format_duration(state.limit.window),
@@ -57,14 +59,21 @@ async def explain(call: Call) -> Reply:
         for state in known.limits
     )
     explained = models.Explained(
-        key=key,
-        note=note_of(call.names["key"], key),
+        key=control.shown(given) or given.key,
+        note=given.note,
         lists=known.listed,
         limits=[],
         by_hand=entries(control, known.by_hand),
         edge=known.edge,
     )
     return Reply(await paced(listing(explained, "limits", limits)))
+
+
+def _counted(given: Given, state: ClientState) -> str:
+    """Return what a limit counts a client as, in the form in which that is shown."""
+    if state.block is not None:
+        return state.block.shown
+    return given.shown(state.limit.secret) if state.key == given.key else state.key
 
 
 # The node and the fleet.
@@ -85,6 +94,7 @@ async def list_limits(call: Call) -> Reply:
             fuse=limit.fuse,
             ipv4_prefix=limit.ipv4_prefix,
             ipv6_prefix=limit.ipv6_prefix,
+            secret=limit.secret,
         )
         for limit in [rule.limit for rule in call.control.limiter.engine.rules]
     )

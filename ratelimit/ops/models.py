@@ -19,16 +19,11 @@ from pydantic import (
 )
 
 from ratelimit.busiest import MAX_BUSIEST, BusyClient
-from ratelimit.keys import canonical
 from ratelimit.notation import DAY, SECOND, parse_duration
 from ratelimit.runtime import EdgeEntry, Report
+from ratelimit.typed import MAX_GIVEN
 
 MAX_TTL = 30 * DAY // SECOND
-MAX_KEY = 200
-"""Bytes of a key that HAProxy sends and that a person can block."""
-
-MAX_SHOWN_KEY = 512
-"""Characters of a key that can be asked for; longer ones are shown cut and with a hash."""
 
 
 def _ttl(value: object) -> int:
@@ -50,15 +45,6 @@ def _printable(text: str) -> str:
     return text
 
 
-def _blockable(text: str) -> str:
-    if not text.isprintable() or text != text.strip():
-        raise ValueError("must be printable, without spaces around it")
-    if len(text.encode()) > MAX_KEY:
-        raise ValueError(f"has at most {MAX_KEY} bytes")
-    canonical(text)
-    return text
-
-
 Ttl = Annotated[
     int,
     BeforeValidator(_ttl),
@@ -71,6 +57,16 @@ Ttl = Annotated[
             "examples": ["10m", 600],
             "description": "How long: 1 s to 30 days.",
         }
+    ),
+]
+
+
+Key = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=MAX_GIVEN),
+    Field(
+        description="An address, a network, any other string that is counted, or a key as shown.",
+        examples=["192.0.2.7", "2001:db8::/64"],
     ),
 ]
 
@@ -92,14 +88,20 @@ class NewBlock(Asked):
 
     model_config = ConfigDict(strict=True)
 
-    key: Annotated[
-        str, StringConstraints(min_length=1, max_length=MAX_KEY), AfterValidator(_blockable)
-    ] = Field(
-        description="An address, a network, or any other string that is counted.",
-        examples=["192.0.2.7", "2001:db8::/64"],
-    )
+    key: Key
     ttl: Ttl
     reason: Annotated[str, StringConstraints(max_length=200), AfterValidator(_printable)] = ""
+    force: bool = Field(
+        False, description="Also a very wide network, or a string that is nearly an address."
+    )
+
+
+class GivenKey(Asked):
+    """A key in any form."""
+
+    model_config = ConfigDict(strict=True)
+
+    key: Key
 
 
 class Nothing(Asked):
@@ -112,7 +114,9 @@ class BlocksQuery(Asked):
     limit: int = Field(100, ge=1, le=1000, description="Entries of a page.")
     cursor: str = Field("", max_length=2048, description="`next` of the page before.")
     q: str = Field(
-        "", max_length=200, description="Only what has this in its key, limit, reason or by."
+        "",
+        max_length=2048,
+        description="Only what has this in its key, limit, reason or by, or is of this string.",
     )
     ended: bool = Field(
         False, description="Also those that have ended and whose strikes still count."
@@ -136,7 +140,10 @@ class NoQuery(Asked):
 class BlockEntry(Answer):
     """An entry of the blocklist; `limit` is `*` for one that a person made."""
 
-    key: str
+    key: str = Field(
+        description="An address or a network; of another string its hash, behind a hint, unless "
+        "the limit says `secret = false`. Any key that is shown can be given back."
+    )
     limit: str
     reason: str
     strikes: int = Field(description="Blocks that are not forgotten yet, this one included.")
@@ -159,7 +166,10 @@ class EdgeAnswer(Answer):
 class MadeBlock(BlockEntry):
     """The block that was made."""
 
-    note: str = Field(description="What was corrected in the key, if anything.")
+    note: str = Field(
+        description="What was corrected in the key, and how the block differs from what the limits "
+        "count, if it does."
+    )
     edges: list[EdgeAnswer] = Field(
         description="The HAProxy processes beside the node. One that has not taken it asks the "
         "agent, which refuses."
@@ -170,6 +180,13 @@ class Lifted(Answer):
     """What was lifted, while some HAProxy beside the node may go on refusing."""
 
     edges: list[EdgeAnswer]
+
+
+class ShownKey(Answer):
+    """A key as it is shown, and what was corrected in it."""
+
+    key: str
+    note: str
 
 
 class BlocksPage(Answer):
@@ -231,6 +248,7 @@ class LimitInForce(Answer):
     fuse: float
     ipv4_prefix: int
     ipv6_prefix: int
+    secret: bool = Field(description="Keys that are not addresses are shown as hashes.")
 
 
 class Limits(Answer):

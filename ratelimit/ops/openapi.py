@@ -11,10 +11,11 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from ratelimit import __version__
-from ratelimit.ops.models import MAX_SHOWN_KEY, Problem
+from ratelimit.ops.models import Problem
 from ratelimit.ops.problems import CONTENT_TYPE
 from ratelimit.ops.routes import Route
 from ratelimit.ops.tokens import Role
+from ratelimit.typed import MAX_GIVEN
 
 _Mode = Literal["validation", "serialization"]
 
@@ -112,7 +113,7 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
             "name": name,
             "in": "path",
             "required": True,
-            "schema": {"type": "string", "minLength": 1, "maxLength": MAX_SHOWN_KEY},
+            "schema": {"type": "string", "minLength": 1, "maxLength": MAX_GIVEN},
         }
         for name in re.findall(r"{(\w+)}", path)
     ]

@@ -94,6 +94,15 @@ ROUTES = (
         problems={404: "It has none.", 422: _INVALID, 503: _STORE},
     ),
     Route(
+        method="POST",
+        path="/v1/keys",
+        handler=blocks.show_key,
+        summary="A key as it is shown, for one that should not be in a path",
+        body=models.GivenKey,
+        answer=models.ShownKey,
+        problems={422: _INVALID},
+    ),
+    Route(
         method="GET",
         path="/v1/clients",
         handler=handlers.list_clients,

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,15 @@ from ratelimit.ops.call import Call
 from ratelimit.ops.connections import IDLE_TIMEOUT, MAX_CONNECTIONS, Connection, Connections
 from ratelimit.ops.handlers import DESCRIPTION
 from ratelimit.ops.openapi import describe
+from ratelimit.ops.paths import loggable
 from ratelimit.ops.problems import ProblemError
 from ratelimit.ops.routes import ROUTES, Route
 from ratelimit.ops.tokens import Role, Tokens, read_tokens
 from ratelimit.systemd import Passed
 from ratelimit.trust import Trusted
+from ratelimit.typed import told
 
-MAX_BODY = 16_384
+MAX_BODY = 65_536
 """Bytes."""
 
 BODY_TIMEOUT = 5.0
@@ -190,7 +192,7 @@ class Server:
                 connection.end()
 
     async def _try(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        attempt = self.access.attempt(request)
+        attempt = self.access.attempt(request, loggable(self.control.limiter, request))
         _attempt.set(attempt)
         try:
             response = await self._answer(request, handler, attempt)
@@ -217,7 +219,7 @@ class Server:
         except asyncio.CancelledError:
             raise
         except Exception:
-            log.exception("an API request failed", path=ascii(request.path[:200]))
+            log.exception("an API request failed", path=attempt.path)
             attempt.why = "a fault of this program"
             return ProblemError(500, "a fault of this program; its log says more").response()
 
@@ -237,16 +239,23 @@ class Server:
 
         async def answer(request: web.Request) -> web.StreamResponse:
             attempt = _attempt.get()
-            attempt.what, attempt.names = route.name, dict(request.match_info)
+            attempt.what, attempt.names = route.name, self._loggable(request.match_info)
             caller = await self.access.admit(request, route.role, attempt)
-            call = Call(self.control, request, caller, names=dict(attempt.names))
+            call = Call(self.control, request, caller, names=dict(request.match_info))
             try:
                 return await self._reply(route, call)
             finally:
                 if call.body is not None:
-                    attempt.asked = call.body.model_dump(exclude_none=True)
+                    attempt.asked = self._loggable(call.body.model_dump(exclude_none=True))
 
         return answer
+
+    def _loggable(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what was given as it may be logged."""
+        limiter = self.control.limiter
+        return {
+            name: told(limiter, value) if name == "key" else value for name, value in given.items()
+        }
 
     async def _reply(self, route: Route, call: Call) -> web.StreamResponse:
         call.query = _query(route.query, call.request)

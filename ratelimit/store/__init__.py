@@ -12,7 +12,8 @@ from ratelimit.exceptions import ConfigError
 from ratelimit.store.base import Events, Node, Store, StoreError
 from ratelimit.store.file import state_folder
 from ratelimit.store.memory import MemoryStore
-from ratelimit.store.slots import SlotFile
+from ratelimit.store.secret import KeptSecret
+from ratelimit.store.slots import SlotFile, fleet_of
 from ratelimit.store.url import parse
 
 if TYPE_CHECKING:
@@ -38,10 +39,14 @@ def open_store(
 
     ``replicas`` is how many of a shared store's must have what a person changes before that is
     acknowledged; ``secret`` is that by which all nodes sign the shared blocklist. Raises
-    ConfigError if the URL can't be meant so, or names files that are not there.
+    ConfigError if the URL can't be meant so, or names files that are not there; and StartError,
+    without the secret of strings that is to be in the state folder.
     """
+    folder = state_folder(state_dir)
     if url == MEMORY:
-        return MemoryStore(state_dir, events, node)
+        kept = KeptSecret(folder / "strings.secret")
+        kept.make()
+        return MemoryStore(state_dir, events, node, kept)
     try:
         target = parse(url, tls_server_name)
     except ValueError as error:
@@ -49,12 +54,15 @@ def open_store(
     # Takes a tenth of a second to import, which memory:// needs not.
     from ratelimit.store.redis import RedisStore
 
+    kept = KeptSecret(folder / f"strings-{fleet_of(target, prefix)}.secret")
+    kept.read()
     return RedisStore(
         target,
         prefix,
         events,
         node=node,
-        journal=SlotFile(state_folder(state_dir), target, prefix, events.forget),
+        kept=kept,
+        journal=SlotFile(folder, target, prefix, events.forget),
         journal_needed=bool(state_dir),
         replicas=replicas,
         secret=secret,

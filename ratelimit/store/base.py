@@ -19,6 +19,7 @@ from ratelimit.model import Block, Entry, Lift
 from ratelimit.steps import Steps
 from ratelimit.store.entries import check
 from ratelimit.store.outbox import Change, Outbox
+from ratelimit.store.secret import KeptSecret
 from ratelimit.turns import SLICE, turn
 
 _TOLD = 1000  # entries written at a time
@@ -116,12 +117,14 @@ class Store(ABC):
         outages: since the start.
         nodes: live nodes, this one included; during an outage as it was last known.
         outbox: what is still to be written.
+        kept: the secret by which strings are hashed.
         journal: the file in which this node keeps what it knows, empty without one.
         journal_problem: what is wrong with that file, in a line for operators; else empty.
     """
 
-    def __init__(self, events: Events) -> None:
+    def __init__(self, events: Events, kept: KeptSecret | None = None) -> None:
         self.events = events
+        self.kept = kept or KeptSecret()
         self.up = False
         self.problem = ""
         self.outages = 0
@@ -210,11 +213,6 @@ class Store(ABC):
 
 class SharedStore(Store):
     """A store that nodes share, and with it their counts."""
-
-    @property
-    @abstractmethod
-    def secret(self) -> bytes:
-        """16 bytes that all nodes of the store share and nobody else knows, once it was up."""
 
     @abstractmethod
     async def exchange(

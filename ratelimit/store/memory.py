@@ -13,6 +13,7 @@ from ratelimit.model import Entry
 from ratelimit.store.base import Events, Node, Store
 from ratelimit.store.file import BlockFile, state_folder
 from ratelimit.store.journal import Journal
+from ratelimit.store.secret import KeptSecret
 
 FILE = "blocklist.sqlite3"
 """Name of the file in the state folder."""
@@ -24,9 +25,13 @@ class MemoryStore(Store):
     """Keeps blocks in a file; ``path`` says where."""
 
     def __init__(
-        self, state_dir: str = "", events: Events | None = None, node: Node | None = None
+        self,
+        state_dir: str = "",
+        events: Events | None = None,
+        node: Node | None = None,
+        kept: KeptSecret | None = None,
     ) -> None:
-        super().__init__(events or Events())
+        super().__init__(events or Events(), kept)
         self.path = state_folder(state_dir) / FILE
         self._journal = Journal(
             BlockFile(self.path, self.events.forget), self.events, self._changed

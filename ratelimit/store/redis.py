@@ -40,6 +40,7 @@ from ratelimit.store.file import BlockFile, FolderError
 from ratelimit.store.journal import Journal
 from ratelimit.store.life import Life, Script
 from ratelimit.store.members import HEARTBEAT, Members, nodes_key
+from ratelimit.store.secret import KeptSecret
 from ratelimit.store.shared import SharedBlocklist
 from ratelimit.store.url import Target
 
@@ -86,6 +87,7 @@ class RedisStore(SharedStore):
         events: Events | None = None,
         *,
         node: Node | None = None,
+        kept: KeptSecret | None = None,
         journal: BlockFile | None = None,
         journal_needed: bool = False,
         replicas: int = 0,
@@ -93,7 +95,7 @@ class RedisStore(SharedStore):
         timeout: float = TIMEOUT,
         exchange_timeout: float = EXCHANGE_TIMEOUT,
     ) -> None:
-        super().__init__(events or Events())
+        super().__init__(events or Events(), kept)
         self.strays = 0
         self.exchanges = 0
         self.server = ""
@@ -105,7 +107,9 @@ class RedisStore(SharedStore):
         db = f":{target.db}" if target.db else ""
         self._hot = f"{prefix}:{{fleet}}:hot{db}".encode()
         news = f"{prefix}:{{fleet}}:news{db}".encode()
-        self._blocklist = SharedBlocklist(prefix, news, self.events, self.outbox, replicas, secret)
+        self._blocklist = SharedBlocklist(
+            prefix, news, self.events, self.outbox, self.kept, replicas, secret
+        )
         self._journal: Journal | None = None
         self._journal_needed = journal_needed
         if journal is not None:
@@ -139,10 +143,6 @@ class RedisStore(SharedStore):
         """Return the store's time in nanoseconds since the epoch, or ours until it is known."""
         clock, local = self._members.clock, time.monotonic_ns()
         return local + clock.offset(local) if clock.known else time.time_ns()
-
-    @property
-    def secret(self) -> bytes:
-        return self._blocklist.secret
 
     async def start(self) -> None:
         """Load the journal and try to reach the store once; if that fails, an outage begins.

@@ -9,7 +9,6 @@ or that took over before it had everything, is told what it lost.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import secrets
 import time
@@ -25,6 +24,7 @@ from ratelimit.store.base import Events, StoreError, tell
 from ratelimit.store.entries import MAX_SECOND, Damage
 from ratelimit.store.life import Life, Script
 from ratelimit.store.outbox import Change, Outbox
+from ratelimit.store.secret import SEED, KeptSecret
 from ratelimit.store.signing import Signer, UnsignedError
 from ratelimit.turns import paced
 
@@ -36,7 +36,6 @@ _STEP = 25  # entries of a step; each takes some 10 us
 _BY_HAND = r"\*|*"  # what matches the fields of these blocks
 _TRIES = 5  # of which one that meets what has no valid signature takes two or three
 _BAD = "an entry that no node can have written"
-_SECRET = 32  # characters of an era that outlive it, if any node does
 
 _BLOCK, _LIFT = Script("entries", "block"), Script("entries", "lift")
 _LOAD = Script("load")
@@ -48,7 +47,8 @@ class SharedBlocklist:
     """The blocklist as the store has it.
 
     The era is what the store calls this list; with another one it has lost the list in between. It
-    begins with the secret of all nodes, which a node that knows it passes on to the next era.
+    begins with the seed of the secret of all nodes, which a node that knows it passes on to the
+    next era.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class SharedBlocklist:
         channel: bytes,
         events: Events,
         outbox: Outbox,
+        kept: KeptSecret,
         replicas: int = 0,
         secret: bytes = b"",
     ) -> None:
@@ -64,23 +65,15 @@ class SharedBlocklist:
         self.channel = channel
         self._events = events
         self._outbox = outbox
+        self._kept = kept
         self._replicas = replicas
         self.signer = Signer(secret, prefix)
         self._era = b""
         self._changes = 0
 
-    @property
-    def secret(self) -> bytes:
-        """16 bytes that all nodes share; none before the first contact."""
-        if not self._era:
-            return b""
-        return hashlib.blake2b(self._era[:_SECRET], digest_size=16).digest()
-
     def new_era(self) -> str:
         """Return the era of the list if it begins now."""
-        return (
-            self._era[:_SECRET].decode() or secrets.token_hex(_SECRET // 2)
-        ) + secrets.token_hex(8)
+        return (self._kept.seed or secrets.token_hex(SEED // 2)) + secrets.token_hex(8)
 
     def begin(self) -> None:
         """Expect another server, or the same one with another list."""
@@ -90,6 +83,7 @@ class SharedBlocklist:
         """Note the era and how often the list has changed; true if the list was lost or rewound."""
         lost = self._era not in (b"", era) or changes < self._changes
         self._era, self._changes = era, changes
+        self._kept.learn(era[:SEED].decode("ascii", "replace"))
         return lost
 
     async def read(self, life: Life) -> AsyncIterator[list[Entry]]:

@@ -23,15 +23,20 @@ SLOTS = 16
 """Agents of one fleet on one machine that have a journal."""
 
 
+def fleet_of(target: Target, prefix: str) -> str:
+    """Return the name of a fleet, in the names of its files."""
+    endpoints = sorted(str(endpoint) for endpoint in target.endpoints)
+    fleet = "\n".join((target.kind.value, *endpoints, str(target.db), target.service, prefix))
+    return hashlib.blake2b(fleet.encode(), digest_size=5).hexdigest()
+
+
 class SlotFile(BlockFile):
     """The first of the files that is free; ``path`` is known when it is open."""
 
     def __init__(
         self, folder: Path, target: Target, prefix: str, forget: Callable[[str], int]
     ) -> None:
-        endpoints = sorted(str(endpoint) for endpoint in target.endpoints)
-        fleet = "\n".join((target.kind.value, *endpoints, str(target.db), target.service, prefix))
-        name = f"journal-{hashlib.blake2b(fleet.encode(), digest_size=5).hexdigest()}"
+        name = f"journal-{fleet_of(target, prefix)}"
         self._paths = [folder / f"{name}.sqlite3"]
         self._paths += [folder / f"{name}.{slot}.sqlite3" for slot in range(2, SLOTS + 1)]
         self._leftovers: list[BlockFile] = []

@@ -246,6 +246,8 @@ def test_of_two_blocks_the_longer_one_is_told() -> None:
         (wire.message("", key=KEY), 1, 0),
         (wire.message("default"), 0, 1),
         (wire.message("default", key=wire.NULL), 0, 1),
+        (wire.message("default", key=wire.text("")), 0, 1),
+        (wire.message("default", key=wire.binary(b"")), 0, 1),
         (wire.message("default", yek=KEY), 0, 1),
         (wire.message("default", key=KEY, hits=wire.text("3")), 0, 1),
         (wire.message("default", key=KEY, hits=wire.int64(-1)), 0, 1),

@@ -91,8 +91,6 @@ def test_an_address_is_blocked_and_lifted(tmp_path: Path) -> None:
         ("192.0.2.7/32", "192.0.2.7", "192.0.2.7/32 is 192.0.2.7"),
         ("2001:DB8::0:1", "2001:db8::1", "2001:DB8::0:1 is 2001:db8::1"),
         ("192.0.2.0/24", "192.0.2.0/24", ""),
-        ("key-4711;clear table x", "key-4711;clear table x", ""),
-        ("a/b?c#d%2Fe", "a/b?c#d%2Fe", ""),
     ],
 )
 def test_a_key_is_kept_in_its_one_form(tmp_path: Path, written: str, key: str, note: str) -> None:
@@ -142,8 +140,10 @@ def test_a_slash_in_the_path_needs_no_encoding(tmp_path: Path) -> None:
         ({"key": "192.0.2.7:443", "ttl": 60}, ["key"]),
         ({"key": "[2001:db8::1]", "ttl": 60}, ["key"]),
         ({"key": "[2001:db8::1]:443", "ttl": 60}, ["key"]),
-        ({"key": "k" * 201, "ttl": 60}, ["key"]),
-        ({"key": "ü" * 101, "ttl": 60}, ["key"]),
+        ({"key": "192.0.2.*", "ttl": 60}, ["key"]),
+        ({"key": "192.0.2.1-192.0.2.9", "ttl": 60}, ["key"]),
+        ({"key": "http://192.0.2.7/", "ttl": 60}, ["key"]),
+        ({"key": "k" * 4097, "ttl": 60}, ["key"]),
         ({"key": "a\nclear table t_block", "ttl": 60}, ["key"]),
         ({"key": "a\u0000", "ttl": 60}, ["key"]),
         ({"key": " a", "ttl": 60}, ["key"]),
@@ -158,7 +158,8 @@ def test_a_slash_in_the_path_needs_no_encoding(tmp_path: Path) -> None:
         ({"key": "a", "ttl": 60, "reason": "r" * 201}, ["reason"]),
         ({"key": "a", "ttl": 60, "reason": "a\u001b[2J"}, ["reason"]),
         ({"key": "a", "ttl": 60, "until": 1}, ["until"]),
-        ({"key": "1.1.1.1.1/", "ttl": 0}, ["key", "ttl"]),
+        ({"key": "", "ttl": 0}, ["key", "ttl"]),
+        ({"key": "a", "ttl": 60, "force": "yes"}, ["force"]),
         ([], ["body"]),
         ("a", ["body"]),
     ],
@@ -191,7 +192,7 @@ def test_what_is_not_json(tmp_path: Path, raw: bytes) -> None:
 def test_a_body_too_large_or_of_another_type(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path) as api:
-            large = await api.client.post("/v1/blocks", json={"key": "k" * 20_000, "ttl": 1})
+            large = await api.client.post("/v1/blocks", json={"key": "k" * 70_000, "ttl": 1})
             assert large.status_code == 413
             for kind in ("text/plain", "application/x-www-form-urlencoded", "text/json"):
                 answer = await api.client.post(
@@ -233,13 +234,14 @@ def test_a_string_that_nobody_would_write_can_be_lifted(tmp_path: Path, key: str
     async def main() -> None:
         async with running(tmp_path) as api:
             place = "/v1/blocks/" + quote(key, safe="")
-            missing = 404 if key == "::zz" else 422
-            assert (await api.client.delete(place)).status_code == missing
-            api.control.limiter.apply(block(key, api.seconds() + 60))
-            assert (await api.client.get(place)).json()["blocks"][0]["key"] == key
+            assert (await api.client.delete(place)).status_code in (404, 422)
+            limiter = api.control.limiter
+            limiter.apply(block(limiter.string_key(key.encode()), api.seconds() + 60))
+            [entry] = (await api.client.get(place)).json()["blocks"]
+            assert entry["key"] == limiter.string_key(key.encode())
             assert (await api.client.get(place.replace("blocks", "clients"))).status_code == 200
             assert (await api.client.delete(place)).status_code == 204
-            assert (await api.client.get(place)).status_code == missing
+            assert (await api.client.get(place)).status_code == 404
 
     asyncio.run(main())
 
@@ -277,9 +279,13 @@ def test_a_page_after_the_other_while_the_list_changes(tmp_path: Path) -> None:
         chance = random.Random(5)
         async with running(tmp_path, "[limits.a]\n[limits.b]\n", clients=8000) as api:
             limiter = api.control.limiter
-            stay = [(chance.choice("ab"), f"k{number}") for number in range(2500)]
-            for limit, key in stay:
-                limiter.apply(block(key, LATER, limit))
+
+            def key(name: str) -> str:
+                return limiter.string_key(name.encode())
+
+            stay = [(chance.choice("ab"), key(f"k{number}")) for number in range(2500)]
+            for limit, one in stay:
+                limiter.apply(block(one, LATER, limit))
             seen = []
             cursor = ""
             while True:
@@ -292,7 +298,7 @@ def test_a_page_after_the_other_while_the_list_changes(tmp_path: Path) -> None:
                 if not cursor:
                     break
                 last = seen[-1]
-                limiter.apply(block(f"new{chance.random()}", LATER, chance.choice("ab")))
+                limiter.apply(block(key(f"new{chance.random()}"), LATER, chance.choice("ab")))
                 again = chance.choice(stay)  # struck again: the last of its dict
                 limiter.apply(block(again[1], LATER + 1, again[0]))
                 if last not in stay:
@@ -313,8 +319,10 @@ def test_the_list_by_what_is_searched(tmp_path: Path) -> None:
                 "/v1/blocks", json={"key": "Key-1", "ttl": 60, "reason": "Scraper"}
             )
             assert await pages(api, q="login") == [["192.0.2.1"]]
-            assert await pages(api, q="scraPER") == [["Key-1"]]
-            assert await pages(api, q="operator") == [["Key-1"]]
+            key = api.control.limiter.string_key(b"Key-1")
+            for text in ("scraPER", "operator", "Key-1", key, key[5:15].upper()):
+                assert await pages(api, q=text) == [[key]]
+            assert await pages(api, q="Key-") == [[]], "no part of a string that is not shown"
             assert await pages(api, q="nothing") == [[]]
             found = await pages(api, q=".51.11.", limit=100)
             assert [len(page) for page in found] == [100, 84]

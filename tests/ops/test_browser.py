@@ -49,7 +49,9 @@ def test_a_person_looks_blocks_and_lifts(tmp_path: Path) -> None:
 
     async def main() -> None:
         async with (
-            running(tmp_path, f"[ops]\ntoken_file = '{tokens}'\n") as api,
+            running(
+                tmp_path, f"[ops]\ntoken_file = '{tokens}'\n[limits.default]\nsecret = false\n"
+            ) as api,
             browser(tmp_path) as page,
         ):
             api.control.limiter.apply(block(EVIL, api.seconds() + 600))

@@ -27,6 +27,7 @@ DOCUMENTED = [
     ("POST", "/v1/blocks"),
     ("GET", "/v1/blocks/{key}"),
     ("DELETE", "/v1/blocks/{key}"),
+    ("POST", "/v1/keys"),
     ("GET", "/v1/clients"),
     ("GET", "/v1/clients/{key}"),
     ("GET", "/v1/limits"),

@@ -247,7 +247,7 @@ def test_forgotten_scripts_are_sent_again(server: Server, logs: list[Any]) -> No
 def test_a_store_that_was_emptied_gets_the_blocklist_again(server: Server, logs: list[Any]) -> None:
     async def main() -> None:
         async with nodes(server.url, 2) as [(first, one), (second, two)]:
-            secret = first.secret
+            secret = first.kept.secret
             for number in range(250):
                 first.put(block(str(number), 2))
             await until(lambda: len(two.blocks) == 250)
@@ -262,7 +262,7 @@ def test_a_store_that_was_emptied_gets_the_blocklist_again(server: Server, logs:
             }
             assert first.up and first.outages == 0
             async with nodes(server.url) as [(late, _)]:
-                assert late.secret == first.secret == second.secret == secret
+                assert late.kept.secret == first.kept.secret == second.kept.secret == secret
 
     run(main)
     lost = [line for line in logs if line["event"].startswith("the store has lost its memory")]

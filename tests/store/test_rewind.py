@@ -205,7 +205,7 @@ def test_blocks_of_the_journal_hold_without_the_store(
             assert not store.up
             assert seen.clients() == {"a"}
             assert seen.list.blocklist.lifts.get("default", "b")
-            assert store.secret == b""
+            assert store.kept.secret == b""
             with pytest.raises(StoreError):
                 await store.save(by_hand("c"), timeout=0.1)
             seen.list.apply(by_hand("c"))

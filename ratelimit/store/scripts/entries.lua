@@ -78,7 +78,12 @@ local function beats(field, new, old)
   local function ranks(entry)
     local first = string.sub(field, 1, 2) == '*|' and entry.order or 0
     local real = entry.shadow == true and 0 or 1
-    return {first, real, entry['until'], entry.strikes, entry.order, entry.since}
+    local key, text = tostring(entry.key or ''), tostring(entry.text or '')
+    local seen = #text  -- of a string; behind it is its hash, or it is seen whole
+    if string.sub(text, -#key) == key then
+      seen = seen - #key
+    end
+    return {first, real, entry['until'], entry.strikes, entry.order, entry.since, -seen}
   end
   local a, b = ranks(new), ranks(old)
   for i = 1, #a do

@@ -1,0 +1,109 @@
+"""The secret by which strings are hashed (``engine.key``), in a file of the state folder.
+
+With the embedded store it is made at the first start. With Redis it is the fleet's, and kept here
+so that a node which starts while Redis is away hashes strings as the others do, and so that a Redis
+that has lost all gets the same secret again: with another one, no block of a string would find its
+client. Whoever has it can try out which string a hash is of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import threading
+from pathlib import Path
+
+import structlog
+
+from ratelimit.exceptions import StartError
+
+SEED = 32
+"""Hexadecimal digits in the file."""
+
+_DIGITS = re.compile(rf"[0-9a-f]{{{SEED}}}")
+
+log = structlog.get_logger()
+
+
+class KeptSecret:
+    """The file at ``path``, or nothing but memory without one; ``seed`` is empty until known."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.seed = ""
+
+    @property
+    def secret(self) -> bytes:
+        """The secret, 16 bytes; empty until it is known."""
+        if not self.seed:
+            return b""
+        return hashlib.blake2b(self.seed.encode(), digest_size=16).digest()
+
+    def read(self) -> None:
+        """Take what the file has, if that can be used."""
+        try:
+            self.seed = self._read()
+        except StartError as error:
+            log.warning("the secret of strings is not used", why=str(error))
+
+    def make(self) -> None:
+        """Take what the file has, or make it; StartError if that can't be done."""
+        self.seed = self._read()
+        if not self.seed:
+            self.seed = secrets.token_hex(SEED // 2)
+            try:
+                self._write()
+            except OSError as error:
+                what = f"store.state_dir: can't write to {self.path}: {error.strerror}"
+                raise StartError(what) from error
+
+    def _read(self) -> str:
+        if self.path is None:
+            return ""
+        try:
+            text = self.path.read_text("ascii").strip()
+        except FileNotFoundError:
+            return ""
+        except (OSError, ValueError) as error:
+            raise StartError(f"store.state_dir: can't read {self.path}: {error}") from error
+        if not _DIGITS.fullmatch(text):
+            raise StartError(
+                f"{self.path}: must hold {SEED} hexadecimal digits; put back a copy, or remove it: "
+                "blocks of strings made so far will then find no client"
+            )
+        return text
+
+    def learn(self, seed: str) -> None:
+        """Take the fleet's; the disk is not waited for."""
+        if seed == self.seed:
+            return
+        self.seed = seed
+        if self.path is not None and _DIGITS.fullmatch(seed):
+            threading.Thread(target=self._try_to_write, name="secret", daemon=True).start()
+
+    def _try_to_write(self) -> None:
+        try:
+            self._write()
+        except OSError as error:
+            log.warning(
+                "the secret of strings can't be kept: a restart while the store is away will not "
+                "know clients that are strings",
+                file=str(self.path),
+                why=error.strerror,
+            )
+
+    def _write(self) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        new = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}")
+        try:
+            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(f"{self.seed}\n")
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(self.path)
+        finally:
+            new.unlink(missing_ok=True)
