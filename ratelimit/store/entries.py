@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, asdict, fields, replace
+from dataclasses import MISSING, fields, replace
+from operator import attrgetter
 from typing import Any
 
 import structlog
@@ -20,14 +21,18 @@ _MAX_SHOWN = 10  # damaged entries of a list that are logged one by one
 
 _BELOW = {"strikes": _MAX_STRIKES, "since": MAX_SECOND, "until": MAX_SECOND, "order": MAX_ORDER}
 _NEEDED = [field.name for field in fields(Block) if field.default is MISSING]
+_NAMES = [field.name for field in fields(Block)]
 _FIELDS = [(field.name, str(field.type)) for field in fields(Block)]
+
+_values = attrgetter(*_NAMES)
 
 log = structlog.get_logger()
 
 
 def block_to_json(block: Block) -> str:
     """Return an entry as the store has it."""
-    return json.dumps(asdict(block), separators=(",", ":"), ensure_ascii=False)
+    data = dict(zip(_NAMES, _values(block), strict=True))
+    return json.dumps(data, separators=(",", ":"), ensure_ascii=False)
 
 
 def block_from_json(text: str | bytes) -> Block:

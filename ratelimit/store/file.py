@@ -17,7 +17,7 @@ from typing import Any
 import platformdirs
 
 from ratelimit.exceptions import StartError
-from ratelimit.model import Block, Entry, Lift
+from ratelimit.model import EVERY_LIMIT, Block, Entry, Lift
 from ratelimit.orders import MAX_LIFTS, beats
 from ratelimit.store.entries import Damage, block_from_json, block_to_json, make_lift
 
@@ -208,18 +208,22 @@ class BlockFile:
         for (rank,) in file.execute("SELECT rank FROM lifts WHERE name = ? AND client = ?", place):
             if block.order <= rank:
                 return True
-        for (text,) in file.execute(
-            "SELECT entry FROM blocks WHERE name = ? AND client = ?", place
-        ):
-            with contextlib.suppress(ValueError, TypeError):
-                if not beats(block, block_from_json(text)):
-                    return True
+        if block.limit == EVERY_LIMIT and self._has_newer(file, block):
+            return True
         forget = max(block.until, block.since) + self._forget(block.limit)
         file.execute(
             "INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?, ?)",
             (*place, block.since, forget, block_to_json(block)),
         )
         return True
+
+    def _has_newer(self, file: sqlite3.Connection, block: Block) -> bool:
+        """Tell whether there is a newer block by hand, which was heard of while this one waited."""
+        query = "SELECT entry FROM blocks WHERE name = ? AND client = ?"
+        for (text,) in file.execute(query, (block.limit, block.key)):
+            with contextlib.suppress(ValueError, TypeError):
+                return beats(block_from_json(text), block)
+        return False
 
     def _lift(self, file: sqlite3.Connection, lift: Lift) -> bool:
         place = lift.limit, lift.key

@@ -544,3 +544,17 @@ def test_a_file_of_the_version_before_is_read(tmp_path: Path) -> None:
             assert seen.clients() == {"b"}
 
     run(main)
+
+
+def test_what_waited_longer_does_not_take_the_place_of_what_is_newer(tmp_path: Path) -> None:
+    async def main() -> None:
+        old, new = block("a", limit="*", by="ann"), block("a", limit="*", by="ann")
+        before, lifted, after = block("b"), lift("b"), block("b", since=2)
+        async with opened(tmp_path) as (store, _):
+            for entry in (new, old, lifted, after, before):
+                store.put(entry)
+                await until(lambda: not len(store.outbox))
+        async with opened(tmp_path) as (_, seen):
+            assert set(seen.blocks.values()) == {new, after}
+
+    run(main)
