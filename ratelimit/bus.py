@@ -77,6 +77,10 @@ class Subscription:
         self._woken.set()
         return True
 
+    def ready(self, count: int) -> list[Event]:
+        """Return up to ``count`` events that have come up already."""
+        return [self._events.popleft() for _ in range(min(count, len(self._events)))]
+
     def end(self) -> None:
         """Let the listener come to its end."""
         self.dropped = True

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import structlog
 from aiohttp import HttpVersion11, web
@@ -23,7 +23,13 @@ from ratelimit.model import Address
 from ratelimit.ops.access import Access
 from ratelimit.ops.audit import Attempt, Audit
 from ratelimit.ops.call import Call
-from ratelimit.ops.connections import IDLE_TIMEOUT, MAX_CONNECTIONS, Connection, Connections
+from ratelimit.ops.connections import (
+    IDLE_TIMEOUT,
+    MAX_CONNECTIONS,
+    Connection,
+    Connections,
+    Http,
+)
 from ratelimit.ops.handlers import DESCRIPTION
 from ratelimit.ops.openapi import describe
 from ratelimit.ops.paths import loggable
@@ -58,6 +64,8 @@ _SILENT.disabled = True
 
 # The request that a task answers, as the log is to have it.
 _attempt: ContextVar[Attempt] = ContextVar("attempt")
+
+T = TypeVar("T")
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -168,14 +176,14 @@ class Server:
 
     # Connections.
 
-    def _protocol(self) -> asyncio.Protocol:
+    def _protocol(self) -> Http:
         """Return a new connection's HTTP, which is aiohttp's."""
         server = self._runner.server
         if server is None:
             raise ConfigError(["ops.listen: not started"])
         http = server()
         http.__class__ = _Http  # aiohttp makes them by itself
-        return http
+        return cast(_Http, http)
 
     # Requests.
 
@@ -183,13 +191,12 @@ class Server:
     async def _meet(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         """Answer a request or say why not; whatever happens, as the API answers."""
         connection = self.connections.of(request.transport)
-        if connection is not None:
-            connection.begin()
+        if connection is None or not await connection.begin():
+            return web.Response(status=408)  # which is not sent: the client has gone
         try:
             return await self._try(request, handler)
         finally:
-            if connection is not None:
-                connection.end()
+            connection.end()
 
     async def _try(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         attempt = self.access.attempt(request, loggable(self.control.limiter, request))
@@ -224,15 +231,19 @@ class Server:
             return ProblemError(500, "a fault of this program; its log says more").response()
 
     async def _pause(self, request: web.Request, seconds: float) -> None:
-        """Have a request wait, on a connection that is cut before it keeps others out."""
+        await self._wait(request, asyncio.sleep(seconds))
+
+    async def _wait(self, request: web.Request, what: Awaitable[T]) -> T:
+        """Wait for something, on a connection that is cut if its place is needed."""
         connection = self.connections.of(request.transport)
         if connection is not None:
             connection.end()
-        await asyncio.sleep(seconds)
+        result = await what
         connection = self.connections.of(request.transport)
         if connection is None:
             raise ProblemError(408, "the client has gone")
-        connection.begin()
+        connection.go_on()
+        return result
 
     def _answering(self, route: Route) -> _Handler:
         """Return what aiohttp calls for a route."""
@@ -260,7 +271,8 @@ class Server:
     async def _reply(self, route: Route, call: Call) -> web.StreamResponse:
         call.query = _query(route.query, call.request)
         if route.body is not None:
-            call.body = await _body(route.body, call.request)
+            raw = await self._wait(call.request, _body(call.request))
+            call.body = _parse(route.body, raw)
         elif call.request.body_exists:
             raise ProblemError(400, "there is nothing to be read from a body here")
         if route.answer == "text/event-stream":
@@ -291,6 +303,11 @@ class _Http(web.RequestHandler):
     """aiohttp's HTTP, whose answer to what it can't read is a problem like all others."""
 
     __slots__ = ()
+
+    @property
+    def full(self) -> bool:
+        """Whether it has paused reading, until it has dealt with what it was given."""
+        return bool(self._reading_paused or getattr(self, "_buffer_paused", False))
 
     def handle_error(
         self,
@@ -334,20 +351,23 @@ def _query(model: type[BaseModel], request: web.Request) -> BaseModel:
         raise ProblemError.of(error) from None
 
 
-async def _body(model: type[BaseModel], request: web.Request) -> BaseModel:
+async def _body(request: web.Request) -> bytes:
     if request.content_type != "application/json":
         raise ProblemError(415, "Content-Type: must be application/json")
     if "Content-Encoding" in request.headers:
         raise ProblemError(415, "Content-Encoding: must not be used", headers=_NOT_ENCODED)
     try:
         async with asyncio.timeout(BODY_TIMEOUT):
-            raw = await request.read()
+            return await request.read()
     except TimeoutError:
         raise ProblemError(408, "the body did not come in time") from None
     except web.HTTPRequestEntityTooLarge:
         raise ProblemError(413, f"the body has at most {MAX_BODY} bytes") from None
     except (ConnectionError, web.RequestPayloadError):
         raise ProblemError(400, "the body ended before its end") from None
+
+
+def _parse(model: type[BaseModel], raw: bytes) -> BaseModel:
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:

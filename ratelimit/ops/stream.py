@@ -8,11 +8,13 @@ import json
 from aiohttp import web
 
 from ratelimit.bus import Bus, Event, Full
+from ratelimit.turns import turn
 
 HEARTBEAT = 15.0
 """Seconds without an event after which a comment says that the stream still lives."""
 
 _WRITE_TIMEOUT = 5.0  # seconds for a listener to read what it was sent
+_JOINED = 15  # events that are sent with another one
 _RETRY = 1000  # milliseconds after which a browser connects again
 
 
@@ -46,7 +48,10 @@ async def send_events(request: web.Request, bus: Bus) -> web.StreamResponse:
                 continue
             except StopAsyncIteration:
                 return response
-            await _write(response, _text(event))
+            # However many have come up: a turn of the loop for each few of them.
+            await turn()
+            texts = [_text(event), *map(_text, listener.ready(_JOINED))]
+            await _write(response, "".join(texts))
     except (ConnectionError, TimeoutError):
         # It has gone, or does not read: there is nobody to tell.
         if request.transport is not None:

@@ -16,7 +16,7 @@ from tests.ops.running import block, lift, running, until
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from httpx import Response
+    from httpx import AsyncClient, Response
 
 LATER = 1 << 31
 
@@ -121,6 +121,47 @@ def test_a_silent_stream_shows_that_it_lives(
                     if line.startswith(":"):
                         return
         raise AssertionError("no comment came")
+
+    asyncio.run(main())
+
+
+@pytest.mark.integration
+def test_many_events_are_sent_a_few_in_each_turn_of_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            turn, sent = 0, []
+
+            def next_turn() -> None:
+                nonlocal turn
+                turn += 1
+                asyncio.get_running_loop().call_soon(next_turn)
+
+            async def note(response: object, text: str) -> None:
+                if "data: " in text:
+                    sent.append((turn, text.count("data: ")))
+                await write(response, text)  # type: ignore[arg-type]
+
+            write = stream._write
+            monkeypatch.setattr(stream, "_write", note)
+            first = api.control.bus.publish("reload", ok=True, problems=[])
+            for _ in range(500):
+                api.control.bus.publish("reload", ok=True, problems=[])
+            next_turn()
+            headers = {"Last-Event-ID": str(first.id)}
+            async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+                for _ in range(4):
+                    tasks.create_task(listen(api.client, headers, 500))
+            assert sum(count for _, count in sent) == 4 * 500
+            assert max(count for _, count in sent) <= 16
+            assert len({turn for turn, _ in sent}) == len(sent), "two in one turn"
+
+    async def listen(client: AsyncClient, headers: dict[str, str], count: int) -> None:
+        async with client.stream("GET", "/v1/events", headers=headers) as response:
+            reader = Reader(response)
+            for _ in range(count):
+                await reader.next()
 
     asyncio.run(main())
 
