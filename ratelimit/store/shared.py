@@ -19,6 +19,7 @@ from typing import Any
 import structlog
 
 from ratelimit.model import EVERY_LIMIT, Block, Entry, Lift
+from ratelimit.orders import beats
 from ratelimit.steps import Steps
 from ratelimit.store.base import Events, StoreError, tell
 from ratelimit.store.entries import MAX_SECOND, Damage
@@ -219,7 +220,10 @@ class SharedBlocklist:
         Returns for each true and what holds now, and how many have changed the list.
         """
         held: list[Entry] = [block for block, _ in blocks]
-        left = [_Try(at, new) for at, (_, new) in enumerate(blocks)]
+        left = [
+            _Try(at, new, bool(self.signer) and new and block.limit == EVERY_LIMIT)
+            for at, (block, new) in enumerate(blocks)
+        ]
         changed = 0
         for _ in range(_TRIES):
             if not left:
@@ -230,7 +234,7 @@ class SharedBlocklist:
                 assert isinstance(block, Block)  # noqa: S101 - what holds else is not tried again
                 memory = self._events.forget(block.limit)
                 args += _field(block), self.signer.text(block), memory
-                args += int(one.new and not self.signer), one.block, one.lift
+                args += int(one.new and not one.follows), one.block, one.lift
             answer = await life.run(
                 _BLOCK, self.keys, self.new_era(), self.channel, *args, sure=sure
             )
@@ -252,7 +256,8 @@ class SharedBlocklist:
         """Learn what holds in place of a block that was written; true if it has to be tried again.
 
         What no node can have written, or has no valid signature, gives way. A script can't sign,
-        so what it would do for a new block by hand is done here: the block follows what is there.
+        so what it would do for a new block is done here: one by hand follows what is there, one by
+        a limit is another strike or the same.
         """
         block = held[one.at]
         if not text:
@@ -272,8 +277,15 @@ class SharedBlocklist:
             else:
                 one.block = text
             return True
-        if self.signer and one.new and isinstance(block, Block) and block.limit == EVERY_LIMIT:
-            held[one.at] = replace(block, order=entry.order + 1)
+        assert isinstance(block, Block)  # noqa: S101 - what holds else is not tried again
+        merged = entry
+        if one.follows:
+            merged = replace(block, order=entry.order + 1)
+        elif self.signer and one.new and isinstance(entry, Block):
+            merged = struck(block, entry, self._events.forget(block.limit))
+        if merged != entry:
+            held[one.at] = merged
+            one.new = one.follows
             one.raised = True
             return True
         self._learn(entry)
@@ -390,15 +402,32 @@ class _Try:
     Attributes:
         at: its place among those of the caller.
         new: whether it follows what the store has.
+        follows: whether that is seen to here, because a script would break its signature.
         block, lift: what the store has and no node can have written; it gives way.
         raised: its order is another one than its owner knows.
     """
 
     at: int
     new: bool
+    follows: bool = False
     block: bytes = b""
     lift: bytes = b""
     raised: bool = False
+
+
+def struck(new: Block, last: Block, memory: int) -> Block:
+    """Return what holds if a limit blocks a client that has been blocked, as ``block.lua`` does.
+
+    ``memory`` is for how many seconds after its end a strike is remembered.
+    """
+    strikes = new.strikes
+    if new.shadow == last.shadow:
+        if new.since < last.until:
+            strikes = max(strikes, last.strikes)
+        elif new.since < max(last.since, last.until) + memory and strikes <= last.strikes:
+            strikes = last.strikes + 1
+    holds = new if beats(new, last) else last
+    return replace(holds, strikes=strikes) if new.shadow == last.shadow else holds
 
 
 _HOUR = 3600

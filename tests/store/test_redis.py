@@ -16,28 +16,36 @@ from tests.store.servers import Server, until
 
 pytestmark = pytest.mark.integration
 
+
+@pytest.fixture(params=[b"", b"s" * 32], ids=["plain", "signed"])
+def secret(request: pytest.FixtureRequest) -> bytes:
+    """That of the fleet: nodes that sign merge as the scripts do for others."""
+    given: bytes = request.param
+    return given
+
+
 BLOCKS = "test:{fleet}:blocks"
 RECORD = struct.pack("<16sIQI64x", b"0123456789abcdef", 0, 1000, 1)
 
 
-def test_a_block_is_known_to_all_nodes(server: Server) -> None:
+def test_a_block_is_known_to_all_nodes(server: Server, secret: bytes) -> None:
     async def main() -> None:
-        async with nodes(server.url, 3) as fleet:
+        async with nodes(server.url, 3, secret=secret) as fleet:
             (first, _), *others = fleet
             entry = block("192.0.2.1")
             await first.save(entry)
             await until(
                 lambda: all(seen.blocks == {("default", "192.0.2.1"): entry} for _, seen in others)
             )
-            async with nodes(server.url) as [(_, late)]:
+            async with nodes(server.url, secret=secret) as [(_, late)]:
                 assert late.blocks == {("default", "192.0.2.1"): entry}
 
     run(main)
 
 
-def test_a_lift_lifts_on_all_nodes(server: Server) -> None:
+def test_a_lift_lifts_on_all_nodes(server: Server, secret: bytes) -> None:
     async def main() -> None:
-        async with nodes(server.url, 3) as fleet:
+        async with nodes(server.url, 3, secret=secret) as fleet:
             (first, _), *others = fleet
             await first.save(block("192.0.2.1"))
             assert await others[0][0].lift(lift("192.0.2.1"))
@@ -48,9 +56,9 @@ def test_a_lift_lifts_on_all_nodes(server: Server) -> None:
     run(main)
 
 
-def test_the_strike_of_two_nodes_at_once_is_one_strike(server: Server) -> None:
+def test_the_strike_of_two_nodes_at_once_is_one_strike(server: Server, secret: bytes) -> None:
     async def main() -> None:
-        async with nodes(server.url, 2) as [(first, _), (second, seen)]:
+        async with nodes(server.url, 2, secret=secret) as [(first, _), (second, seen)]:
             one, two = (
                 block("192.0.2.1", since=0, length=10),
                 block("192.0.2.1", since=1, length=10),
@@ -68,9 +76,11 @@ def test_the_strike_of_two_nodes_at_once_is_one_strike(server: Server) -> None:
     ("since", "strikes"),
     [(0, 4), (69, 4), (93, 4), (95, 1)],  # its strikes are remembered for 100 s after -5
 )
-def test_a_strike_after_the_block_is_one_more(server: Server, since: int, strikes: int) -> None:
+def test_a_strike_after_the_block_is_one_more(
+    server: Server, secret: bytes, since: int, strikes: int
+) -> None:
     async def main() -> None:
-        async with nodes(server.url) as [(store, _)]:
+        async with nodes(server.url, secret=secret) as [(store, _)]:
             await store.save(block("192.0.2.1", 3, since=-10, length=5))
             await store.save(block("192.0.2.1", 1, since=since, length=5))
             (entry,) = await listed(store)
@@ -80,9 +90,9 @@ def test_a_strike_after_the_block_is_one_more(server: Server, since: int, strike
     run(main)
 
 
-def test_writing_again_changes_nothing(server: Server) -> None:
+def test_writing_again_changes_nothing(server: Server, secret: bytes) -> None:
     async def main() -> None:
-        async with nodes(server.url, 2) as [(first, _), (_, seen)]:
+        async with nodes(server.url, 2, secret=secret) as [(first, _), (_, seen)]:
             for _ in range(3):
                 await first.save(block("192.0.2.1", 2, since=-20, length=10))
             assert [entry.strikes for entry in await listed(first)] == [2]
@@ -161,9 +171,9 @@ def test_a_list_of_thousands_is_loaded_whole(server: Server) -> None:
     run(main)
 
 
-def test_any_key_and_reason_come_back_as_they_were(server: Server) -> None:
+def test_any_key_and_reason_come_back_as_they_were(server: Server, secret: bytes) -> None:
     async def main() -> None:
-        async with nodes(server.url) as [(store, _)]:
+        async with nodes(server.url, secret=secret) as [(store, _)]:
             for key in ("ключ|\\x00", 'a"b\\', "\x00\x1f\n", "{}%s", "😀"):
                 await store.save(block(key))
                 assert await store.lift(lift(key))

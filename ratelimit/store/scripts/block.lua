@@ -46,11 +46,13 @@ for i = 3, #ARGV, 6 do
     elseif entry.since < math.max(last.since, last['until']) + memory and strikes <= last.strikes then
       strikes = last.strikes + 1
     end
-    if not beats(field, entry, last) then
+    if entry.sig and (strikes ~= entry.strikes or not beats(field, entry, last)) then
+      entry, reply = nil, last_text
+    elseif not beats(field, entry, last) then
       entry, text = last, last_text
       reply = text
     end
-    if strikes ~= entry.strikes then
+    if entry and strikes ~= entry.strikes then
       entry.strikes = strikes
       text = text_of(entry)
       reply = text
