@@ -41,6 +41,8 @@ class Containers:
 
     async def close(self) -> None:
         await self.stop(*self._servers)
+        for _ in range(5):  # turns of the loop, after which what was accepted is handed over
+            await asyncio.sleep(0)
         for writer in tuple(self._open):
             await closed(writer)
         await asyncio.gather(*self._serving)
