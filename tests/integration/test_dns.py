@@ -15,7 +15,15 @@ import pytest
 from ratelimit.haproxy import files
 from tests.integration.containers import Containers
 from tests.integration.visitors import load, more
-from tests.integration.world import HAPROXY, LONGEST, World, free_port, until, world
+from tests.integration.world import (
+    HAPROXY,
+    LONGEST,
+    World,
+    free_port,
+    haproxy_version,
+    until,
+    world,
+)
 from tests.nameserver import Code, NameServer
 
 pytestmark = pytest.mark.integration
@@ -53,12 +61,6 @@ async def fleet(
     finally:
         names.close()
         await containers.close()
-
-
-def version() -> tuple[int, int]:
-    said = subprocess.run([*HAPROXY, "-v"], capture_output=True, text=True, check=True).stdout
-    major, minor = re.findall(r"version (\d+)\.(\d+)", said)[0]
-    return int(major), int(minor)
 
 
 def test_more_addresses_than_an_answer_of_512_bytes_holds(tmp_path: Path) -> None:
@@ -150,7 +152,7 @@ def test_a_new_server_that_is_not_ready_is_taken_off_by_its_first_check(tmp_path
             answers = []
             while not await checked():
                 answers.append((await w.client("127.9.1.2").get()).status)
-            assert version() < (3, 1) or set(answers) <= {200}
+            assert haproxy_version() < (3, 1) or set(answers) <= {200}
             assert await w.client("127.9.1.3").statuses(50) == [200] * 50
             await unready.close()
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
+import socket
+import struct
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests.integration.visitors import load, more
-from tests.integration.world import World, run, until
+from tests.integration.world import LONGEST, World, haproxy_version, run, until, world
 
 pytestmark = pytest.mark.integration
 
@@ -81,6 +84,47 @@ def test_haproxy_is_reloaded_under_load(tmp_path: Path) -> None:
         assert w.checks() >= len(answers) * 0.9
 
     run(tmp_path, test)
+
+
+@pytest.mark.parametrize(("way", "since"), [("reset", (3, 1)), ("half-closed", (3, 3))])
+def test_a_client_that_leaves_while_the_agent_is_asked(
+    tmp_path: Path, way: str, since: tuple[int, int]
+) -> None:
+    """HAProxy tells of that since a version; before, the question ends with its time."""
+
+    def edit(files: Path) -> None:
+        cfg, spoe = files / "haproxy.cfg", files / "spoe.conf"
+        cfg.write_text(cfg.read_text().replace("fall 2 rise 1", "fall 100000 rise 1"))
+        spoe.write_text(spoe.read_text().replace("processing 50ms", "processing 1s"))
+
+    async def main() -> None:
+        async with asyncio.timeout(LONGEST), world(tmp_path, edit=edit) as w:
+            assert w.agent is not None
+            w.agent.send_signal(signal.SIGSTOP)
+            source = "127.9.3.1"
+            with socket.create_connection(("127.0.0.1", w.port), 5, (source, 0)) as client:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+                await until(lambda: under_way(w, source), "the agent is asked")
+                if way == "reset":
+                    now = struct.pack("ii", 1, 0)
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
+                    client.close()
+                else:
+                    client.shutdown(socket.SHUT_WR)
+                await until(lambda: "GET / " in w.haproxy_log(), "it is logged")
+            (line,) = [one for one in w.haproxy_log().splitlines() if "GET / " in one]
+            told = haproxy_version() >= since
+            assert line.rsplit('"', 1)[1].split()[0] == ("left" if told else "alone"), line
+            assert (source in await w.runtime("show table t_alone")) is not told
+            assert w.requests[source] == (0 if told else 1)
+            w.agent.send_signal(signal.SIGCONT)
+
+    asyncio.run(main())
+
+
+async def under_way(w: World, source: str) -> bool:
+    """Tell whether HAProxy has a request of a client."""
+    return f"{source}:" in await w.runtime("show sess")
 
 
 @pytest.mark.parametrize("hung", [False, True])

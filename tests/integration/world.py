@@ -59,6 +59,12 @@ def free_port() -> int:
             return port
 
 
+def haproxy_version() -> tuple[int, int]:
+    said = subprocess.run([*HAPROXY, "-v"], capture_output=True, text=True, check=True).stdout
+    major, minor = re.findall(r"version (\d+)\.(\d+)", said)[0]
+    return int(major), int(minor)
+
+
 async def closed(writer: asyncio.StreamWriter) -> None:
     writer.close()
     with contextlib.suppress(ConnectionError):
