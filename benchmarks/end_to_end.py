@@ -178,8 +178,8 @@ def load(variant: Variant, application: Program, seconds: int) -> Sample:
 def answered(variant: Variant, application: Program, seconds: int) -> Sample:
     """Load a HAProxy whose agent answers every question.
 
-    One that waits for the CPU, as others do, for longer than the 50 ms that HAProxy gives the agent,
-    spoils a load, which is repeated.
+    A process that waits for the CPU for longer than HAProxy waits for the agent, 50 ms, spoils a
+    load, which is repeated.
     """
     for _ in range(ATTEMPTS):
         sample = load(variant, application, seconds)
