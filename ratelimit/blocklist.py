@@ -77,9 +77,13 @@ class Blocklist:
 
     def next_order(self, limit: str, key: str, now: int) -> int:
         """Return the order of a fact that is new at ``now``, in nanoseconds since the epoch."""
-        known = self.get(limit, key), self.lifts.get(limit, key)
-        orders = [one.order for one in known if one is not None]
-        self._order = max(now // 1000, self._order + 1, *(order + 1 for order in orders))
+        return self._next_order(self.get(limit, key), self.lifts.get(limit, key), now)
+
+    def _next_order(self, known: Block | None, lifted: Lift | None, now: int) -> int:
+        self._order = max(now // 1000, self._order + 1)
+        for one in (known, lifted):
+            if one is not None and one.order >= self._order:
+                self._order = one.order + 1
         return self._order
 
     def take(self, block: Block, now: int) -> bool:
@@ -166,9 +170,11 @@ class Blocklist:
         return gone
 
     def strike(
-        self, limit: Limit, key: str, now: int, order: int = 0, text: str = ""
+        self, limit: Limit, key: str, now: int, clock: int = 0, text: str = ""
     ) -> Block | None:
         """Block a client that exceeded a limit; None if there is no room for it.
+
+        ``clock`` is the time of the hit, in nanoseconds since the epoch.
 
         The first strike earns the first length of the limit's ladder, and so on; past its end the
         last one is repeated. ``text`` is what is shown of a key that is a hash.
@@ -190,7 +196,7 @@ class Blocklist:
             until=now + limit.block[min(strikes, len(limit.block)) - 1],
             node=self.node,
             shadow=limit.shadow,
-            order=order,
+            order=self._next_order(last, self.lifts.get(limit.name, key), clock),
             text=text,
         )
         return block if self.put(block, now) else None

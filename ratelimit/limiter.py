@@ -497,13 +497,12 @@ class Limiter:
             return 0
         key = client_key(kind, hi, lo, limit.ipv4_prefix, limit.ipv6_prefix)
         shown = string_text(text, key, limit.secret) if kind == TEXT else ""
-        # Up to the next whole second, so that no block is shorter than the ladder says.
-        last = self.blocklist.get(limit.name, key)
-        if limit.shadow and last is not None and not last.shadow:
+        last = self.blocklist.get(limit.name, key) if limit.shadow else None
+        if last is not None and not last.shadow:
             # To which a block in shadow would give way, here and on all other nodes.
             self.on_lift(self.lift_now(limit.name, key, now))
-        order = self.blocklist.next_order(limit.name, key, now)
-        block = self.blocklist.strike(limit, key, -(-now // SECOND), order, shown)
+        # Up to the next whole second, so that no block is shorter than the ladder says.
+        block = self.blocklist.strike(limit, key, -(-now // SECOND), now, shown)
         if block is None:
             return 0
         self.blocks += 1

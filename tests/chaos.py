@@ -21,7 +21,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import struct
 import sys
 import tempfile
@@ -45,7 +44,7 @@ OPERATORS = 4
 PACE = 0.02
 """Seconds from one change of an operator to the next."""
 
-SETTLED = 60
+SETTLED = 120
 """Seconds in which all agents must be back and agree."""
 
 CONFIG = """
@@ -148,50 +147,6 @@ def follows(server: Server) -> bool:
         return bool(client.info("replication").get("master_link_status") == "up")
 
 
-class Moving:
-    """An address that leads to one server, and then to another."""
-
-    def __init__(self, port: int) -> None:
-        self.to = port
-        self._open: set[socket.socket] = set()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def move(self, port: int) -> None:
-        self.to = port
-        for one in list(self._open):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._listener.close()
-        self.move(0)
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                here, _ = self._listener.accept()
-                try:
-                    there = socket.create_connection(("127.0.0.1", self.to))
-                except OSError:
-                    here.close()
-                    continue
-                self._open |= {here, there}
-                for pair in ((here, there), (there, here)):
-                    threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
-
-    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                target.sendall(data)
-        for one in (source, target):
-            self._open.discard(one)
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-        target.close()
-
-
 class World:
     """Servers, agents, and those who block and lift; ``moments`` are what can happen."""
 
@@ -206,6 +161,7 @@ class World:
         self.servers = [Server(folder, "--repl-diskless-sync-delay", "0") for _ in range(2)]
         self.snapshots: list[Path] = []
         self.agents: list[Agent] = []
+        self.now = ""
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._moments: dict[str, Callable[[], object]] = {
@@ -258,6 +214,7 @@ class World:
                     time.sleep(self.chance.uniform(0.1, 1))
                 name = self.chance.choice(sorted(self._moments))
                 began = time.monotonic()
+                self.now = name
                 self._moments[name]()
                 self._check()
                 self.counts[name] += 1
@@ -501,21 +458,23 @@ class BehindAnAddress(World):
         for server in self.servers:
             server.start()
         self.current = 0
-        self.servers[1].do("REPLICAOF", "127.0.0.1", self.servers[0].port)
-        self.address = Moving(self.servers[0].port)
-        self.url = f"redis://127.0.0.1:{self.address.port}"
+        self._follow()
+        self.url = f"unix://{self.folder}/master.sock"
+        self._move()
         self._moments |= {
             "a replica is promoted by hand": self._promote,
             "a replica is promoted by hand, and an agent is killed": self._promote_and_kill,
             "killed": self._kill,
         }
 
-    def close(self) -> None:
-        super().close()
-        self.address.close()
-
     def master(self) -> Server:
         return self.servers[self.current]
+
+    def _move(self) -> None:
+        """Have the address lead to the master; connections that are open stay with the old one."""
+        address, new = self.folder / "master.sock", self.folder / "next.sock"
+        new.symlink_to(self.master().socket)
+        new.replace(address)
 
     def _restore(self) -> None:
         super()._restore()
@@ -526,14 +485,16 @@ class BehindAnAddress(World):
         other.do("REPLICAOF", "127.0.0.1", self.master().port)
 
     def _promote(self) -> None:
-        old, new = self.master(), self.servers[1 - self.current]
-        new.do("REPLICAOF", "NO", "ONE")
+        old = self.master()
+        self.servers[1 - self.current].do("REPLICAOF", "NO", "ONE")
         # What the old one takes from here on, the new one never hears of.
         time.sleep(self.chance.uniform(0, 1.5))
         self.current = 1 - self.current
-        self.address.move(new.port)
+        self._move()
         time.sleep(self.chance.uniform(0, 0.5))
-        old.do("REPLICAOF", "127.0.0.1", new.port)
+        if self.chance.random() < 0.5:
+            old.do("CLIENT", "KILL", "TYPE", "normal")
+        self._follow()
 
     def _promote_and_kill(self) -> None:
         agent = self.chance.choice(self.agents)
@@ -559,6 +520,7 @@ def run(moments: int, seed: int, say: Callable[[str], object]) -> list[str]:
             try:
                 world.run((moments + 1 - number) // 2)
             except BaseException:
+                sys.stderr.write(f"while {world.now}\n")
                 for agent in world.agents:
                     sys.stderr.write(f"{agent.node.name}: {agent.node.log()[-4000:]}\n")
                 raise

@@ -213,8 +213,11 @@ class RedisStore(SharedStore):
         check(entry)
         deadline = time.monotonic() + timeout
         change = self.outbox.submit(entry)
-        journal = self._journal
-        kept = None if journal is None else journal.submit(entry)
+        journal, kept = self._journal, None
+        if journal is not None:
+            # One that is too far behind compares the whole list soon.
+            with contextlib.suppress(StoreError):
+                kept = journal.submit(entry)
         held, found = await self.outbox.written(change, timeout, lambda: self.problem)
         if journal is not None and kept is not None and journal.up:
             if held != entry:
