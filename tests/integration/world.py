@@ -140,6 +140,7 @@ class Client:
 class World:
     folder: Path
     port: int
+    backend: int = 0
     spop: str = ""
     env: dict[str, str] = field(default_factory=dict)
     inside: tuple[str, ...] = ()
@@ -215,7 +216,7 @@ class World:
 
     # ---- HAProxy ---------------------------------------------------------------------------
 
-    def start_haproxy(self, backend: int) -> None:
+    def start_haproxy(self) -> None:
         settings = {
             "RATELIMIT_LISTEN": f"127.0.0.1:{self.port},::1:{self.port}",
             "RATELIMIT_SPOP": f"unix@{self.folder}/spop.sock",
@@ -223,17 +224,11 @@ class World:
             **self.env,
         }
         if "RATELIMIT_BACKEND_DNS" not in self.env:
-            settings.setdefault("RATELIMIT_BACKEND", f"127.0.0.1:{backend}")
+            settings.setdefault("RATELIMIT_BACKEND", f"127.0.0.1:{self.backend}")
+        config = str(self.folder / "haproxy" / "haproxy.cfg")
         with open(self.folder / "haproxy.log", "ab") as log:
             self.haproxy = subprocess.Popen(
-                [
-                    *self.inside,
-                    *HAPROXY,
-                    "-W",
-                    "-db",
-                    "-f",
-                    str(self.folder / "haproxy" / "haproxy.cfg"),
-                ],
+                [*self.inside, *HAPROXY, "-W", "-db", "-f", config],
                 cwd=self.folder / "haproxy",
                 env={**os.environ, **settings},
                 stdout=log,
@@ -331,7 +326,8 @@ async def world(
         if agent:
             made.start_agent(config)
             await until(made.agent_listens, "the agent listens")
-        made.start_haproxy(application.sockets[0].getsockname()[1])
+        made.backend = application.sockets[0].getsockname()[1]
+        made.start_haproxy()
         await until(made.listens, "HAProxy listens")
         if agent:
             await until(lambda: made.agent_is("UP"), "HAProxy sees the agent")
