@@ -148,6 +148,8 @@ class BlockFile:
 
     def lost(self) -> str:
         """Return what has become of the open file if its path does not lead to it; else nothing."""
+        if self._file is None:
+            return f"{self.path}: could not be opened again"
         for path, identity in zip((self.path, self._wal), self._identity, strict=True):
             found = _identity(path)
             if found != identity:

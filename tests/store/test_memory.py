@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -437,6 +437,32 @@ def test_a_file_that_is_lost_while_it_is_open_is_made_again(
     assert "while it was open" in lost and str(folder / FILE) in lost
 
 
+def test_a_file_that_can_not_be_opened_again_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with opened(tmp_path) as (store, seen):
+            seen.list.apply(await store.save(block("a", limit="*")))
+            file = store._journal._file
+            connect: Callable[..., sqlite3.Connection] = sqlite3.connect
+            failures = [OSError(24, "Too many open files")] * 2
+
+            def fail(*arguments: Any, **options: Any) -> sqlite3.Connection:
+                if failures:
+                    raise failures.pop()
+                return connect(*arguments, **options)
+
+            monkeypatch.setattr("ratelimit.store.file.sqlite3.connect", fail)
+            Path(f"{file.path}-wal").unlink()
+            await until(lambda: not failures)
+            await store.save(block("b", limit="*"), timeout=10)
+            assert store.up and seen.states[-1] == "back"
+        async with opened(tmp_path) as (_, seen):
+            assert seen.clients() == {"a", "b"}
+
+    run(main)
+
+
 def test_a_strange_file_in_its_place_is_not_overwritten(tmp_path: Path) -> None:
     async def main() -> None:
         async with opened(tmp_path) as (store, seen):
@@ -458,12 +484,12 @@ def test_a_strange_file_in_its_place_is_not_overwritten(tmp_path: Path) -> None:
 def test_a_disk_that_hangs_is_an_outage_and_holds_up_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logs: list[Any]
 ) -> None:
-    monkeypatch.setattr(journal, "HANG", 0.05)
     monkeypatch.setattr(journal, "_CLOSE_TIMEOUT", 0.1)
     hangs = threading.Event()
 
     async def main() -> None:
         async with opened(tmp_path) as (store, seen):
+            monkeypatch.setattr(journal, "HANG", 0.05)
             write = store._journal._file.write
 
             def hang(entries: Any) -> Any:
@@ -472,9 +498,9 @@ def test_a_disk_that_hangs_is_an_outage_and_holds_up_nothing(
 
             monkeypatch.setattr(store._journal._file, "write", hang)
             with pytest.raises(StoreError, match="does not answer"):
-                await store.save(block("a"), timeout=0.5)
+                await store.save(block("a"), timeout=1)
             assert not store.up and "the disk does not answer" in store.problem
-            assert seen.states == ["lost"]
+            assert seen.states[0] == "lost"
             hangs.set()
             await until(lambda: store.up and not len(store.outbox))
             hangs.clear()
@@ -509,10 +535,10 @@ def test_a_disk_that_hangs_at_the_start_is_a_clear_error(
 HUNG = """
 import asyncio, sys, time
 from ratelimit.store import MemoryStore, journal
-journal.HANG = journal._CLOSE_TIMEOUT = 0.1
 async def main():
     store = MemoryStore(sys.argv[1])
     await store.start()
+    journal.HANG = journal._CLOSE_TIMEOUT = 0.1
     store._journal._file.write = lambda entries: time.sleep(3600)
     from tests.store.conftest import block
     store.put(block("a"))
