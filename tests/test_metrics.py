@@ -152,6 +152,7 @@ def test_figures_rise_with_what_the_agent_does(tmp_path: Path) -> None:
         assert 0 < value(seen, "answer_seconds_sum") < 20
         assert value(seen, "store_up") == value(seen, "nodes") == 1
         assert value(seen, "store_partitioned") == 0
+        assert value(seen, "journal_up") == 1
         (built,) = (labels for name, labels in seen if name == "ratelimit_build_info")
         assert {("version", "1.2.3")} < built
         assert seen["process_resident_memory_bytes", frozenset()] > 1 << 20
@@ -274,6 +275,7 @@ def test_a_shared_store_is_seen_to_go_and_counts_to_be_exchanged(tmp_path: Path)
             await until(lambda: not store.up)
             seen = read(metrics)
             assert value(seen, "store_up") == 0 and value(seen, "store_partitioned") == 1
+            assert value(seen, "journal_up") == 0, "it has none"
             assert value(seen, "store_outages_total") == 1
             with pytest.raises(StoreError):
                 await store.claim("x", "y", 1)

@@ -201,6 +201,10 @@ def test_the_state_of_a_node(tmp_path: Path) -> None:
         state = json.loads(await shell.well("status", "--json"))
         assert (state["node"], state["checks"]) == ("here", 3)
         assert [node["here"] for node in state["fleet"]] == [True]
+        assert state["store"]["journal"] == str(tmp_path / "state" / "blocklist.sqlite3")
+        assert "journal" not in shown
+        shell.api.control.store.journal_problem = "no space left"
+        assert re.search("journal +no space left", await shell.well("status"))
 
     run(tmp_path, test)
 
