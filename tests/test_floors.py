@@ -56,6 +56,7 @@ FLOORS = [
     ["store.sentinel"],
     ["store.routes"],
     ["store.life"],
+    ["store.writing"],
     ["store.shared"],
     ["store.members"],
     ["store.look", "store.redis"],
