@@ -179,7 +179,7 @@ def test_what_is_forged_stands_in_the_way_of_nothing(server: Server, signature: 
     order = (1 << 53) - 1
     forged = replace(by_hand("192.0.2.1"), until=FOREVER, order=order)
     text = f'{block_to_json(forged)[:-1]},"sig":"{signature}"}}'
-    mark = f"{FOREVER} {order} {signature}".strip()
+    mark = f"00{FOREVER} 00{order} {signature}".strip()
 
     async def main() -> None:
         async with nodes(server.url, 2, secret=SECRET) as [(first, one), (second, two)]:

@@ -17,14 +17,13 @@ local BELOW = {since = 2 ^ 33, ['until'] = 2 ^ 33, strikes = 2 ^ 31, order = 2 ^
 local function lifted(key, field, bad)
   local value = redis.call('HGET', key, field) or ''
   local forget, order, signature = string.match(value, '^(%d+) (%d+) ?(%w*)$')
-  if not order or string.format('%s %s %s', forget, order, signature) == bad then
-    return 0, 0, ''
-  end
-  order, forget = tonumber(order), tonumber(forget)
+  order, forget = tonumber(order or 0), tonumber(forget or 0)
   if order >= BELOW.order or forget >= BELOW['until'] then
     return 0, 0, ''
+  elseif bad and string.format('%.0f %.0f %s', forget, order, signature or '') == bad then
+    return 0, 0, ''
   end
-  return order, forget, signature
+  return order, forget, signature or ''
 end
 
 -- Returns a lift as the second hash has it.
