@@ -22,7 +22,7 @@ from ratelimit.control import Control
 from ratelimit.engine import compiled
 from ratelimit.engine.constants import CLIENT_BYTES, SECOND
 from ratelimit.exceptions import StartError
-from ratelimit.handover import Predecessor
+from ratelimit.handover import RELEASE_TIMEOUT, Predecessor, Successor, hand_over
 from ratelimit.limiter import Limiter, Sharing
 from ratelimit.load import Load
 from ratelimit.metrics import Metrics
@@ -31,6 +31,7 @@ from ratelimit.ops.server import Server
 from ratelimit.runtime import Prefixes, Runtime
 from ratelimit.runtime.figures import AGENT_BACKEND
 from ratelimit.store import MEMORY, Node, open_store
+from ratelimit.store.entries import entry_from_json, entry_to_json
 from ratelimit.supervisor import Task
 from ratelimit.sync import Sync
 from ratelimit.systemd import Manager, Sockets
@@ -48,9 +49,9 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Running:
-    """A node that listens on ``addresses``, its API on ``ops``, and what runs beside it.
+    """A node that listens on ``addresses``, its API on ``ops``.
 
-    ``handed_over`` is set when a successor goes on with its sockets.
+    ``handed_over`` is set when a ``successor`` goes on with its sockets.
     """
 
     addresses: list[Address]
@@ -58,6 +59,40 @@ class Running:
     control: Control
     server: Server
     handed_over: asyncio.Event
+    successor: Successor | None = None
+
+    async def hand_over(self) -> None:
+        """Have a successor follow, if that is possible; its log says why not."""
+        store = self.control.store
+        self.successor = await hand_over(
+            [*self.control.agent.sockets, *self.server.sockets],
+            functools.partial(store.release, RELEASE_TIMEOUT),
+            store.reopen,
+        )
+        if self.successor is not None:
+            self.handed_over.set()
+
+    async def take(self, lines: list[bytes]) -> None:
+        """Take what the process before has left."""
+        entries = []
+        for line in lines:
+            try:
+                entries.append(entry_from_json(line))
+            except ValueError as error:
+                log.warning("a change of the process before can't be read", why=str(error))
+        await self.control.sync.take(entries)
+
+    async def stop_answering(self) -> None:
+        """End all connections; leave the successor what it can't know."""
+        agent, successor = self.control.agent, self.successor
+        if successor is None:
+            await agent.close(DRAIN_TIMEOUT)
+            return
+        # First, for whatever it would change after that would be lost.
+        await self.server.close()
+        await agent.close(DRAIN_TIMEOUT, handed_over=True)
+        entries = self.control.store.outbox.entries()
+        await successor.leave(entry_to_json(entry).encode() for entry in entries)
 
 
 @contextlib.asynccontextmanager
@@ -123,33 +158,29 @@ async def run_node(
     control.metrics = Metrics(control, webhooks).exposition
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(runtime.close)
-        # First, so that who asks while the store is waited for is told that the node starts.
-        ops = await server.start(ops_sockets)
         stack.push_async_callback(server.close)
-        running = Running([], ops, control, server, asyncio.Event())
-
-        async def listen() -> None:
-            # What the start made stays: the garbage collector, which stops all answers meanwhile,
-            # need not walk through it each time.
-            gc.collect()
-            gc.freeze()
-            for address, bound in zip(config.agent.listen, sockets, strict=True):
-                try:
-                    running.addresses.append(await agent.listen(address, bound))
-                except StartError as error:
-                    raise config.wrong("agent.listen", str(error)) from error
-
-        if predecessor is not None and config.store.url == MEMORY:
-            # Only one process can have its file open, and somebody has to answer meanwhile.
-            await listen()
-            await predecessor.replace()
+        if predecessor is None:
+            # First, so that who asks while the store is waited for is told that the node starts.
+            ops = await server.start(ops_sockets)
+        elif config.store.url == MEMORY:
+            await predecessor.release()  # only one process can have the file open
         await store.start()
+        if predecessor is not None:
+            ops = await server.start(ops_sockets)  # until now the other one has answered
+        running = Running([], ops, control, server, asyncio.Event())
         if store.up:
             control.edges.compare()
         stack.push_async_callback(store.close)
-        stack.push_async_callback(lambda: agent.close(DRAIN_TIMEOUT, running.handed_over.is_set()))
-        if not running.addresses:
-            await listen()
+        stack.push_async_callback(running.stop_answering)
+        # What the start made stays: the garbage collector, which stops all answers meanwhile, need
+        # not walk through it each time.
+        gc.collect()
+        gc.freeze()
+        for address, bound in zip(config.agent.listen, sockets, strict=True):
+            try:
+                running.addresses.append(await agent.listen(address, bound))
+            except StartError as error:
+                raise config.wrong("agent.listen", str(error)) from error
         log.info(
             "agent started",
             version=__version__,

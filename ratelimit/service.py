@@ -18,7 +18,7 @@ from ratelimit.config import Config
 from ratelimit.control import Control
 from ratelimit.ending import LastResort
 from ratelimit.exceptions import RatelimitError
-from ratelimit.handover import Predecessor, hand_over
+from ratelimit.handover import Predecessor
 from ratelimit.node import SOON, Running, run_node
 from ratelimit.signals import let_through
 from ratelimit.systemd import Manager
@@ -105,16 +105,13 @@ async def _hand_over(
 ) -> None:
     """Have the predecessor end; then, at the signal, go on until a successor has taken over."""
     if predecessor is not None:
-        await predecessor.replace()
-    while True:
+        await predecessor.replace(running.take)
+        running.control.store.adopt()
+    while running.successor is None:
         await follow.wait()
         follow.clear()
-        passed = [*running.control.agent.sockets, *running.server.sockets]
-        pid = await hand_over(passed)
-        if pid is not None:
-            manager.tell(f"MAINPID={pid}")
-            running.handed_over.set()
-            return
+        await running.hand_over()
+    manager.tell(f"MAINPID={running.successor.pid}")
 
 
 def on_signal(*numbers: signal.Signals) -> asyncio.Event:

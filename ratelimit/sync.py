@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from ratelimit.limiter import Limiter, Sharing
 from ratelimit.merge import Merge
 from ratelimit.model import SUB_WINDOWS, Entry
 from ratelimit.store.base import Events, Node, SharedStore, Store, StoreError
+from ratelimit.turns import paced
 
 # Windows after which counts go to a new key, and the old one ends; it keeps all clients until then.
 _GENERATION = 64
@@ -266,6 +268,12 @@ class Sync:
         """Have the store keep a block or a lift that was made here."""
         if self.store is not None:
             self.store.put(entry)
+
+    async def take(self, entries: Sequence[Entry]) -> None:
+        """Merge what another process has known of this node's list, and have the store keep it."""
+        await paced(self._merge().take(entries))
+        for entry in entries:
+            self.put(entry)
 
     def _keep(self, entry: Entry) -> None:
         if self.store is not None:

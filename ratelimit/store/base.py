@@ -155,6 +155,21 @@ class Store(ABC):
     async def close(self) -> None:
         """Write what is unwritten, within a time limit, and let go of everything."""
 
+    async def release(self, timeout: float) -> None:
+        """Let a successor of this process open what only one can have open; what changes waits.
+
+        Raises StoreError after ``timeout`` seconds without that. ``reopen()`` undoes it.
+        """
+        return None  # noqa: RET501 - several processes can use a shared store
+
+    def reopen(self) -> None:
+        """Go on as before ``release()``."""
+        return None  # noqa: RET501
+
+    def adopt(self) -> None:
+        """Take what an agent on this machine that has ended has left behind."""
+        return None  # noqa: RET501
+
     @abstractmethod
     async def load(self) -> list[Entry]:
         """Read all blocks whose strikes are not forgotten, and all lifts; StoreError if it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, asdict, fields, replace
 from operator import attrgetter
 from typing import Any
 
@@ -56,6 +56,28 @@ def block_from_data(data: Any) -> Block:
         raise ValueError("an empty key or limit")
     # The version before this one had no orders.
     return block if block.order else replace(block, order=block.since * 1_000_000)
+
+
+def entry_to_json(entry: Entry) -> str:
+    """Return a block or a lift as one process tells it another one."""
+    kind = "lift" if isinstance(entry, Lift) else "block"
+    return json.dumps({kind: asdict(entry)}, separators=(",", ":"))
+
+
+def entry_from_json(text: str | bytes) -> Entry:
+    """Return the block or lift; ValueError says what is wrong."""
+    try:
+        data = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    match data:
+        case {"block": block}:
+            return block_from_data(block)
+        case {
+            "lift": {"limit": str(limit), "key": str(key), "order": int(rank), "until": int(end)}
+        }:
+            return make_lift(limit, key, rank, end)
+    raise ValueError("neither a block nor a lift")
 
 
 def _value(name: str, kind: str, value: Any) -> Any:

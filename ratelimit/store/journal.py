@@ -78,6 +78,9 @@ class Journal:
         self._thread = _Thread()
         self._task: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
+        self._open = False
+        self._released: asyncio.Future[None] | None = None
+        self._reopened = asyncio.Event()
         self._clock = -math.inf  # how far the clock was ahead of the monotonic one
         self._steady = 0.0  # monotonic time since which that has not changed
         self._purged = time.monotonic()
@@ -89,9 +92,8 @@ class Journal:
     async def start(self) -> None:
         """Open the file, made if it is not there, and load the list; StartError says why not."""
         try:
-            await self._do(self._file.open)
             self._set_back()
-            await self._compare()
+            await self._begin()
         except (StoreError, sqlite3.Error, OSError) as error:
             raise StartError(str(error)) from error
         self.up = True
@@ -102,15 +104,41 @@ class Journal:
         self._stop.set()
         self.outbox.woken.set()
         if self._task is not None:
-            await asyncio.wait([self._task], timeout=_CLOSE_TIMEOUT)
+            released = self._released is not None
+            await asyncio.wait([self._task], timeout=0 if released else _CLOSE_TIMEOUT)
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-            if len(self.outbox):
+            if len(self.outbox) and not released:
                 log.warning("blocks are lost, for the disk is too slow", count=len(self.outbox))
         self.up = False
         closed = self._thread.run(self._file.close)
         self._thread.stop()
         await asyncio.wait([closed], timeout=_CLOSE_TIMEOUT)
+
+    async def release(self, timeout: float) -> None:
+        """Write what waits and close the file, so that another process can open it.
+
+        What comes then waits. Raises StoreError after ``timeout`` seconds without that; in either
+        case ``reopen()`` undoes it.
+        """
+        self._reopened.clear()
+        self._released = asyncio.get_running_loop().create_future()
+        self.outbox.woken.set()
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.shield(self._released)
+        except TimeoutError:
+            raise StoreError(self.problem or f"{self.path}: not closed in time") from None
+
+    def reopen(self) -> None:
+        """Open the file again as soon as that is possible, and write what has waited."""
+        self._released = None
+        self._reopened.set()
+
+    def adopt(self) -> None:
+        """Take what an agent that has ended has left behind, soon."""
+        self._purged = -math.inf
+        self.outbox.woken.set()
 
     def put(self, entry: Entry) -> None:
         """Write an entry as soon as possible."""
@@ -137,6 +165,8 @@ class Journal:
             self.outbox.woken.clear()
             try:
                 await self._step()
+                if self._released is not None:
+                    await self._rest(self._released)
             except StoreError as error:
                 self._state(str(error))
             except StartError as error:
@@ -154,8 +184,24 @@ class Journal:
                 async with asyncio.timeout(_LOOK):
                     await (self.outbox.woken if self.up else self._stop).wait()
 
+    async def _begin(self) -> None:
+        """Open the file, made if it is not there, and merge it with the list."""
+        await self._do(self._file.open)
+        await self._compare()
+        self._open = True
+
+    async def _rest(self, released: asyncio.Future[None]) -> None:
+        """Close the file, and wait until it is to be opened again."""
+        self._open = False
+        await self._do(self._file.close)
+        if not released.done():
+            released.set_result(None)
+        await self._reopened.wait()
+
     async def _step(self) -> None:
         """Write what waits; make a lost file again; delete what is forgotten."""
+        if not self._open:
+            await self._begin()
         await self._keep_file()
         if self.outbox.overflowed or self._set_back():
             self.outbox.overflowed = False

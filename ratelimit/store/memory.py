@@ -54,6 +54,12 @@ class MemoryStore(Store):
         await self._journal.close()
         self.up = False
 
+    async def release(self, timeout: float) -> None:
+        await self._journal.release(timeout)
+
+    def reopen(self) -> None:
+        self._journal.reopen()
+
     async def load(self) -> list[Entry]:
         return await self._journal.load()
 

@@ -115,6 +115,10 @@ class Outbox:
             raise StoreError(why() or "the store gave no answer in time") from None
         return change.held or change.entry, found
 
+    def entries(self) -> list[Entry]:
+        """Return all that waits, the oldest first."""
+        return [change.entry for change in self._changes.values()]
+
     def first(self, count: int) -> list[Change]:
         """Return up to ``count`` changes of one kind, the oldest first; they stay."""
         changes: list[Change] = []

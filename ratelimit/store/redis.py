@@ -237,6 +237,10 @@ class RedisStore(SharedStore):
         old = await self._connected().call(key, "SET", key, value, "PX", milliseconds, "GET")
         return bool(old != value.encode())
 
+    def adopt(self) -> None:
+        if self._journal is not None:
+            self._journal.adopt()
+
     async def load(self) -> list[Entry]:
         pages = self._blocklist.read(self._connected())
         entries = {(e.limit, e.key, type(e)): e async for page in pages for e in page}
