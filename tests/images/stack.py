@@ -87,8 +87,8 @@ class Stack:
         """Start services, each when those that it depends on are well."""
         for service in self.compose.chosen(*self.compose.profiles()):
             if service.name in names:
-                for other in service.depends:
-                    for container in self.of(other):
+                for other, condition in service.depends.items():
+                    for container in self.of(other) if condition == "service_healthy" else ():
                         until(container.healthy, f"{container.name} is healthy")
                 for number in range(service.replicas):
                     self.start(service, number + 1)
