@@ -324,6 +324,14 @@ class HaproxySection(_Section):
     """``[haproxy]``: the HAProxy processes beside this agent."""
 
     sockets: tuple[StatsSocket, ...] = Field((), strict=False, max_length=64)
+    maps_dir: str = ""
+
+    @field_validator("maps_dir")
+    @classmethod
+    def _is_a_folder(cls, folder: str) -> str:
+        if folder and (not folder.startswith("/") or "\0" in folder):
+            raise ValueError('must be the whole path of a folder, such as "/run/ratelimit"')
+        return folder
 
     @field_validator("sockets")
     @classmethod

@@ -82,7 +82,7 @@ class Control:
         self.sync = agent.sync
         self.about = about
         self.runtime = runtime or Runtime(())
-        self.edges = Edges(self.limiter, self.runtime)
+        self.edges = Edges(self.limiter, self.runtime, config.haproxy.maps_dir)
         self.busiest = Busiest(self.limiter, self.sync)
         self.bus = Bus()
         self.tasks = Supervisor()

@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
+from ratelimit.engine.constants import ALLOW
 from ratelimit.limiter import Limiter
-from ratelimit.model import EVERY_LIMIT
+from ratelimit.mapfiles import MapFiles
+from ratelimit.model import EVERY_LIMIT, Block
 from ratelimit.runtime import Fault, Network, Runtime, Telling
-from ratelimit.runtime.words import parse_key
+from ratelimit.runtime.maps import LISTS
+from ratelimit.runtime.words import network_key, parse_key
 from ratelimit.steps import Steps
 from ratelimit.turns import paced
 
@@ -21,11 +24,12 @@ MAX_KEYS = 10_000
 
 
 class Edges:
-    """The edges of a node."""
+    """The edges of a node; a ``folder`` gets HAProxy's maps as files."""
 
-    def __init__(self, limiter: Limiter, runtime: Runtime) -> None:
+    def __init__(self, limiter: Limiter, runtime: Runtime, folder: str = "") -> None:
         self.limiter = limiter
         self.runtime = runtime
+        self.files = MapFiles(folder, self.lines)
         self._dropped = 0
         self._keys: dict[str, None] = {}
         self._wait = asyncio.Event()
@@ -70,11 +74,13 @@ class Edges:
             self.compare()
         self._keys[key] = None
         self._wait.set()
+        self.files.changed()
 
     async def told(self, *keys: str) -> list[Fault]:
         """Have the edges know of keys; return where that failed, or takes longer."""
         for key in keys:
             self._keys.pop(key, None)
+        self.files.changed()
         await self._settle()
         found = await asyncio.gather(*map(self._tell, keys))
         return list({fault.socket: fault for faults in found for fault in faults}.values())
@@ -82,6 +88,7 @@ class Edges:
     def compare(self) -> None:
         """Have the edge tables compared: the blocklist or the lists may have changed unseen."""
         self.runtime.compare()
+        self.files.changed()
 
     # What the tables should have, see ``runtime.Truth``.
 
@@ -93,6 +100,21 @@ class Edges:
     def by_hand(self) -> Iterator[str]:
         """Yield the keys that are blocked by hand."""
         return (block.key for block in self.limiter.blocklist.of(EVERY_LIMIT))
+
+    def lines(self, name: str) -> Iterator[str]:
+        """Yield the lines of a map of HAProxy's, see ``runtime.maps``."""
+        if name == LISTS:
+            for network, value in self.limiter.lists.networks():
+                yield f"{network} {'allow' if value == ALLOW else 'deny'}"
+        else:
+            for block in self.limiter.blocklist.of(EVERY_LIMIT):
+                if (one := parse_key(block.key)) is not None and (until := self._ends(block)):
+                    yield f"{network_key(one)} {until}"
+
+    def _ends(self, block: Block) -> int:
+        """Return when a block ends, by the clock of this machine; 0 if it has."""
+        ahead = self.limiter.engine.ahead
+        return block.until - ahead if block.until > self.limiter.engine.table.now else 0
 
     # ---- telling ---------------------------------------------------------------------------
 
@@ -113,8 +135,9 @@ class Edges:
     def _tell(self, key: str) -> Telling:
         block = self.limiter.blocklist.get(EVERY_LIMIT, key)
         network = parse_key(key)
+        by_hand = 0 if block is None else self._ends(block)
         if block is not None and network is not None:
             until = self.until(self.runtime.prefixes.client(network))
             if until:
-                return self.runtime.push(key, until)
-        return self.runtime.lift(key)
+                return self.runtime.push(key, until, by_hand)
+        return self.runtime.lift(key, by_hand)

@@ -14,10 +14,11 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import TextIO
 
-from ratelimit.engine.constants import ALLOW, DENY
+from ratelimit.engine.constants import ALLOW, DENY, NONE
 from ratelimit.exceptions import ConfigError
 from ratelimit.keys import Network, parse_network
 from ratelimit.steps import Steps
@@ -45,6 +46,34 @@ class Lists:
     values: bytes = bytes(8)
     allow: int = 0
     deny: int = 0
+
+    def networks(self) -> Iterator[tuple[str, int]]:
+        """Yield the networks that cover the lists without an overlap, each with its value."""
+        starts, values = memoryview(self.starts).cast("Q"), memoryview(self.values).cast("Q")
+        for number, value in enumerate(values):
+            if value == NONE:
+                continue
+            first = starts[2 * number] << 64 | starts[2 * number + 1]
+            after = 2 * number + 2
+            end = starts[after] << 64 | starts[after + 1] if after < len(starts) else _END
+            # What is counted as IPv4 is written so, and has other networks around it.
+            for low, high, base in (
+                (first, min(end, _MAPPED), 0),
+                (max(first, _MAPPED), min(end, _MAPPED + (1 << 32)), _MAPPED),
+                (max(first, _MAPPED + (1 << 32)), end, 0),
+            ):
+                for network in _cover(low - base, high - base, 32 if base else 128):
+                    yield network, value
+
+
+def _cover(low: int, high: int, bits: int) -> Iterator[str]:
+    """Yield the fewest networks that have the addresses from ``low`` up to below ``high``."""
+    kind = IPv4Network if bits == 32 else IPv6Network
+    while low < high:
+        size = (low & -low).bit_length() - 1 if low else bits
+        size = min(size, (high - low).bit_length() - 1)
+        yield str(kind((low, bits - size)))
+        low += 1 << size
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,6 +199,7 @@ async def run_node(
         tasks.start("tidy", control.tidy, SOON)
         tasks.start("edges", control.edges.run)
         tasks.start("edge tables", control.edges.compare_all)
+        tasks.start("map files", control.edges.files.run)
         tasks.start("api", server.run)
         tasks.start("webhooks", webhooks.run)
         tasks.start("alerts", alerts.run)

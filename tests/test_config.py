@@ -67,6 +67,7 @@ deny_files = []
 
 [haproxy]
 sockets = []
+maps_dir = ""
 
 [load]
 high = 0

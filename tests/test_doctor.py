@@ -61,6 +61,7 @@ def test_a_sound_installation(plant: Plant) -> None:
             assert list(checks) == [
                 *("agent", "ops API", "groups", "store", "versions", "haproxy", "haproxy: clock"),
                 *("haproxy: agent", "haproxy: questions", "haproxy: edge table"),
+                "haproxy: maps",
             ]
             assert "1 compared with the blocklist agree" in checks["haproxy: edge table"].finding
             assert "100::1" not in await made.world.runtime("show table t_block")
@@ -239,6 +240,17 @@ def test_a_limit_that_haproxy_never_asks_about(plant: Plant) -> None:
             check = (await made.checks(probe=True))["limits"]
             assert check.state is State.UNSURE
             assert "limits.login" in check.finding and "RATELIMIT_LOGIN_PATH" in check.mend
+
+    run(test())
+
+
+@pytest.mark.integration
+def test_maps_that_are_not_there(plant: Plant) -> None:
+    async def test() -> None:
+        async with plant(edit=without("haproxy.cfg", "rl_lists.map")) as made:
+            check = (await made.checks())["haproxy: maps"]
+            assert check.state is State.UNSURE
+            assert "no map rl_lists.map" in check.finding and "map_ip" in check.mend
 
     run(test())
 
@@ -424,7 +436,7 @@ def test_the_command(plant: Plant) -> None:
     async def test() -> None:
         async with plant() as made:
             code, text = await doctor(made, "--probe", made.site)
-            assert code == 0 and "0 of 10 checks found something broken" in text
+            assert code == 0 and "0 of 11 checks found something broken" in text
             made.world.stop_agent()
             assert made.world.haproxy is not None
             made.world.haproxy.terminate()

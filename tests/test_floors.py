@@ -38,6 +38,7 @@ FLOORS = [
     ["ending"],
     ["bus", "demo", "haproxy", "ops.tokens", "runtime.edge", "store.entries", "systemd"],
     ["store.outbox", "store.signing"],
+    ["runtime.maps"],
     ["runtime.mirror"],
     [
         "client",
@@ -66,7 +67,8 @@ FLOORS = [
     ["doctor.haproxy"],
     ["doctor.checks"],
     ["doctor"],
-    ["agent", "busiest", "edges", "replay"],
+    ["agent", "busiest", "mapfiles", "replay"],
+    ["edges"],
     ["reload"],
     ["control", "metrics"],
     [

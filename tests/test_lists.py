@@ -2,11 +2,16 @@ from __future__ import annotations
 
 import os
 import re
+from ipaddress import ip_network
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ratelimit.config import load
+from ratelimit.engine.networks import Networks
 from ratelimit.exceptions import ConfigError
 from ratelimit.keys import parse_network
 from ratelimit.limiter import Limiter
@@ -142,3 +147,46 @@ def test_a_file_that_changes_while_it_is_read_is_not_taken() -> None:
         read([], [], [], [file])
     [problem] = caught.value.problems
     assert problem.startswith(f"lists.deny_files.0: {file}: changed while it was read")
+
+
+ADDRESSES = st.one_of(
+    st.sampled_from(["0.0.0.0", "255.255.255.255", "::", "::ffff", "ffff::", "2001:db8::1"]),
+    st.ip_addresses(v=4, network="192.0.2.0/27").map(str),
+    st.ip_addresses(v=6, network="2001:db8::/122").map(str),
+    st.ip_addresses().map(str),
+)
+
+
+def is_network(text: str) -> bool:
+    try:
+        parse_network(text)
+    except ValueError:
+        return False
+    return True
+
+
+WRITTEN = st.builds(
+    lambda address, bits: str(
+        ip_network(f"{address}/{bits * (4 if ':' in address else 1)}", False)
+    ),
+    ADDRESSES,
+    st.integers(0, 32),
+).filter(is_network)
+
+
+@given(st.lists(WRITTEN, max_size=6), st.lists(WRITTEN, max_size=6), st.lists(ADDRESSES))
+def test_networks_of_lists_are_apart_and_say_the_same(
+    allow: list[str], deny: list[str], asked: list[str]
+) -> None:
+    lists = finish(read_lists(allow, deny, [], []))
+    networks = [(ip_network(text), value) for text, value in lists.networks()]
+    for version in (4, 6):
+        ends = sorted((int(one[0]), int(one[-1])) for one, _ in networks if one.version == version)
+        assert all(last < first for (_, last), (first, _) in pairwise(ends)), "none overlap"
+    engine = Networks(lists.starts, lists.values)
+    for text in [*asked, *(entry.partition("/")[0] for entry in allow + deny)]:
+        address = parse_network(text).network_address
+        number = int(address) | (0xFFFF << 32 if address.version == 4 else 0)
+        found = [value for one, value in networks if address in one]
+        expected = engine.value(number >> 64, number & (1 << 64) - 1)
+        assert found == ([expected] if expected else [])

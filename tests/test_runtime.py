@@ -69,12 +69,16 @@ class Book:
 
     ends: dict[str, int] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
+    maps: dict[str, list[str]] = field(default_factory=dict)
 
     def until(self, client: Network) -> int:
         return self.ends.get(network_text(client), 0)
 
     def by_hand(self) -> Iterator[str]:
         return iter(self.keys)
+
+    def lines(self, name: str) -> Iterator[str]:
+        return iter(self.maps.get(name, []))
 
 
 @contextlib.asynccontextmanager

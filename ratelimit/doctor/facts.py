@@ -16,6 +16,7 @@ from ratelimit.exceptions import ApiError, RatelimitError, SpopError
 from ratelimit.model import Address
 from ratelimit.runtime import Report, Runtime
 from ratelimit.runtime.edge import Edge
+from ratelimit.runtime.maps import entries as map_entries
 from ratelimit.runtime.words import (
     Entry,
     Prefixes,
@@ -122,6 +123,8 @@ class EdgeTable:
         stale: keys that the edge refuses and the agent knows no block of.
         compared: how many entries were compared with the agent's blocklist.
         prefixes: what is a client there, as far as the environment of HAProxy says so.
+        maps: how many entries each map has, those that there are.
+        maps_problem: why that can't be seen.
     """
 
     problem: str = ""
@@ -129,6 +132,8 @@ class EdgeTable:
     stale: tuple[Entry, ...] = ()
     compared: int = 0
     prefixes: Prefixes = field(default_factory=Prefixes)
+    maps: dict[str, int] = field(default_factory=dict)
+    maps_problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,13 +306,17 @@ async def _edge_table(report: Report, api: Api | None) -> EdgeTable:
             return EdgeTable(refusal(answer) or "it did not keep what was written to it")
         await edge.ask(clear_entry(_UNROUTED))
         prefixes = read_prefixes(await edge.ask(show_prefixes()))
+        shown = await edge.ask("show map")
         live = [] if api is None else await _live(edge, int(time.time()) + 1)
         stale = [one for one in live if api is not None and not await api.refuses(one.key)]
     except RatelimitError as error:
         return EdgeTable(str(error))
     finally:
         await edge.close()
-    return EdgeTable("", entries[0].expires_in / 1000, tuple(stale), len(live), prefixes)
+    maps = map_entries(shown)
+    hidden = "" if maps or any(line.startswith("#") for line in shown) else refusal(shown)
+    kept = entries[0].expires_in / 1000
+    return EdgeTable("", kept, tuple(stale), len(live), prefixes, maps, hidden)
 
 
 async def _live(edge: Edge, now: int) -> list[Entry]:

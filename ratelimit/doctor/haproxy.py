@@ -11,6 +11,7 @@ from ratelimit.model import Limit
 from ratelimit.notation import SECOND, format_duration
 from ratelimit.runtime import Report
 from ratelimit.runtime.figures import AGENT_BACKEND
+from ratelimit.runtime.maps import NAMES
 from ratelimit.runtime.words import TABLE
 
 
@@ -45,6 +46,32 @@ def judge_haproxy(facts: Facts, limits: Sequence[Limit]) -> Iterator[Check]:
         if report.agent.startswith("UP"):
             yield _asked(subject, facts, before, report)
         yield from _edge(subject, report, edge, limits)
+        if report.edge is not None and not edge.problem:
+            yield _maps(subject, edge)
+
+
+def _maps(haproxy: str, edge: EdgeTable) -> Check:
+    """Judge the maps of the lists and of what is blocked by hand."""
+    subject = f"{haproxy}: maps"
+    effect = "lists, and networks blocked by hand, do not hold at this edge without the agent"
+    if edge.maps_problem:
+        return Check(
+            subject,
+            State.UNSURE,
+            f"{edge.maps_problem}: {effect}",
+            "give the socket `level admin` (RATELIMIT_STATS_LEVEL=admin) and reload HAProxy; the "
+            "files of `[haproxy] maps_dir` hold at its next reload either way",
+        )
+    if missing := [name for name in NAMES if name not in edge.maps]:
+        return Check(
+            subject,
+            State.UNSURE,
+            f"HAProxy has no map {' and no map '.join(missing)}: {effect}",
+            "copy the files and the lines with `map_ip` from what comes with ratelimit "
+            '(haproxy/README.md, "Lists"), and reload HAProxy',
+        )
+    said = ", ".join(f"{edge.maps[name]} entries in {name}" for name in NAMES)
+    return Check(subject, State.OK, said)
 
 
 def _seen(haproxy: str, facts: Facts, report: Report) -> Check:

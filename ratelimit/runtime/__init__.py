@@ -34,6 +34,7 @@ from ratelimit.runtime.words import (
     clear_entry,
     entries_of,
     entry_to_push,
+    network_key,
     parse_key,
     read_entries,
     refusal,
@@ -235,8 +236,10 @@ class Runtime:
         for mirror in self._mirrors:
             mirror.compare()
 
-    def push(self, key: str, until: int) -> Telling:
+    def push(self, key: str, until: int, by_hand: int = 0) -> Telling:
         """Have every edge refuse a client until an epoch second.
+
+        ``by_hand`` is until when the key is blocked by hand, which the maps have of any addresses.
 
         A HAProxy that could not be told is told later. A key that is no address or network has no
         entry at the edge, nor has one of which the edge knows only more than is to be blocked, such
@@ -244,10 +247,11 @@ class Runtime:
         """
         network = parse_key(key)
         entry = None if network is None else entry_to_push(network, self.prefixes)
-        return self._change(self._timeout, *([] if entry is None else [set_entry(entry, until)]))
+        changes = [] if entry is None else [set_entry(entry, until)]
+        return self._change(self._timeout, *changes, mark=network, until=by_hand)
 
-    def lift(self, key: str) -> Telling:
-        """Have every edge forget a client, or all clients of a network.
+    def lift(self, key: str, by_hand: int = 0) -> Telling:
+        """Have every edge forget a client, or all clients of a network; ``by_hand`` as in push().
 
         A HAProxy that could not be told is told later. Of a single address the entry of the
         client that it is part of goes too, as that refuses it.
@@ -257,9 +261,10 @@ class Runtime:
             return self._change(0)
         if network.num_addresses == 1:
             command = ";".join(clear_entry(entry) for entry in entries_of(network, self.prefixes))
-            return self._change(self._timeout, command)
+            return self._change(self._timeout, command, mark=network, until=by_hand)
         inside = taken_for(network, self.prefixes)
-        return self._change(SCAN, network, *([] if inside is None else [inside]))
+        changes = [network] if inside is None else [network, inside]
+        return self._change(SCAN, *changes, mark=network, until=by_hand)
 
     async def edge(self, key: str) -> list[EdgeEntry]:
         """Return what the edges hold for a key; those that can't be asked are in ``faults``."""
@@ -299,10 +304,20 @@ class Runtime:
         """Let go of all; what was not told by now is not told any more."""
         await asyncio.gather(*(mirror.close() for mirror in self._mirrors))
 
-    def _change(self, timeout: float, *changes: str | Network) -> Telling:
-        mirrors = self._mirrors if changes else []
-        made = [[mirror.change(change) for change in changes] for mirror in mirrors]
-        return Telling(dict(zip(self.sockets, made, strict=False)), timeout)
+    def _change(
+        self,
+        timeout: float,
+        *changes: str | Network,
+        mark: Network | None = None,
+        until: int = 0,
+    ) -> Telling:
+        made = {}
+        for mirror in self._mirrors:
+            marked = "" if mark is None else mirror.maps.mark(network_key(mark), until)
+            made[mirror.edge.path] = [
+                mirror.change(change) for change in (marked, *changes) if change
+            ]
+        return Telling(made, timeout)
 
 
 async def _asked(edge: Edge, command: str) -> list[str] | EdgeError:

@@ -20,6 +20,7 @@ import structlog
 
 from ratelimit.large import LargeDict
 from ratelimit.runtime.edge import Edge, EdgeError
+from ratelimit.runtime.maps import Maps
 from ratelimit.runtime.words import (
     MAX_COMMAND,
     Entry,
@@ -69,6 +70,9 @@ class Truth(Protocol):
     def by_hand(self) -> Iterator[str]:
         """Yield the keys that are blocked by hand; they may change meanwhile."""
 
+    def lines(self, name: str) -> Iterator[str]:
+        """Yield the lines of a map, see ``runtime.maps``; likewise."""
+
 
 @dataclass(slots=True)
 class _Change:
@@ -87,6 +91,7 @@ class Mirror:
 
     def __init__(self, edge: Edge) -> None:
         self.edge = edge
+        self.maps = Maps(edge)
         self.faults = 0
         self.dropped = 0
         self.corrected = 0
@@ -218,6 +223,7 @@ class Mirror:
             self._wanted += 1
 
     async def _compare(self, truth: Truth, prefixes: Prefixes) -> None:
+        await self.maps.fill(truth.lines)
         before = self.corrected
         right: LargeDict[bool] = LargeDict()
         async with contextlib.aclosing(self.edge.entries()) as pieces:

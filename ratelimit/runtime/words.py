@@ -23,7 +23,7 @@ _NAT64 = IPv6Network("64:ff9b::/96")
 _SIX_TO_FOUR = IPv6Network("2002::/16")
 _LOOPBACK = IPv6Address("::1")
 _LAST_SECOND = (1 << 32) - 1  # gpt0 has 32 bits
-_IN_USE = "Entry currently in use, cannot remove"
+_DONE = ("Entry currently in use, cannot remove", "Key not found.")  # as good as done
 _ENTRY = re.compile(r"key=(\S+) .*exp=(\d+) .*gpt0=(\d+)")
 
 Network = IPv4Network | IPv6Network
@@ -82,6 +82,14 @@ def parse_key(key: str) -> Network | None:
                 low = int(network.network_address) & 0xFFFFFFFF
                 return IPv4Network((low, network.prefixlen - outer.prefixlen))
     return network
+
+
+def network_key(network: Network) -> str:
+    """Return a network as a map has it, made of its numbers: of one address that address."""
+    kind = IPv4Address if network.version == 4 else IPv6Address
+    address = str(kind(int(network.network_address)))
+    single = network.prefixlen == network.max_prefixlen
+    return address if single else f"{address}/{int(network.prefixlen)}"
 
 
 def entry_to_push(network: Network, prefixes: Prefixes) -> str | None:
@@ -184,14 +192,14 @@ def batches(commands: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], st
 def refusal(answer: Sequence[str]) -> str:
     """Return why HAProxy did not do what it was told, in words for operators; empty if it did."""
     for line in answer:
-        if line and line != _IN_USE:
+        if line and line not in _DONE:
             return _EXPLAINED.get(line, f"HAProxy says: {ascii(line)[1:-1]}")
     return ""
 
 
 _EXPLAINED = {
     "Permission denied": "the socket lacks the rights for it; tables need `level operator` on "
-    "HAProxy's `stats socket` line, servers `level admin`",
+    "HAProxy's `stats socket` line, servers `level admin`, and so do maps from 3.4 on",
     "No such table": f"HAProxy has no stick table {TABLE}; it is a backend of haproxy.cfg",
     "Invalid key": f"the stick table {TABLE} is not of `type ipv6`",
     "Data type not stored in this table": f"the stick table {TABLE} does not `store gpt0`",

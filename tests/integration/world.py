@@ -251,16 +251,24 @@ class World:
     async def servers(self, backend: str) -> dict[str, dict[str, str]]:
         """Return what HAProxy tells of the servers of a backend, by name; none until it starts."""
         try:
-            stat = await self.runtime("show stat")
+            entries = await self._stat()
         except (FileNotFoundError, ConnectionRefusedError):
             return {}  # HAProxy has not made its socket yet
-        header, *rows = [line.split(",") for line in stat.lstrip("# ").splitlines() if line]
-        entries = [dict(zip(header, row, strict=False)) for row in rows]
         return {
             entry["svname"]: entry
             for entry in entries
             if entry["pxname"] == backend and entry["svname"] not in ("FRONTEND", "BACKEND")
         }
+
+    async def denied(self) -> dict[str, int]:
+        """Return how many requests each backend has denied, those with any."""
+        rows = [row for row in await self._stat() if row["svname"] == "BACKEND"]
+        return {row["pxname"]: int(row["dreq"]) for row in rows if int(row["dreq"] or 0)}
+
+    async def _stat(self) -> list[dict[str, str]]:
+        stat = await self.runtime("show stat")
+        header, *rows = [line.split(",") for line in stat.lstrip("# ").splitlines() if line]
+        return [dict(zip(header, row, strict=False)) for row in rows]
 
     async def up(self, backend: str = "app") -> set[str]:
         """Return the addresses of the servers that are up."""

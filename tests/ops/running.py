@@ -46,11 +46,11 @@ class Edges(Runtime):
     def missed(self) -> int:
         return self.failed
 
-    def push(self, key: str, until: int) -> Telling:
+    def push(self, key: str, until: int, by_hand: int = 0) -> Telling:
         self.told.append((key, until))
         return self._tell()
 
-    def lift(self, key: str) -> Telling:
+    def lift(self, key: str, by_hand: int = 0) -> Telling:
         self.told.append((key, 0))
         return self._tell()
 

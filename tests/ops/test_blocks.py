@@ -583,9 +583,9 @@ def test_a_network_is_lifted_before_an_edge_hears_of_it(tmp_path: Path) -> None:
             stale: list[bool] = []
             real = api.edges.lift
 
-            def note(key: str) -> Telling:
+            def note(key: str, by_hand: int = 0) -> Telling:
                 stale.append(limiter.stale)
-                return real(key)
+                return real(key, by_hand)
 
             api.edges.lift = note  # type: ignore[method-assign]
             assert (await api.client.delete("/v1/blocks/10.0.7.0%2F24")).status_code == 204
