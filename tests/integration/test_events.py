@@ -59,7 +59,7 @@ def test_a_block_is_told_once_and_its_key_harms_no_log(tmp_path: Path) -> None:
         path = tmp_path / "r.toml"
         path.write_text(
             f'[agent]\nlisten = ["unix://{tmp_path}/spop.sock"]\nmax_clients = 1000\n'
-            "[limits.default]\nrate = 1\n"
+            "[limits.default]\nrate = 1\nsecret = false\n"
             f'[[webhooks]]\nurl = "{url}"\nevents = ["block"]\n'
             f'secret_file = "{tmp_path}/secret"\n'
         )
@@ -78,7 +78,9 @@ def test_a_block_is_told_once_and_its_key_harms_no_log(tmp_path: Path) -> None:
     timestamp = int(signature.partition(",")[0].removeprefix("t="))
     assert signature == sign(SECRET, timestamp, body)
     event = json.loads(body)
-    assert event["data"]["key"] == json.loads(shown)["key"] == key
+    told = event["data"]["key"]
+    assert told == json.loads(shown)["key"]
+    assert re.fullmatch(re.escape(r"mallory\n{\x1b[2J\u2028") + "~[0-9a-f]{32}", told)
     assert event["data"]["node"] == event["node"]
     assert shown[:-1].isprintable()
 
