@@ -17,6 +17,7 @@ from ratelimit.keys import (
     parse_network,
 )
 from ratelimit.limiter import Limiter
+from ratelimit.model import EVERY_LIMIT
 from ratelimit.strings import kept_text, string_text
 
 MAX_GIVEN = 4096
@@ -63,7 +64,7 @@ def read(limiter: Limiter, text: str, force: bool = False) -> Given:
         raise ValueError(f"has at most {MAX_GIVEN} characters")
     hashed = hash_of(text)
     if hashed is not None:
-        return Given(hashed, text=text)
+        return Given(hashed, text=_shown_before(limiter, hashed) or text)
     string = text.encode()
     try:
         key = canonical(text)
@@ -118,6 +119,13 @@ def reach(limiter: Limiter, key: str) -> str:
         f"client, this blocks only {key}; to block the client, block {counted}."
         for counted, names in clients.items()
     )
+
+
+def _shown_before(limiter: Limiter, key: str) -> str:
+    """Return with which hint the blocklist shows a hash, if it does."""
+    names = (EVERY_LIMIT, *(rule.limit.name for rule in limiter.engine.rules))
+    blocks = (limiter.blocklist.get(name, key) for name in names)
+    return next((one.text for one in blocks if one is not None and hash_of(one.text)), "")
 
 
 def _correction(written: str, key: str) -> str:

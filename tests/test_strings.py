@@ -116,6 +116,7 @@ def test_any_form_that_is_shown_is_the_same_key(string: bytes, secret: bool) -> 
     assert shown.isprintable()
     again = read(made, shown)
     assert again.key == key
+    assert again.shown(secret) in (shown, key)
     # Also what is shown of what was given.
     assert read(made, again.shown(secret)).key == key
     assert read(made, again.shown(True)).key == key
@@ -163,6 +164,7 @@ def test_no_block_has_the_string_of_a_limit(key: bytes, string: bytes) -> None:
     block = strike(made, key)
     assert block.key == made.string_key(string)
     assert block.shown == string_text(string, block.key, secret=True)
+    assert read(made, block.key).shown(True) == block.shown, "with the hint, if that is known"
     assert string.decode() not in repr(block) + repr(list(made.blocklist))
     shown = strike(made, key, "open")
     assert (shown.key, shown.shown) == (block.key, string.decode())
