@@ -33,7 +33,9 @@ from ratelimit.supervisor import Supervisor
 from ratelimit.turns import paced
 from ratelimit.typed import Given
 
-_LISTED = 64  # entries of the blocklist that are looked at in a step
+# Work of a step.
+_LISTED = 64  # entries of the blocklist that are looked at
+_WIDER = 8  # networks of which all limits are asked
 
 log = structlog.get_logger()
 
@@ -247,7 +249,7 @@ class Control:
         """
         found = False
         lifts = []
-        for limit, one in self._places(key):
+        for limit, one in await paced(self._places(key)):
             known = self.limiter.blocklist.get(limit, one)
             lifts.append(self.limiter.lift_now(limit, one, self.sync.now()))
             if known is not None:
@@ -262,16 +264,23 @@ class Control:
                 raise result
         return found or any(results), faults
 
-    def blocks_of(self, key: str) -> list[Block]:
+    async def blocks_of(self, key: str) -> list[Block]:
         """Return all entries of a key, those whose block has ended included."""
-        found = [self.limiter.blocklist.get(*place) for place in self._places(key)]
+        places = await paced(self._places(key))
+        found = [self.limiter.blocklist.get(*place) for place in places]
         return [block for block in found if block is not None]
 
-    def _places(self, key: str) -> list[tuple[str, str]]:
+    def _places(self, key: str) -> Steps[list[tuple[str, str]]]:
         """Return the limits and keys under which blocks of a key can be."""
+        get = self.limiter.blocklist.get
         limits = [rule.limit for rule in self.limiter.engine.rules]
         places = [(EVERY_LIMIT, key), *((limit.name, key) for limit in limits)]
         places += [(limit.name, counted_key(key, limit)) for limit in limits]
+        # A limit may have blocked it when it counted by another prefix.
+        for number, wider in enumerate(wider_keys(key), 1):
+            places += [(limit.name, wider) for limit in limits if get(limit.name, wider)]
+            if number % _WIDER == 0:
+                yield
         return list(dict.fromkeys(places))
 
     def page(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from ratelimit.engine.constants import ADDRESS
@@ -162,10 +163,9 @@ def counted_key(key: str, limit: Limit) -> str:
     return network_text(network.supernet(new_prefix=min(bits, network.prefixlen)))
 
 
-def wider_keys(key: str) -> list[str]:
-    """Return the networks that an address or network is in, the narrowest first."""
+def wider_keys(key: str) -> Iterator[str]:
+    """Yield the networks that an address or network is in, the narrowest first."""
     network = key_network(key)
-    if network is None:
-        return []
-    widths = range(network.prefixlen - 1, -1, -1)
-    return [network_text(network.supernet(new_prefix=bits)) for bits in widths]
+    if network is not None:
+        for bits in range(network.prefixlen - 1, -1, -1):
+            yield network_text(network.supernet(new_prefix=bits))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ratelimit.barred import Barred
 from ratelimit.blocklist import Blocklist
 from ratelimit.engine.answer import Engine
-from ratelimit.engine.constants import ALLOW, DENY, MIXED, NONE, SECOND, TEXT
+from ratelimit.engine.constants import ADDRESS, ALLOW, DENY, MIXED, NONE, SECOND, TEXT
 from ratelimit.engine.rule import Rule
 from ratelimit.keys import (
     Network,
@@ -421,20 +421,29 @@ class Limiter:
     def _update(self, limit: str, key: str) -> None:
         """Have the table hold what the blocklist has of a client."""
         network = key_network(key)
-        by_hand = self.blocklist.get(EVERY_LIMIT, key)
         for rule in self.engine.rules if limit == EVERY_LIMIT else [self._rules.get(limit)]:
             if rule is None:
                 continue
-            width = rule.limit.ipv4_prefix, rule.limit.ipv6_prefix
+            client, width = key, (rule.limit.ipv4_prefix, rule.limit.ipv6_prefix)
             if network is not None and not _is_client(network, *width):
-                continue  # under another prefix than today's, it would be another client
-            block = self.blocklist.get(rule.limit.name, key)
+                # Under another prefix than today's it is another client. In its place is one of
+                # today's, or none: there no block may wait for the prefix to be as it was.
+                first, _, _ = span(network, 0)
+                place = first >> 64, first & _M64, ADDRESS << 16 | rule.index
+                if self.engine.table.peek(*place) < 0 and place not in self.engine.table.orphans:
+                    continue
+                client = counted_key(first_address(key), rule.limit)
+                if first_address(client) != first_address(key):
+                    self._hold(rule, key, 0, False)
+                    continue
+            by_hand = self.blocklist.get(EVERY_LIMIT, client)
+            block = self.blocklist.get(rule.limit.name, client)
             if block is not None and block.shadow and not rule.limit.shadow:
                 block = None
             if by_hand is not None and (block is None or by_hand.until >= block.until):
-                self._hold(rule, key, by_hand.until, True)
+                self._hold(rule, client, by_hand.until, True)
             else:
-                self._hold(rule, key, block.until if block else 0, False)
+                self._hold(rule, client, block.until if block else 0, False)
 
     def _client(self, rule: Rule, key: str) -> tuple[int, int, int]:
         """Return as whom the table knows a client of a limit."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -543,3 +543,49 @@ def test_explain_says_what_each_limit_has() -> None:
     block = finish(node.limiter.explain("2001:db8::5"))[1].block
     assert block is not None
     assert block.node == "here"
+
+
+# ---- prefixes that change -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("client", "entry", "other"),
+    [
+        ("192.0.2.7", "192.0.2.7", {"ipv4_prefix": 24}),
+        ("192.0.2.0", "192.0.2.0", {"ipv4_prefix": 24}),
+        ("2001:db8:0:1::1", "2001:db8:0:1::/64", {"ipv6_prefix": 48}),
+        ("2001:db8::1", "2001:db8::/64", {"ipv6_prefix": 48}),
+        ("2001:db8:0:1::1", "2001:db8:0:1::/64", {"ipv6_prefix": 128}),
+    ],
+)
+@pytest.mark.parametrize("name", ["default", EVERY_LIMIT])
+@pytest.mark.parametrize("lifted", [True, False])
+def test_a_block_lifted_under_another_prefix_does_not_come_back(
+    client: str, entry: str, other: dict[str, Any], name: str, lifted: bool
+) -> None:
+    limit = Limit(rate=1, window=60 * SECOND, block=(600,))
+    node = Node(limit)
+    if name == EVERY_LIMIT:
+        node.by_hand(entry, 600)
+    else:
+        node.ask(client, hits=2)
+    assert node.ask(client, hits=0) == "block"
+    node.reload(replace(limit, rate=100, **other))
+    if lifted:
+        node.lift(name, entry)
+        assert node.ask(client, hits=0) == "allow"
+    node.reload(limit)
+    assert node.ask(client, hits=0) == ("allow" if lifted else "block")
+
+
+def test_a_block_lifted_while_a_reload_goes_on_does_not_come_back() -> None:
+    limit = Limit(rate=1, window=60 * SECOND, block=(600,))
+    for client, entry in (("192.0.2.0", "192.0.2.0"), ("192.0.2.7", "192.0.2.7")):
+        node = Node(limit)
+        node.ask(client, hits=2)
+        rest = finish(node.limiter.reload([replace(limit, rate=100, ipv4_prefix=24)], NO_LISTS))
+        node.lift("default", entry)
+        assert node.ask(client, hits=0) == "allow"
+        finish(rest)
+        node.reload(limit)
+        assert node.ask(client, hits=0) == "allow"

@@ -63,7 +63,7 @@ async def add_block(call: Call) -> Reply:
 async def show_block(call: Call) -> Reply:
     """Answer with all entries of a key."""
     given = key_of(call)
-    blocks = call.control.blocks_of(given.key)
+    blocks = await call.control.blocks_of(given.key)
     if not blocks:
         raise _not_blocked(call.control, given.key)
     shown = call.control.shown(given) or given.key

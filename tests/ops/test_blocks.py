@@ -229,6 +229,20 @@ def test_automatic_blocks_stand_beside_those_by_hand(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_a_block_of_a_limit_by_another_prefix_is_lifted_with_the_address(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            for key in ("2001:db8::/56", "192.0.2.0/24"):
+                api.control.limiter.apply(block(key, LATER))
+            for address in ("2001:db8::7", "192.0.2.7"):
+                found = (await api.client.get(f"/v1/blocks/{address}")).json()["blocks"]
+                assert [one["limit"] for one in found] == ["default"]
+                assert (await api.client.delete(f"/v1/blocks/{address}")).status_code == 204
+            assert await pages(api) == [[]]
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("key", ["999.9.9.9", "192.0.2.7:443", "::zz", "1.2.3.4/99"])
 def test_a_string_that_nobody_would_write_can_be_lifted(tmp_path: Path, key: str) -> None:
     async def main() -> None:

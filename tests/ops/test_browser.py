@@ -96,14 +96,14 @@ def test_a_person_looks_blocks_and_lifts(tmp_path: Path) -> None:
                 await page.click("#block button")
                 await page.shows(said("host bits; the network is 192.0.2.0/24"))
                 await page.shows(row("192.0.2.0/24"))
-                (made,) = api.control.blocks_of("192.0.2.0/24")
+                (made,) = await api.control.blocks_of("192.0.2.0/24")
                 assert (made.by, made.reason) == ("ann", "too many")
                 assert await page.find(FITS)
                 assert await page.find(IN_SIGHT)
                 await page.click(unblock("192.0.2.0/24"))
                 await page.shows(said("192.0.2.0/24 is lifted"))
                 await page.shows(f"!({row('192.0.2.0/24')})")
-                assert not api.control.blocks_of("192.0.2.0/24")
+                assert not await api.control.blocks_of("192.0.2.0/24")
                 assert not page.complaints
 
             assert {url for url in page.asked if not url.startswith(base)} <= {"data:,"}
