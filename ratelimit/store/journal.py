@@ -36,7 +36,7 @@ SETTLED = 3600
 """Seconds for which a clock must have run steadily before anything is deleted by it: at the start
 of a machine it may be years ahead until it is corrected."""
 
-_BATCH = 1000  # changes in one transaction
+_BATCH = 250  # changes in one transaction
 _LOOK = 1.0  # seconds between looks at whether the file is still there, and between attempts
 _PURGE = 60.0  # seconds between removals of what is forgotten
 _JUMP = 1.5  # seconds by which a clock is set rather than adjusted

@@ -28,7 +28,7 @@ from ratelimit.store.signing import Signer, UnsignedError
 from ratelimit.store.writing import EntryWriter
 from ratelimit.turns import paced
 
-_BATCH = 100  # entries in one request
+_BATCH = 25  # entries of a request, and of the news of it: what each node takes in one turn
 _PAGE = 1000
 _MOST_CHANGES = 1 << 53
 _REPLICAS_WAIT = 0.3  # seconds

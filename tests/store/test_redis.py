@@ -171,6 +171,33 @@ def test_a_list_of_thousands_is_loaded_whole(server: Server) -> None:
     run(main)
 
 
+def test_a_flood_is_told_in_small_pieces(server: Server) -> None:
+    """Each node takes a piece of news in one turn of its loop."""
+
+    async def main() -> None:
+        with server.client() as client:
+            listener = client.pubsub()
+            listener.subscribe("test:{fleet}:news")
+            async with nodes(server.url) as [(store, seen)]:
+                for number in range(500):
+                    store.put(block(f"k{number}"))
+                await until(lambda: len(seen.blocks) == 500)
+                for number in range(500):
+                    store.put(seen.lift("default", f"k{number}"))
+                await until(lambda: not len(store.outbox))
+                server.do("FLUSHALL")
+                await until(lambda: server.do("HLEN", "test:{fleet}:lifts") == 502)
+            sizes = []
+            while (told := listener.get_message()) is not None:
+                if told["type"] == "message":
+                    news = json.loads(told["data"])
+                    sizes.append(len(news.get("blocks", ())) + len(news.get("lifts", ())))
+        assert sum(sizes) >= 1500
+        assert max(sizes) <= 25
+
+    run(main)
+
+
 def test_any_key_and_reason_come_back_as_they_were(server: Server, secret: bytes) -> None:
     async def main() -> None:
         async with nodes(server.url, secret=secret) as [(store, _)]:

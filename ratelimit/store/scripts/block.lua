@@ -12,8 +12,7 @@
 --
 -- Publishes {"blocks": [block, …], "changes": how often the list has changed}; returns for each block,
 -- if something else holds now, the block or {"lifted": [order, seconds when it is forgotten, signature]}
--- as JSON, and otherwise an empty text; then how
--- many have changed.
+-- as JSON, and otherwise an empty text; then how many have changed.
 
 own(KEYS[1], ARGV[1])
 own(KEYS[2], ARGV[1])
