@@ -119,7 +119,7 @@ def test_the_sockets_are_reached_by_users_of_their_own(tmp_path: Path, outside: 
                 wanted = AGENT if process == agent.pid else account().pw_uid
                 assert set(users[0].split()) == {str(wanted)}
                 if process != agent.pid:
-                    assert os.readlink(f"/proc/{process}/root") == str(jail)
+                    assert os.path.samefile(f"/proc/{process}/root", jail)
             client = w.client("127.2.0.1")
             assert await client.statuses(103) == [200] * 100 + [429] * 3
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as api:
