@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
-from ratelimit import __version__, service
+from ratelimit import __version__, service, together
 from ratelimit.cli import main
 from ratelimit.exceptions import StartError
 from ratelimit.model import Address
@@ -39,7 +39,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         calls.append((config,))
         return 0
 
-    monkeypatch.setattr(service, "up", up)
+    monkeypatch.setattr(together, "up", up)
     monkeypatch.setattr(service, "serve", serve)
     return calls
 
@@ -122,7 +122,7 @@ def test_what_keeps_it_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:
     def up(*_: object) -> int:
         raise StartError("HAProxy is not installed")
 
-    monkeypatch.setattr(service, "up", up)
+    monkeypatch.setattr(together, "up", up)
     result = run("up")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "ratelimit: HAProxy is not installed\n"
