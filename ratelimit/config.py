@@ -31,7 +31,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, Setting
 
 from ratelimit.exceptions import ConfigError
 from ratelimit.lists import ListFile, Lists, read_lists
-from ratelimit.model import MAX_RATE, UNKNOWN, Address, Limit
+from ratelimit.model import FUSE, MAX_RATE, UNKNOWN, Address, Limit
 from ratelimit.notation import (
     DAY,
     MILLISECOND,
@@ -287,7 +287,7 @@ class LimitSection(_Section):
     ipv4_prefix: int = Field(32, ge=1, le=32)
     ipv6_prefix: int = Field(64, ge=1, le=128)
     headers: bool = False
-    fuse: float = Field(0.2, ge=0, le=1, strict=False)
+    fuse: float = Field(FUSE, ge=0, le=1, strict=False)
     secret: bool = True
 
     @field_validator("block")
@@ -505,6 +505,14 @@ class Config(BaseSettings):
         except (OSError, ValueError) as error:
             raise self.wrong("store.secret_file", str(error)) from error
 
+    def _fuse(self, limit: LimitSection) -> float:
+        """Return the fuse of a limit; one that is stricter than the default must ask for it."""
+        if "fuse" in limit.model_fields_set:
+            return limit.fuse
+        default = self.limits["default"]
+        stricter = limit.rate * default.window < default.rate * limit.window
+        return 0 if stricter else limit.fuse
+
     def limits_in_force(self) -> tuple[Limit, ...]:
         """Return the limits in the order of the file."""
         return tuple(
@@ -519,7 +527,7 @@ class Config(BaseSettings):
                 ipv6_prefix=limit.ipv6_prefix,
                 shadow=limit.shadow,
                 headers=limit.headers,
-                fuse=limit.fuse,
+                fuse=self._fuse(limit),
                 secret=limit.secret,
             )
             for name, limit in self.limits.items()

@@ -153,8 +153,9 @@ class Limiter:
         seconds = now // SECOND
         if not 0 <= seconds - self._minute < _MINUTE:
             self._minute = seconds
+            seen = max(rule.seen for rule in self.engine.rules)
             for rule in self.engine.rules:
-                if rule.fused and not _too_many(rule.limit, rule.seen, rule.refused):
+                if rule.fused and not _too_many(rule.limit, seen, rule.refused):
                     self.clear_fuse(rule.limit.name)
             self.engine.begin_minute()
 
@@ -497,7 +498,9 @@ class Limiter:
 
     def _strike(self, rule: Rule, text: bytes, kind: int, hi: int, lo: int, now: int) -> int:
         limit = rule.limit
-        seen = max(rule.seen, rule.seen_before)
+        # The clients of the whole site: of a limit that few clients use, an attacker's addresses
+        # would soon be a large share.
+        seen = max(max(one.seen, one.seen_before) for one in self.engine.rules)
         if _too_many(limit, seen, max(rule.refused, rule.refused_before)):
             rule.blow(True)
             self.on_fuse(limit, True)
@@ -522,7 +525,10 @@ class Limiter:
 
 
 def _too_many(limit: Limit, seen: int, refused: int) -> bool:
-    """Tell whether so many of a minute's clients were refused that the limit must be wrong."""
+    """Tell whether so many of a minute's clients were refused that the limit must be wrong.
+
+    ``seen`` are the clients of the limit that most clients use.
+    """
     return limit.fuse > 0 and refused >= FUSE_CLIENTS and refused > limit.fuse * seen
 
 

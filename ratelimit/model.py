@@ -27,6 +27,9 @@ class Verdict(enum.IntEnum):
     BLOCK = 2
 
 
+FUSE = 0.2
+"""Share of all clients of the site above which a limit is likely to be wrong; see ``Limit``."""
+
 VERDICTS = ("allowed", "throttled", "blocked", "denied")
 """What is counted of each limit; counters of ``engine.rule.Rule``."""
 
@@ -46,8 +49,8 @@ class Limit:
         ipv6_prefix: bits of an IPv6 address that make the client, 1 to 128.
         shadow: count, evaluate and show, but refuse nothing.
         headers: tell allowed requests, too, what is left.
-        fuse: share of all clients, 0 to 1, above which so many are refused at once that no more
-            are blocked; 0 for never.
+        fuse: share of all clients of the site, 0 to 1, above which so many are refused at once that
+            no more are blocked; 0 for never.
         secret: keys that are not addresses are kept and shown as hashes; see ``strings``.
     """
 
@@ -61,7 +64,7 @@ class Limit:
     ipv6_prefix: int = 64
     shadow: bool = False
     headers: bool = False
-    fuse: float = 0.2
+    fuse: float = FUSE
     secret: bool = True
 
 

@@ -152,7 +152,7 @@ def test_a_limit_as_it_is_written(read: Callable[[str], Config]) -> None:
     )
     assert config.limits_in_force() == (
         DEFAULT,
-        Limit("login", 5, 60 * 10**9, (300, 7200, 604_800), 2_592_000, True, 24, 128),
+        Limit("login", 5, 60 * 10**9, (300, 7200, 604_800), 2_592_000, True, 24, 128, fuse=0),
         UNKNOWN,
     )
 
@@ -704,3 +704,18 @@ def test_what_is_no_socket_of_haproxy(
 ) -> None:
     (found,) = problems(f"[haproxy]\nsockets = {sockets}")
     assert found.startswith(f"r.toml: {problem}")
+
+
+def test_a_limit_that_is_stricter_than_the_default_must_ask_for_a_fuse(
+    read: Callable[[str], Config],
+) -> None:
+    config = read(
+        "[limits.default]\nrate = 100\n"
+        "[limits.login]\nrate = 5\nwindow = '1m'\n"
+        "[limits.asked]\nrate = 5\nwindow = '1m'\nfuse = 0.5\n"
+        "[limits.wide]\nrate = 6000\nwindow = '1m'\n"
+        "[limits.never]\nrate = 1000\nfuse = 0\n"
+    )
+    fuses = {limit.name: limit.fuse for limit in config.limits_in_force()}
+    expected = {"default": 0.2, "login": 0, "asked": 0.5, "wide": 0.2, "never": 0, "unknown": 0.2}
+    assert fuses == expected

@@ -434,6 +434,22 @@ def test_the_fuse_blows_when_too_many_clients_are_refused() -> None:
     assert node.ask("10.0.0.1") == "block", "what was blocked before stays so"
 
 
+def test_a_limit_that_few_clients_use_is_compared_with_the_site() -> None:
+    node = Node(Limit(rate=1000), Limit("login", rate=1, fuse=0.2))
+    for client in clients(1000):
+        assert node.ask(client) == "allow"
+    attackers = list(clients(150, net=11))
+    assert {node.ask(client, "login", hits=2) for client in attackers} == {"block"}
+    assert node.fuses == []
+    more = list(clients(300, net=12))
+    reasons = [node.ask(client, "login", hits=2) for client in more]
+    assert reasons.count("block") == 50, "a fifth of the 1000, with the 150 before"
+    assert node.fuses == [("login", True)]
+    # Neither does the site's quiet minute end it while as many are refused.
+    node.tick(61)
+    assert node.fuses == [("login", True)]
+
+
 def test_a_few_clients_blow_no_fuse() -> None:
     node = Node(Limit(rate=1, fuse=0.01))
     reasons = [node.ask(client) for client in clients(FUSE_CLIENTS - 1) for _ in range(3)]
