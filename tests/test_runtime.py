@@ -36,6 +36,7 @@ from ratelimit.runtime import (
     mirror,
     words,
 )
+from ratelimit.runtime import edge as runtime_edge
 from ratelimit.runtime.edge import MAX_QUEUED, EdgeError
 from tests.edges import TABLE, Edge, edges, unprivileged
 from tests.integration.world import LONGEST, World, until, world
@@ -795,5 +796,28 @@ def test_without_haproxy_there_is_nothing_to_do() -> None:
         with pytest.raises(UnknownServerError):
             await tested.act("app/app1", Drain())
         await tested.close()
+
+    run(test())
+
+
+def test_a_haproxy_that_has_answered_since_it_failed_is_asked_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    edge = runtime_edge.Edge("/no/such/socket", 5)
+    outcomes: list[list[str] | EdgeError] = [EdgeError("it hangs"), ["well"], ["well"]]
+
+    def answers(*_: object) -> list[str]:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, EdgeError):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(edge, "_run", answers)
+
+    async def test() -> None:
+        failed, well = await asyncio.gather(edge.ask("a"), edge.ask("b"), return_exceptions=True)
+        assert isinstance(failed, EdgeError) and well == ["well"]
+        assert await edge.ask("c") == ["well"]
+        await edge.close()
 
     run(test())

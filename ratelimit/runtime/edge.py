@@ -194,6 +194,7 @@ class Edge:
                 log.info("haproxy back", socket=self.path)
             self.problem = ""
             self._rest = FIRST_REST
+            self._again_at = 0.0
 
 
 def _size(lines: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import tempfile
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ratelimit.exceptions import ApiError
-from tests.integration.fleet import BLOCKED, until
+from tests.integration.fleet import BLOCKED, fleet, until
 from tests.integration.test_service import Heirs, spop
 from tests.integration.test_side_tasks import client, status
 from tests.integration.world import PATIENCE
@@ -21,6 +22,7 @@ from tests.integration.world import PATIENCE
 pytestmark = pytest.mark.integration
 
 CLIENT = "192.0.2.1"
+LIMIT = '[limits.default]\nrate = 1\nwindow = "1m"\nblock = ["1h"]\nfuse = 0\n'
 GOES_ON = "this process goes on"
 
 # An agent and its successors for which the disk hangs: they can't open the file, or not write to
@@ -58,8 +60,7 @@ def it(folder: Path) -> Iterator[Heirs]:
     made = Heirs(
         folder,
         "node",
-        f'[store]\nstate_dir = "{folder}/state"\n'
-        '[limits.default]\nrate = 1\nwindow = "1m"\nblock = ["1h"]\nfuse = 0\n',
+        f'[store]\nstate_dir = "{folder}/state"\n{LIMIT}',
     )
     made.program = ["-c", _HUNG, str(folder)]
     made.start()
@@ -93,6 +94,10 @@ def keys(it: Heirs) -> set[str]:
         cursor = page["next"]
         if not cursor:
             return found
+
+
+def blocks(it: Heirs, key: str) -> bool:
+    return it.ask(key, hits=0).reason == BLOCKED
 
 
 def said(it: Heirs, what: str) -> None:
@@ -179,6 +184,29 @@ def test_the_signal_to_stop_ends_both_and_writes_what_has_waited(it: Heirs, fold
     assert it.ask(CLIENT, hits=0).reason == BLOCKED
 
 
+def test_while_redis_is_away_the_successor_knows_what_the_process_before_knew(
+    folder: Path,
+) -> None:
+    with fleet(folder, "") as shared:
+        made = Heirs(
+            folder,
+            "node",
+            f'[store]\nurl = "{shared.server.url}"\nstate_dir = "{folder}/state"\n{LIMIT}',
+        )
+        made.start()
+        try:
+            assert made.ask(CLIENT, 2).reason == BLOCKED
+            until(lambda: not status(made)["store"]["unwritten"], "it is written")
+            shared.server.kill()
+            until(lambda: not status(made)["store"]["up"], "Redis is away")
+            assert made.ask("192.0.2.2", 2).reason == BLOCKED
+            made.hand_over()
+            for key in (CLIENT, "192.0.2.2"):
+                until(functools.partial(blocks, made, key), "it is known")
+        finally:
+            made.stop()
+
+
 def test_nothing_that_was_acknowledged_is_lost_by_many_hand_overs(it: Heirs) -> None:
     """An operator blocks and lifts all the while; the API of whichever process answers counts."""
     blocked: set[str] = set()
@@ -204,10 +232,10 @@ def test_nothing_that_was_acknowledged_is_lost_by_many_hand_overs(it: Heirs) -> 
     operator = threading.Thread(target=operate)
     operator.start()
     try:
-        for _ in range(5):
-            before = len(blocked)
+        for number in range(5):
             it.hand_over()
-            until(lambda before=before: len(blocked) > before + 10, "it goes on")  # type: ignore[misc]
+            goes_on = functools.partial(lambda goal: len(blocked) > goal, len(blocked) + 10)
+            until(goes_on, f"the operator goes on after hand-over {number}")
     finally:
         going = False
         operator.join()
