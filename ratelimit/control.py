@@ -22,6 +22,7 @@ from ratelimit.config import Config
 from ratelimit.edges import Edges
 from ratelimit.engine.constants import SECOND
 from ratelimit.exceptions import RatelimitError
+from ratelimit.forwarders import Forwarders
 from ratelimit.keys import counted_key, wider_keys
 from ratelimit.limiter import ClientState
 from ratelimit.model import EVERY_LIMIT, Block, Lift, Limit
@@ -73,6 +74,7 @@ class Control:
         metrics: returns what Prometheus scrapes, and its type, for what an ``Accept`` header asks.
         reloader: what reads the configuration again.
         edges: tells HAProxy what the blocklist says.
+        forwarders: peers that speak for many clients and are in no list of trusted proxies.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Control:
         self.about = about
         self.runtime = runtime or Runtime(())
         self.edges = Edges(self.limiter, self.runtime, config.haproxy.maps_dir)
+        self.forwarders = Forwarders()
         self.busiest = Busiest(self.limiter, self.sync)
         self.bus = Bus()
         self.tasks = Supervisor()
@@ -324,10 +327,18 @@ class Control:
         return Explanation(key, listed, states, blocks, list(edge))
 
     async def tidy(self) -> None:
-        """Have the limiter drop what has ended, until cancelled."""
+        """Have the limiter drop what has ended, and see who forwards, until cancelled."""
         while True:
             await asyncio.sleep(1)
             await paced(self.limiter.tidy())
+            engine = self.limiter.engine
+            looking = self.forwarders.look(engine.seen, engine.sights, self.now())
+            for peer in await paced(looking):
+                log.warning(
+                    "a peer in no list of trusted proxies speaks for many clients, which are "
+                    "counted as one: is it a load balancer that lb.lst lacks?",
+                    peer=peer.key,
+                )
 
     # The node.
 

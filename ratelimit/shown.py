@@ -16,6 +16,7 @@ from ratelimit.model import UNKNOWN, VERDICTS
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+_SHOWN = 5  # names that a row lists
 _INTERVAL = 1.0  # seconds between two looks
 
 
@@ -161,6 +162,9 @@ def status_tables(state: dict[str, Any]) -> RenderableType:
     if unknown and (asked := sum(unknown[verdict] for verdict in VERDICTS)):
         refused = asked - unknown["allowed"]
         rows["unknown clients"] = f"{asked:,} requests; {refused:,} refused"
+    if forwarders := [printable(one["key"]) for one in state["forwarders"]]:
+        more = f" and {len(forwarders) - _SHOWN} more" if len(forwarders) > _SHOWN else ""
+        rows["speak for many"] = f"{', '.join(forwarders[:_SHOWN])}{more}: missing in lb.lst?"
     if state["reload"] and not state["reload"]["ok"]:
         rows["last reload"] = "; ".join(printable(one) for one in state["reload"]["problems"])
     failing = [f"{task['name']}: {task['problem']}" for task in state["tasks"] if task["problem"]]

@@ -256,6 +256,30 @@ def test_maps_that_are_not_there(plant: Plant) -> None:
 
 
 @pytest.mark.integration
+def test_a_load_balancer_that_is_in_no_list(plant: Plant) -> None:
+    async def test() -> None:
+        async with plant() as made:
+            client = made.world.client("127.0.0.1")
+            assert "trusted proxies" not in await made.checks()
+            for n in range(20):
+                await client.get(X_Forwarded_For=f"192.0.2.{n}")
+
+            async def found() -> bool:
+                return "trusted proxies" in await made.checks()
+
+            await until(found, "it is found")
+            check = (await made.checks())["trusted proxies"]
+            assert check.state is State.UNSURE
+            assert "127.0.0.1" in check.finding and "lb.lst" in check.mend
+            status = await asyncio.to_thread(Client(made.url).get, "/v1/status")
+            shown = Console(width=100, record=True, file=io.StringIO())
+            shown.print(status_tables(status))
+            assert re.search("speak for many +127.0.0.1: missing in lb.lst", shown.export_text())
+
+    run(test())
+
+
+@pytest.mark.integration
 def test_a_proxy_that_does_not_name_its_clients(plant: Plant) -> None:
     async def test() -> None:
         edit = replaced("lb.lst", "# a line.", "# a line.\n127.0.0.1\n#")

@@ -29,7 +29,7 @@ FLOORS = [
         "trust",
     ],
     ["barred", "engine.exchange", "engine.scan"],
-    ["engine.answer"],
+    ["engine.answer", "forwarders"],
     ["engine", "limiter", "spop.connection"],
     ["runtime.words", "typed"],
     ["runtime.figures"],

@@ -19,6 +19,7 @@ def judge(facts: Facts, limits: Sequence[Limit]) -> list[Check]:
         *_questions(facts),
         *_unasked(facts.after.status),
         *_unknown_clients(facts.after.status),
+        *_forwarders(facts.after.status),
         *_store(facts),
         *_versions(facts),
         *_secrets(facts),
@@ -120,6 +121,22 @@ def _unknown_clients(status: Status | None) -> Iterator[Check]:
         "a load balancer's own health checks are such requests; else see whether the proxies of "
         "lb.lst append to X-Forwarded-For, whether the CDN of cdn.lst is the one that is in front, "
         'and how to shut its other customers out (haproxy/README.md, "Trusted proxies")',
+    )
+
+
+def _forwarders(status: Status | None) -> Iterator[Check]:
+    """Look for proxies that are in no list, whose clients are counted as one."""
+    if status is None or not status.forwarders:
+        return
+    keys = [one.key for one in status.forwarders]
+    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    yield Check(
+        "trusted proxies",
+        State.UNSURE,
+        f"peers in no list of trusted proxies send many different X-Forwarded-For: "
+        f"{', '.join(keys[:SHOWN])}{more}; the clients of each are counted as one",
+        "if one is a load balancer of yours, add it to lb.lst and reload HAProxy; others are "
+        "proxies of strangers, or clients that forge the header, and need nothing",
     )
 
 

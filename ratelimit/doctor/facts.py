@@ -58,6 +58,14 @@ class Note(BaseModel):
     message: str
 
 
+class Forwarder(BaseModel):
+    """A peer in no list of trusted proxies that speaks for many clients."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    key: str
+
+
 class Counts(BaseModel):
     """A limit, and what became of the questions about it."""
 
@@ -86,6 +94,7 @@ class Status(BaseModel):
     unknown: int = 0
     keyless: int = 0
     unchecked: list[Note] = []
+    forwarders: list[Forwarder] = []
     limits: list[Counts] = []
 
 

@@ -10,6 +10,7 @@ from ratelimit.engine.rule cimport Rule
 from ratelimit.engine.table cimport Table
 
 cdef int _ALLOW, _THROTTLE, _BLOCK, _DENYLIST, CHECKED, UNKNOWN, KEYLESS, WRITTEN
+cdef uint64_t _SIGHTS
 cdef int _FEW, FETCHED, ADDRESS, HOT, TELL, LISTED_BITS, _MINUTE_SHIFT, _GENERATION_SHIFT
 cdef uint64_t NONE, MIXED, ALLOW, DENY, LOOK, APART, _MAX_MINUTE, _MAX_GENERATION, _DENY_WAIT
 cdef uint64_t _M32, _M64
@@ -27,6 +28,8 @@ cdef class Engine:
     cdef readonly dict notes
     cdef readonly uint64_t until, wait
     cdef readonly uint64_t shared, refresh, index
+    cdef readonly uint64_t[::1] seen
+    cdef readonly uint64_t sights
     cdef bint listing
     cdef uint64_t generation, minute_start, minute_id, minute, hi, lo
     cdef readonly uint64_t counted
@@ -64,6 +67,8 @@ cdef class Engine:
         counted=uint64_t, exchange=Exchange, place=uint64_t, listed=uint64_t, mark=uint64_t,
     )
     cdef int check(self, Message message) except -1
+    @cython.locals(at=Py_ssize_t)
+    cdef void sight(self, Message message) noexcept
     cpdef Py_ssize_t slot(self, Rule rule, bytes key) except -1
     @cython.locals(table=Table, exchange=Exchange)
     cpdef int hold(self, Rule rule, Py_ssize_t slot, uint64_t until) except -1

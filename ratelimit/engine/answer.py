@@ -23,6 +23,7 @@ from ratelimit.engine.constants import (
     MIXED,
     NONE,
     SECOND,
+    SIGHTS,
     TELL,
 )
 from ratelimit.engine.exchange import Exchange
@@ -40,6 +41,8 @@ _BLOCK = int(Verdict.BLOCK)
 _DENYLIST = 3  # always refused
 
 _MAPPED = 0xFFFF
+
+_SIGHTS = SIGHTS  # of C's type when compiled
 
 _FEW = 3  # messages: for fewer, fetching costs what it saves
 
@@ -88,6 +91,9 @@ class Engine:
     rounded down. ``fetching`` says whether the table is fetched ahead of the checks, which changes
     nothing but their speed.
 
+    ``seen`` has key and ``via`` of the last SIGHTS messages whose clients say that they speak for
+    others, ``sights`` counts them.
+
     ``checks`` counts messages answered, ``unknown`` those whose name is no limit, ``keyless`` those
     without a usable key or hits. ``notes`` holds the first of these as (problem, name), for the
     log.
@@ -113,6 +119,8 @@ class Engine:
         self.barred = Networks()
         self.listing = False
         self.generation = 0
+        self.seen = memoryview(bytearray(24 * _SIGHTS)).cast("Q")
+        self.sights = 0
         self.minute_start = 0
         self.minute_id = 1
         self.minute = 0
@@ -264,6 +272,8 @@ class Engine:
         """Check a message, and append the answer if its frame ends with it."""
         if message.state == CHECKED:
             self.judge(message)
+            if message.via > 0:
+                self.sight(message)
         elif message.state == UNKNOWN:
             self.unknown += 1
             self.note("unknown message", message)
@@ -401,6 +411,15 @@ class Engine:
             self.wait = table.wait(slot, rule, table.alone, 0)
         rule.throttled += 1
         return _THROTTLE
+
+    def sight(self, message: Message) -> None:
+        """Remember who spoke and for whom, in the place of the one before that is longest ago."""
+        at = 3 * (self.sights % _SIGHTS)
+        if message.kind == ADDRESS:
+            self.seen[at] = message.hi
+            self.seen[at + 1] = message.lo
+            self.seen[at + 2] = message.via
+            self.sights += 1
 
     def slot(self, rule: Rule, key: bytes) -> int:
         """Return the slot of the client whose key is written as ``key``, an address or a string.

@@ -31,6 +31,9 @@ HOT = 27
 EPOCH = 14
 """Where a slot of the table has the epoch of its hits, in 64-bit words."""
 
+SIGHTS = 1024
+"""Clients that say for whom they speak and are remembered until they are looked at."""
+
 FETCHED = 64
 """Checks for which the table is fetched at a time: what the nearest cache holds."""
 

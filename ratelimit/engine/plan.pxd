@@ -15,7 +15,7 @@ cdef uint64_t _MAX_HITS
 cdef class Message:
     cdef int state, kind
     cdef Rule rule
-    cdef uint64_t hits, hi, lo
+    cdef uint64_t hits, via, hi, lo
     cdef Py_ssize_t text, text_size, name, name_size, ids, ids_size
     cdef bytes written
     cdef bint ends
@@ -41,7 +41,7 @@ cdef class Plan:
     cdef bint open(self) except -1
     @cython.locals(
         reader=Reader, data=bytes, kind=int, key=Py_ssize_t, key_size=Py_ssize_t,
-        number=uint64_t, hits=uint64_t, usable=bint, named=bint, start=Py_ssize_t, size=Py_ssize_t,
+        number=uint64_t, hits=uint64_t, via=uint64_t, usable=bint, named=bint, start=Py_ssize_t, size=Py_ssize_t,
         rule=Rule, _=int,
     )
     cdef int message(self, Message message, list rules) except -1

@@ -55,7 +55,8 @@ class Message:
 
     ``state`` is one of the constants above. Of a CHECKED one ``rule`` and ``hits`` are set, and the
     key as ``engine.key`` has it in ``kind``, ``hi`` and ``lo``; what was written as text has its
-    place in the data in ``text`` and ``text_size``. Of an UNKNOWN or KEYLESS one ``name`` and
+    place in the data in ``text`` and ``text_size``; ``via`` is a number for whom the client says
+    that it speaks, 0 for nobody. Of an UNKNOWN or KEYLESS one ``name`` and
     ``name_size`` are that of its name. ``ends`` says that its frame, whose ids are at ``ids``,
     ends with it.
     """
@@ -64,6 +65,7 @@ class Message:
         self.state = _EMPTY
         self.rule = rule
         self.hits = 0
+        self.via = 0
         self.kind = 0
         self.hi = 0
         self.lo = 0
@@ -181,6 +183,7 @@ class Plan:
         key_size = 0
         number = 0
         hits = 1
+        via = 0
         usable = True
         for _ in range(reader.byte()):
             reader.string()
@@ -192,6 +195,9 @@ class Plan:
                 key = reader.start
                 key_size = reader.size
                 number = reader.number
+            elif size == 3 and same(data, start, b"via", 3):
+                if _INT32 <= reader.type <= _UINT64:
+                    via = reader.number
             elif size == 4 and same(data, start, b"hits", 4):
                 if reader.type == _NULL:
                     continue
@@ -215,6 +221,7 @@ class Plan:
         if message.state == _KEYLESS and named and usable:
             message.state = _CHECKED
             message.hits = hits
+            message.via = via
             self.take(message, kind, key, key_size, number)
 
     def take(self, message: Message, kind: int, start: int, size: int, number: int) -> None:

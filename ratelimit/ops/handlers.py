@@ -148,6 +148,7 @@ async def status(call: Call) -> Reply:
         unchecked=[
             models.Unchecked(problem=problem, message=name) for problem, name in engine.notes
         ],
+        forwarders=control.forwarders.found(),
         connections=len(agent.peers),
         connections_refused=agent.refused,
         connections_untrusted=agent.untrusted,

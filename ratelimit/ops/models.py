@@ -353,6 +353,13 @@ class Unchecked(Answer):
     message: str
 
 
+class Forwarder(Answer):
+    """A peer that is in no list of trusted proxies and speaks for many clients."""
+
+    key: str = Field(description="Its address, which is counted as one client.")
+    since: int
+
+
 class Status(Answer):
     """This node."""
 
@@ -367,6 +374,9 @@ class Status(Answer):
     unknown: int = Field(description="Questions that named no limit.")
     keyless: int = Field(description="Questions without a key that can be counted.")
     unchecked: list[Unchecked] = Field(description="The first of either, by name.")
+    forwarders: list[Forwarder] = Field(
+        description="Peers in no list of trusted proxies that speak for many clients."
+    )
     connections: int
     connections_refused: int
     connections_untrusted: int = Field(

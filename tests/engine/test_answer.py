@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ratelimit.engine.answer import Engine
+from ratelimit.engine.constants import SIGHTS
 from ratelimit.exceptions import SpopError
 from ratelimit.limiter import Limiter
 from ratelimit.model import Limit
@@ -279,6 +280,27 @@ def test_other_arguments_are_ignored() -> None:
     asked = wire.message("default", key=KEY, **extra)
     assert "deny" not in node.frame(0, asked)
     assert "deny" in node.frame(0, asked)
+
+
+def test_who_speaks_for_others_is_remembered_and_nothing_else_of_it() -> None:
+    node = Node(Limit(rate=1000))
+    engine = node.limiter.engine
+    for via in (wire.NULL, wire.text("192.0.2.9"), wire.TRUE, wire.int64(0)):
+        assert node.frame(0, wire.message("default", key=KEY, via=via)) == {}
+    node.frame(0, wire.message("default", key=wire.text("a key"), via=wire.int64(7)))
+    node.frame(0, wire.message("none", key=KEY, via=wire.int64(7)))
+    assert engine.sights == 0
+    for number in range(1, SIGHTS + 3):
+        key = wire.address("2001:db8::7" if number == SIGHTS + 2 else "192.0.2.7")
+        assert "deny" not in node.frame(
+            number, wire.message("default", key=key, via=wire.int64(number))
+        )
+    assert engine.sights == SIGHTS + 2
+    assert list(engine.seen[:6]) == [
+        *(0, 0xFFFFC0000207, SIGHTS + 1),
+        *(0x20010DB8 << 32, 7, SIGHTS + 2),
+    ]
+    assert list(engine.seen[6:9]) == [0, 0xFFFFC0000207, 3]
 
 
 def test_an_empty_frame_is_acknowledged() -> None:

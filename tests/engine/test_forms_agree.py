@@ -62,8 +62,9 @@ class Form:
         table = engine.table
         blocks = (len(self.limiter.blocklist), self.limiter.blocks)
         counted = (engine.checks, engine.unknown, engine.keyless, engine.notes)
+        sights = (engine.sights, list(engine.seen[:60]))
         held = (table.entries, table.evictions, table.orphans)
-        return pos, out, error, rules, counted, held, blocks
+        return pos, out, error, rules, counted, sights, held, blocks
 
 
 ADDRESSES = st.one_of(
@@ -94,7 +95,10 @@ MESSAGES = st.builds(
     st.sampled_from(["default", "default", "login", "slow", "quiet", "most", "fast", "other", ""]),
     st.one_of(KEYS.map(lambda key: {"key": key}), st.just({})),
     st.one_of(
-        st.just({}), HITS.map(lambda hits: {"hits": hits}), st.just({"extra": wire.text("x")})
+        st.just({}),
+        HITS.map(lambda hits: {"hits": hits}),
+        HITS.map(lambda via: {"via": via}),
+        st.just({"extra": wire.text("x")}),
     ),
 )
 IDS = st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import signal
 from collections import Counter
@@ -282,3 +283,43 @@ def test_a_connection_by_tls_is_told_of(tmp_path: Path) -> None:
 
     listen = f"127.0.0.1:{port} ssl crt {tmp_path}/site.pem"
     run(tmp_path, test, port=port, RATELIMIT_LISTEN=listen)
+
+
+@pytest.mark.parametrize("direct", [{}, {"RATELIMIT_DIRECT": "reject"}])
+def test_a_load_balancer_that_the_list_lacks_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct: dict[str, Any]
+) -> None:
+    port = free_port()
+    monkeypatch.setenv("RATELIMIT_OPS__LISTEN", f"127.0.0.1:{port}")
+
+    async def test(w: World) -> None:
+        balancer, other = w.client("127.8.0.1"), w.client("127.8.0.2")
+        for n in range(60):
+            await balancer.get(X_Forwarded_For=f"192.0.2.{n % 20}, 198.51.100.1")
+            await other.get(X_Forwarded_For="192.0.2.1")
+        listed = w.client("127.6.0.1")
+        for n in range(40):
+            await listed.get(X_Forwarded_For=f"192.0.2.{n}")
+
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as api:
+
+            async def found() -> list[str]:
+                status = (await api.get("/v1/status")).json()
+                return [one["key"] for one in status["forwarders"]]
+
+            async def is_found() -> bool:
+                return bool(await found())
+
+            await until(is_found, "it is found")
+            keys = ["127.8.0.1", "127.6.0.1"] if direct else ["127.8.0.1"]
+            assert await found() == keys
+        assert "speaks for many clients" in w.agent_log()
+        # Whatever it says, it is one client: or an attacker would say so.
+        passed = 60
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while (await balancer.get(X_Forwarded_For=f"192.0.2.{passed}")).status == 200:
+                passed += 1
+        assert passed == 100
+
+    limits = "[limits.default]\nwindow = '1m'\n"
+    run(tmp_path, test, limits, edit=behind("127.6.0.0/24\n"), **direct)
