@@ -49,10 +49,17 @@ def parse_network(text: str, strict: bool = True) -> Network:
     first, bits = int(network.network_address), network.prefixlen
     if bits >= 96 and first >> 32 in (_MAPPED, _NAT64):
         return IPv4Network((first & 0xFFFFFFFF, bits - 96))
-    outside = 128 - bits
-    if 96 > bits >= _APART and first >> outside == _NAT64 << 32 >> outside:
-        raise ValueError("clients of 64:ff9b::/96 are counted by the IPv4 address in it: name that")
     return network
+
+
+def misses_nat64(network: Network) -> str:
+    """Return what a network seems to have in it and has not; empty if there is nothing."""
+    outside = 128 - network.prefixlen
+    if network.version == 4 or not _APART <= network.prefixlen < 96:
+        return ""
+    if int(network.network_address) >> outside != _NAT64 << 32 >> outside:
+        return ""
+    return "clients of 64:ff9b::/96 are counted by the IPv4 address in it: name that"
 
 
 def _mistake(text: str) -> str:
@@ -136,11 +143,9 @@ def canonical(text: str) -> str | None:
     try:
         return network_text(parse_network(text, strict=False))
     except ValueError as error:
-        if not is_like_address(text):
-            return None
         forms = meant(text)
         if forms is None:
-            raise
+            return None
         what = "must be an IPv4 or IPv6 address or network"
         raise ValueError(f"{what}{_suggested(forms)}") from error
 

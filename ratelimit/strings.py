@@ -21,6 +21,8 @@ _MAX_TEXT = 100  # characters that are shown of a string
 _HINT = re.compile(rb"[A-Za-z0-9_.-]{1,4}")
 _HINTED = 16  # bytes of a string that is long enough to spare a few
 
+_MASKED = 12  # characters of a key that may be one
+
 E = TypeVar("E", Block, Lift)
 
 
@@ -66,6 +68,17 @@ def kept(entry: E, secret: bool, key_of: Callable[[bytes], str]) -> E:
         return replace(entry, key=key)
     shown = kept_text(text, key, secret) if hashed else string_text(string, key, secret)
     return replace(entry, key=key, text=shown)
+
+
+def masked(key: str) -> str:
+    """Return a key as it may be logged where nothing can hash it: that of a damaged entry.
+
+    A long one that is no hash may be the secret of an entry of an earlier version. A short one is
+    more likely to be what is left of a key, and has to be found.
+    """
+    if len(key) < _MASKED or is_key(key):
+        return key
+    return hash_of(key) or f"{key[:4]}... ({len(key)} characters)"
 
 
 def kept_text(text: str, key: str, secret: bool) -> str:

@@ -13,6 +13,7 @@ from ratelimit.keys import (
     has_host_bits,
     hash_of,
     key_network,
+    misses_nat64,
     network_text,
     parse_network,
 )
@@ -109,16 +110,18 @@ def reach(limiter: Limiter, key: str) -> str:
         if limiter.is_known(key):
             return ""
         return "no limit of this node counts a client with this key now"
+    notes = [missed] if (missed := misses_nat64(network)) else []
     clients: dict[str, list[str]] = {}
     for rule in limiter.engine.rules:
         counted = counted_key(key, rule.limit)
         if counted != key:
             clients.setdefault(counted, []).append(rule.limit.name)
-    return " ".join(
+    notes += [
         f"{'limits' if len(names) > 1 else 'limit'} {', '.join(names)}: {counted} counts as one "
-        f"client, this blocks only {key}; to block the client, block {counted}."
+        f"client, this blocks only {key}; to block the client, block {counted}"
         for counted, names in clients.items()
-    )
+    ]
+    return ". ".join(notes)
 
 
 def _shown_before(limiter: Limiter, key: str) -> str:

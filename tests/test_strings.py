@@ -15,7 +15,7 @@ from ratelimit.keys import client_key, hash_key
 from ratelimit.limiter import Limiter
 from ratelimit.model import EVERY_LIMIT, Block, Lift, Limit
 from ratelimit.steps import finish
-from ratelimit.strings import string_text
+from ratelimit.strings import masked, string_text
 from ratelimit.typed import MAX_GIVEN, Given, reach, read, told, too_wide
 from tests import wire
 
@@ -250,6 +250,21 @@ def test_a_string_that_is_shown_is_known_by_another_secret() -> None:
     assert finish(made.explain(held.key))[0].until == block.until
 
 
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2::/64", "2001:db8:1:2::/64"),
+        (HASH, HASH),
+        (KEY.decode(), "sk_l... (22 characters)"),
+        ("long " * 40 + HASH, HASH),
+        ("half\ud800", "half\ud800"),
+    ],
+)
+def test_a_damaged_entry_is_named_without_the_string(key: str, shown: str) -> None:
+    assert masked(key) == shown
+
+
 # ---- what is given -------------------------------------------------------------------------------
 
 
@@ -263,7 +278,6 @@ def test_a_string_that_is_shown_is_known_by_another_secret() -> None:
         ("192.0.2.*", "must be an IPv4 or IPv6 address or network; is it 192.0.2.0/24?"),
         ("192.0.2.1-192.0.2.3", "is it 192.0.2.1 and 192.0.2.2/31?"),
         ("192.0.2.256", "must be an IPv4 or IPv6 address or network"),
-        ("64:ff9b::/64", "counted by the IPv4 address in it"),
     ],
 )
 def test_what_is_no_key(text: str, wrong: str) -> None:
@@ -320,6 +334,10 @@ def test_a_very_wide_network_is_not_meant_by_itself(key: str, wide: str) -> None
         ("2001:db8::/64", "limit login: 2001:db8::/48 counts as one client, this blocks only"),
         ("2001:db8::/48", ""),
         ("2001:db8::/32", ""),
+        (
+            "64:ff9b::/48",
+            "clients of 64:ff9b::/96 are counted by the IPv4 address in it: name that",
+        ),
         (
             "2001:db8::7",
             "limits default, api: 2001:db8::/64 counts as one client, this blocks only",

@@ -20,6 +20,7 @@ from ratelimit.steps import Steps
 from ratelimit.store.entries import check
 from ratelimit.store.outbox import Change, Outbox
 from ratelimit.store.secret import KeptSecret
+from ratelimit.strings import masked
 from ratelimit.turns import SLICE, turn
 
 _TOLD = 1000  # entries written at a time
@@ -195,7 +196,7 @@ class Store(ABC):
         try:
             check(entry)
         except StoreError as error:
-            log.warning("an entry can't be kept", key=ascii(entry.key), why=str(error))
+            log.warning("an entry can't be kept", key=ascii(masked(entry.key)), why=str(error))
         else:
             self.outbox.add(Change(entry))
 

@@ -12,6 +12,7 @@ import structlog
 from ratelimit.exceptions import StoreError
 from ratelimit.model import Block, Entry, Lift
 from ratelimit.orders import MAX_ORDER
+from ratelimit.strings import masked
 
 MAX_SECOND = 1 << 33
 """Epoch seconds are below this, which is the year 2242."""
@@ -134,7 +135,8 @@ class Damage:
         self.count += 1
         if self.count <= _MAX_SHOWN:
             text = entry.decode("utf-8", "surrogateescape") if isinstance(entry, bytes) else entry
-            shown = text.encode("unicode_escape").decode()[:300]
+            limit, bar, key = text.partition("|")
+            shown = f"{limit}{bar}{masked(key)}".encode("unicode_escape").decode()[:300]
             log.error("a damaged entry is left out", entry=shown, why=str(why), where=self._where)
 
     def done(self) -> None:

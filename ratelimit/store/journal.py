@@ -27,6 +27,7 @@ from ratelimit.model import Entry
 from ratelimit.store.base import Events, Merging, tell
 from ratelimit.store.file import BlockFile
 from ratelimit.store.outbox import Change, Outbox
+from ratelimit.strings import masked
 from ratelimit.turns import paced
 
 HANG = 3.0
@@ -217,7 +218,7 @@ class Journal:
                     log.error(
                         "an entry can't be kept",
                         limit=entry.limit,
-                        key=ascii(entry.key),
+                        key=ascii(masked(entry.key)),
                         why=str(result),
                     )
                     self.outbox.done(change, StoreError(f"it can't be kept: {result}"))

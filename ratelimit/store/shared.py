@@ -196,7 +196,8 @@ class SharedBlocklist:
             except UnsignedError:
                 continue
             except ValueError as error:
-                damage.note(str(data)[:200], error)
+                named = data if isinstance(data, dict) else {}
+                damage.note(f"{named.get('limit')}|{named.get('key')}", error)
         for field, mark in lifted:
             try:
                 order, until, *signature = mark

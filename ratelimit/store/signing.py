@@ -18,6 +18,7 @@ import structlog
 
 from ratelimit.model import Block, Entry, Lift
 from ratelimit.store.entries import block_from_data, block_to_json, make_lift
+from ratelimit.strings import masked
 
 SIGNATURE = "sig"
 """The field of a block in the store that has it."""
@@ -85,7 +86,7 @@ class Signer:
             log.error(
                 "an entry in the store has no valid signature; all such are ignored",
                 limit=entry.limit,
-                key=entry.key,
+                key=masked(entry.key),
                 hint="another program writes to the store, or a node has another store.secret_file",
             )
         raise UnsignedError("no valid signature")
