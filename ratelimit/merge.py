@@ -2,7 +2,8 @@
 
 What the other list has is taken, page by page. What is newer here, or is not in the other list at
 all, is returned in the end: the other list has lost it, or has not heard of it yet. Only a lift
-takes a block away, see ``orders``.
+takes a block away, see ``orders``. Strings that an earlier version had in clear are to be forgotten
+there, as soon as they are hashed (``strings``).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Merge:
         # The places where the other list has the block, or the lift, as it is here.
         self._blocks: LargeDict[bool] = LargeDict()
         self._lifts: LargeDict[bool] = LargeDict()
+        self.outdated: list[tuple[str, str]] = []
 
     def take(self, entries: Sequence[Entry]) -> Steps[None]:
         """Merge a page of the other list."""
@@ -47,6 +49,8 @@ class Merge:
                         self._lifts[place] = True
                 elif blocklist.get(entry.limit, entry.key) == entry:
                     self._blocks[place] = True
+                elif self._limiter.kept(entry).key != entry.key:
+                    self.outdated.append((entry.limit, entry.key))
             yield
 
     def newer(self) -> Iterator[list[Entry]]:

@@ -218,6 +218,14 @@ def test_entries_of_earlier_versions_hold_and_are_hidden(
     assert not len(made.blocklist), "lifted by a version that has it under its string"
 
 
+def test_a_string_is_not_hashed_by_a_secret_that_is_not_kept() -> None:
+    made = Limiter([Limit()], 1000, SECRET, keyed=False)
+    made.tick(START * 1_000_000_000)
+    block = replace(old_block(HASH), text="alice")
+    load(made, [block])
+    assert list(made.blocklist) == [block]
+
+
 def test_a_limit_that_becomes_secret_hides_what_it_showed() -> None:
     names = Limit(rate=1, secret=False)
     made = limiter(names)

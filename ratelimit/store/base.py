@@ -49,8 +49,18 @@ class Node:
     allowed: float = 0
 
 
+Place = tuple[str, str]
+"""A limit and a key."""
+
+
 class Merging(Protocol):
-    """How the owner of a store merges its list with another one."""
+    """How the owner of a store merges its list with another one.
+
+    ``outdated`` has the places of blocks that the owner keeps by another key now: the other list is
+    to forget them, without a lift, when it has been told all that is newer.
+    """
+
+    outdated: list[Place]
 
     def take(self, entries: Sequence[Entry]) -> Steps[None]:
         """Merge a page of the other list."""
@@ -61,6 +71,9 @@ class Merging(Protocol):
 
 class NoList:
     """The ``Merging`` of an owner without a list."""
+
+    def __init__(self) -> None:
+        self.outdated: list[Place] = []
 
     def take(self, entries: Sequence[Entry]) -> Steps[None]:
         yield from ()

@@ -111,6 +111,7 @@ class BlockFile:
             self._check(file)
             file.execute("PRAGMA journal_mode = WAL")
             file.execute("PRAGMA synchronous = FULL")
+            file.execute("PRAGMA secure_delete = ON")  # what was shown may be a secret by now
             # Takes the lock, which is kept.
             file.execute("BEGIN IMMEDIATE")
             for table in _TABLES:
@@ -241,6 +242,13 @@ class BlockFile:
             (*place, lift.order),
         )
         return ended.rowcount > 0
+
+    def forget(self, places: Sequence[tuple[str, str]]) -> None:
+        """Delete blocks by limit and key, as if they had never been there."""
+        file = self._opened()
+        file.execute("BEGIN IMMEDIATE")
+        file.executemany("DELETE FROM blocks WHERE name = ? AND client = ?", places)
+        file.execute("COMMIT")
 
     def purge(self, now: int) -> None:
         """Delete what is forgotten at an epoch second, and the lifts that are too many."""

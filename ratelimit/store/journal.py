@@ -248,6 +248,8 @@ class Journal:
         merging = self._events.merge()
         await self._take(merging, self._file.pages(self._second()))
         await tell(merging.newer(), lambda newer: self._do(self._file.write, newer))
+        for start in range(0, len(merging.outdated), _BATCH):
+            await self._do(self._file.forget, merging.outdated[start : start + _BATCH])
         await self._do(self._file.drop)
         self._on_merged()
 

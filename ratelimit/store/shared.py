@@ -130,6 +130,10 @@ class SharedBlocklist:
             async for page in self.read(life):
                 await paced(merging.take(page))
             await tell(merging.newer(), write)
+            for start in range(0, len(merging.outdated), _BATCH):
+                batch = merging.outdated[start : start + _BATCH]
+                key, fields = self.keys[0], (f"{limit}|{name}" for limit, name in batch)
+                await life.call(key, "HDEL", key, *fields)
         except BaseException:
             self._outbox.overflowed = True
             raise
