@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ratelimit.config import load
+from ratelimit.signals import HELD
 
 UNITS = Path(__file__).parent.parent / "systemd"
 PROGRAM = "/opt/ratelimit/bin/ratelimit"
@@ -35,6 +36,17 @@ def test_the_units_are_well_formed(tmp_path: Path) -> None:
         check=False,
     )
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_early_signals_are_held_back_while_python_starts() -> None:
+    (command,) = value("ratelimit.service", "ExecStart")
+    words = command.split()
+    before = words[: words.index(PROGRAM)]
+    program = "import signal; print(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
+    ran = subprocess.run(
+        [*before, sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.strip() == repr(sorted(HELD))
 
 
 def test_the_service_is_hardened() -> None:
