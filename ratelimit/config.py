@@ -31,7 +31,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, Setting
 
 from ratelimit.exceptions import ConfigError
 from ratelimit.lists import ListFile, Lists, read_lists
-from ratelimit.model import FUSE, MAX_RATE, UNKNOWN, Address, Limit
+from ratelimit.model import FUSE, MAX_RATE, SHARED_CLIENTS, UNKNOWN, Address, Limit
 from ratelimit.notation import (
     DAY,
     MILLISECOND,
@@ -245,6 +245,7 @@ class StoreSection(_Section):
     prefix: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")] = "ratelimit"
     state_dir: FilePath = ""
     replicas: int = Field(0, ge=0, le=16)
+    shared_clients: int = Field(SHARED_CLIENTS, ge=1, le=1_000_000)
     tls_server_name: str = ""
     secret_file: Annotated[str, AfterValidator(_secret_file)] = ""
     on_outage: Literal["local", "share"] = "local"

@@ -23,13 +23,12 @@ from ratelimit.keys import (
     network_text,
 )
 from ratelimit.lists import Lists, span
-from ratelimit.model import EVERY_LIMIT, Block, Entry, Lift, Limit
+from ratelimit.model import EVERY_LIMIT, SHARED_CLIENTS, Block, Entry, Lift, Limit
 from ratelimit.steps import Steps, finish
 from ratelimit.strings import E, kept, string_text
 
 _MAX_NEWS = 16
-_SHARED = 16_384  # clients of each limit that are shared at a time, 212 bytes each
-_SHARED_ALL = 262_144  # likewise, where every client is
+_SHARED_ALL = 262_144  # clients of each limit that are shared at a time, where every client is
 _ROUND = 50  # milliseconds between exchanges of a client that is far from its limit
 _MINUTE = 60
 _FORGET_UNKNOWN = 86_400  # seconds, for the blocks of a limit that is no more
@@ -94,6 +93,8 @@ class Limiter:
         keyed: strings are hashed by a secret that is kept. Until they are (``rekey()``), a client
             known by a string is throttled and never blocked: after a restart its block would be
             one of nobody.
+        shared_clients: clients of each limit that are shared at a time, at 220 bytes; 262,144 at
+            least where every client is.
 
     ``blocks`` counts the blocks since the start, ``blocks_unreported`` those that nobody has logged
     yet, and ``news`` holds the latest of them. ``on_block`` is called with each that is made here,
@@ -112,11 +113,16 @@ class Limiter:
         sharing: Sharing = Sharing.NONE,
         lists: Lists | None = None,
         keyed: bool = True,
+        shared_clients: int = SHARED_CLIENTS,
     ) -> None:
         self.blocklist = Blocklist(node)
         self.keyed = keyed
         self.sharing = sharing
-        shared = {Sharing.NONE: 0, Sharing.HOT: _SHARED, Sharing.ALL: _SHARED_ALL}[sharing]
+        shared = {
+            Sharing.NONE: 0,
+            Sharing.HOT: shared_clients,
+            Sharing.ALL: max(shared_clients, _SHARED_ALL),
+        }[sharing]
         refresh = _ROUND if sharing is Sharing.HOT else 0
         self.engine = Engine(limits, max_clients, self._strike, secret, shared, refresh)
         self.blocks = 0
@@ -410,11 +416,16 @@ class Limiter:
         self.engine.key.rekey(secret)
         self.keyed = True
 
-    def divide(self, nodes: int) -> None:
-        """Share clients with this many nodes, this one included."""
-        if self.sharing is Sharing.HOT:
-            for rule in self.engine.rules:
+    def divide(self, nodes: int, up: bool) -> None:
+        """Share clients with this many nodes, this one included; ``up`` says if they are reached.
+
+        Those that have not, in an outage, been shared yet would take the room of others.
+        """
+        for rule in self.engine.rules:
+            if self.sharing is Sharing.HOT:
                 rule.divide(nodes)
+            elif self.sharing is Sharing.ALL:
+                rule.share_all(up)
 
     def degrade(self, nodes: int) -> None:
         """Enforce only this node's part of each limit, of so many nodes; 1 is the whole."""

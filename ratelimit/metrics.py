@@ -242,17 +242,27 @@ class Metrics(Collector):
         yield _histogram("sync_seconds", "How long exchanges of counts took.", sync.times)
         yield _counter("sync_clients", "Clients in exchanges, each time anew.", sync.records)
         yield _counter("sync_failures", "Exchanges that failed.", sync.failures)
-        yield _counter("sync_late", "Answers given without waiting longer.", sync.late)
+        yield _counter(
+            "sync_late", "Checks answered without the store, which was too slow.", sync.late
+        )
         yield _gauge(
             "sync_lag_seconds", "Age of the other nodes' counts of hot clients.", sync.lag / SECOND
         )
-        exchanges = sync.limiter.engine.exchanges
-        yield _gauge("hot_clients", "Clients shared now.", sum(each.size for each in exchanges))
-        yield _counter(
-            "hot_clients_refused",
-            "Clients counted alone for want of room.",
-            sum(each.overflow for each in exchanges),
-        )
+        exchanges = [
+            ((exchange.rule.limit.name,), exchange) for exchange in sync.limiter.engine.exchanges
+        ]
+        for family, name, text, attribute in (
+            (GaugeMetricFamily, "hot_clients", "Clients shared now.", "size"),
+            (GaugeMetricFamily, "hot_clients_capacity", "Clients that can be.", "capacity"),
+            (
+                CounterMetricFamily,
+                "hot_clients_refused",
+                "Clients counted alone for want of room.",
+                "overflow",
+            ),
+        ):
+            values = [(limit, getattr(exchange, attribute)) for limit, exchange in exchanges]
+            yield _labelled(family, name, text, ("limit",), values)
 
     def _told(self) -> Iterator[Metric]:
         hooks = self._webhooks.hooks

@@ -18,6 +18,9 @@ UNKNOWN = "unknown"
 MAX_RATE = 10_000_000
 """Highest rate of a limit, in hits per window."""
 
+SHARED_CLIENTS = 16_384
+"""Clients of each limit that a node shares with others at a time, unless it is told otherwise."""
+
 
 class Verdict(enum.IntEnum):
     """What becomes of a request; the higher one is the more severe."""

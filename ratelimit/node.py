@@ -120,7 +120,15 @@ async def run_node(
         sharing = Sharing.HOT if config.store.sync_interval else Sharing.ALL
     clients = config.agent.max_clients
     try:
-        limiter = Limiter(limits, clients, node=node, sharing=sharing, lists=lists, keyed=False)
+        limiter = Limiter(
+            limits,
+            clients,
+            node=node,
+            sharing=sharing,
+            lists=lists,
+            keyed=False,
+            shared_clients=config.store.shared_clients,
+        )
     except (OSError, MemoryError) as error:
         size = clients * CLIENT_BYTES >> 20
         raise config.wrong("agent.max_clients", f"there are no {size} MiB of memory") from error

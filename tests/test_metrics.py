@@ -85,7 +85,7 @@ def value(samples: Samples, name: str, **labels: str) -> float:
 
 @contextlib.asynccontextmanager
 async def running(tmp_path: Path) -> AsyncIterator[tuple[Parts, Metrics, Address]]:
-    limiter = Limiter(LIMITS, max_clients=100_000, node="n1")
+    limiter = Limiter(LIMITS, max_clients=100_000, node="n1", sharing=Sharing.HOT)
     sync = Sync(limiter, 0.01, False)
     about = Node("n1", "1.2.3", 1_700_000_000)
     store = MemoryStore(str(tmp_path), sync.events, about)
@@ -247,7 +247,9 @@ def test_a_shared_store_is_seen_to_go_and_counts_to_be_exchanged(tmp_path: Path)
     server = Server(tmp_path).start()
 
     async def test() -> None:
-        limiter = Limiter([Limit(rate=1000)], 1000, node="n1", sharing=Sharing.HOT)
+        limiter = Limiter(
+            [Limit(rate=1000)], 1000, node="n1", sharing=Sharing.HOT, shared_clients=1
+        )
         sync = Sync(limiter, 0.01, False)
         about = Node("n1", "1.2.3", 0)
         store = RedisStore(parse_url(server.url), events=sync.events, node=about)
@@ -259,16 +261,21 @@ def test_a_shared_store_is_seen_to_go_and_counts_to_be_exchanged(tmp_path: Path)
         await store.start()
         exchanging = asyncio.create_task(sync.run())
         try:
-            limiter.divide(2)
+            limiter.divide(2, up=True)
             assert value(read(metrics), "sync_lag_seconds") == 0
             async with connected(await agent.listen(LOOPBACK)) as (reader, writer):
                 message = wire.message("default", key=wire.text("k"), hits=wire.uint32(400))
                 await ask(reader, writer, message)
                 await until(lambda: sync.times.count >= 1)
+                for _ in range(2):
+                    again = wire.message("default", key=wire.text("l"), hits=wire.uint32(400))
+                    await ask(reader, writer, again)
             seen = read(metrics)
             assert value(seen, "sync_seconds_count") >= 1
             assert value(seen, "sync_clients_total") >= 1
-            assert value(seen, "hot_clients") == 1
+            assert value(seen, "hot_clients", limit="default") == 1
+            assert value(seen, "hot_clients_capacity", limit="default") == 1
+            assert value(seen, "hot_clients_refused_total", limit="default") == 1
             assert 0 < value(seen, "sync_lag_seconds") < 10
             assert value(seen, "store_up") == 1 and value(seen, "store_partitioned") == 0
             server.kill()

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import tracemalloc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from ratelimit import sync as module
 from ratelimit.engine.constants import SECOND
@@ -92,8 +95,8 @@ class Peer:
 class Waiting:
     """A node whose answers wait for the store."""
 
-    def __init__(self, counts: Counts | None = None) -> None:
-        self.limiter = Limiter([LIMIT], 1000, bytes(64), sharing=Sharing.ALL)
+    def __init__(self, counts: Counts | None = None, max_clients: int = 1000) -> None:
+        self.limiter = Limiter([LIMIT], max_clients, bytes(range(64)), sharing=Sharing.ALL)
         self.sync = Sync(self.limiter, 0, False)
         self.store = Store(self.sync.events)
         self.store.counts = counts or self.store.counts
@@ -146,11 +149,149 @@ def test_after_a_deadline_a_node_goes_by_its_own_counts(monkeypatch: pytest.Monk
         async with running(node):
             for number in (1, 2):
                 node.sync.hold(node.peer, ASK * (RATE - 10))
-                await until(lambda number=number: node.sync.late == number)  # type: ignore[misc]
-                await until(lambda number=number: node.peer.answered == number * (RATE - 10))  # type: ignore[misc]
+                late = number * (RATE - 10)
+                await until(lambda late=late: node.sync.late == late)  # type: ignore[misc]
+                assert node.peer.answered == late
             assert node.peer.allowed == RATE
 
     asyncio.run(main())
+
+
+class Far(Store):
+    """A store that is so many seconds away."""
+
+    def __init__(self, events: Events, seconds: float) -> None:
+        super().__init__(events)
+        self.seconds = seconds
+
+    async def exchange(
+        self, limit: str, shard: int, generation: int, ttl: int, batch: bytes, hot: bytes = b""
+    ) -> bytes:
+        self.asked += 1
+        answers = self.counts.exchange(batch)
+        await asyncio.sleep(self.seconds)
+        return answers
+
+
+class Timed(Peer):
+    """A connection of one read, which keeps how long that waited for its answer."""
+
+    def __init__(self, node: Waiting, data: bytes) -> None:
+        super().__init__(node.limiter)
+        self._began = asyncio.get_running_loop().time()
+        self.waited = math.inf
+        node.sync.hold(self, data)
+
+    def answer(self, data: bytes, now: int) -> None:
+        super().answer(data, now)
+        self.waited = asyncio.get_running_loop().time() - self._began
+
+
+class Leaping(asyncio.SelectorEventLoop):
+    """A loop whose time passes at once when there is nothing else to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._passed = 0.0
+        selector = self._selector  # type: ignore[attr-defined]
+        select = selector.select
+
+        def skip(timeout: float | None) -> object:
+            events = select(0)
+            assert events or timeout is not None, "nothing would ever happen"
+            self._passed += 0 if events else timeout or 0
+            return events
+
+        selector.select = skip
+
+    def time(self) -> float:
+        return self._passed
+
+
+def leap(main: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=Leaping) as runner:
+        runner.run(main)
+
+
+def far(seconds: float) -> Waiting:
+    """Return a node whose store is so many seconds away."""
+    node = Waiting(max_clients=100_000)
+    node.store = node.sync.store = Far(node.sync.events, seconds)
+    node.sync.reloaded()
+    return node
+
+
+READS = 200
+
+
+def steady(seconds: float) -> tuple[Waiting, list[float]]:
+    """Have such a node answer a read each 3 ms; return it, and how long each waited."""
+    node = far(seconds)
+    peers: list[Timed] = []
+
+    async def main() -> None:
+        async with running(node):
+            for number in range(READS):
+                peers.append(Timed(node, client(number % 7, 1)))
+                await asyncio.sleep(0.003)
+            await asyncio.sleep(1)
+
+    leap(main())
+    assert [peer.answered for peer in peers] == [1] * READS
+    return node, [peer.waited for peer in peers]
+
+
+def test_two_round_trips_within_the_deadline_are_waited_for() -> None:
+    node, waited = steady(0.0125)
+    assert 0.02 < max(waited) < 0.025
+    assert node.sync.late == 0
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.05, 0.2])
+def test_no_answer_waits_longer_than_the_deadline_whatever_is_under_way(seconds: float) -> None:
+    node, waited = steady(seconds)
+    assert max(waited) == pytest.approx(module._DEADLINE, abs=1e-6)
+    assert 0 < node.sync.late <= READS
+
+
+@pytest.mark.parametrize("seconds", [0.0125, 0.05, 0.2])
+def test_what_was_answered_without_the_store_is_told_to_it_once(seconds: float) -> None:
+    node, _ = steady(seconds)
+    totals = node.store.counts.totals
+    assert sum(sum(ticks.values()) for ticks in totals.values()) == READS
+    assert not any(exchange.due for exchange in node.limiter.engine.exchanges)
+
+
+def test_more_clients_than_one_call_carries_are_told_in_one_round_trip() -> None:
+    node = far(0.02)
+    clients = 2500
+
+    async def main() -> None:
+        async with running(node):
+            peer = Timed(node, b"".join(client(number, 1) for number in range(clients)))
+            await asyncio.sleep(1)
+            assert peer.waited == pytest.approx(0.02)
+
+    leap(main())
+    assert (node.store.asked, node.sync.late) == (3, 0)
+    assert len(node.store.counts.totals) == clients
+
+
+def test_late_answers_are_logged_once_a_minute() -> None:
+    node = far(0.2)
+
+    async def main() -> None:
+        async with running(node):
+            for _ in range(5):
+                Timed(node, ASK)
+                await asyncio.sleep(0.05)
+                node.sync.tick()
+
+    with capture_logs() as lines:
+        leap(main())
+    (line,) = lines
+    assert line["event"].startswith("checks were answered by the counts of this node alone")
+    assert (line["checks"], line["waited_ms"]) == (1, 30)
 
 
 @pytest.mark.parametrize("away", [True, False])

@@ -28,8 +28,12 @@ FIRST_COUNTER = 10
 HOT = 27
 """Where a slot of the table says that its client is shared, in 32-bit words."""
 
-EPOCH = 14
-"""Where a slot of the table has the epoch of its hits, in 64-bit words."""
+EPOCH = 28
+"""Where a slot of the table has the epoch of its hits, in 32-bit words."""
+
+MISSED = 29
+"""Where a slot of the table has the tick in which its client found no room among those that are
+shared, in 32-bit words; 0 if it is shared, or need not be."""
 
 SIGHTS = 1024
 """Clients that say for whom they speak and are remembered until they are looked at."""

@@ -28,6 +28,7 @@ from ratelimit.engine.constants import (
     EPOCH,
     FIRST_COUNTER,
     HOT,
+    MISSED,
     NOTICE_BYTES,
     RECORD_BYTES,
     RING,
@@ -42,6 +43,9 @@ from ratelimit.engine.table import Table
 from ratelimit.spop.codec import Writer
 
 _MAX_RECORDS = 1000  # of a batch: 96,000 bytes, and a few milliseconds of the store's time
+_MAX_RESERVED = 1 << 16  # of a batch, where answers wait for it: more than are read at a time
+_LOOKED_AT = 4000  # clients due, and clients of a round, for a batch: less than half a millisecond
+_LEAST = 16  # clients of a round, where a batch looks at no more than it needs to
 _HALF = 1 << WEIGHT_BITS - 1  # to round a share to the nearest
 _INTERVAL = 10_000_000  # nanoseconds
 _NEAR = 3  # intervals before its limit from which on a client's hits are sent at once
@@ -60,27 +64,29 @@ _LAST = 2  # the tick of its last hit,
 _HI = 3  # its key
 _LO = 4
 _IDENT = 5  # and what it is known by beside the key: another client may have its slot by now.
-_HALVES = 40  # of a client, 32 bits each
+_HALVES = 41  # of a client, 32 bits each
 _REMOTE = 17  # of them: 17 counters of sent, 17 of remote,
 _SUM = 34  # the sum of remote, which follows it as Table.wait() expects,
 _UNSENT = 35  # hits that no batch has carried,
 _ASKED = 36  # the millisecond of the last batch it was in,
 _TELL = 37  # whether the other nodes are to be told of it,
 _RESERVED = 38  # hits that are sent before the table counts them,
-_DUE = 39  # and the millisecond from which on a batch is to carry it, 0 for the next round.
+_DUE = 39  # the millisecond from which on a batch is to carry it, 0 for the next round,
+_QUEUED = 40  # and whether it is in the queue of those that are due.
 
 
 class Exchange:
     """The hot clients of one limit, at most ``capacity``.
 
     Every ``refresh`` milliseconds, more with a long window, a round of batches carries them all,
-    whether or not they have fresh hits; ``refresh`` of 0 means that every batch carries those that
-    have. Of one that could exceed its limit before the next round, the others are asked every
-    ``interval`` nanoseconds, and nearer its limit when half of the time has gone until then.
-    ``due`` is the time, as of ``Rule.at()``, by which the next batch should be packed for such a
-    client, or 0.
+    whether or not they have fresh hits; ``refresh`` of 0 means that every client is shared, and
+    that every batch carries those that have. Of one that could exceed its limit before the next
+    round, the others are asked every ``interval`` nanoseconds, and nearer its limit when half of
+    the time has gone until then. ``due`` is the time, as of ``Rule.at()``, by which the next batch
+    should be packed, or 0 for the next round.
     A client's place here, counted from 1, is kept in its slot of the table. ``overflow`` counts
-    clients that should be hot and found no room: this node counts them alone.
+    clients that should be hot and found no room: this node counts them alone. One that goes on to
+    find none is counted again after two windows, as long as it would have had its place.
     """
 
     def __init__(self, table: Table, rule: Rule, capacity: int, refresh: int) -> None:
@@ -92,20 +98,27 @@ class Exchange:
         most = min(rule.limit.window // _MILLISECOND // _ROUNDS, _MAX_REFRESH)
         self.refresh = max(refresh, most) if refresh > 0 else 0
         self.interval = _INTERVAL
-        self.announced = False
         self.due = 0
-        self.round = 0
         self.words = memoryview(bytearray(8 * _WORDS * capacity)).cast("Q")
         self.halves = memoryview(bytearray(4 * _HALVES * capacity)).cast("I")
-        # The first ``size`` are the places in use, in any order; the rest are free.
+        # The first ``size`` are the places in use, in any order, and up to ``used`` the free ones
+        # follow; those from ``used`` on were never in use.
         self.places = memoryview(bytearray(4 * capacity)).cast("I")
-        for place in range(capacity):
-            self.places[place] = place
         self.size = 0
+        self.used = 0
+        # The round: when it began, in milliseconds, how many places of it are to be looked at yet,
+        # and which is the next.
+        self.round = 0
+        self.left = 0
         self.next = 0
-        self.flying = memoryview(bytearray(4 * _MAX_RECORDS)).cast("I")
+        # Places that a batch is to carry before the next round, in a ring of ``queued``.
+        self.queue = memoryview(bytearray(4 * capacity)).cast("I")
+        self.head = 0
+        self.queued = 0
+        self.most = _MAX_RECORDS if refresh > 0 else min(capacity, _MAX_RESERVED)
+        self.flying = memoryview(bytearray(4 * self.most)).cast("I")
         self.flown = 0
-        self.writer = Writer(RECORD_BYTES * _MAX_RECORDS)
+        self.writer = Writer(RECORD_BYTES * self.most)
         self.notices = Writer(NOTICE_BYTES * _MAX_RECORDS)
         self.overflow = 0
 
@@ -115,22 +128,31 @@ class Exchange:
         ``told`` is TELL to tell the other nodes, or TOLD if one of them has told us.
         """
         table = self.table
+        rule = self.rule
         if self.size >= self.capacity:
-            self.overflow += 1
+            missed = table.halves[2 * slot + MISSED]
+            if missed == 0 or (rule.tick - missed) & _M32 > 2 * RING:
+                self.overflow += 1
+                table.halves[2 * slot + MISSED] = max(rule.tick & _M32, 1)
             return
+        table.halves[2 * slot + MISSED] = 0
+        if self.size == self.used:
+            self.places[self.used] = self.used
+            self.used += 1
         place = self.places[self.size]
         self.size += 1
         first = _WORDS * place
         self.words[first] = slot
-        self.words[first + _TICK] = self.rule.tick
-        self.words[first + _LAST] = self.rule.tick
+        self.words[first + _TICK] = rule.tick
+        self.words[first + _LAST] = rule.tick
         self.words[first + _HI] = table.words[slot]
         self.words[first + _LO] = table.words[slot + 1]
         self.words[first + _IDENT] = table.words[slot + 2] & _M32
         for i in range(_HALVES):
             self.halves[_HALVES * place + i] = 0
         self.halves[_HALVES * place + _UNSENT] = 1
-        self.halves[_HALVES * place + _TELL] = told
+        # Where every client is shared, there is nothing to tell.
+        self.halves[_HALVES * place + _TELL] = told if self.refresh > 0 else TOLD_NEAR
         self.plan(place, 0)
         table.halves[2 * slot + HOT] = place + 1
 
@@ -219,26 +241,46 @@ class Exchange:
         planned = self.halves[first + _DUE]
         if planned == 0 or (planned - millisecond) & _M32 < _AGES:
             self.halves[first + _DUE] = max(millisecond, 1)
+        if self.halves[first + _QUEUED] == 0:
+            self.enqueue(place)
         if 0 < self.due <= at:
             return False
         self.due = at
         return True
 
+    def enqueue(self, place: int) -> None:
+        end = self.head + self.queued
+        self.queue[end if end < self.capacity else end - self.capacity] = place
+        self.queued += 1
+        self.halves[_HALVES * place + _QUEUED] = 1
+
+    def dequeue(self) -> int:
+        place = self.queue[self.head]
+        self.head = self.head + 1 if self.head + 1 < self.capacity else 0
+        self.queued -= 1
+        self.halves[_HALVES * place + _QUEUED] = 0
+        return place
+
     def reserve(self, slot: int, hits: int) -> None:
         """Send ``hits`` of a client with the next batch, before the table counts them.
 
         The store's answer then tells what the others had before these, and every one of them can be
-        judged by it.
+        judged by it. What the next batch has no room for is sent after the table has counted it.
         """
-        self.announced = True
-        if self.table.halves[2 * slot + HOT] == 0:
-            self.heat(slot, TOLD_NEAR)
         place = self.table.halves[2 * slot + HOT]
-        if place > 0:
-            self.words[_WORDS * (place - 1) + _LAST] = self.rule.tick
-            self.halves[_HALVES * (place - 1) + _UNSENT] = 1
-            reserved = self.halves[_HALVES * (place - 1) + _RESERVED] + hits
-            self.halves[_HALVES * (place - 1) + _RESERVED] = min(reserved, _MAX_UNSENT)
+        queued = place > 0 and self.halves[_HALVES * (place - 1) + _QUEUED] == 1
+        if self.queued >= self.most and not queued:
+            return
+        if place == 0:
+            self.heat(slot, TOLD_NEAR)
+            place = self.table.halves[2 * slot + HOT]
+            if place == 0:
+                return
+        place -= 1
+        self.words[_WORDS * place + _LAST] = self.rule.tick
+        reserved = self.halves[_HALVES * place + _RESERVED] + hits
+        self.halves[_HALVES * place + _RESERVED] = min(reserved, _MAX_UNSENT)
+        self.plan(place, 0)
 
     def remote(self, place: int, hits: int) -> int:
         """Note ``hits`` of a client; return its hits at other nodes in the window that ends now.
@@ -249,14 +291,20 @@ class Exchange:
         table = self.table
         rule = self.rule
         first = _HALVES * place
+        slot = self.words[_WORDS * place]
         if self.words[_WORDS * place + _TICK] != rule.tick:
             self.advance(place)
         if hits > 0:
             self.words[_WORDS * place + _LAST] = rule.tick
-            if not self.announced:
+            if self.refresh > 0:
                 unsent = self.halves[first + _UNSENT] + min(hits, _MAX_UNSENT)
                 self.halves[first + _UNSENT] = min(unsent, _MAX_UNSENT)
-        slot = self.words[_WORDS * place]
+            elif (
+                table.halves[2 * slot + FIRST_COUNTER + rule.bucket]
+                > self.halves[first + rule.bucket]
+            ):
+                # These were not reserved, for the store did not answer in time.
+                self.plan(place, 0)
         here = table.halves[2 * slot + FIRST_COUNTER + rule.oldest]
         oldest = self.halves[first + _REMOTE + rule.oldest]
         total = self.halves[first + _SUM] - oldest
@@ -284,8 +332,8 @@ class Exchange:
         self.words[_WORDS * place + _TICK] = rule.tick
 
     def wait(self, now: int) -> int:
-        """Return nanoseconds from ``now`` to the next round; 0 if nobody is shared."""
-        if self.size == 0:
+        """Return nanoseconds from ``now`` to the next round; 0 if there is none."""
+        if self.size == 0 or self.refresh == 0:
             return 0
         since = (now // _MILLISECOND - self.round) & _M32
         return (self.refresh - since) * _MILLISECOND if since < self.refresh else 1
@@ -293,59 +341,93 @@ class Exchange:
     def pack(self, now: int) -> bytes:
         """Return the next batch at ``now`` (nanoseconds), empty if there is nothing to exchange.
 
-        Clients that have been quiet for two windows, or left the table, are dropped on the way, and
-        blocked ones left out: their hits do not count.
+        Blocked clients are left out: their hits do not count. What there is no time to look at, or
+        no room for, goes with the batch after this one, for which ``due`` is now.
         """
-        table = self.table
-        rule = self.rule
-        rule.at(now)
-        milliseconds = now // _MILLISECOND & _M32
-        if (milliseconds - self.round) & _M32 >= self.refresh:
-            self.round = milliseconds
-        # How long ago, in milliseconds, one was asked about that this round has had.
-        age = (milliseconds - self.round) & _M32
+        self.rule.at(now)
         self.flown = 0
         self.due = 0
+        self.pack_due(now)
+        self.pack_round(now)
+        return self.writer.take()
+
+    def pack_due(self, now: int) -> None:
+        """Take those that are due, of the queue."""
         looked = 0
-        size = self.size
-        while looked < size:
-            if self.flown == _MAX_RECORDS:
+        queued = self.queued
+        while looked < queued:
+            # Where answers wait for a batch, it has to carry all of them.
+            if self.flown == self.most or (looked == _LOOKED_AT and self.refresh > 0):
                 self.due = now
-                break
+                return
             looked += 1
+            place = self.dequeue()
+            if self.later(_HALVES * place, now):
+                self.enqueue(place)
+            else:
+                self.send(place, now)
+
+    def pack_round(self, now: int) -> None:
+        """Take the next ones of the round, and drop those that are hot no longer.
+
+        These are clients that have been quiet for two windows, or have left the table.
+        """
+        rule = self.rule
+        milliseconds = now // _MILLISECOND & _M32
+        if self.left == 0 and (milliseconds - self.round) & _M32 >= self.refresh:
+            self.round = milliseconds
+            self.left = self.size
+        # How long ago, in milliseconds, one was asked about that this round has had.
+        age = (milliseconds - self.round) & _M32
+        looked = 0
+        most = _LOOKED_AT
+        if self.refresh == 0:
+            # Only to drop some, of more than there can be new ones.
+            most = 2 * self.flown + _LEAST
+        while self.left > 0:
+            if self.flown == self.most or looked == most:
+                if self.refresh > 0:
+                    self.due = now
+                return
+            if self.size == 0:
+                self.left = 0
+                return
+            looked += 1
+            self.left -= 1
             if self.next >= self.size:
                 self.next = 0
             place = self.places[self.next]
-            slot = self.words[_WORDS * place]
+            first = _HALVES * place
             quiet = rule.tick > self.words[_WORDS * place + _LAST] + 2 * RING
-            if quiet or not self.owns(place, slot):
+            if self.halves[first + _QUEUED] == 0 and (
+                quiet or not self.owns(place, self.words[_WORDS * place])
+            ):
                 self.drop(self.next)
                 continue
             self.next += 1
-            first = _HALVES * place
-            if self.refresh == 0:
-                if self.halves[first + _UNSENT] == 0:
-                    continue
-            elif (milliseconds - self.halves[first + _ASKED]) & _M32 <= age and (
-                self.later(first, now)
-            ):
-                continue
-            elif table.until(slot) > table.now:
-                continue
-            self.halves[first + _UNSENT] = 0
-            self.halves[first + _DUE] = 0
-            self.halves[first + _ASKED] = milliseconds
-            self.record(place, slot)
-            self.tell(place, slot)
-            self.flying[self.flown] = place
-            self.flown += 1
-        return self.writer.take()
+            if self.refresh > 0 and (milliseconds - self.halves[first + _ASKED]) & _M32 > age:
+                self.send(place, now)
+
+    def send(self, place: int, now: int) -> None:
+        """Have the batch carry a client, unless it has left the table or is blocked."""
+        table = self.table
+        slot = self.words[_WORDS * place]
+        first = _HALVES * place
+        self.halves[first + _DUE] = 0
+        if not self.owns(place, slot) or table.until(slot) > table.now:
+            return
+        self.halves[first + _UNSENT] = 0
+        self.halves[first + _ASKED] = now // _MILLISECOND & _M32
+        self.record(place, slot)
+        self.tell(place, slot)
+        self.flying[self.flown] = place
+        self.flown += 1
 
     def later(self, first: int, now: int) -> bool:
-        """Tell whether a client need not go with the batch of ``now``, and see when it has to."""
+        """Tell whether a client is due after the batch of ``now``, and see when it is."""
         due = self.halves[first + _DUE]
         if due == 0:
-            return True
+            return False
         milliseconds = now // _MILLISECOND
         wait = (due - milliseconds) & _M32
         if wait == 0 or wait >= _AGES:
@@ -366,7 +448,7 @@ class Exchange:
             self.advance(place)
         self.u64(writer, table.words[slot])
         self.u64(writer, table.words[slot + 1])
-        self.u32(table.words[slot + EPOCH])
+        self.u32(table.halves[2 * slot + EPOCH])
         self.u64(writer, rule.tick)
         at = rule.bucket
         for _ in range(RING):
@@ -384,6 +466,8 @@ class Exchange:
 
     def tell(self, place: int, slot: int) -> None:
         """Write a client's notice, if it is due."""
+        if self.notices.room() < NOTICE_BYTES:
+            return
         told = self.halves[_HALVES * place + _TELL]
         kind = self.table.words[slot + 2] >> 16 & _KIND
         if told == TELL:
@@ -399,29 +483,30 @@ class Exchange:
         self.u64(self.notices, self.table.words[slot + 1])
         self.notices.byte(kind)
 
-    def learn(self, answers: bytes) -> None:
-        """Take the store's answers to the last batch.
+    def learn(self, answers: bytes, begin: int = 0) -> None:
+        """Take the store's answers to the last batch, or to those of its records from ``begin`` on.
 
-        Raises ValueError if they are not of the batch's shape.
+        Raises ValueError if they are not of its shape.
         """
         rule = self.rule
         table = self.table
-        if len(answers) != ANSWER_BYTES * self.flown:
+        count = len(answers) // ANSWER_BYTES
+        if len(answers) % ANSWER_BYTES > 0 or begin + count > self.flown:
             raise ValueError(f"{len(answers)} bytes for {self.flown} records of {ANSWER_BYTES}")
-        for n in range(self.flown):
-            place = self.flying[n]
+        for n in range(count):
+            place = self.flying[begin + n]
             slot = self.words[_WORDS * place]
             if not self.owns(place, slot):
                 continue  # it has left the table meanwhile
             start = ANSWER_BYTES * n
             epoch = self.number(answers, start, 4)
-            if epoch < table.words[slot + EPOCH]:
+            if epoch < table.halves[2 * slot + EPOCH]:
                 continue  # it was blocked meanwhile
             if self.words[_WORDS * place + _TICK] != rule.tick:
                 self.advance(place)
-            if epoch > table.words[slot + EPOCH]:
+            if epoch > table.halves[2 * slot + EPOCH]:
                 self.settle(place)
-                table.words[slot + EPOCH] = epoch
+                table.halves[2 * slot + EPOCH] = epoch
                 self.halves[_HALVES * place + _UNSENT] = 1
                 self.plan(place, 0)
             first = _HALVES * place
@@ -445,7 +530,6 @@ class Exchange:
             if self.refresh > 0:
                 counted = table.count(slot, rule, 0) + self.remote(place, 0)
                 self.press(slot, place, counted)
-        self.flown = 0
 
     def settle(self, place: int) -> None:
         """Forget what a client has at other nodes, and what was sent, for a new epoch begins."""

@@ -103,6 +103,10 @@ class Rule:
         self.share = self.limit.rate // (2 * nodes) if nodes > 1 else _NEVER
         self.near = self.limit.rate - (nodes - 1) * self.share - 1 if nodes > 1 else _NEVER
 
+    def share_all(self, shared: bool) -> None:
+        """Share every client, whatever its hits, or none."""
+        self.share = 0 if shared else _NEVER
+
     def at(self, now: int) -> None:
         """Set the time, in nanoseconds since the epoch."""
         if now == self.now:

@@ -17,7 +17,8 @@ A set is 1,024 bytes in one piece, hence at most three cache lines for a check a
         5-14   17 counters of 32 bits, a ring by tick | place among the hot clients, 0 for none,
                in the second 32 bits of word 13
         14     the epoch of its hits: the end of the last block that has settled those before it,
-               as an epoch second, or a little more; 0 before the first
+               as an epoch second, or a little more; 0 before the first | the tick in which there
+               was no room for it among the hot clients, or 0 (32 bits each)
 
 No block is lost by eviction: a blocked client goes last, and if it must go, the end of its block
 is kept aside in ``orphans`` until the client returns or the block ends.
@@ -113,7 +114,7 @@ class Table:
                 kept = self.orphans.pop((hi, lo, ident), 0)
                 self.block(slot, kept >> 1, kept & 1 == 1)
                 if kept & 1 == 0:
-                    self.words[slot + EPOCH] = kept >> 1
+                    self.halves[2 * slot + EPOCH] = kept >> 1
         else:
             self.idle = self.stamp - (self.words[self.base + self.way] & _M32) & _M32
         self.words[self.base + self.way] = self.tag << 32 | self.stamp
@@ -316,7 +317,9 @@ class Table:
         self.words[slot + 3] = rule.tick
         # All nodes come to the same one by the block. A block that ends sooner than one that was
         # lifted begins an epoch all the same.
-        self.words[slot + EPOCH] = max(self.until(slot), self.words[slot + EPOCH] + 1)
+        self.halves[2 * slot + EPOCH] = (
+            max(self.until(slot), self.halves[2 * slot + EPOCH] + 1) & _M32
+        )
 
     def sweep(self) -> None:
         """Drop what is kept aside of blocks that have ended."""

@@ -287,7 +287,7 @@ class StoreState(Answer):
     unwritten: int = Field(description="Changes of the blocklist that wait for it.")
     dropped: int = Field(description="Changes that found no room to wait.")
     sync_failures: int
-    late: int = Field(description="Times that answers waited for it in vain.")
+    late: int = Field(description="Checks that were answered without it, for it was too slow.")
     journal: str = Field(description="The file in which this node keeps blocks and lifts.")
     journal_problem: str = Field(description="Why that file can't be written, or is not there.")
     unsigned: int = Field(description="Entries without a valid signature, which were ignored.")

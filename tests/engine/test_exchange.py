@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import struct
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import example, given, settings
@@ -451,9 +451,11 @@ def test_answers_of_another_shape_are_refused() -> None:
     engine, exchange = node()
     ask(engine, 40)
     exchange.pack(START)
-    for answers in (b"", b"x" * (ANSWER_BYTES - 1), b"x" * 2 * ANSWER_BYTES):
+    for answers in (b"x" * (ANSWER_BYTES - 1), b"x" * 2 * ANSWER_BYTES):
         with pytest.raises(ValueError, match="bytes for 1 records"):
             exchange.learn(answers)
+    with pytest.raises(ValueError, match="bytes for 1 records"):
+        exchange.learn(bytes(ANSWER_BYTES), 1)
 
 
 @given(st.binary(max_size=5 * ANSWER_BYTES), st.binary(max_size=5 * NOTICE_BYTES))
@@ -473,8 +475,112 @@ def test_without_room_a_client_is_counted_here_alone() -> None:
     for n in range(1, 5):
         ask(engine, 40, f"192.0.2.{n}")
     assert exchange.size == 2
-    assert exchange.overflow >= 2
     assert ask(engine, 70, "192.0.2.4") == 60
+    assert exchange.overflow == 2, "clients, not their hits"
+
+
+def test_a_client_that_finds_no_room_is_counted_again_when_it_would_have_gone() -> None:
+    engine, exchange = node(shared=1)
+    ask(engine, 40, "192.0.2.1")
+    counted = []
+    for window in range(5):
+        engine.at(START + window * SECOND)
+        ask(engine, 40, "192.0.2.1")
+        ask(engine, 40, "192.0.2.2")
+        counted.append(exchange.overflow)
+    assert counted == [1, 1, 1, 2, 2]
+
+
+def test_a_client_that_found_no_room_is_shared_as_soon_as_there_is_some() -> None:
+    engine, exchange = node(shared=1)
+    ask(engine, 40, "192.0.2.1")
+    ask(engine, 40, "192.0.2.2")
+    for at in (0, 10):
+        exchange.pack(START + at * MS)
+    engine.at(START + 3 * SECOND)
+    ask(engine, 40, "192.0.2.2")
+    exchange.pack(START + 3 * SECOND)
+    ask(engine, 1, "192.0.2.2")
+    assert (exchange.size, exchange.overflow) == (1, 2)
+    assert len(exchange.pack(START + 3 * SECOND)) == RECORD_BYTES
+    # Of the next time that it finds none, it is news again.
+    ask(engine, 40, "192.0.2.3")
+    assert exchange.overflow == 3
+
+
+MANY = 9000
+LOOKED_AT = 4000
+"""Clients due, and clients of a round, that a batch looks at."""
+
+
+@pytest.fixture
+def many(monkeypatch: pytest.MonkeyPatch) -> tuple[Engine, Exchange, list[int]]:
+    """A node of the plain form with many hot clients, all known to the store; counts the looks."""
+    engine = plain_engine()(
+        [Limit(window=60 * SECOND, block=())], 100_000, lambda *_: 0, SECRET, MANY, 50
+    )
+    engine.rules[0].divide(2)
+    exchange = engine.exchanges[0]
+    hits = wire.int64(26)
+    engine.at(START)
+    for number in range(MANY):
+        key = wire.address(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
+        engine.answer(wire.notify(wire.message("default", key=key, hits=hits)), 0, 16380)
+        engine.take()
+    looks = [0]
+    for name in ("later", "owns"):
+        monkeypatch.setattr(type(exchange), name, counted(getattr(type(exchange), name), looks))
+    return engine, exchange, looks
+
+
+def counted(method: Callable[..., bool], calls: list[int]) -> Callable[..., bool]:
+    def call(*arguments: object) -> bool:
+        calls[0] += 1
+        return method(*arguments)
+
+    return call
+
+
+@pytest.mark.both_forms
+def test_a_batch_looks_at_a_part_of_many_clients_and_the_rounds_reach_all(
+    many: tuple[Engine, Exchange, list[int]],
+) -> None:
+    _, exchange, looks = many
+    store = Store()
+    now = START
+    most = 0
+    for _ in range(3):
+        before = store.records
+        now += 50 * MS
+        while True:
+            looks[0] = 0
+            exchange.learn(store.exchange(exchange.pack(now)))
+            # Each one that is sent is looked at by both, and looked at again with its answer.
+            most = max(most, looks[0])
+            if exchange.due != now:
+                break
+            now += 2 * MS
+        assert store.records - before >= MANY, "this round had them all"
+    assert LOOKED_AT / 2 < most <= 2 * LOOKED_AT + 3 * 1000
+
+
+@pytest.mark.both_forms
+def test_a_batch_for_one_client_looks_at_no_other(
+    many: tuple[Engine, Exchange, list[int]],
+) -> None:
+    engine, exchange, looks = many
+    store = Store()
+    now = START
+    for _ in range(40):
+        now += 2 * MS
+        exchange.learn(store.exchange(exchange.pack(now)))
+    assert exchange.due != now
+    key = wire.address("10.0.0.1")
+    engine.at(now)
+    engine.answer(wire.notify(wire.message("default", key=key, hits=wire.int64(70))), 0, 16380)
+    looks[0] = 0
+    assert len(exchange.pack(now)) == RECORD_BYTES
+    assert looks[0] <= 3
 
 
 def test_a_client_that_left_the_table_is_dropped() -> None:
