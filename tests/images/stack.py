@@ -63,7 +63,9 @@ class Container:
 
     def crash(self) -> None:
         """Kill the first process, as a crash would."""
-        os.kill(self.state(".State.Pid"), signal.SIGKILL)
+        process = self.state(".State.Pid")
+        assert process > 0, f"{self.name} does not run, and 0 would be our own group\n{self.log()}"
+        os.kill(process, signal.SIGKILL)
 
     def log(self) -> str:
         """Return both of its outputs."""
