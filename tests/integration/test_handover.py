@@ -123,6 +123,7 @@ def test_what_changes_while_the_successor_opens_the_store_is_not_lost(
     it._sock = spop(str(folder / "node.sock"))
     until(lambda: it.ask(CLIENT, hits=0).reason == BLOCKED, "it knows the block")
     until(lambda: it.ask("192.0.2.9", hits=0).reason is None, "it knows the lift")
+    until(lambda: not status(it)["store"]["unwritten"], "it has written what it was given")
     it.stop()
     it.start()
     assert it.ask(CLIENT, hits=0).reason == BLOCKED, "the file has it"

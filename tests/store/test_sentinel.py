@@ -126,7 +126,7 @@ def test_a_planned_failover_loses_nothing(
 
             task = asyncio.create_task(load())
             await until(lambda: len(acknowledged) > 50)
-            sentinel.do("SENTINEL", "FAILOVER", "main")
+            await until(lambda: failover(sentinel))
             await until(lambda: named(sentinel) == replica.port)
             # The old master is not told for seconds, and would go on taking writes.
             await until(lambda: first.up and first.outages and second.up and second.outages)
