@@ -23,7 +23,15 @@ from ratelimit.keys import (
     network_text,
 )
 from ratelimit.lists import Lists, span
-from ratelimit.model import EVERY_LIMIT, SHARED_CLIENTS, Block, Entry, Lift, Limit
+from ratelimit.model import (
+    EVERY_LIMIT,
+    SHARED_CLIENTS,
+    UNKNOWN,
+    Block,
+    Entry,
+    Lift,
+    Limit,
+)
 from ratelimit.steps import Steps, finish
 from ratelimit.strings import E, kept, string_text
 
@@ -298,7 +306,8 @@ class Limiter:
     def is_secret(self, limit: str) -> bool:
         """Tell whether only hints are shown of a limit's strings; of ``EVERY_LIMIT``, of any."""
         if limit == EVERY_LIMIT:
-            return any(rule.limit.secret for rule in self.engine.rules)
+            # Requests without a client are counted by the address of their proxy.
+            return any(r.limit.secret for r in self.engine.rules if r.limit.name != UNKNOWN)
         rule = self._rules.get(limit)
         return rule is None or rule.limit.secret
 

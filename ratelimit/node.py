@@ -178,6 +178,10 @@ async def run_node(
         running = Running([], ops, control, server, asyncio.Event())
         if store.up:
             control.edges.compare()
+        if not limiter.keyed:
+            log.warning(
+                "clients known by a string are throttled, not blocked, until the store was reached"
+            )
         stack.push_async_callback(store.close)
         stack.push_async_callback(running.stop_answering)
         # What the start made stays: the garbage collector, which stops all answers meanwhile, need

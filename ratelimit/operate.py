@@ -238,7 +238,7 @@ def _text(argument: Any) -> Any:
         try:
             argument.encode()
         except UnicodeEncodeError:
-            raise click.BadParameter(f"{argument!a} is not UTF-8") from None
+            raise click.BadParameter("an argument is not UTF-8") from None
     return argument
 
 

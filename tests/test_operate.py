@@ -23,6 +23,7 @@ from structlog.testing import capture_logs
 
 from ratelimit import operate
 from ratelimit.cli import main
+from ratelimit.client import Client as ApiClient
 from tests import wire
 from tests.integration.world import LONGEST
 from tests.ops.running import EDGE, Running, block, running, until
@@ -41,9 +42,9 @@ class Shell:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.api.port}"
 
-    async def __call__(self, *words: str, **env: str) -> Result:
+    async def __call__(self, *words: str, stdin: str = "", **env: str) -> Result:
         return await asyncio.to_thread(
-            CliRunner().invoke, main, words, prog_name="ratelimit",
+            CliRunner().invoke, main, words, prog_name="ratelimit", input=stdin,
             env={"RATELIMIT_URL": self.url, "COLUMNS": "120", **env},
         )  # fmt: skip
 
@@ -142,6 +143,50 @@ def test_a_list_of_several_pages_is_shown_whole(tmp_path: Path) -> None:
         assert "17 entries" in await shell.well("blocks", "-n", "17")
 
     run(tmp_path, test, clients=8000)
+
+
+@pytest.mark.integration
+def test_a_string_is_in_no_path_and_in_no_output(tmp_path: Path) -> None:
+    key = "sk_live_4f1c9b07a2d8e6"
+
+    async def test(shell: Shell) -> None:
+        asked: list[str] = []
+        real = ApiClient._ask
+
+        def ask(client: Any, method: str, path: str, body: bytes | None = None) -> Any:
+            asked.append(path)
+            return real(client, method, path, body)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ApiClient, "_ask", ask)
+            shown = f"sk_l{shell.api.control.limiter.string_key(key.encode())}"
+            made = await shell("blocks", "add", "-", stdin=f"{key}\n")
+            assert made.stdout == f"{shown} is blocked for 10m\n"
+            known = json.loads(await shell.well("explain", key, "--json"))
+            assert known["key"] == shown and len(known["by_hand"]) == 1
+            assert shown in await shell.well("explain", shown[4:])
+            gone = await shell("blocks", "remove", "-", "--json", stdin=key)
+            assert json.loads(gone.stdout)["lifted"] == shown
+            failed = await shell.fails(1, "blocks", "remove", key)
+        assert key not in failed + made.output + gone.output
+        assert not any(key in path for path in asked)
+
+    run(tmp_path, test)
+
+
+@pytest.mark.integration
+def test_what_is_meant_otherwise_has_to_be_said(tmp_path: Path) -> None:
+    async def test(shell: Shell) -> None:
+        assert "is it 192.0.2.0/24?" in await shell.fails(2, "blocks", "add", "192.0.2.*")
+        assert "is it 192.0.2.0/24?" in await shell.fails(2, "explain", "192.0.2.*")
+        assert "needs force" in await shell.fails(2, "blocks", "add", "::/0")
+        assert "at least 1 character" in await shell.fails(2, "blocks", "add", "")
+        assert "at least 1 character" in await shell.fails(2, "blocks", "remove", "")
+        assert "::/0 is blocked" in await shell.well("blocks", "add", "::/0", "--force")
+        made = await shell("blocks", "add", "2001:db8::7")
+        assert "to block the client, block 2001:db8::/64" in made.stderr
+
+    run(tmp_path, test)
 
 
 @pytest.mark.integration

@@ -44,6 +44,8 @@ async def add_block(call: Call) -> Reply:
     wide = too_wide(given.key)
     if wide and not body.force:
         raise ProblemError.field(422, "key", wide)
+    # The block itself will have the table know a string.
+    note = ". ".join(filter(None, (given.note, reach(limiter, given.key))))
     try:
         block, faults = await call.control.block(
             given.key, body.ttl, body.reason, call.caller.name, call.control.shown(given)
@@ -54,7 +56,6 @@ async def add_block(call: Call) -> Reply:
     except StoreError as error:
         raise _store_problem(error, "blocked") from error
     (entry,) = entries(call.control, [block])
-    note = ". ".join(filter(None, (given.note, reach(limiter, given.key))))
     edges = _edges(call.control, faults)
     made = models.MadeBlock(**dict(entry), note=note, edges=edges)
     return Reply(made, 201, {"Location": f"/v1/blocks/{quote(block.key, safe='')}"})

@@ -229,6 +229,112 @@ def test_automatic_blocks_stand_beside_those_by_hand(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(("key", "bits"), [("0.0.0.0/0", 8), ("0.0.0.0/7", 8), ("::/0", 19)])
+def test_a_very_wide_network_needs_force(tmp_path: Path, key: str, bits: int) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            body = {"key": key, "ttl": 60}
+            answer = await api.client.post("/v1/blocks", json=body)
+            assert answer.status_code == 422 and fields(answer) == ["key"]
+            assert f"wider than /{bits} needs force" in answer.json()["detail"]
+            assert await pages(api) == [[]]
+            made = await api.client.post("/v1/blocks", json=body | {"force": True})
+            assert made.status_code == 201
+            assert await pages(api) == [[key]]
+            assert (await api.client.delete(f"/v1/blocks/{key}")).status_code == 204
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("192.0.2.*", "192.0.2.0/24"),
+        ("192.0.2", "192.0.2.0/24"),
+        ("192.0.2.0-192.0.2.255", "192.0.2.0/24"),
+        ("http://192.0.2.7/", "192.0.2.7"),
+        ("\uff11\uff19\uff12.0.2.7", "192.0.2.7"),
+        ("192.0.2.007", "192.0.2.7"),
+    ],
+)
+def test_a_mistyped_address_is_refused_and_the_nearest_is_named(
+    tmp_path: Path, key: str, nearest: str
+) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            body = {"key": key, "ttl": 60}
+            place = quote(key, safe="")
+            for answer in (
+                await api.client.post("/v1/blocks", json=body),
+                await api.client.post("/v1/keys", json={"key": key}),
+                await api.client.get(f"/v1/clients/{place}"),
+                await api.client.delete(f"/v1/blocks/{place}"),
+            ):
+                assert answer.status_code == 422 and fields(answer) == ["key"]
+                assert f"is it {nearest}?" in answer.json()["detail"]
+            # It may be what a limit counts after all.
+            made = await api.client.post("/v1/blocks", json=body | {"force": True})
+            assert made.json()["key"].endswith(api.control.limiter.string_key(key.encode()))
+            assert "no limit of this node counts a client with this key" in made.json()["note"]
+            assert (await api.client.get(f"/v1/blocks/{place}")).status_code == 200
+
+    asyncio.run(main())
+
+
+def test_a_block_says_what_it_does_not_reach(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path, "[limits.login]\nipv4_prefix = 24\n") as api:
+            for key, note in (
+                ("2001:db8::7", "to block the client, block 2001:db8::/64"),
+                ("192.0.2.7", "limit login: 192.0.2.0/24 counts as one client"),
+                ("2001:db8::7/128", "2001:db8::7/128 is 2001:db8::7. limits default, login"),
+                ("2001:db8::/64", ""),
+                ("192.0.2.0/24", ""),
+            ):
+                made = (await api.client.post("/v1/blocks", json={"key": key, "ttl": 60})).json()
+                assert note in made["note"] and bool(made["note"]) == bool(note)
+
+    asyncio.run(main())
+
+
+def test_a_string_is_answered_as_it_is_shown_and_never_as_it_was_given(tmp_path: Path) -> None:
+    key = "sk_live_4f1c9b07a2d8e6"
+
+    async def main() -> None:
+        async with running(tmp_path, "[limits.names]\nsecret = false\n") as api:
+            limiter = api.control.limiter
+            shown = f"sk_l{limiter.string_key(key.encode())}"
+            limiter.apply(block(key, LATER, "names"))
+            made = await api.client.post("/v1/blocks", json={"key": key, "ttl": 60})
+            answers = [made, await api.client.post("/v1/keys", json={"key": key})]
+            for form in (key, shown, shown[4:], f"else{shown[4:]}"):
+                place = quote(form, safe="")
+                answers.append(await api.client.get(f"/v1/blocks/{place}"))
+                answers.append(await api.client.get(f"/v1/clients/{place}"))
+            assert {answer.json()["key"] for answer in answers} == {shown}
+            # A limit that says so shows it.
+            [_, names] = answers[-2].json()["blocks"]
+            assert (names["limit"], names["key"]) == ("names", key)
+            assert key not in made.headers["location"] + answers[1].text
+            assert (await api.client.delete(made.headers["location"])).status_code == 204
+            assert await pages(api) == [[]]
+
+    asyncio.run(main())
+
+
+def test_without_the_secret_of_the_fleet_no_string_is_blocked(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            api.control.limiter.keyed = False
+            answer = await api.client.post("/v1/blocks", json={"key": "alice", "ttl": 60})
+            assert answer.status_code == 503
+            assert "nothing was blocked" in answer.json()["detail"]
+            made = await api.client.post("/v1/blocks", json={"key": "192.0.2.7", "ttl": 60})
+            assert made.status_code == 201
+
+    asyncio.run(main())
+
+
 def test_a_block_of_a_limit_by_another_prefix_is_lifted_with_the_address(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path) as api:
