@@ -14,7 +14,7 @@ from ratelimit.limiter import Limiter
 from ratelimit.mapfiles import MapFiles
 from ratelimit.model import EVERY_LIMIT, Block
 from ratelimit.runtime import Fault, Network, Runtime, Telling
-from ratelimit.runtime.maps import LISTS
+from ratelimit.runtime.maps import ALWAYS, LISTS, NEVER
 from ratelimit.runtime.words import network_key, parse_key
 from ratelimit.steps import Steps
 from ratelimit.turns import paced
@@ -105,7 +105,7 @@ class Edges:
         """Yield the lines of a map of HAProxy's, see ``runtime.maps``."""
         if name == LISTS:
             for network, value in self.limiter.lists.networks():
-                yield f"{network} {'allow' if value == ALLOW else 'deny'}"
+                yield f"{network} {NEVER if value == ALLOW else ALWAYS}"
         else:
             for block in self.limiter.blocklist.of(EVERY_LIMIT):
                 if (one := parse_key(block.key)) is not None and (until := self._ends(block)):

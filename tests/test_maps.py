@@ -19,7 +19,7 @@ from tests.edges import Edge, edges
 from tests.integration.world import LONGEST, until
 
 RULES = (
-    "http-request set-var(txn.l) src,map_ip({folder}/rl_lists.map)\n"
+    "http-request set-var(txn.l) src,map_ip_int({folder}/rl_lists.map)\n"
     "    http-request set-var(txn.b) src,map_ip_int({folder}/rl_blocks.map)"
 )
 
@@ -81,7 +81,9 @@ def run(test: object) -> None:
 
 @pytest.mark.integration
 def test_maps_are_filled_and_again_when_haproxy_is_another_process(tmp_path: Path) -> None:
-    book = Book(["192.0.2.0/24 deny", "192.0.2.7 allow", "2001:db8::/32 deny"], ["10.0.0.0/8 17"])
+    book = Book(
+        ["192.0.2.0/24 4294967295", "192.0.2.7 -1", "2001:db8::/32 4294967295"], ["10.0.0.0/8 17"]
+    )
     edge = made(tmp_path)
 
     async def test() -> None:
@@ -89,7 +91,7 @@ def test_maps_are_filled_and_again_when_haproxy_is_another_process(tmp_path: Pat
             await until(lambda: has(edge, tmp_path, BLOCKS) == ["10.0.0.0/8 17"], "it is filled")
             assert has(edge, tmp_path, LISTS) == sorted(book.maps[LISTS])
             # Another list replaces the whole; what is gone is gone.
-            book.maps[LISTS] = ["198.51.100.0/24 allow"]
+            book.maps[LISTS] = ["198.51.100.0/24 -1"]
             tested.compare()
             await until(lambda: has(edge, tmp_path, LISTS) == book.maps[LISTS], "it is replaced")
             edge.end()
@@ -154,7 +156,7 @@ def test_what_is_lifted_while_a_map_is_filled_is_not_put_back(tmp_path: Path) ->
 
 @pytest.mark.integration
 def test_fifty_thousand_networks(tmp_path: Path) -> None:
-    networks = [f"10.{n >> 12}.{n >> 4 & 255}.{n % 16 * 16}/28 deny" for n in range(50_000)]
+    networks = [f"10.{n >> 12}.{n >> 4 & 255}.{n % 16 * 16}/28 4294967295" for n in range(50_000)]
     edge = made(tmp_path)
 
     async def test() -> None:
@@ -171,7 +173,7 @@ def test_tables_are_compared_where_there_are_no_maps(tmp_path: Path) -> None:
     edge.rules = ""
 
     async def test() -> None:
-        async with kept(edge, Book(["192.0.2.0/24 deny"], [])) as tested:
+        async with kept(edge, Book(["192.0.2.0/24 4294967295"], [])) as tested:
             await until(lambda: not tested.behind, "it is compared")
             assert await tested.push("192.0.2.1", 9, 9) == []
             assert edge.entries() == {"::ffff:192.0.2.1": 9}
@@ -188,7 +190,7 @@ def test_tables_are_compared_where_only_an_admin_may_fill_maps() -> None:
 
     async def test() -> None:
         tested = maps.Maps(Refusing("h.sock", 1))
-        await tested.fill(Book(["192.0.2.0/24 deny"], []).lines)
+        await tested.fill(Book(["192.0.2.0/24 4294967295"], []).lines)
         assert "`stats socket`" in tested.problem and "level admin" in tested.problem
         assert tested.mark("192.0.2.0/24", 9) == "", "it would spoil the commands beside it"
 
@@ -199,7 +201,7 @@ def test_tables_are_compared_where_only_an_admin_may_fill_maps() -> None:
 
 
 def test_files_are_written_whole_and_only_if_anything_has_changed(tmp_path: Path) -> None:
-    book = Book(["192.0.2.0/24 deny"] * 3000, [])
+    book = Book(["192.0.2.0/24 4294967295"] * 3000, [])
 
     async def test() -> None:
         files = MapFiles(str(tmp_path), book.lines)
@@ -224,7 +226,7 @@ def test_files_are_written_whole_and_only_if_anything_has_changed(tmp_path: Path
 
 def test_a_folder_that_is_not_there_is_an_error_and_tried_again(tmp_path: Path) -> None:
     async def test() -> None:
-        files = MapFiles(str(tmp_path / "maps"), Book(["192.0.2.0/24 deny"], []).lines)
+        files = MapFiles(str(tmp_path / "maps"), Book(["192.0.2.0/24 4294967295"], []).lines)
         files.changed()
         with pytest.raises(FileNotFoundError):
             await files.run()

@@ -20,7 +20,13 @@ from ratelimit.steps import Steps
 from ratelimit.turns import paced
 
 LISTS = "rl_lists.map"
-"""Networks with ``allow`` or ``deny``."""
+"""Networks of the lists, with ``NEVER`` for those that are allowed and ``ALWAYS`` for the denied.
+
+As in the other map, a value is the epoch second at which a block ends.
+"""
+
+NEVER = -1
+ALWAYS = (1 << 32) - 1
 
 BLOCKS = "rl_blocks.map"
 """What is blocked by hand, with the epoch second at which the block ends."""

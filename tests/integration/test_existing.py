@@ -174,6 +174,19 @@ def test_who_may_not_log_in_may_still_read(tmp_path: Path) -> None:
     run(tmp_path, test, limits, edit=installed("routing", f"127.0.0.1:{free_port()}", more))
 
 
+def test_who_is_denied_by_a_list_may_come_back_in_an_hour(tmp_path: Path) -> None:
+    async def test(w: World) -> None:
+        refused = await w.client("127.2.0.1").get()
+        assert (refused.status, refused.headers["retry-after"]) == (429, "3600")
+        assert await w.denied() == {"rl_edge": 1}
+
+    def edit(folder: Path) -> None:
+        (folder / "rl_lists.map").write_text("127.2.0.0/24 4294967295\n")
+        installed("routing", f"127.0.0.1:{free_port()}")(folder)
+
+    run(tmp_path, test, LONG, edit=edit)
+
+
 def test_what_is_exempt(tmp_path: Path) -> None:
     (line,) = re.findall("`(acl rl_exempt path .*?)` \\(", (files() / "README.md").read_text())
     more = replaced("acl rl_exempt always_false\n", f"acl rl_exempt always_false\n    {line}\n")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from pathlib import Path
 
 import httpx
 import pytest
 
 from ratelimit.runtime.maps import BLOCKS, LISTS, NAMES
-from tests.integration.world import World, closed, free_port, run, until
+from tests.integration.world import World, closed, free_port, haproxy_version, run, until
 
 pytestmark = pytest.mark.integration
 
@@ -71,7 +72,7 @@ def test_lists_and_blocked_networks_hold_without_the_agent(
         await w.reload()
         await filled(w, 2, 1)
         await until(lambda: "127.6.0.0/24" in (maps / BLOCKS).read_text(), "it is in the file")
-        assert "127.3.0.1/32 allow" in (maps / LISTS).read_text()
+        assert "127.3.0.1/32 -1" in (maps / LISTS).read_text()
         await stopped(w)
         await holds(w)
 
@@ -84,6 +85,15 @@ def test_lists_and_blocked_networks_hold_without_the_agent(
         await until(lambda: w.agent_is("DOWN"), "HAProxy misses the agent")
         await holds(w)
         assert 429 in await statuses(w, VISITOR, 100), "others are counted"
+
+        # A block by hand that has ended hides no other of the same client.
+        after = "127.8.0.1"
+        assert (await w.client(after).get()).status == 200
+        await w.runtime(f"set table t_block key ::ffff:{after} data.gpt0 {int(time.time()) + 600}")
+        file = "./" if haproxy_version() < (3, 0) else "opt@./"
+        await w.runtime(f"add map {file}{BLOCKS} 127.8.0.0/24 1")
+        await filled(w, 2, 2)
+        assert (await w.client(after).get()).status == 429
 
     limits = f"[haproxy]\nsockets = ['{tmp_path}/haproxy.sock']\nmaps_dir = '{maps}'\n{LISTED}"
     run(

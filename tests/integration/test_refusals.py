@@ -44,6 +44,8 @@ def test_what_is_exempt_is_neither_counted_nor_refused(tmp_path: Path, agent: bo
         for client in (bot, other):
             found = [(await client.get("/robots.txt", X_API_Key="k")).status for _ in range(30)]
             assert found == [200] * 30
+        await other.get("/robots.txt", X_Forwarded_Proto="https")
+        assert "x-forwarded-proto: https\r\n" in w.head, "our load balancer is believed"
         assert 429 in [(await bot.send("POST", "/login")).status for _ in range(5)], (
             "nothing else is"
         )
@@ -60,7 +62,7 @@ def test_what_is_exempt_is_neither_counted_nor_refused(tmp_path: Path, agent: bo
             lines = [line for line in w.haproxy_log().splitlines() if "GET /robots.txt" in line]
             return Counter(line.rsplit('"', 1)[1].split()[0] for line in lines)
 
-        await until(lambda: verdicts() == {"exempt": 61}, "the log says so")
+        await until(lambda: verdicts() == {"exempt": 62}, "the log says so")
 
     def edit(files: Path) -> None:
         (files / "lb.lst").write_text("127.6.0.0/24\n")
