@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from ratelimit.engine.constants import ADDRESS
@@ -13,6 +14,7 @@ from ratelimit.nearest import Forms, meant
 _MAPPED = 0xFFFF  # the upper 96 bits of ::ffff:0:0/96
 _NAT64 = 0x0064FF9B << 64  # those of 64:ff9b::/96
 _APART = 10  # bits of a network from which on it can't have both of these in it
+_LATEST = 64  # keys whose network is remembered: what is done with a key asks for it several times
 _HASHED = re.compile(r".*(~[0-9a-f]{32})", re.DOTALL)
 _OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _IPV4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}")
@@ -84,6 +86,7 @@ def network_text(network: Network) -> str:
     return str(network)
 
 
+@lru_cache(_LATEST)
 def key_network(text: str) -> Network | None:
     """Return the network that a key is; None for a key that is another string."""
     if "." not in text and ":" not in text:

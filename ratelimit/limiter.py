@@ -402,7 +402,7 @@ class Limiter:
         return changed
 
     def load(self, entries: Iterable[Entry]) -> Steps[None]:
-        """Merge entries made elsewhere, of a list of any length."""
+        """Merge entries made elsewhere, of a list of any length; ``cut()`` is due then."""
         self._loading += 1
         try:
             room = _COMPARED
@@ -414,7 +414,7 @@ class Limiter:
                 room -= _COMPARED // _UPDATED if changed else 1
         finally:
             self._loading -= 1
-        yield from self.cut()
+        self._changed()
 
     def rekey(self, secret: bytes) -> None:
         """Take the secret by which all nodes know strings, 16 bytes.

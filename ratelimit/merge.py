@@ -55,6 +55,8 @@ class Merge:
 
     def newer(self) -> Iterator[list[Entry]]:
         """Yield in small steps what the other list is to be told, after all of it was taken."""
+        for _ in self._limiter.cut():
+            yield []
         blocklist = self._limiter.blocklist
         last = "", ""
         while blocks := blocklist.after(*last, _PAGE):

@@ -341,6 +341,7 @@ class Sync:
     async def take(self, entries: Sequence[Entry]) -> None:
         """Merge what another process has known of this node's list, and have the store keep it."""
         await paced(self._merge().take(entries))
+        await paced(self.limiter.cut())
         for entry in entries:
             self.put(entry)
 

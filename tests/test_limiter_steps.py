@@ -96,6 +96,7 @@ def test_a_reload_that_counts_clients_differently_takes_small_steps(work: Work) 
 def test_a_block_by_hand_holds_in_each_step_of_a_reload(key: str, others: int) -> None:
     node = Node(Limit(), Limit(name="login"))
     finish(node.limiter.load(map(by_hand, [*networks(others), key])))
+    finish(node.limiter.cut())
     for prefix in (24, 16, 32, 24, 32):
         other = [Limit(ipv4_prefix=prefix), Limit(name="login", window=(prefix + 1) * SECOND)]
         steps: Steps[object] | None = node.limiter.reload(other, lists())

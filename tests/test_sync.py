@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from ratelimit import sync as module
 from ratelimit.engine.constants import SECOND
 from ratelimit.limiter import Limiter, Sharing
-from ratelimit.model import Limit
+from ratelimit.model import EVERY_LIMIT, Block, Limit
 from ratelimit.store.base import Events, Node, SharedStore, StoreError
 from ratelimit.store.redis import RedisStore
 from ratelimit.store.url import parse
@@ -335,6 +335,15 @@ def test_what_is_held_is_answered_when_the_node_stops() -> None:
         assert node.peer.answered == 12
 
     asyncio.run(main())
+
+
+def test_what_the_process_before_has_left_is_in_force_at_once() -> None:
+    limiter = Limiter([LIMIT], 8)
+    sync = Sync(limiter, 0.01, share=False)
+    end = sync.now() // SECOND + 60
+    blocks = [Block(f"10.0.{n}.0/24", EVERY_LIMIT, "", 0, 0, end) for n in range(100)]
+    asyncio.run(sync.take(blocks))
+    assert limiter.engine.barred.uniform(0, 0xFFFF0A000001, 0, 0xFFFF0A000001) == end
 
 
 def test_clients_that_wait_for_the_store_are_seen_once() -> None:

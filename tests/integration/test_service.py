@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 import re
 import signal
@@ -188,6 +189,25 @@ def test_a_successor_takes_over_sockets_and_blocks(folder: Path, store: str) -> 
         assert not os.path.exists(folder / "node.sock"), "the last one removes it"
         assert node.log().count('"agent started"') == node.log().count('"agent stops"') == 3
         assert "Traceback" not in node.log()
+
+
+def test_the_first_answer_knows_all_networks_that_are_blocked(folder: Path) -> None:
+    node = Node(folder, "node", f'[store]\nstate_dir = "{folder}/state"\n{LIMIT}').start()
+    try:
+        (address,) = re.findall(r'"ops": "([^"]+)"', node.log())
+        with contextlib.closing(http.client.HTTPConnection(address, timeout=PATIENCE)) as api:
+            # So many that they are cut in steps.
+            for number in range(100):
+                body = json.dumps({"key": f"10.0.{number}.0/24", "ttl": 600})
+                api.request("POST", "/v1/blocks", body, {"Content-Type": "application/json"})
+                answer = api.getresponse()
+                answer.read()
+                assert answer.status == 201
+        node.stop()
+        node.start()
+        assert node.ask("10.0.99.1").reason == BLOCKED
+    finally:
+        node.stop()
 
 
 def test_a_successor_that_fails_changes_nothing(folder: Path) -> None:
