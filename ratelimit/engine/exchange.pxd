@@ -76,7 +76,7 @@ cdef class Exchange:
     cdef void pack_round(self, uint64_t now) noexcept
     @cython.locals(table=Table, slot=Py_ssize_t, first=Py_ssize_t)
     cdef void send(self, uint32_t place, uint64_t now) noexcept
-    @cython.locals(due=uint32_t, milliseconds=uint64_t, wait=uint64_t, at=uint64_t)
+    @cython.locals(milliseconds=uint64_t, wait=uint64_t, at=uint64_t)
     cdef bint later(self, Py_ssize_t first, uint64_t now) noexcept
     @cython.locals(
         table=Table, rule=Rule, writer=Writer, at=uint64_t, own=uint32_t, delta=uint32_t,

@@ -43,7 +43,7 @@ from ratelimit.engine.table import Table
 from ratelimit.spop.codec import Writer
 
 _MAX_RECORDS = 1000  # of a batch: 96,000 bytes, and a few milliseconds of the store's time
-_MAX_RESERVED = 1 << 16  # of a batch, where answers wait for it: more than are read at a time
+_MAX_RESERVED = 1 << 14  # of a batch, where answers wait for it
 _LOOKED_AT = 4000  # clients due, and clients of a round, for a batch: less than half a millisecond
 _LEAST = 16  # clients of a round, where a batch looks at no more than it needs to
 _HALF = 1 << WEIGHT_BITS - 1  # to round a share to the nearest
@@ -362,6 +362,8 @@ class Exchange:
                 return
             looked += 1
             place = self.dequeue()
+            if self.halves[_HALVES * place + _DUE] == 0:
+                continue  # the round has had it, or it is blocked
             if self.later(_HALVES * place, now):
                 self.enqueue(place)
             else:
@@ -425,11 +427,8 @@ class Exchange:
 
     def later(self, first: int, now: int) -> bool:
         """Tell whether a client is due after the batch of ``now``, and see when it is."""
-        due = self.halves[first + _DUE]
-        if due == 0:
-            return False
         milliseconds = now // _MILLISECOND
-        wait = (due - milliseconds) & _M32
+        wait = (self.halves[first + _DUE] - milliseconds) & _M32
         if wait == 0 or wait >= _AGES:
             return False
         at = (milliseconds + wait) * _MILLISECOND

@@ -430,6 +430,18 @@ def test_far_from_a_high_limit_of_a_day_a_client_waits_for_the_next_round() -> N
     assert not exchange.due
 
 
+def test_what_the_round_has_carried_is_not_due_any_more() -> None:
+    engine, exchange = node()
+    ask(engine, 26)
+    learn(exchange, START, 20)
+    learn(exchange, START + 10 * MS, 26 + 20)
+    engine.at(START + 45 * MS)
+    ask(engine, 12)
+    assert exchange.due == START + 55 * MS
+    assert sum(record(exchange, START + 50 * MS)) == 12
+    assert record(exchange, START + 55 * MS) == []
+
+
 def test_over_its_limit_a_client_does_not_press_any_more() -> None:
     engine, exchange = node()
     ask(engine, 40)
