@@ -424,6 +424,32 @@ def test_headers_tell_what_is_left_of_the_tightest_limit() -> None:
     assert node.frame(wire.message("plain", key=wire.text("192.0.2.1"))) == {}
 
 
+@pytest.mark.parametrize(
+    ("left", "told"),
+    [
+        (wire.int64(0), False),
+        (wire.int64(2), False),
+        (wire.int64(3), True),
+        (wire.int64(-1), True),
+        (wire.NULL, True),
+        (wire.text("1"), True),
+    ],
+)
+def test_headers_of_another_group_are_told_if_fewer_hits_are_left(left: bytes, told: bool) -> None:
+    node = Node(Limit(rate=3, headers=True))
+    answer = node.frame(wire.message("default", key=wire.text("192.0.2.1"), left=left))
+    assert answer.get("remaining") == (2 if told else None)
+    assert ("limit_name" in answer) == told
+
+
+def test_headers_of_a_refusal_are_told_whatever_another_group_has_told() -> None:
+    node = Node(Limit(rate=1, block=(), headers=True))
+    asked = wire.message("default", key=wire.text("192.0.2.1"), left=wire.int64(0))
+    assert node.frame(asked) == {}
+    refused = node.frame(asked)
+    assert (refused["deny"], refused["limit_name"], refused["remaining"]) == (True, "default", 0)
+
+
 def test_a_window_of_no_whole_seconds_is_told_as_none() -> None:
     node = Node(Limit(window=1500 * 1_000_000, headers=True))
     told = node.frame(wire.message("default", key=wire.text("192.0.2.1")))

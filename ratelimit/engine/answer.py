@@ -317,7 +317,8 @@ class Engine:
         if verdict == _ALLOW:
             if rule.headers and self.worst == _ALLOW and not rule.shadow and not self.exempt:
                 left = rule.rate - self.counted if rule.rate > self.counted else 0
-                if not self.told or left < self.least:
+                # Another group of the same request may have told of a tighter limit.
+                if left < message.left and (not self.told or left < self.least):
                     self.told = True
                     self.least = left
                     self.worst_rule = rule

@@ -8,14 +8,14 @@ from ratelimit.spop.codec cimport Reader
 cdef int FETCHED, _NOTIFY, _FIN, _FRAGMENTED, _TOO_BIG
 cdef int _NULL, _INT32, _INT64, _UINT64, _IPV4, _IPV6, _STRING, _BINARY
 cdef int _CHECKED, _UNKNOWN, _KEYLESS, _EMPTY, _WRITTEN
-cdef uint64_t _MAX_HITS
+cdef uint64_t _MAX_HITS, _UNTOLD
 
 
 @cython.final
 cdef class Message:
     cdef int state, kind
     cdef Rule rule
-    cdef uint64_t hits, via, hi, lo
+    cdef uint64_t hits, via, left, hi, lo
     cdef Py_ssize_t text, text_size, name, name_size, ids, ids_size
     cdef bytes written
     cdef bint ends
@@ -41,8 +41,8 @@ cdef class Plan:
     cdef bint open(self) except -1
     @cython.locals(
         reader=Reader, data=bytes, kind=int, key=Py_ssize_t, key_size=Py_ssize_t,
-        number=uint64_t, hits=uint64_t, via=uint64_t, usable=bint, named=bint, start=Py_ssize_t, size=Py_ssize_t,
-        rule=Rule, _=int,
+        number=uint64_t, hits=uint64_t, via=uint64_t, left=uint64_t, usable=bint, named=bint,
+        start=Py_ssize_t, size=Py_ssize_t, rule=Rule, _=int,
     )
     cdef int message(self, Message message, list rules) except -1
     @cython.locals(key=Key, data=bytes)

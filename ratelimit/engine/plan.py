@@ -48,6 +48,7 @@ _WRITTEN = WRITTEN
 
 _FIN = 1
 _MAX_HITS = 1 << 27
+_UNTOLD = 1 << 62
 
 
 class Message:
@@ -56,9 +57,9 @@ class Message:
     ``state`` is one of the constants above. Of a CHECKED one ``rule`` and ``hits`` are set, and the
     key as ``engine.key`` has it in ``kind``, ``hi`` and ``lo``; what was written as text has its
     place in the data in ``text`` and ``text_size``; ``via`` is a number for whom the client says
-    that it speaks, 0 for nobody. Of an UNKNOWN or KEYLESS one ``name`` and
-    ``name_size`` are that of its name. ``ends`` says that its frame, whose ids are at ``ids``,
-    ends with it.
+    that it speaks, 0 for nobody; ``left`` is how many hits another answer for the same request has
+    told are left. Of an UNKNOWN or KEYLESS one ``name`` and ``name_size`` are that of its name.
+    ``ends`` says that its frame, whose ids are at ``ids``, ends with it.
     """
 
     def __init__(self, rule: Rule) -> None:
@@ -66,6 +67,7 @@ class Message:
         self.rule = rule
         self.hits = 0
         self.via = 0
+        self.left = _UNTOLD
         self.kind = 0
         self.hi = 0
         self.lo = 0
@@ -184,6 +186,7 @@ class Plan:
         number = 0
         hits = 1
         via = 0
+        left = _UNTOLD
         usable = True
         for _ in range(reader.byte()):
             reader.string()
@@ -198,6 +201,9 @@ class Plan:
             elif size == 3 and same(data, start, b"via", 3):
                 if _INT32 <= reader.type <= _UINT64:
                     via = reader.number
+            elif size == 4 and same(data, start, b"left", 4):
+                if _INT32 <= reader.type <= _UINT64:
+                    left = reader.number
             elif size == 4 and same(data, start, b"hits", 4):
                 if reader.type == _NULL:
                     continue
@@ -222,6 +228,7 @@ class Plan:
             message.state = _CHECKED
             message.hits = hits
             message.via = via
+            message.left = left
             self.take(message, kind, key, key_size, number)
 
     def take(self, message: Message, kind: int, start: int, size: int, number: int) -> None:

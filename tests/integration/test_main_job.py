@@ -334,6 +334,32 @@ def test_the_header_fields_are_structured_fields(tmp_path: Path) -> None:
     run(tmp_path, test, limits)
 
 
+def test_of_several_limits_the_one_with_the_fewest_hits_left_is_told(tmp_path: Path) -> None:
+    limits = (
+        "[limits.default]\nrate = 50\nwindow = '10s'\nheaders = true\n"
+        "[limits.login]\nrate = 5\nwindow = '10500ms'\nheaders = true\n"
+        "[limits.api_key]\nrate = 1000\nheaders = true\n"
+    )
+
+    async def test(w: World) -> None:
+        client = w.client("127.9.0.5")
+        for left in (49, 48):
+            answer = await client.get(X_API_Key="k1")
+            assert quota(answer)[0] == "default"
+            assert quota(answer)[1]["r"] == left
+            assert policy(answer) == ("default", {"q": 50, "w": 10})
+        for left in (4, 3, 2, 1, 0):
+            answer = await client.send("POST", "/login", X_API_Key="k1")
+            assert answer.status == 200
+            assert quota(answer)[0] == "login"
+            assert quota(answer)[1]["r"] == left
+            assert policy(answer) == ("login", {"q": 5})
+        answer = await client.send("POST", "/login", X_API_Key="k1")
+        assert (answer.status, quota(answer)[0]) == (429, "login")
+
+    run(tmp_path, test, limits, RATELIMIT_LOGIN_PATH="/login", RATELIMIT_API_KEYS="1")
+
+
 def test_shadow_lets_all_pass_and_the_edge_remembers_nothing(tmp_path: Path) -> None:
     async def test(w: World) -> None:
         client = w.client("127.9.0.4")
