@@ -8,7 +8,7 @@ from ratelimit.spop.codec cimport Writer
 cdef uint64_t RING
 cdef int WEIGHT_BITS, HOT, EPOCH, MISSED, ANSWER_BYTES, NOTICE_BYTES, RECORD_BYTES, FIRST_COUNTER
 cdef uint64_t _AGES, _HALF, _INTERVAL, _NEAR, _MAX_OTHERS, _MAX_UNSENT, _MILLISECOND, _M32
-cdef uint64_t _KIND, _IS_NEAR, _ROUNDS, _MAX_REFRESH
+cdef uint64_t _KIND, _IS_NEAR, _SMALL, _ROUNDS, _MAX_REFRESH
 cdef int TELL, TELL_NEAR, TOLD, TOLD_NEAR
 cdef int _TICK, _LAST, _HI, _LO, _IDENT
 cdef int _TELL, _MAX_RECORDS, _WORDS, _HALVES, _REMOTE, _SUM, _UNSENT, _ASKED, _RESERVED
@@ -42,7 +42,7 @@ cdef class Exchange:
     cpdef bytes notice(self)
     @cython.locals(
         rule=Rule, mine=Py_ssize_t, left=uint64_t, last=Py_ssize_t, own=Py_ssize_t,
-        recent=uint64_t, unsent=uint64_t, period=uint64_t, each=uint64_t, until=uint64_t,
+        recent=uint64_t, unsent=uint64_t, period=uint64_t, until=uint64_t,
         near=uint64_t, horizon=uint64_t, wait=uint64_t,
     )
     cdef bint press(self, Py_ssize_t slot, uint32_t place, uint64_t counted) noexcept

@@ -53,6 +53,7 @@ _ROUNDS = 1200  # of a window, at most,
 _MAX_REFRESH = 1000  # but one a second; milliseconds
 _KIND = 0x7F  # of a client's key, in a notice
 _IS_NEAR = 0x80
+_SMALL = 1 << 19  # times two sub-windows it fits 64 bits; see _MAX_WINDOW in rule.py
 _AGES = 1 << 31  # milliseconds; what seems to be as long ago is in the future
 _M32 = 0xFFFFFFFF
 _MAX_OTHERS = 1 << 27  # hits of a tick; 17 of them fit into the sum
@@ -214,15 +215,17 @@ class Exchange:
             return self.plan(place, 0)
         if recent == 0:
             return False
-        # Nanoseconds until it is at its limit. The product of all hits that are left and the time
-        # would not fit 64 bits.
+        # Nanoseconds until it is at its limit.
         period = rule.elapsed + rule.sub_window
-        each = period // recent
         near = _NEAR * self.interval
         horizon = near + self.refresh * _MILLISECOND
-        if left > 0 and each >= horizon:
+        if left < _SMALL:
+            until = left * period // recent
+        elif period // recent < horizon:
+            # The same, where the product does not fit 64 bits.
+            until = left * (period // recent) + left * (period % recent) // recent
+        else:
             return False
-        until = left * each + left * (period % recent) // recent
         if until >= horizon:
             return False
         # Beyond the limit nothing can be missed any more.
@@ -305,8 +308,10 @@ class Exchange:
             ):
                 # These were not reserved, for the store did not answer in time.
                 self.plan(place, 0)
-        here = table.halves[2 * slot + FIRST_COUNTER + rule.oldest]
         oldest = self.halves[first + _REMOTE + rule.oldest]
+        if oldest == 0:
+            return self.halves[first + _SUM]
+        here = table.halves[2 * slot + FIRST_COUNTER + rule.oldest]
         total = self.halves[first + _SUM] - oldest
         total += (here + oldest) * rule.weight + _HALF >> WEIGHT_BITS
         return total - (here * rule.weight + _HALF >> WEIGHT_BITS)

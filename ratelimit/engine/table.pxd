@@ -6,7 +6,7 @@ from ratelimit.engine.rule cimport Rule
 cdef int WAYS, _SET_WORDS, _SLOT_WORDS, FIRST_COUNTER, _STAMP_BITS, WEIGHT_BITS
 cdef int EPOCH, FETCHED
 cdef uint64_t RING, SECOND, BY_HAND
-cdef uint64_t _MAX_COUNTER, _HALF, _SPREAD, _M64, _M32
+cdef uint64_t _MAX_COUNTER, _SMALL, _HALF, _SPREAD, _M64, _M32
 
 
 @cython.final

@@ -46,6 +46,7 @@ _SET_WORDS = 128
 _SLOT_WORDS = 15
 _HALF = 1 << WEIGHT_BITS - 1  # to round a share to the nearest
 _MAX_COUNTER = 1 << 27  # 17 of them fit into the sum; more than any rate
+_SMALL = 1 << 20  # times a sub-window it fits 64 bits; see _MAX_WINDOW in rule.py
 _STAMP_BITS = 24  # visits are told apart by 17 ms, and for two years
 _SPREAD = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, made odd
 _M64 = 0xFFFFFFFFFFFFFFFF
@@ -277,9 +278,12 @@ class Table:
             # A counter leaves the window bit by bit: what fits beside the rest may stay. It is
             # the largest share of this part of the window of which rounding leaves no more.
             room = 2 * (rule.rate - left) - 1
-            spare = rule.sub_window // (2 * counter) * room
-            # The product alone would not fit 64 bits.
-            spare += rule.sub_window % (2 * counter) * room // (2 * counter)
+            if room < _SMALL:
+                spare = rule.sub_window * room // (2 * counter)
+            else:
+                # The same, where the product does not fit 64 bits.
+                spare = rule.sub_window // (2 * counter) * room
+                spare += rule.sub_window % (2 * counter) * room // (2 * counter)
             until = until - spare + 1 if until > spare else 1
         return (until + SECOND - 1) // SECOND
 
