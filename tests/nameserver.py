@@ -47,12 +47,12 @@ class NameServer:
         self.host, self.port = "", 0
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        loop = asyncio.get_running_loop()
-        self._udp, _ = await loop.create_datagram_endpoint(
-            lambda: _Datagrams(self._over_udp), local_addr=(host, port)
+        # First over TCP, where connections use up ports: hardly anything uses this one over UDP.
+        self._tcp = await asyncio.start_server(self._over_tcp, host, port)
+        self.host, self.port = self._tcp.sockets[0].getsockname()
+        self._udp, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+            lambda: _Datagrams(self._over_udp), local_addr=(self.host, self.port)
         )
-        self.host, self.port = self._udp.get_extra_info("sockname")
-        self._tcp = await asyncio.start_server(self._over_tcp, self.host, self.port)
 
     def close(self) -> None:
         self._udp.close()

@@ -137,12 +137,6 @@ class Outbox:
             del self._changes[place]
         change.tell(result)
 
-    def lifted(self, lift: Lift) -> None:
-        """Drop a block that was lifted elsewhere before it was written."""
-        change = self._changes.get((lift.limit, lift.key, Block))
-        if change is not None and change.entry.order <= lift.order:
-            self.done(change, True)
-
     def shift(self, seconds: int, forget: Callable[[str], int]) -> list[Entry]:
         """Correct all times, which were made by another clock; return what the owner is to merge.
 

@@ -205,20 +205,17 @@ class SharedBlocklist:
         for field, mark in lifted:
             try:
                 order, until, *signature = mark
-                self._hear_lift(self.signer.lift(*_place(field), order, until, *signature))
+                lift = self.signer.lift(*_place(field), order, until, *signature)
+                self._events.on_lift(lift)
             except UnsignedError:
                 continue
             except (ValueError, TypeError, AttributeError) as error:
                 damage.note(str(field), str(error))
         return damage.count == 0
 
-    def _hear_lift(self, lift: Lift) -> None:
-        self._outbox.lifted(lift)
-        self._events.on_lift(lift)
-
     def _learn(self, entry: Entry) -> None:
         if isinstance(entry, Lift):
-            self._hear_lift(entry)
+            self._events.on_lift(entry)
         else:
             self._events.on_block(entry)
 

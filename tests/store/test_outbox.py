@@ -148,24 +148,6 @@ def test_what_was_made_by_a_wrong_clock_is_corrected() -> None:
         assert len(outbox) == 3
 
 
-def test_a_block_lifted_elsewhere_is_not_written() -> None:
-    outbox = Outbox()
-    put(outbox, block("a"))
-    outbox.lifted(lift("a", after=1))
-    outbox.lifted(lift("a", after=1))
-    assert len(outbox) == 0
-
-
-def test_a_block_made_after_the_lift_stays() -> None:
-    outbox = Outbox()
-    entry = block("a")
-    put(outbox, entry)
-    outbox.lifted(Lift("a", "default", entry.order - 1, entry.until))
-    assert len(outbox) == 1
-    outbox.lifted(Lift("a", "default", entry.order, entry.until))
-    assert len(outbox) == 0
-
-
 def test_what_a_person_does_is_fresh_for_a_moment() -> None:
     change = Change(block("a"))
     assert change.fresh

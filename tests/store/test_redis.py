@@ -8,6 +8,7 @@ import struct
 
 import pytest
 
+from ratelimit.model import EVERY_LIMIT
 from ratelimit.store import StoreError
 from ratelimit.store.base import Node
 from ratelimit.store.outbox import Change
@@ -24,7 +25,7 @@ def secret(request: pytest.FixtureRequest) -> bytes:
     return given
 
 
-BLOCKS = "test:{fleet}:blocks"
+BLOCKS, LIFTS = "test:{fleet}:blocks", "test:{fleet}:lifts"
 RECORD = struct.pack("<16sIQI64x", b"0123456789abcdef", 0, 1000, 1)
 
 
@@ -141,6 +142,29 @@ def test_a_lift_that_is_written_late_spares_who_was_blocked_again(server: Server
             left = {"after", "again", "last"}
             assert {entry.key for entry in await listed(one)} == left
             await until(lambda: of_one.clients() == of_two.clients() == left)
+
+    run(main)
+
+
+def test_a_block_by_hand_follows_a_lift_that_is_heard_late(server: Server, secret: bytes) -> None:
+    """Whoever is told that it is in force can rely on it."""
+
+    async def main() -> None:
+        async with nodes(server.url, 2, secret=secret) as [(one, of_one), (two, of_two)]:
+            key, field = "192.0.2.1", "*|192.0.2.1"
+            await two.save(block(key, 0, limit=EVERY_LIMIT, since=-1))
+            await until(lambda: of_one.blocks)
+            assert await two.lift(lift(key, EVERY_LIMIT))
+            mark = server.do("HGET", LIFTS, field)
+            assert isinstance(mark, bytes)
+            end, order, *signature = mark.decode().split()
+            news = {"lifts": [field], "lifted": [0], "marks": [[int(order), int(end), *signature]]}
+            # By a clock that is behind.
+            change = one.outbox.submit(block(key, 0, limit=EVERY_LIMIT, since=-1))
+            assert one._blocklist.hear(json.dumps(news).encode())
+            held, _ = await one.outbox.written(change, 1, str)
+            await until(lambda: set(of_one.blocks.values()) == set(of_two.blocks.values()) == {held})
+            assert await listed(one) == [held]
 
     run(main)
 
