@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
@@ -27,6 +28,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse, RedisError, ResponseError
 
+from ratelimit import turns
 from ratelimit.store.base import StoreError
 from ratelimit.store.explain import explain
 from ratelimit.store.url import Endpoint, Login, Target
@@ -47,7 +49,8 @@ _NOTHING = object()
 class Link(asyncio.Protocol):
     """A connection; ``broken`` says why it can't be used any more, and is empty until then.
 
-    ``push`` gets the messages that are no answers, and an empty one when the connection breaks.
+    ``push`` gets the messages that are no answers, one in a turn of the loop, and an empty one when
+    the connection breaks.
     """
 
     def __init__(self, endpoint: Endpoint, push: Push = lambda message: None) -> None:
@@ -61,6 +64,9 @@ class Link(asyncio.Protocol):
         # With the time by which each is to be answered, also if its caller waits no longer, and how
         # many seconds that gave it.
         self._pending: deque[tuple[asyncio.Future[Any], float, float]] = deque()
+        self._behind = False  # what has come was not all taken yet
+        self._paused = False
+        self._heard = -math.inf  # when the last message was taken
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
 
@@ -162,6 +168,8 @@ class Link(asyncio.Protocol):
         if not self._pending:
             return
         _, deadline, timeout = min(self._pending, key=lambda request: request[1])
+        # Its answer may have been behind messages.
+        deadline = max(deadline, self._heard + timeout)
         if deadline <= self._loop.time():
             self._break(f"{self.endpoint}: no answer within {timeout * 1000:.0f} ms")
         else:
@@ -170,15 +178,31 @@ class Link(asyncio.Protocol):
     # What the transport calls.
 
     def data_received(self, data: bytes) -> None:
+        self._reader.feed(data)
+        if not self._behind:
+            self._read()
+        elif self._transport is not None and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _read(self) -> None:
+        """Take what has come, up to the first message: each may have much to do."""
+        self._behind = False
         try:
-            self._reader.feed(data)
-            while (answer := self._reader.gets()) is not _NOTHING and not self.broken:
+            while not self.broken and (answer := self._reader.gets()) is not _NOTHING:
                 self._take(answer)
+                if isinstance(answer, hiredis.PushNotification):
+                    self._behind, self._heard = True, self._loop.time()
+                    turns.call(self._read)
+                    return
         except RedisError as error:
             self._break(explain(error, self.endpoint))
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             # Such as a MOVED that says no address, or a map whose keys are lists.
             self._break(f"{self.endpoint}: an answer has an unknown form; is this Redis? ({error})")
+        if self._paused and self._transport is not None and not self.broken:
+            self._paused = False
+            self._transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         error = RedisConnectionError("Connection closed by server.")

@@ -39,3 +39,50 @@ def test_a_request_that_fills_the_buffer_by_itself_fails(server: Server, asking:
             await link.close()
 
     run(main)
+
+
+class Clock(asyncio.SelectorEventLoop):
+    """A loop whose clock is set forward by ``ahead`` seconds."""
+
+    ahead = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.ahead
+
+
+def test_each_message_has_a_turn_of_the_loop_and_what_is_behind_them_is_not_late(
+    server: Server,
+) -> None:
+    target = parse(server.url)
+    count, timeout = 1000, 10
+    turn = 0
+    taken: list[int] = []
+
+    async def main(loop: Clock) -> None:
+        def count_turns() -> None:
+            nonlocal turn
+            turn += 1
+            loop.call_soon(count_turns)
+
+        def push(message: list[object]) -> None:
+            if message and message[0] == b"message":
+                taken.append(turn)
+                loop.ahead += timeout  # so long does that take
+
+        link = await Link.open(target, target.endpoints[0], target.login, timeout, push)
+        link.send("SUBSCRIBE", "news")
+        await link.call(timeout, "PING")
+        count_turns()
+        with server.client() as client:
+            for _ in range(count):
+                # More than the kernel takes for a connection.
+                client.publish("news", bytes(10_000))
+        assert await link.call(timeout, "PING") == b"PONG"
+        assert len(taken) == len(set(taken)) == count
+        assert await link.call(timeout, "PING") == b"PONG"
+        await link.close()
+
+    with asyncio.Runner(loop_factory=Clock) as runner:
+        loop = runner.get_loop()
+        assert isinstance(loop, Clock)
+        runner.run(main(loop))
