@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import operator
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +38,10 @@ from ratelimit.typed import Given
 # Work of a step.
 _LISTED = 64  # entries of the blocklist that are looked at
 _WIDER = 8  # networks of which all limits are asked
+
+# A flood of blocks is told, and ``dataclasses.asdict()`` takes longer than to take a block.
+_TOLD = [field.name for field in dataclasses.fields(Block) if field.name not in ("order", "text")]
+_told_values = operator.attrgetter(*_TOLD)
 
 log = structlog.get_logger()
 
@@ -363,6 +368,6 @@ class Control:
 
 def _told(block: Block) -> dict[str, object]:
     """Return what an event says about a block."""
-    about = dataclasses.asdict(block) | {"key": block.shown}
-    del about["order"], about["text"]
+    about: dict[str, object] = dict(zip(_TOLD, _told_values(block), strict=True))
+    about["key"] = block.shown
     return about
