@@ -70,6 +70,12 @@ def _wake(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
+def advance(steps: Steps[None]) -> bool:
+    """Do a slice of the work; true if all of it is done."""
+    end = time.perf_counter() + SLICE
+    return all(time.perf_counter() < end for _ in steps)
+
+
 async def paced(steps: Steps[T]) -> T:
     """Do the work in slices, each in a turn of its own; return its result."""
     with contextlib.closing(steps):

@@ -14,6 +14,7 @@ from typing import Any
 
 from redis.exceptions import NoScriptError, ResponseError
 
+from ratelimit.steps import Steps
 from ratelimit.store.base import StoreError
 from ratelimit.store.explain import explain, too_old
 from ratelimit.store.link import Link
@@ -80,11 +81,11 @@ class Life:
                 await link.close()
 
     async def subscribe(
-        self, channels: tuple[bytes, ...], hear: Callable[[bytes, bytes], object]
+        self, channels: tuple[bytes, ...], hear: Callable[[bytes, bytes], Steps[None]]
     ) -> None:
-        """From now on call ``hear`` with the channel and the text of each message."""
+        """From now on call ``hear`` with the channel and the text of each message, in slices."""
 
-        def push(message: list[Any]) -> None:
+        def push(message: list[Any]) -> Steps[None] | None:
             match message:
                 case []:
                     if self._messages is not None:
@@ -92,7 +93,8 @@ class Life:
                 case [b"subscribe", bytes(channel), _]:
                     self._confirmed.add(channel)
                 case [b"message", bytes(channel), bytes(text)]:
-                    hear(channel, text)
+                    return hear(channel, text)
+            return None
 
         link = self._messages = await self._routes.connect(self._home, push)
         # It is confirmed by messages, one for each channel, so the next answer comes after.

@@ -29,6 +29,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse, RedisError, ResponseError
 
 from ratelimit import turns
+from ratelimit.steps import Steps
 from ratelimit.store.base import StoreError
 from ratelimit.store.explain import explain
 from ratelimit.store.url import Endpoint, Login, Target
@@ -41,7 +42,7 @@ MAX_UNSENT = 1 << 20
 
 log = structlog.get_logger()
 
-Push = Callable[[list[Any]], object]
+Push = Callable[[list[Any]], Steps[None] | None]
 
 _NOTHING = object()
 
@@ -49,8 +50,8 @@ _NOTHING = object()
 class Link(asyncio.Protocol):
     """A connection; ``broken`` says why it can't be used any more, and is empty until then.
 
-    ``push`` gets the messages that are no answers, one in a turn of the loop, and an empty one when
-    the connection breaks.
+    ``push`` gets the messages that are no answers, one after the other: what it returns is done in
+    slices before the next. It gets an empty one when the connection breaks.
     """
 
     def __init__(self, endpoint: Endpoint, push: Push = lambda message: None) -> None:
@@ -64,7 +65,7 @@ class Link(asyncio.Protocol):
         # With the time by which each is to be answered, also if its caller waits no longer, and how
         # many seconds that gave it.
         self._pending: deque[tuple[asyncio.Future[Any], float, float]] = deque()
-        self._behind = False  # what has come was not all taken yet
+        self._reading: Steps[None] | None = None  # what has come and was not taken yet
         self._paused = False
         self._heard = -math.inf  # when the last message was taken
         self._timer: asyncio.TimerHandle | None = None
@@ -179,30 +180,48 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
-        if not self._behind:
-            self._read()
+        if self._reading is None:
+            self._reading = self._read()
+            self._go_on()
         elif self._transport is not None and not self._paused:
             self._paused = True
             self._transport.pause_reading()
 
-    def _read(self) -> None:
-        """Take what has come, up to the first message: each may have much to do."""
-        self._behind = False
+    def _go_on(self) -> None:
+        """Take what has come, for a slice of the loop."""
+        assert self._reading is not None  # noqa: S101 - there is more to take
         try:
-            while not self.broken and (answer := self._reader.gets()) is not _NOTHING:
-                self._take(answer)
-                if isinstance(answer, hiredis.PushNotification):
-                    self._behind, self._heard = True, self._loop.time()
-                    turns.call(self._read)
-                    return
+            if not turns.advance(self._reading):
+                self._heard = self._loop.time()
+                turns.call(self._go_on)
+                return
         except RedisError as error:
             self._break(explain(error, self.endpoint))
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             # Such as a MOVED that says no address, or a map whose keys are lists.
             self._break(f"{self.endpoint}: an answer has an unknown form; is this Redis? ({error})")
+        self._reading = None
         if self._paused and self._transport is not None and not self.broken:
             self._paused = False
             self._transport.resume_reading()
+
+    def _read(self) -> Steps[None]:
+        while not self.broken and (answer := self._reader.gets()) is not _NOTHING:
+            if isinstance(answer, hiredis.PushNotification):
+                yield from self._hear(list(answer))
+            else:
+                self._take(answer)
+
+    def _hear(self, message: list[Any]) -> Steps[None]:
+        try:
+            for _ in self._push(message) or ():
+                yield
+                if self.broken:
+                    return
+        except Exception:
+            log.exception("a message could not be handled")
+            self._break(f"{self.endpoint}: a message could not be handled")
+        yield
 
     def connection_lost(self, exc: Exception | None) -> None:
         error = RedisConnectionError("Connection closed by server.")
@@ -213,13 +232,6 @@ class Link(asyncio.Protocol):
         self._break(f"{self.endpoint}: reads nothing of what it is sent")
 
     def _take(self, answer: Any) -> None:
-        if isinstance(answer, hiredis.PushNotification):
-            try:
-                self._push(list(answer))
-            except Exception:
-                log.exception("a message could not be handled")
-                self._break(f"{self.endpoint}: a message could not be handled")
-            return
         if isinstance(answer, RedisError) and not isinstance(answer, ResponseError):
             raise answer
         if not self._pending:

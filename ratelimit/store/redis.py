@@ -34,6 +34,7 @@ import structlog
 from ratelimit.engine.constants import ANSWER_BYTES, RECORD_BYTES, SECOND
 from ratelimit.exceptions import ConfigError, StartError
 from ratelimit.model import Entry, Lift
+from ratelimit.steps import Steps
 from ratelimit.store.base import Events, Node, SharedStore, StoreError
 from ratelimit.store.entries import check
 from ratelimit.store.file import BlockFile, FolderError
@@ -429,11 +430,10 @@ class RedisStore(SharedStore):
         self._back_at = time.monotonic()
         self.events.on_back()
 
-    def _hear(self, channel: bytes, text: bytes) -> None:
+    def _hear(self, channel: bytes, text: bytes) -> Steps[None]:
         if channel == self._hot:
             self.events.on_hot(text)
-            return
-        if not self._blocklist.hear(text):
+        elif not (yield from self._blocklist.hear(text)):
             self.strays += 1
             if self.strays == 1:
                 log.warning("another program publishes on our channel", channel=channel.decode())

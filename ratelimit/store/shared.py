@@ -28,11 +28,12 @@ from ratelimit.store.signing import Signer, UnsignedError
 from ratelimit.store.writing import EntryWriter
 from ratelimit.turns import paced
 
-_BATCH = 25  # entries of a request, and of the news of it: what each node takes in one turn
+_BATCH = 25  # entries of a request, and of the news of it
 _PAGE = 1000
 _MOST_CHANGES = 1 << 53
 _REPLICAS_WAIT = 0.3  # seconds
-_STEP = 25  # entries of a step; each takes some 10 us
+_STEP = 25  # entries of a step
+_HEARD = 5  # likewise, of news: what is told of them goes to the edges, the journal and listeners
 _BY_HAND = r"\*|*"  # what matches the fields of these blocks
 
 _LOAD = Script("load")
@@ -182,8 +183,8 @@ class SharedBlocklist:
             f"{_REPLICAS_WAIT * 1000:.0f} ms; it is in force, but a failover may lose it"
         )
 
-    def hear(self, text: bytes) -> bool:
-        """Pass on news; false if no node can have said this."""
+    def hear(self, text: bytes) -> Steps[bool]:
+        """Pass on news; the result is false if no node can have said this."""
         damage = Damage(self.channel.decode())
         try:
             news = json.loads(text)
@@ -194,7 +195,9 @@ class SharedBlocklist:
             self._changes = max(self._changes, min(int(news.get("changes", 0)), _MOST_CHANGES))
         except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError):
             return False
-        for data in blocks:
+        for count, data in enumerate(blocks, 1):
+            if count % _HEARD == 0:
+                yield
             try:
                 self._events.on_block(self.signer.block(data))
             except UnsignedError:
@@ -202,7 +205,9 @@ class SharedBlocklist:
             except ValueError as error:
                 named = data if isinstance(data, dict) else {}
                 damage.note(f"{named.get('limit')}|{named.get('key')}", error)
-        for field, mark in lifted:
+        for count, (field, mark) in enumerate(lifted, 1):
+            if count % _HEARD == 0:
+                yield
             try:
                 order, until, *signature = mark
                 lift = self.signer.lift(*_place(field), order, until, *signature)

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from ratelimit.steps import Steps
 from ratelimit.store import StoreError
 from ratelimit.store.link import MAX_UNSENT, Link
 from ratelimit.store.url import parse
@@ -50,11 +51,12 @@ class Clock(asyncio.SelectorEventLoop):
         return super().time() + self.ahead
 
 
-def test_each_message_has_a_turn_of_the_loop_and_what_is_behind_them_is_not_late(
-    server: Server,
+def test_messages_are_taken_in_slices_and_what_is_behind_them_is_not_late(
+    server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ratelimit.turns.SLICE", 0)  # a step for each
     target = parse(server.url)
-    count, timeout = 1000, 10
+    count, timeout = 500, 10
     turn = 0
     taken: list[int] = []
 
@@ -64,10 +66,14 @@ def test_each_message_has_a_turn_of_the_loop_and_what_is_behind_them_is_not_late
             turn += 1
             loop.call_soon(count_turns)
 
-        def push(message: list[object]) -> None:
-            if message and message[0] == b"message":
-                taken.append(turn)
-                loop.ahead += timeout  # so long does that take
+        def push(message: list[object]) -> Steps[None] | None:
+            return hear() if message and message[0] == b"message" else None
+
+        def hear() -> Steps[None]:
+            taken.append(turn)
+            yield
+            taken.append(turn)
+            loop.ahead += timeout  # so long does that take
 
         link = await Link.open(target, target.endpoints[0], target.login, timeout, push)
         link.send("SUBSCRIBE", "news")
@@ -76,9 +82,9 @@ def test_each_message_has_a_turn_of_the_loop_and_what_is_behind_them_is_not_late
         with server.client() as client:
             for _ in range(count):
                 # More than the kernel takes for a connection.
-                client.publish("news", bytes(10_000))
+                client.publish("news", bytes(20_000))
         assert await link.call(timeout, "PING") == b"PONG"
-        assert len(taken) == len(set(taken)) == count
+        assert len(taken) == len(set(taken)) == 2 * count
         assert await link.call(timeout, "PING") == b"PONG"
         await link.close()
 

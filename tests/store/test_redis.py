@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+import time
+from itertools import pairwise
 
 import pytest
 
 from ratelimit.model import EVERY_LIMIT
+from ratelimit.steps import finish
 from ratelimit.store import StoreError
 from ratelimit.store.base import Node
+from ratelimit.store.entries import block_to_json
 from ratelimit.store.outbox import Change
 from tests.store.conftest import block, lift, listed, nodes, run
 from tests.store.servers import Server, until
@@ -161,9 +165,11 @@ def test_a_block_by_hand_follows_a_lift_that_is_heard_late(server: Server, secre
             news = {"lifts": [field], "lifted": [0], "marks": [[int(order), int(end), *signature]]}
             # By a clock that is behind.
             change = one.outbox.submit(block(key, 0, limit=EVERY_LIMIT, since=-1))
-            assert one._blocklist.hear(json.dumps(news).encode())
+            assert finish(one._blocklist.hear(json.dumps(news).encode()))
             held, _ = await one.outbox.written(change, 1, str)
-            await until(lambda: set(of_one.blocks.values()) == set(of_two.blocks.values()) == {held})
+            await until(
+                lambda: set(of_one.blocks.values()) == set(of_two.blocks.values()) == {held}
+            )
             assert await listed(one) == [held]
 
     run(main)
@@ -218,6 +224,22 @@ def test_a_flood_is_told_in_small_pieces(server: Server) -> None:
                     sizes.append(len(news.get("blocks", ())) + len(news.get("lifts", ())))
         assert sum(sizes) >= 1500
         assert max(sizes) <= 25
+
+    run(main)
+
+
+def test_news_is_taken_in_small_steps(server: Server) -> None:
+    async def main() -> None:
+        async with nodes(server.url) as [(store, seen)]:
+            data = [json.loads(block_to_json(block(f"k{number}"))) for number in range(100)]
+            marks = [[number, int(time.time()) + 60] for number in range(100)]
+            lifts = [f"default|other{number}" for number in range(100)]
+            news = {"blocks": data, "lifts": lifts, "lifted": [0] * 100, "marks": marks}
+            steps = store._blocklist.hear(json.dumps(news).encode())
+            done = [0, *(len(seen.blocks) + len(seen.lifts) for _ in steps)]
+            done.append(len(seen.blocks) + len(seen.lifts))
+            assert done[-1] == 200
+            assert max(after - before for before, after in pairwise(done)) <= 5
 
     run(main)
 
