@@ -66,3 +66,6 @@ class Merge:
         while lifts := blocklist.lifts.after(ended, _PAGE):
             ended = lifts[-1]
             yield [one for one in lifts if f"{one.limit}\0{one.key}" not in self._lifts]
+        for places in (self._blocks, self._lifts):
+            for _ in places.clear():
+                yield []

@@ -164,6 +164,18 @@ def test_two_lists_agree_after_each_has_told_the_other(seed: int) -> None:
     assert not newer, "the last time there was nothing to tell"
 
 
+def test_what_a_comparison_knew_is_dropped_in_small_steps() -> None:
+    limiter = Limiter([Limit()], 8)
+    limiter.tick(NOW * 10**9)
+    blocks = [Block(f"10.0.{n}.1", "default", "", 1, NOW, NOW + 9, order=1) for n in range(250)]
+    lifts = [Lift(f"10.1.{n}.1", "default", 1, NOW + 9) for n in range(250)]
+    merge = Merge(limiter)
+    finish(merge.take([*blocks, *lifts]))
+    left = [len(merge._blocks) + len(merge._lifts) for _ in merge.newer()]
+    assert max(before - after for before, after in itertools.pairwise(left)) < 25
+    assert left[0] == 500 and left[-1] == 0
+
+
 def test_an_empty_list_is_told_everything_in_small_steps() -> None:
     limiter = Limiter([Limit()], 8)
     limiter.tick(NOW * 10**9)
