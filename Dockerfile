@@ -31,6 +31,7 @@ ENV PIP_CACHE_DIR=/var/cache/pip PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_A
 # Without build isolation, which would take tools that are in no lock. Of Pygments, with which rich
 # colours code, nothing but Python is ever coloured. The byte code goes by hashes, so that it is the same
 # in each build, and good for a file system that can't be written; none of what is never imported.
+# Nothing reads the sources of extensions, types for a checker, and the lists of a wheel's parts.
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     --mount=type=secret,id=certificates \
     --mount=type=cache,target=/var/cache/pip \
@@ -41,8 +42,8 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     && /build/bin/pip --python /opt/ratelimit/bin/python install -q --no-index --no-deps --no-compile \
         /wheels/*.whl \
     && find /opt/ratelimit -name '*.so' -exec strip --strip-unneeded {} + \
-    && find /opt/ratelimit \( -path '*/pygments/lexers/[a-z]*' ! -name python.py -o -name '*.pyx' \) \
-        -delete \
+    && find /opt/ratelimit \( -path '*/pygments/lexers/[a-z]*' ! -name python.py -o -name '*.py[ix]' \
+        -o -path '*.dist-info/sboms/*' \) -delete \
     && python3 -m compileall -q --invalidation-mode unchecked-hash \
         -x '/(markdown_it|pydantic/v1|pygments)/' /opt/ratelimit/lib
 

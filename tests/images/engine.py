@@ -13,6 +13,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +38,18 @@ _STORAGE = (
     *("--root", str(CACHE / "storage"), "--runroot", str(CACHE / "run")),
     *("--storage-driver", "overlay"),
 )
+
+
+PATIENCE = 180.0
+"""Seconds that a test waits for a condition, on a machine that does much else."""
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait until ``condition`` is true."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {PATIENCE} s: {what}"
+        time.sleep(0.05)
 
 
 def run(*command: str | Path) -> str:

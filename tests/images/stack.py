@@ -7,31 +7,19 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.composefile import ROOT, Compose, Service, Volume, read
-from tests.images.engine import AGENT, DEVELOPMENT, SERVERS, podman
+from tests.images.engine import AGENT, DEVELOPMENT, SERVERS, podman, until
 from tests.images.switch import SERVER, Switch
-
-PATIENCE = 60.0
-"""Seconds after which a condition that has not come true fails the test."""
 
 IMAGES = {
     "RATELIMIT_IMAGE": AGENT,
     "DEVELOPMENT_IMAGE": DEVELOPMENT,
     **dict.fromkeys(("REDIS_IMAGE", "HAPROXY_IMAGE", "PROMETHEUS_IMAGE"), SERVERS),
 }
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait until ``condition`` is true."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {PATIENCE} s: {what}"
-        time.sleep(0.05)
 
 
 @dataclass(frozen=True)
@@ -55,17 +43,35 @@ class Container:
             return False
         return True
 
+    def well(self) -> None:
+        """Wait until its health check passes."""
+        try:
+            until(self.healthy, f"{self.name} is healthy")
+        except AssertionError as error:
+            error.add_note(self.log())
+            raise
+
     def execute(self, *command: str) -> str:
         return podman("exec", self.name, *command)
 
     def state(self, field: str) -> int:
         return int(podman("inspect", "--format", f"{{{{{field}}}}}", self.name))
 
-    def crash(self) -> None:
-        """Kill the first process, as a crash would."""
-        process = self.state(".State.Pid")
+    @contextlib.contextmanager
+    def crashed(
+        self, between: contextlib.AbstractContextManager[object] | None = None
+    ) -> Iterator[None]:
+        """Kill the first process, as a crash would; in the end wait until another one is well.
+
+        ``between`` is held at the kill.
+        """
+        process, restarts = self.state(".State.Pid"), self.state(".RestartCount")
         assert process > 0, f"{self.name} does not run, and 0 would be our own group\n{self.log()}"
-        os.kill(process, signal.SIGKILL)
+        with between or contextlib.nullcontext():
+            os.kill(process, signal.SIGKILL)
+        yield
+        until(lambda: self.state(".RestartCount") > restarts, f"{self.name} is started again")
+        self.well()
 
     def log(self) -> str:
         """Return both of its outputs."""
@@ -91,12 +97,12 @@ class Stack:
             if service.name in names:
                 for other, condition in service.depends.items():
                     for container in self.of(other) if condition == "service_healthy" else ():
-                        until(container.healthy, f"{container.name} is healthy")
+                        container.well()
                 for number in range(service.replicas):
                     self.start(service, number + 1)
         for name in names:
             for container in self.of(name):
-                until(container.healthy, f"{container.name} is healthy\n{container.log()}")
+                container.well()
 
     def of(self, name: str) -> list[Container]:
         return [c for c in self.containers.values() if c.service.name == name]

@@ -11,7 +11,7 @@ import subprocess
 from collections import defaultdict
 from pathlib import Path
 
-from tests.images.engine import run
+from tests.images.engine import run, until
 
 _NETWORK = "10.99.0"
 SERVER = f"{_NETWORK}.1"
@@ -33,15 +33,19 @@ class Switch:
         run(*inside, "link", "add", "bridge", "type", "bridge")
         run(*inside, "address", "add", f"{SERVER}/24", "dev", "bridge")
         run(*inside, "link", "set", "bridge", "up")
+        ready = folder / "dnsmasq.pid"
         self._dns = subprocess.Popen(
             [
                 *("ip", "netns", "exec", self.name, "dnsmasq", "--keep-in-foreground"),
                 *("--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--local=//"),
                 *(f"--addn-hosts={self.hosts}", f"--listen-address={SERVER}", "--user=root"),
-                *("--bind-interfaces", "--pid-file=", "--log-facility=-", "--local-ttl=1"),
+                *("--bind-interfaces", f"--pid-file={ready}", "--log-facility=-"),
+                "--local-ttl=1",
             ],
             stderr=subprocess.DEVNULL,
         )
+        # Before that, the signal by which it reads the names again would end it.
+        until(ready.exists, "the name server runs")
 
     def port(self, name: str = "") -> tuple[str, str]:
         """Make a port; return its namespace, a path, and its address, known by ``name``."""

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from tests.composefile import ROOT
 from tests.images import engine
-from tests.images.engine import AGENT, DEVELOPMENT, LIMIT, podman
-from tests.images.stack import until
+from tests.images.engine import AGENT, DEVELOPMENT, LIMIT, podman, until
 
 
 def test_size() -> None:
