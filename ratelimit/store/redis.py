@@ -59,7 +59,7 @@ BACKOFF = (0.05, 0.5)
 shortened by a random part of up to a half, so that nodes do not come back in step."""
 
 _START_TIMEOUT = 5.0
-_BEGIN_TIMEOUT = 60.0  # for all of a beginning; to write back 200,000 entries takes about 10
+_BEGIN_TIMEOUT = 300.0  # for all of a beginning; 200,000 entries take a minute of a busy core
 _STEADY = 5.0  # seconds without an outage after which the back-off starts over
 _CLOSE_TIMEOUT = 1.0
 
