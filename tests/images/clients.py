@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -29,13 +31,31 @@ class Client:
     namespace: str
     address: str
 
+    def _inside(self, *command: str) -> tuple[str, ...]:
+        return ("ip", "netns", "exec", Path(self.namespace).name, *command)
+
     def curl(self, *arguments: str) -> list[str]:
         """Return the lines that curl prints."""
-        name = Path(self.namespace).name
-        command = ("ip", "netns", "exec", name, "curl", "-s", "--max-time", "20", *arguments)
+        command = self._inside("curl", "-s", "--max-time", "20", *arguments)
         return subprocess.run(
             command, capture_output=True, text=True, check=False
         ).stdout.splitlines()
+
+    @contextlib.contextmanager
+    def idle(self, server: Container) -> Iterator[None]:
+        """Keep a connection open that has had its answer, for as long as the server does."""
+        script = (
+            f"exec 3<>/dev/tcp/{server.address}/8080;"
+            "printf 'HEAD / HTTP/1.1\r\nHost: test.invalid\r\n\r\n' >&3; exec cat <&3"
+        )
+        command = self._inside("bash", "-c", script)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout
+                assert process.stdout.readline().startswith("HTTP/1.1 200")
+                yield
+            finally:
+                process.kill()
 
     def floods(
         self,
