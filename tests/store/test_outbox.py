@@ -65,9 +65,6 @@ def test_every_waiter_of_save_lift_save_is_told() -> None:
         again = outbox.submit(block("a", limit="*", since=2))
         outbox.done(first, True)
         assert outbox.first(10) == [ended]
-        # The store tells all nodes, this one too, before it answers.
-        assert isinstance(ended.entry, Lift)
-        outbox.lifted(ended.entry)
         outbox.done(ended, True)
         assert outbox.first(10) == [again]
         outbox.done(again, True)
