@@ -35,6 +35,7 @@ BENCHMARKS = (
     "flood",
     "admission",
     "operations",
+    "turns",
     "profiles",
 )
 

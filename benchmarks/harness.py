@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 
-_START_TIMEOUT = 10  # seconds for a program to accept connections
+_START_TIMEOUT = 30  # seconds for a program to accept connections
 STOP_TIMEOUT = 3  # seconds from SIGTERM to SIGKILL
 
 CORES = sorted(os.sched_getaffinity(0))

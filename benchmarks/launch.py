@@ -2,13 +2,15 @@
 
 ``python -m benchmarks.launch compiled serve --config FILE`` runs the extensions, ``plain`` the same
 modules as plain Python although their extensions stand beside them. ``BENCHMARK_BACKOFF`` is the
-seconds between attempts to reach a Redis, in place of what the program says.
+seconds between attempts to reach a Redis, in place of what the program says. ``BENCHMARK_TURNS`` is
+a file for the times of its event loop's turns.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from tests.forms import PlainFinder
 
@@ -26,6 +28,10 @@ def main() -> None:
         from ratelimit.store import redis
 
         redis.BACKOFF = float(backoff), float(backoff)
+    if turns := os.environ.get("BENCHMARK_TURNS"):
+        from benchmarks import probe
+
+        probe.install(Path(turns))
     cli.main(prog_name="ratelimit")
 
 

@@ -57,24 +57,26 @@ _ASKED = ("/metrics", "/v1/status", "/v1/blocks?limit=50", "/v1/clients?n=20", "
 
 
 class Api:
-    """The API of an agent, over one connection."""
+    """The API of an agent, over one ``connection``."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, patience: float = _PATIENCE) -> None:
         host, _, port = address.rpartition(":")
-        self._connection = http.client.HTTPConnection(host, int(port), timeout=_PATIENCE)
+        self.connection = http.client.HTTPConnection(host, int(port), timeout=patience)
 
     @classmethod
-    def of(cls, program: Program) -> Api:
-        return cls(re.findall(r'"ops": "([^"]+)"', program.log.read_text())[-1])
+    def of(cls, program: Program, patience: float = _PATIENCE) -> Api:
+        found = re.findall(r'"ops": "([^"]+)"', program.log.read_text())
+        return cls(found[-1], patience)
 
     @property
     def url(self) -> str:
-        return f"http://{self._connection.host}:{self._connection.port}"
+        return f"http://{self.connection.host}:{self.connection.port}"
 
     def __call__(self, method: str, path: str, body: object = None) -> tuple[int, bytes]:
-        headers = {"Content-Type": "application/json"} if body else {}
-        self._connection.request(method, path, json.dumps(body) if body else None, headers)
-        answer = self._connection.getresponse()
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        sent = json.dumps(body) if body is not None else None
+        self.connection.request(method, path, sent, headers)
+        answer = self.connection.getresponse()
         return answer.status, answer.read()
 
     def get(self, path: str) -> Any:
