@@ -49,7 +49,7 @@ def run(test: Awaitable[None]) -> None:
 @pytest.mark.integration
 def test_a_sound_installation(plant: Plant) -> None:
     async def test() -> None:
-        async with plant() as made:
+        async with plant(RATELIMIT_STATS_LEVEL="admin") as made:
             checks = await made.checks()
             assert checks["haproxy: questions"].state is State.UNSURE  # nobody has come yet
             assert "--probe" in checks["haproxy: questions"].mend
@@ -247,7 +247,8 @@ def test_a_limit_that_haproxy_never_asks_about(plant: Plant) -> None:
 @pytest.mark.integration
 def test_maps_that_are_not_there(plant: Plant) -> None:
     async def test() -> None:
-        async with plant(edit=without("haproxy.cfg", "rl_lists.map")) as made:
+        edit = without("haproxy.cfg", "rl_lists.map")
+        async with plant(edit=edit, RATELIMIT_STATS_LEVEL="admin") as made:
             check = (await made.checks())["haproxy: maps"]
             assert check.state is State.UNSURE
             assert "no map rl_lists.map" in check.finding and "map_ip" in check.mend

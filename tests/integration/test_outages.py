@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.visitors import load, more
-from tests.integration.world import LONGEST, World, haproxy_version, run, until, world
+from tests.integration.world import LONGEST, World, haproxy_version, patient, run, until, world
 
 pytestmark = pytest.mark.integration
 
@@ -95,7 +95,7 @@ def test_a_client_that_leaves_while_the_agent_is_asked(
     def edit(files: Path) -> None:
         cfg, spoe = files / "haproxy.cfg", files / "spoe.conf"
         cfg.write_text(cfg.read_text().replace("fall 2 rise 1", "fall 100000 rise 1"))
-        spoe.write_text(spoe.read_text().replace("processing 50ms", "processing 1s"))
+        spoe.write_text(spoe.read_text().replace("processing 50ms", "processing 5s"))
 
     sources = [f"127.9.3.{n}" for n in range(1, 9)]
 
@@ -175,7 +175,7 @@ def test_without_the_agent_haproxy_itself_refuses_above_the_limit(
         assert await newcomer.statuses(101) == [200] * 100 + [429]
 
     limit = "[limits.default]\nwindow = '30s'\n"
-    run(tmp_path, test, limit, RATELIMIT_ALONE_RATE="20")
+    run(tmp_path, test, limit, edit=patient, RATELIMIT_ALONE_RATE="20")
 
 
 def test_haproxy_starts_before_the_agent(tmp_path: Path) -> None:

@@ -77,7 +77,9 @@ def test_a_successor_keeps_signals_from_its_birth_on(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2])
 def test_a_short_command_is_ended_by_what_would_end_any(number: signal.Signals) -> None:
-    command = [sys.executable, "-m", "ratelimit", "blocks", "list", "--watch", "--url"]
+    # The tests may have been started with the signal ignored, as nohup does.
+    ended = ["env", f"--default-signal={number.name.removeprefix('SIG')}"]
+    command = [*ended, sys.executable, "-m", "ratelimit", "blocks", "list", "--watch", "--url"]
     with socket.create_server(("127.0.0.1", 0)) as server:
         process = subprocess.Popen([*command, f"http://127.0.0.1:{server.getsockname()[1]}"])
         server.settimeout(PATIENCE)

@@ -21,7 +21,7 @@ from tests import wire
 from tests.integration.fleet import BLOCKED, Node, fleet, until
 from tests.integration.test_outages import questions
 from tests.integration.visitors import load, more
-from tests.integration.world import PATIENCE, World, free_port, run
+from tests.integration.world import PATIENCE, World, free_port, patient, run
 
 pytestmark = pytest.mark.integration
 
@@ -242,4 +242,4 @@ def test_the_agent_hands_over_under_load(tmp_path: Path) -> None:
             os.kill(successor, signal.SIGTERM)
             until(lambda: ended(successor), "the successor ends")
 
-    run(tmp_path, test)
+    run(tmp_path, test, edit=patient)

@@ -59,6 +59,14 @@ def free_port() -> int:
             return port
 
 
+def patient(folder: Path) -> None:
+    """Have HAProxy wait for the agent longer than a busy machine delays it."""
+    conf = folder / "spoe.conf"
+    shipped = "timeout processing 50ms\n"
+    assert shipped in conf.read_text()
+    conf.write_text(conf.read_text().replace(shipped, "timeout processing 2s\n"))
+
+
 def haproxy_version() -> tuple[int, int]:
     said = subprocess.run([*HAPROXY, "-v"], capture_output=True, text=True, check=True).stdout
     major, minor = re.findall(r"version (\d+)\.(\d+)", said)[0]
