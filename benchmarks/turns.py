@@ -3,7 +3,8 @@
 ``python -m benchmarks.turns`` runs an agent whose lists are full: 200,000 blocks, 100,000 of them
 by hand and 20,000 of these of networks, 100,000 networks on the deny list, and a HAProxy whose edge
 table has 100,000 entries. Each route of its API is asked for. It reloads, drops what has ended,
-comes back from outages of Redis, and compares the edge table. A check that comes meanwhile waits for the turn under way, so the longest one is what any of this may cost a check.
+comes back from outages of Redis, and compares the edge table. A check that comes meanwhile waits
+for the turn under way, so the longest one is what any of this may cost a check.
 """
 
 from __future__ import annotations
