@@ -1,30 +1,19 @@
 """Build of the compiled modules; everything else is in pyproject.toml.
 
-Each module of ``MODULES`` is plain Python with C types in a .pxd file beside it. With a C compiler
+Each module with a .pxd file next to it is plain Python with C types in that file. With a C compiler
 it becomes an extension; without one the same file runs as it is. Two variables decide otherwise:
 ``RATELIMIT_NO_EXTENSIONS=1`` compiles nothing, ``RATELIMIT_REQUIRE_EXTENSIONS=1`` makes a failed
 compilation an error.
 """
 
 import os
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError, PlatformError
 
-MODULES = [
-    "ratelimit.spop.codec",
-    "ratelimit.engine.key",
-    "ratelimit.engine.rule",
-    "ratelimit.engine.table",
-    "ratelimit.engine.networks",
-    "ratelimit.engine.exchange",
-    "ratelimit.engine.acknowledge",
-    "ratelimit.engine.plan",
-    "ratelimit.engine.answer",
-    "ratelimit.spop.connection",
-    "ratelimit.engine.scan",
-]
+MODULES = sorted(".".join(path.with_suffix("").parts) for path in Path("ratelimit").rglob("*.pxd"))
 
 DIRECTIVES = {
     "language_level": "3",

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Protocol
 from benchmarks import command, harness
 from benchmarks.harness import Figure, Programs, Target
 from benchmarks.report import Column, Report, Row, Table
-from ratelimit.limiter import Limiter
+from ratelimit.limiter.limiter import Limiter
 from ratelimit.model import Limit
-from tests import wire
+from tests.helpers import wire
 
 if TYPE_CHECKING:
     import argparse

@@ -33,8 +33,8 @@ from benchmarks import command, harness
 from benchmarks.harness import CORES, Figure, Programs, Target
 from benchmarks.reload import NETWORKS, networks
 from benchmarks.report import Column, Report, Row, Table
-from tests import wire
-from tests.store.servers import PROGRAM, Server
+from tests.helpers import wire
+from tests.helpers.servers import PROGRAM, Server
 
 if TYPE_CHECKING:
     import argparse

@@ -14,7 +14,7 @@ nodes without; then the worst case, in which every client is at 0.9 of its limit
 programs' own, as the kernel's scheduler accounts them.
 
 Outages: Redis hung for 10 seconds under load, and Redis gone for as many attempts to reach it as
-an hour has. ``tests/test_sync.py`` has that hour's ticks and blocks.
+an hour has. ``tests/store/test_sync.py`` has that hour's ticks and blocks.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from benchmarks.fleet_load import (
 from benchmarks.fleet_outages import run_gone, run_hang
 from benchmarks.harness import Figure, Programs, Target
 from benchmarks.report import Column, Report, Row, Table
-from ratelimit.engine.constants import ANSWER_BYTES, RECORD_BYTES
-from tests.store.servers import PROGRAM, Server
+from ratelimit.engine.layout import ANSWER_BYTES, RECORD_BYTES
+from tests.helpers.servers import PROGRAM, Server
 
 if TYPE_CHECKING:
     import argparse

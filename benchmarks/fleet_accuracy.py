@@ -25,7 +25,7 @@ from benchmarks.report import Column, Report, Row, Table
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tests.store.servers import Server
+    from tests.helpers.servers import Server
 
 RATIOS = (0.5, 0.9, 1.1, 2, 10, 30)
 BOUNDS = {2: 0.02, 10: 0.06, 30: 0.2}

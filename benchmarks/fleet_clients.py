@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks import harness
 from benchmarks.fleet_load import RATE, TICK, Fleet, Stream, drain
-from tests import wire
+from tests.helpers import wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, cast
 from benchmarks import harness
 from benchmarks.agent import Frames
 from benchmarks.harness import Program, Programs
-from tests import wire
+from tests.helpers import wire
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tests.store.servers import Server
+    from tests.helpers.servers import Server
 
 RATE = 100  # hits a second, the default limit
 LIGHT_CLIENTS = 100_000

@@ -27,13 +27,13 @@ from benchmarks.fleet_load import (
 )
 from benchmarks.harness import Figure, Programs, Target
 from benchmarks.report import Column, Report, Row, Table
-from ratelimit.store.redis import BACKOFF
-from tests import wire
+from ratelimit.store.redis.store import BACKOFF
+from tests.helpers import wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from tests.store.servers import Server
+    from tests.helpers.servers import Server
 
 HUNG = 10.0
 """Seconds that Redis hangs; the answers before are watched for as long."""

@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from tests.forms import PlainFinder
+from tests.helpers.forms import PlainFinder
 
 
 def main() -> None:
@@ -20,19 +20,20 @@ def main() -> None:
     if form == "plain":
         sys.meta_path.insert(0, PlainFinder())
 
-    from ratelimit import cli, engine  # the finder comes first
+    from ratelimit import engine  # the finder comes first
+    from ratelimit.cli.main import main as command
 
     if engine.compiled() != (form == "compiled"):
         sys.exit(f"the {form} form is not there; python setup.py build_ext --inplace compiles")
     if backoff := os.environ.get("BENCHMARK_BACKOFF"):
-        from ratelimit.store import redis
+        from ratelimit.store.redis import store as redis
 
         redis.BACKOFF = float(backoff), float(backoff)
     if turns := os.environ.get("BENCHMARK_TURNS"):
         from benchmarks import probe
 
         probe.install(Path(turns))
-    cli.main(prog_name="ratelimit")
+    command(prog_name="ratelimit")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def start(programs: Programs, run: Plan) -> tuple[HAProxy, dict[str, list[Progra
     for number in range(1, APPLICATIONS + 1):
         with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
             backends[f"RATELIMIT_BACKEND{number}"] = f"127.0.0.1:{listener.getsockname()[1]}"
-            command = [sys.executable, "-m", "ratelimit.demo", str(listener.fileno())]
+            command = [sys.executable, "-m", "ratelimit.cli.demo", str(listener.fileno())]
             applications.append(
                 programs.start(f"application{number}", command, files=[listener.fileno()])
             )

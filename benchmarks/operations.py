@@ -31,10 +31,10 @@ from benchmarks.agent import ADDRESSES, DEPTHS, PLACES, Bench, Frames, known
 from benchmarks.end_to_end import APPLICATION, SHIPPED, HAProxy
 from benchmarks.harness import Figure, Programs, Target
 from benchmarks.report import Column, Report, Row, Table
-from ratelimit.busiest import Busiest
-from tests import wire
-from tests.ops.running import running
-from tests.store.servers import Server
+from ratelimit.node.top import Busiest
+from tests.helpers import wire
+from tests.helpers.running import running
+from tests.helpers.servers import Server
 
 if TYPE_CHECKING:
     import argparse

@@ -28,7 +28,7 @@ from benchmarks.fleet_load import HEAVY, RATE, Fleet, frames_of, load, streams_t
 from benchmarks.harness import Figure, Programs
 from benchmarks.peers import ALLOWED, Setup
 from benchmarks.report import Column, Report, Row, Table
-from tests.store.servers import Server
+from tests.helpers.servers import Server
 
 if TYPE_CHECKING:
     import argparse

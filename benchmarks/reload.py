@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from benchmarks import command, harness
 from benchmarks.harness import Figure, Program, Programs, Target
 from benchmarks.report import Column, Report, Row, Table
-from tests import wire
+from tests.helpers import wire
 
 if TYPE_CHECKING:
     import argparse

@@ -29,8 +29,8 @@ from benchmarks.agent import Frames
 from benchmarks.end_to_end import APPLICATION, SHIPPED
 from benchmarks.harness import ROOT, Figure, Programs, Target
 from benchmarks.report import Column, Report, Row, Table
-from tests import wire
-from tests.store.servers import Server
+from tests.helpers import wire
+from tests.helpers.servers import Server
 
 if TYPE_CHECKING:
     import argparse

@@ -2,14 +2,14 @@
 
 import sys
 
-from ratelimit.signals import hold
+from ratelimit.process.signals import hold
 
 
 def main() -> None:
     """Run the command; before all that takes long to import, hold early signals back."""
     if sys.argv[1:2] in (["serve"], ["up"]):
         hold()
-    from ratelimit.cli import main as command
+    from ratelimit.cli.main import main as command
 
     command(prog_name="ratelimit")
 

@@ -29,8 +29,10 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
+from ratelimit.agent.trust import trusted_network
+from ratelimit.events.webhooks import EVENTS, EventName, Receiver
 from ratelimit.exceptions import ConfigError
-from ratelimit.lists import ListFile, Lists, read_lists
+from ratelimit.limiter.lists import ListFile, Lists, read_lists
 from ratelimit.model import FUSE, MAX_RATE, SHARED_CLIENTS, UNKNOWN, Address, Limit
 from ratelimit.notation import (
     DAY,
@@ -44,9 +46,7 @@ from ratelimit.notation import (
 )
 from ratelimit.secret_files import is_exposed, read_secret
 from ratelimit.steps import Steps, finish
-from ratelimit.store.url import parse
-from ratelimit.trust import trusted_network
-from ratelimit.webhooks import EVENTS, EventName, Receiver
+from ratelimit.store.redis.url import parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

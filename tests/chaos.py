@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import redis
 
-from tests.integration.fleet import Node
-from tests.store.servers import PROGRAM, Server
+from tests.helpers.fleet import Node
+from tests.helpers.servers import PROGRAM, Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from ratelimit import engine
-from tests.forms import PlainFinder, stale_extensions
-from tests.network import IS_ROOT, Network
+from tests.helpers.forms import PlainFinder, stale_extensions
+from tests.helpers.network import IS_ROOT, Network
 
 PURE = os.environ.get("RATELIMIT_PURE", "") not in ("", "0")
 REQUIRED = os.environ.get("RATELIMIT_REQUIRE_EXTENSIONS", "") not in ("", "0")

@@ -27,8 +27,8 @@ WITH_HAPROXY = (
     "tests/benchmarks/test_settings.py",
     "tests/integration",
     "tests/commands",
-    "tests/test_doctor.py",
-    "tests/test_runtime.py",
+    "tests/doctor/test_judge.py",
+    "tests/haproxy/test_api.py",
     "tests/story",
     "--ignore=tests/integration/test_fleet.py",
 )

@@ -11,9 +11,9 @@ import pytest
 
 from ratelimit import config as config_module
 from ratelimit.config import Config, load
+from ratelimit.events.webhooks import Receiver
 from ratelimit.exceptions import ConfigError
 from ratelimit.model import Address, Limit
-from ratelimit.webhooks import Receiver
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,8 +12,9 @@ import pytest
 from click.testing import CliRunner
 from structlog.testing import capture_logs
 
-from ratelimit import service, together
-from ratelimit.cli import main
+from ratelimit import serve as service
+from ratelimit.cli import up as together
+from ratelimit.cli.main import main
 from ratelimit.config import Config, load
 from ratelimit.secret_files import is_exposed, read_secret
 
@@ -122,7 +123,7 @@ def test_the_start_and_check_warn_of_them_in_a_line(
     assert ran.stderr.splitlines() == [
         f"warning: {line.format(folder)}: every user of this machine can read it" for line in WANTED
     ]
-    monkeypatch.setattr("ratelimit.logs.begin", lambda *_: None)
+    monkeypatch.setattr("ratelimit.process.log.begin", lambda *_: None)
     monkeypatch.setattr("uvloop.run", lambda part: part.close())
     starts = (partial(service.serve, config), partial(together.up, config, None, None))
     for start in starts:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from ratelimit.doctor.checks import judge
-from ratelimit.doctor.facts import Api, gather
 from ratelimit.doctor.findings import Check, State
+from ratelimit.doctor.gather import Api, gather
+from ratelimit.doctor.judge import judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ratelimit.client import Client
+    from ratelimit.api.client import Client
     from ratelimit.config import Config
 
 __all__ = ["Check", "State", "diagnose"]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 
-from ratelimit.doctor.facts import TIMEOUT, EdgeTable, Facts, Status
 from ratelimit.doctor.findings import CLOCK_TOLERANCE, SHOWN, Check, State, clock_check
+from ratelimit.doctor.gather import TIMEOUT, EdgeTable, Facts, Status
+from ratelimit.haproxy.api import Report
+from ratelimit.haproxy.commands import TABLE
+from ratelimit.haproxy.maps import NAMES
+from ratelimit.haproxy.stats import AGENT_BACKEND
 from ratelimit.model import Limit
 from ratelimit.notation import SECOND, format_duration
-from ratelimit.runtime import Report
-from ratelimit.runtime.figures import AGENT_BACKEND
-from ratelimit.runtime.maps import NAMES
-from ratelimit.runtime.words import TABLE
 
 
 def judge_haproxy(facts: Facts, limits: Sequence[Limit]) -> Iterator[Check]:

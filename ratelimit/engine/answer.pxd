@@ -1,11 +1,11 @@
 # C types of answer.py; the compiler reads this beside it, plain Python does not.
 cimport cython
 from libc.stdint cimport int64_t, uint64_t
-from ratelimit.engine.acknowledge cimport Acknowledge
-from ratelimit.engine.exchange cimport Exchange
+from ratelimit.spop.ack cimport Acknowledge
+from ratelimit.engine.sharing cimport Exchange
 from ratelimit.engine.key cimport Key
 from ratelimit.engine.networks cimport Networks
-from ratelimit.engine.plan cimport Message, Plan
+from ratelimit.spop.parse cimport Message, Plan
 from ratelimit.engine.rule cimport Rule
 from ratelimit.engine.table cimport Table
 

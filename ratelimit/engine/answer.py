@@ -10,8 +10,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 
-from ratelimit.engine.acknowledge import Acknowledge
-from ratelimit.engine.constants import (
+from ratelimit.engine.key import Key
+from ratelimit.engine.layout import (
     ADDRESS,
     ALLOW,
     APART,
@@ -26,13 +26,13 @@ from ratelimit.engine.constants import (
     SIGHTS,
     TELL,
 )
-from ratelimit.engine.exchange import Exchange
-from ratelimit.engine.key import Key
 from ratelimit.engine.networks import Networks
-from ratelimit.engine.plan import CHECKED, KEYLESS, UNKNOWN, WRITTEN, Message, Plan
 from ratelimit.engine.rule import Rule
+from ratelimit.engine.sharing import Exchange
 from ratelimit.engine.table import Table
 from ratelimit.model import Limit, Verdict
+from ratelimit.spop.ack import Acknowledge
+from ratelimit.spop.parse import CHECKED, KEYLESS, UNKNOWN, WRITTEN, Message, Plan
 
 # Of C's int type when compiled.
 _ALLOW = int(Verdict.ALLOW)

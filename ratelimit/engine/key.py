@@ -10,7 +10,7 @@ two strings that share a counter.
 
 from __future__ import annotations
 
-from ratelimit.engine.constants import ADDRESS, TEXT
+from ratelimit.engine.layout import ADDRESS, TEXT
 
 _M64 = 0xFFFFFFFFFFFFFFFF
 _V0 = 0x736F6D6570736575

@@ -6,7 +6,7 @@ So networks may lie within each other, and a search is one bisection whatever th
 
 from __future__ import annotations
 
-from ratelimit.engine.constants import MIXED
+from ratelimit.engine.layout import MIXED
 
 
 class Networks:

@@ -9,7 +9,7 @@ all the checks of a read.
 
 from __future__ import annotations
 
-from ratelimit.engine.constants import RING, SECOND, WEIGHT_BITS
+from ratelimit.engine.layout import RING, SECOND, WEIGHT_BITS
 from ratelimit.model import SUB_WINDOWS, Limit
 
 _MAX_NAME = 64  # an ACK with it still fits the smallest frame

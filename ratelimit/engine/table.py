@@ -29,7 +29,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 
-from ratelimit.engine.constants import (
+from ratelimit.engine.layout import (
     BY_HAND,
     CLIENT_BYTES,
     EPOCH,

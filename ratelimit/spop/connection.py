@@ -16,7 +16,7 @@ from ratelimit.engine.answer import Engine
 from ratelimit.exceptions import SpopError
 from ratelimit.spop.codec import Reader
 from ratelimit.spop.constants import MAX_FRAME_SIZE, MIN_FRAME_SIZE, FrameType, Status
-from ratelimit.spop.frames import (
+from ratelimit.spop.handshake import (
     Hello,
     read_disconnect,
     read_hello,

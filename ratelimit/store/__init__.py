@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from ratelimit.exceptions import ConfigError
 from ratelimit.store.base import Events, Node, Store, StoreError
-from ratelimit.store.file import state_folder
-from ratelimit.store.memory import MemoryStore
+from ratelimit.store.embedded import MemoryStore
+from ratelimit.store.journal_file import SlotFile, fleet_of
+from ratelimit.store.redis.url import parse
 from ratelimit.store.secret import KeptSecret
-from ratelimit.store.slots import SlotFile, fleet_of
-from ratelimit.store.url import parse
+from ratelimit.store.sqlite import state_folder
 
 if TYPE_CHECKING:
-    from ratelimit.store.redis import RedisStore
+    from ratelimit.store.redis.store import RedisStore
 
 __all__ = ["Events", "MemoryStore", "Node", "Store", "StoreError", "open_store"]
 
@@ -52,7 +52,7 @@ def open_store(
     except ValueError as error:
         raise ConfigError([f"store.url: {error}"]) from error
     # Takes a tenth of a second to import, which memory:// needs not.
-    from ratelimit.store.redis import RedisStore
+    from ratelimit.store.redis.store import RedisStore
 
     kept = KeptSecret(folder / f"strings-{fleet_of(target, prefix)}.secret")
     kept.read()

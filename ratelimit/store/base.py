@@ -15,12 +15,12 @@ from typing import Protocol
 import structlog
 
 from ratelimit.exceptions import StoreError
+from ratelimit.limiter.strings import masked
 from ratelimit.model import Block, Entry, Lift
 from ratelimit.steps import Steps
 from ratelimit.store.entries import check
-from ratelimit.store.outbox import Change, Outbox
+from ratelimit.store.pending import Change, Outbox
 from ratelimit.store.secret import KeptSecret
-from ratelimit.strings import masked
 from ratelimit.turns import SLICE, turn
 
 _TOLD = 1000  # entries written at a time

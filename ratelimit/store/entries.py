@@ -10,9 +10,9 @@ from typing import Any
 import structlog
 
 from ratelimit.exceptions import StoreError
+from ratelimit.limiter.orders import MAX_ORDER
+from ratelimit.limiter.strings import masked
 from ratelimit.model import Block, Entry, Lift
-from ratelimit.orders import MAX_ORDER
-from ratelimit.strings import masked
 
 MAX_SECOND = 1 << 33
 """Epoch seconds are below this, which is the year 2242."""

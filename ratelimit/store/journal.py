@@ -23,11 +23,11 @@ from typing import Any, ParamSpec, TypeVar
 import structlog
 
 from ratelimit.exceptions import StartError, StoreError
+from ratelimit.limiter.strings import masked
 from ratelimit.model import Entry
 from ratelimit.store.base import Events, Merging, tell
-from ratelimit.store.file import BlockFile
-from ratelimit.store.outbox import Change, Outbox
-from ratelimit.strings import masked
+from ratelimit.store.pending import Change, Outbox
+from ratelimit.store.sqlite import BlockFile
 from ratelimit.turns import paced
 
 HANG = 3.0

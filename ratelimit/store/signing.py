@@ -16,9 +16,9 @@ from typing import Any
 
 import structlog
 
+from ratelimit.limiter.strings import masked
 from ratelimit.model import Block, Entry, Lift
 from ratelimit.store.entries import block_from_data, block_to_json, make_lift
-from ratelimit.strings import masked
 
 SIGNATURE = "sig"
 """The field of a block in the store that has it."""

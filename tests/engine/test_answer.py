@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ratelimit.engine.answer import Engine
-from ratelimit.engine.constants import SIGHTS
+from ratelimit.engine.layout import SIGHTS
 from ratelimit.exceptions import SpopError
-from ratelimit.limiter import Limiter
+from ratelimit.limiter.limiter import Limiter
 from ratelimit.model import Limit
 from ratelimit.steps import finish
-from tests import wire
+from tests.helpers import wire
 
 SECOND = 1_000_000_000
 START = 1_700_000_000 * SECOND

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from ratelimit.engine.answer import Engine
 from ratelimit.engine.rule import Rule
 from ratelimit.exceptions import SpopError
-from ratelimit.limiter import Limiter
+from ratelimit.limiter.limiter import Limiter
 from ratelimit.model import MAX_RATE, Limit
-from tests import wire
-from tests.engine.test_exchange import Store
-from tests.forms import plain_engine
+from tests.engine.test_sharing import Store
+from tests.helpers import wire
+from tests.helpers.forms import plain_engine
 
 pytestmark = pytest.mark.both_forms
 

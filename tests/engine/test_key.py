@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ratelimit.engine.constants import ADDRESS, TEXT
 from ratelimit.engine.key import Key
+from ratelimit.engine.layout import ADDRESS, TEXT
 
 MAPPED = 0xFFFF << 32
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")

@@ -5,9 +5,9 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit.engine.constants import MIXED
+from ratelimit.engine.layout import MIXED
 from ratelimit.engine.networks import Networks
-from ratelimit.lists import Range, cut
+from ratelimit.limiter.lists import Range, cut
 from ratelimit.steps import finish
 
 _M64 = (1 << 64) - 1

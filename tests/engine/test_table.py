@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from ratelimit.engine.constants import CLIENT_BYTES, WAYS
+from ratelimit.engine.layout import CLIENT_BYTES, WAYS
 from ratelimit.engine.rule import Rule
 from ratelimit.engine.table import Table
 from ratelimit.model import Limit

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.composefile import ROOT
+from tests.helpers.composefile import ROOT
 
 CACHE = ROOT / ".cache" / "images"
 SUITE = "trixie"

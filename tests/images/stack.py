@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.composefile import ROOT, Compose, Service, Volume, read
+from tests.helpers.composefile import ROOT, Compose, Service, Volume, read
 from tests.images.engine import AGENT, DEVELOPMENT, SERVERS, podman, until
 from tests.images.switch import SERVER, Switch
 

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from tests.composefile import ROOT
+from tests.helpers.composefile import ROOT
 from tests.images import engine
 from tests.images.engine import AGENT, DEVELOPMENT, LIMIT, podman, until
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections import Counter
 
-from tests.integration.world import closed, free_port
+from tests.helpers.world import closed, free_port
 
 
 class Containers:

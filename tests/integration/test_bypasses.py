@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.world import World, closed, run
+from tests.helpers.world import World, closed, run
 
 pytestmark = pytest.mark.integration
 

@@ -26,9 +26,9 @@ import aiohttp
 import pytest
 import redis
 
-from tests.integration.world import Client, World, free_port, until, world
-from tests.store.servers import Server
-from tests.store.test_sentinel import watch
+from tests.helpers.servers import Server
+from tests.helpers.world import Client, World, free_port, until, world
+from tests.store.redis.test_sentinel import watch
 
 pytestmark = pytest.mark.integration
 

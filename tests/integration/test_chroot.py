@@ -19,8 +19,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ratelimit.haproxy import unprivileged
-from tests.integration.world import World, free_port, run, until
+from ratelimit.haproxy.process import unprivileged
+from tests.helpers.world import World, free_port, run, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.root]
 
@@ -32,9 +32,13 @@ AGENT = 54_321
 _AS = """
 import encodings.idna, os, sys
 user, *groups = map(int, sys.argv.pop(1).split(","))
-from ratelimit import cli, config, haproxy, service, store
-from ratelimit.store import memory, redis
-from ratelimit.ops import openapi
+from ratelimit import config, store
+from ratelimit.cli import main as cli
+from ratelimit.haproxy import process as haproxy
+from ratelimit import serve as service
+from ratelimit.store import embedded as memory
+from ratelimit.store.redis import store as redis
+from ratelimit.api import openapi
 os.setgroups(groups)
 os.setgid(user)
 os.setuid(user)

@@ -14,8 +14,8 @@ import pytest
 import redis
 from redis.crc import key_slot
 
-from tests.integration.world import LONGEST, Client, World, until, world
-from tests.store.servers import Server
+from tests.helpers.servers import Server
+from tests.helpers.world import LONGEST, Client, World, until, world
 
 pytestmark = pytest.mark.integration
 

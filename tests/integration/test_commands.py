@@ -20,10 +20,10 @@ from pathlib import Path
 
 import pytest
 
-from ratelimit import haproxy
 from ratelimit.exceptions import StartError
-from tests import wire
-from tests.integration.world import PATIENCE, free_port
+from ratelimit.haproxy import process as haproxy
+from tests.helpers import wire
+from tests.helpers.world import PATIENCE, free_port
 
 pytestmark = pytest.mark.integration
 

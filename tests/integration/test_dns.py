@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from ratelimit.haproxy import files
-from tests.integration.containers import Containers
-from tests.integration.visitors import load, more
-from tests.integration.world import (
+from ratelimit.haproxy.process import files
+from tests.helpers.nameserver import Code, NameServer
+from tests.helpers.world import (
     HAPROXY,
     LONGEST,
     World,
@@ -24,7 +23,8 @@ from tests.integration.world import (
     until,
     world,
 )
-from tests.nameserver import Code, NameServer
+from tests.integration.containers import Containers
+from tests.integration.visitors import load, more
 
 pytestmark = pytest.mark.integration
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from tests.integration.world import LONGEST, World, until, world
-from tests.store.servers import PROGRAM, Server
+from tests.helpers.servers import PROGRAM, Server
+from tests.helpers.world import LONGEST, World, until, world
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from ratelimit.client import Client
-from ratelimit.webhooks import SIGNATURE, sign
-from tests import wire
-from tests.integration.fleet import fleet, until
+from ratelimit.api.client import Client
+from ratelimit.events.webhooks import SIGNATURE, sign
+from tests.helpers import wire
+from tests.helpers.fleet import fleet, until
+from tests.helpers.world import PATIENCE
 from tests.integration.test_commands import command, line
-from tests.integration.world import PATIENCE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,9 +16,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ratelimit.haproxy import files
+from ratelimit.haproxy.process import files
+from tests.helpers.world import HAPROXY, Client, World, closed, free_port, run, until
 from tests.integration.certificates import make_certificate
-from tests.integration.world import HAPROXY, Client, World, closed, free_port, run, until
 
 pytestmark = pytest.mark.integration
 

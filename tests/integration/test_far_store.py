@@ -14,10 +14,10 @@ from typing import cast
 
 import pytest
 
-from tests import wire
-from tests.integration.fleet import Node
-from tests.integration.world import closed, free_port
-from tests.store.servers import PROGRAM, Server, until
+from tests.helpers import wire
+from tests.helpers.fleet import Node
+from tests.helpers.servers import PROGRAM, Server, until
+from tests.helpers.world import closed, free_port
 
 pytestmark = [
     pytest.mark.integration,

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from ratelimit.store.redis import EXCHANGE_TIMEOUT
-from tests.integration.fleet import BLOCKED, THROTTLED, Fleet, Node, fleet, spread, until
-from tests.store.servers import PROGRAM
+from ratelimit.store.redis.store import EXCHANGE_TIMEOUT
+from tests.helpers.fleet import BLOCKED, THROTTLED, Fleet, Node, fleet, spread, until
+from tests.helpers.servers import PROGRAM
 
 pytestmark = [
     pytest.mark.integration,

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from ratelimit.exceptions import ApiError
-from tests.integration.fleet import BLOCKED, fleet, until
+from tests.helpers.fleet import BLOCKED, fleet, until
+from tests.helpers.world import PATIENCE
 from tests.integration.test_service import Heirs, spop
 from tests.integration.test_side_tasks import client, status
-from tests.integration.world import PATIENCE
 
 pytestmark = pytest.mark.integration
 
@@ -29,7 +29,7 @@ GOES_ON = "this process goes on"
 # it, while a file of that name is there.
 _HUNG = """
 import os, sqlite3, sys, time
-from ratelimit.store.file import BlockFile
+from ratelimit.store.sqlite import BlockFile
 folder = sys.argv.pop(1)
 def hangs(name):
     while os.path.exists(f"{folder}/{name}"):

@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ratelimit.runtime.maps import BLOCKS, LISTS, NAMES
-from tests.integration.world import World, closed, free_port, run, until
+from ratelimit.haproxy.maps import BLOCKS, LISTS, NAMES
+from tests.helpers.world import World, closed, free_port, run, until
 
 pytestmark = pytest.mark.integration
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from ratelimit.client import Client
-from tests.integration.fleet import BLOCKED, Node, until
-from tests.integration.world import PATIENCE, free_port
+from ratelimit.api.client import Client
+from tests.helpers.fleet import BLOCKED, Node, until
+from tests.helpers.world import PATIENCE, free_port
 
 pytestmark = pytest.mark.integration
 

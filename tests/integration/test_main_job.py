@@ -14,7 +14,7 @@ import httpx
 import pytest
 from http_sfv.list import List
 
-from tests.integration.world import LONGEST, Answer, World, free_port, patient, run, until, world
+from tests.helpers.world import LONGEST, Answer, World, free_port, patient, run, until, world
 
 pytestmark = pytest.mark.integration
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.world import LONGEST, World, haproxy_version, run, until, world
 from tests.integration.visitors import load, more
-from tests.integration.world import LONGEST, World, haproxy_version, patient, run, until, world
+from tests.helpers.world import LONGEST, World, haproxy_version, patient, run, until, world
 
 pytestmark = pytest.mark.integration
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from ratelimit import handover
-from ratelimit.signals import HELD
-from tests.integration.fleet import Node, until
+from ratelimit.process import handover
+from ratelimit.process.signals import HELD
+from tests.helpers.fleet import Node, until
+from tests.helpers.world import PATIENCE
 from tests.integration.test_service import Heirs, ended
-from tests.integration.world import PATIENCE
 
 pytestmark = pytest.mark.integration
 

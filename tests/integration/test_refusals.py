@@ -12,7 +12,7 @@ import h2.connection
 import h2.events
 import pytest
 
-from tests.integration.world import Answer, Client, World, run, until
+from tests.helpers.world import Answer, Client, World, run, until
 
 pytestmark = pytest.mark.integration
 

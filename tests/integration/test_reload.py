@@ -15,7 +15,7 @@ from threading import Thread
 import pytest
 
 from ratelimit.exceptions import ApiError
-from tests.integration.fleet import until
+from tests.helpers.fleet import until
 from tests.integration.test_service import Heirs, ended, spop
 from tests.integration.test_side_tasks import client, status
 
@@ -38,7 +38,7 @@ def posix_spawn(*args, **kwargs):
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     return spawn(*args, **kwargs)
 threading._start_new_thread, os.posix_spawn = start_new_thread, posix_spawn
-from ratelimit.cli import main
+from ratelimit.cli.main import main
 main(prog_name="ratelimit")
 """
 

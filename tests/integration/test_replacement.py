@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.world import HAPROXY, LONGEST, Answer, World, free_port, until, world
 from tests.integration.visitors import load, more
-from tests.integration.world import HAPROXY, LONGEST, Answer, World, free_port, until, world
 
 pytestmark = pytest.mark.integration
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
-from ratelimit.cli import main
-from tests.integration.world import World, run, until
+from ratelimit.cli.main import main
+from tests.helpers.world import World, run, until
 
 if TYPE_CHECKING:
     from pathlib import Path

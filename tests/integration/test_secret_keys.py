@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
+from tests.helpers.servers import Server
+from tests.helpers.world import PATIENCE, World, run, until
 from tests.integration.test_events import receiver
-from tests.integration.world import PATIENCE, World, run, until
-from tests.store.servers import Server
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from tests import wire
-from tests.integration.fleet import BLOCKED, Node, fleet, until
+from tests.helpers import wire
+from tests.helpers.fleet import BLOCKED, Node, fleet, until
+from tests.helpers.world import PATIENCE, World, free_port, run
 from tests.integration.test_outages import questions
 from tests.integration.visitors import load, more
-from tests.integration.world import PATIENCE, World, free_port, patient, run
+from tests.helpers.world import PATIENCE, World, free_port, patient, run
 
 pytestmark = pytest.mark.integration
 

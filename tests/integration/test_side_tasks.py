@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from ratelimit.client import Client
-from tests.integration.fleet import Node, fleet, until
-from tests.integration.world import PATIENCE
+from ratelimit.api.client import Client
+from tests.helpers.fleet import Node, fleet, until
+from tests.helpers.world import PATIENCE
 
 pytestmark = pytest.mark.integration
 

@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from ratelimit.haproxy import files
+from ratelimit.haproxy.process import files
+from tests.helpers.world import World, closed, free_port, run, until
 from tests.integration.certificates import make_certificate
-from tests.integration.world import World, closed, free_port, run, until
 
 pytestmark = pytest.mark.integration
 

@@ -7,7 +7,7 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator
 
-from tests.integration.world import PROCESSING_TIMEOUT, Answer, World, until
+from tests.helpers.world import PROCESSING_TIMEOUT, Answer, World, until
 
 NOISE = 5.0
 """Seconds that a busy machine may add to an answer; other time limits are longer."""

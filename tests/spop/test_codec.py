@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ratelimit.exceptions import SpopError
 from ratelimit.spop.codec import Reader, Value, Writer
 from ratelimit.spop.constants import Status
-from tests import wire
+from tests.helpers import wire
 
 U64 = st.integers(0, 2**64 - 1)
 

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit.limiter import Limiter
+from ratelimit.limiter.limiter import Limiter
 from ratelimit.model import Limit
 from ratelimit.spop.connection import Connection
 from ratelimit.spop.constants import MAX_FRAME_SIZE, Status
-from tests import wire
-from tests.wire import ACK, AGENT_DISCONNECT, AGENT_HELLO
+from tests.helpers import wire
+from tests.helpers.wire import ACK, AGENT_DISCONNECT, AGENT_HELLO
 
 NOW = 1_700_000_000_000_000_000
 ASK = wire.message("default", key=wire.address("192.0.2.1"))

@@ -15,14 +15,14 @@ import pytest
 import uvloop
 from structlog.testing import capture_logs
 
-from ratelimit.limiter import Limiter
-from ratelimit.merge import Merge
+from ratelimit.limiter.limiter import Limiter
+from ratelimit.limiter.merge import Merge
 from ratelimit.model import Block, Lift, Limit
 from ratelimit.store import Events, Node, Store
-from ratelimit.store.redis import RedisStore
-from ratelimit.store.slots import SlotFile
-from ratelimit.store.url import Target, parse
-from tests.store.servers import PROGRAM, Server
+from ratelimit.store.journal_file import SlotFile
+from ratelimit.store.redis.store import RedisStore
+from ratelimit.store.redis.url import Target, parse
+from tests.helpers.servers import PROGRAM, Server
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 from ratelimit.model import EVERY_LIMIT, Lift
 from ratelimit.store.entries import block_to_json
 from ratelimit.store.signing import Signer, UnsignedError
+from tests.helpers.servers import Server, until
 from tests.store.conftest import block, lift, nodes, run
-from tests.store.servers import Server, until
 
 if TYPE_CHECKING:
     from ratelimit.model import Block

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.integration.world import HAPROXY, Client, closed, free_port, until
+from tests.helpers.world import HAPROXY, Client, closed, free_port, until
 
 CDN, BALANCER = "127.30.0.1", "127.20.0.1"
 """The addresses by which HAProxy knows them."""

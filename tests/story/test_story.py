@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.nameserver import NameServer
+from tests.helpers.world import Client, World, until, world
 from tests.integration.containers import Containers
-from tests.integration.world import Client, World, until, world
-from tests.nameserver import NameServer
 from tests.story.chain import BALANCER, CDN, Visitor, chain
 
 pytestmark = pytest.mark.integration

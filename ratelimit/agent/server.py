@@ -1,0 +1,385 @@
+"""The agent: SPOP connections on TCP and unix sockets, over asyncio.
+
+This file owns sockets, the clock and nothing else. Every read is answered in the same turn of the
+loop with one write; what can't be waited for is bounded: connections by number, a handshake and a
+silence by time, unsent answers by size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import structlog
+
+from ratelimit.agent.trust import Trusted, is_loopback
+from ratelimit.exceptions import SpopError, StartError
+from ratelimit.histogram import Histogram
+from ratelimit.limiter.limiter import Limiter
+from ratelimit.model import Address
+from ratelimit.process.systemd import Passed
+from ratelimit.spop.connection import Connection
+from ratelimit.spop.constants import Status
+from ratelimit.store.sync import Sync
+
+MAX_CONNECTIONS = 4096
+"""More than one HAProxy needs for 50,000 requests at once, at 20 streams a connection (3.1)."""
+
+HANDSHAKE_TIMEOUT = 5
+"""Seconds from connecting to a whole HAPROXY-HELLO."""
+
+IDLE_TIMEOUT = 600
+"""Seconds without a byte; HAProxy's own ``timeout idle`` and ``timeout server`` come before."""
+
+FRAME_TIMEOUT = 5
+"""Seconds without a byte in the middle of a frame."""
+
+CLOSE_TIMEOUT = 5
+"""Seconds for a peer to read what it was sent, or to close."""
+
+_WRITE_LIMIT = 1 << 18  # bytes unsent to a peer that does not read; then its reading stops as well
+_BACKLOG = 1024
+_SILENCE = 0.002  # seconds without a frame after which none is likely to be on its way
+_LINES_PER_SECOND = 10
+_UNTIMED = 15  # of 16 reads: to take the time of each costs a read of few checks some percent
+
+log = structlog.get_logger()
+
+
+class Agent:
+    """Listens, keeps the connections, and ends them.
+
+    ``trusted`` are the peers that may connect from beyond loopback. ``sockets`` are those that
+    listen, ``peers`` the open connections; ``refused`` counts those over ``MAX_CONNECTIONS``,
+    ``untrusted`` those of peers that may not connect, ``protocol_errors`` those that ended by a
+    broken protocol. ``answer_times`` has the time from a read to its answer, of each 16th read of a
+    connection.
+    """
+
+    def __init__(
+        self, limiter: Limiter, sync: Sync | None = None, trusted: Trusted | None = None
+    ) -> None:
+        self.limiter = limiter
+        self.sync = sync or Sync(limiter, 0.01, False)
+        self.trusted = trusted or Trusted()
+        self.peers: set[_Peer] = set()
+        self.refused = 0
+        self.untrusted = 0
+        self.protocol_errors = 0
+        self.answer_times = Histogram()
+        self.lines = 0
+        self._told_refused = 0
+        self.sockets: list[Passed] = []
+        self._servers: list[asyncio.Server] = []
+        self._paths: list[tuple[str, int]] = []
+        self._quiet = asyncio.Event()
+
+    async def listen(self, address: Address, passed: Sequence[Passed] = ()) -> Address:
+        """Accept connections; return the address with the port that was given for port 0.
+
+        ``passed`` are sockets of the address that somebody else has bound; without any, it is bound
+        here. Raises StartError if that can't be done.
+        """
+        try:
+            sockets = passed or [_bind(address)]
+            for one in sockets:
+                await self._accept(one)
+        except OSError as error:
+            raise StartError(f"can't listen on {address}: {error.strerror or error}") from error
+        return sockets[0].address
+
+    async def _accept(self, one: Passed) -> None:
+        loop = asyncio.get_running_loop()
+        if one.address.path:
+            # Whose the file is, is for close() to say; later Pythons would remove it in any case.
+            keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+            server = await loop.create_unix_server(
+                lambda: _Peer(self), sock=one.sock, backlog=_BACKLOG, **keep
+            )
+        else:
+            # Accepted connections inherit it: a peer that vanished without a word is found out.
+            one.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            server = await loop.create_server(lambda: _Peer(self), sock=one.sock, backlog=_BACKLOG)
+        self._servers.append(server)
+        self.sockets.append(one)
+        if one.ours:
+            self._paths.append((one.address.path, os.stat(one.address.path).st_ino))
+
+    def tick(self, attempt: Callable[[Callable[[], object]], object] = lambda step: step()) -> None:
+        """Do what is due about once a second: time limits, and what the limiter has to do.
+
+        ``attempt`` calls each step, so that one that fails need not keep the others from theirs.
+        """
+        for peer in tuple(self.peers):
+            attempt(peer.look)
+        attempt(self.sync.tick)
+        attempt(self._tick_limiter)
+        attempt(self._report)
+
+    def _tick_limiter(self) -> None:
+        if not self.sync.flying:  # the checks under way have a time of their own
+            self.limiter.tick(self.sync.now())
+
+    async def close(self, timeout: float, handed_over: bool = False) -> None:
+        """Stop accepting, tell every peer, and close; at most ``timeout`` seconds.
+
+        What has been read is answered already: a read and its answer are one turn of the loop.
+        ``handed_over`` says that another process goes on with the sockets.
+        """
+        for server in self._servers:
+            server.close()
+        for path, inode in [] if handed_over else self._paths:
+            # Somebody else may have put another socket there.
+            if os.path.exists(path) and os.stat(path).st_ino == inode:
+                os.unlink(path)
+        self.sync.release()
+        # What HAProxy has sent when it hears of the end gets no answer, and from 3.1 on waits for
+        # one: so a connection ends in a moment in which nothing comes, if there is one in time.
+        began = time.monotonic()
+        for peer in self.peers:
+            peer.seen = False
+        while self.peers and time.monotonic() < began + timeout / 2:
+            await asyncio.sleep(_SILENCE)
+            for peer in tuple(self.peers):
+                if not peer.seen:
+                    peer.close(Status.NORMAL, "the agent stops")
+                peer.seen = False
+        for peer in tuple(self.peers):
+            peer.close(Status.NORMAL, "the agent stops")
+        self._quiet.clear()
+        if self.peers:
+            try:
+                await asyncio.wait_for(self._quiet.wait(), began + timeout - time.monotonic())
+            except TimeoutError:
+                for peer in tuple(self.peers):
+                    peer.abort()
+        self._report()
+
+    def left(self, peer: _Peer) -> None:
+        self.peers.discard(peer)
+        if not self.peers:
+            self._quiet.set()
+
+    def ended(self, peer: str, error: SpopError) -> None:
+        """Log why a connection ended that should not have."""
+        self.lines += 1
+        if self.lines <= _LINES_PER_SECOND:
+            log.warning("connection ended", peer=peer, status=int(error.status), why=str(error))
+
+    def admits(self, host: str) -> bool:
+        """Tell whether a peer with this address may connect; one that may not is counted."""
+        if is_loopback(host) or host in self.trusted:
+            return True
+        self.untrusted += 1
+        self.lines += 1
+        if self.lines <= _LINES_PER_SECOND:
+            log.warning("connection refused: the peer is not in agent.trusted", peer=host)
+        return False
+
+    def _report(self) -> None:
+        """Log what came up since the last second, in a number of lines that load can't raise."""
+        if self.lines > _LINES_PER_SECOND:
+            log.warning("more connections ended", count=self.lines - _LINES_PER_SECOND)
+        self.lines = 0
+        news = self.limiter.news
+        blocks, self.limiter.blocks_unreported = self.limiter.blocks_unreported, 0
+        for block in news:
+            log.info(
+                "blocked",
+                key=block.shown,
+                limit=block.limit,
+                reason=block.reason,
+                strikes=block.strikes,
+                seconds=block.until - block.since,
+            )
+        if blocks > len(news):
+            log.info("more blocked", count=blocks - len(news))
+        news.clear()
+        blocklist = self.limiter.blocklist
+        if blocklist.refused > self._told_refused:
+            more = blocklist.refused - self._told_refused
+            log.warning("the blocklist is full: clients are throttled, not blocked", count=more)
+            self._told_refused = blocklist.refused
+        notes = self.limiter.engine.notes
+        for (problem, name), told in notes.items():
+            if not told:
+                notes[problem, name] = True
+                log.warning(problem, message=name)
+
+
+class _Peer(asyncio.Protocol):
+    """One connection; feeds the state machine and sends what it returns."""
+
+    __slots__ = (
+        "_agent",
+        "_engine",
+        "_name",
+        "_reads",
+        "_spop",
+        "_transport",
+        "age",
+        "seen",
+        "stuck",
+    )
+
+    _transport: asyncio.Transport
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._name = "unix"
+        self._engine = agent.limiter.engine
+        self._spop = Connection(self._engine)
+        self._reads = 0
+        self.age = 0  # seconds in the present state
+        self.seen = False  # a byte has come since the last look
+        self.stuck = False  # nothing more is read: the peer does not, or all is said
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports do not derive from asyncio.Transport, but are such.
+        self._transport = cast(asyncio.Transport, transport)
+        peername = transport.get_extra_info("peername")
+        if isinstance(peername, tuple):
+            self._name = f"{peername[0]}:{peername[1]}"
+            if not self._agent.admits(peername[0]):
+                self.abort()
+                return
+        self._transport.set_write_buffer_limits(high=_WRITE_LIMIT)
+        full = len(self._agent.peers) >= MAX_CONNECTIONS
+        self._agent.peers.add(self)
+        if full:
+            self._agent.refused += 1
+            self._fail(Status.RESOURCES, f"more than {MAX_CONNECTIONS} connections")
+
+    def data_received(self, data: bytes) -> None:
+        self.seen = True
+        sync = self._agent.sync
+        if sync.waits:
+            sync.hold(self, data)
+            return
+        self.answer(data, time.monotonic_ns() + sync.epoch)
+        if self._engine.urgent:
+            sync.hurry()
+
+    def reserve(self, data: bytes) -> None:
+        """Have the store hear of what ``answer(data)`` will count."""
+        self._spop.reserve(data)
+
+    def answer(self, data: bytes, now: int) -> None:
+        """Take what was read, as of ``now``, and send the answers."""
+        if self._spop.closed:
+            return
+        answer = self._spop.receive_data(data, now)
+        if answer:
+            self._transport.write(answer)
+            self._reads += 1
+            if not self._reads & _UNTIMED:
+                # While answers wait for the store, time may be set anew.
+                took = time.monotonic_ns() + self._agent.sync.epoch - now
+                self._agent.answer_times.add(max(0, took))
+        if self._spop.closed:
+            self._finish()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        # HAProxy 3.1 and later may reset a connection that it no longer needs: no error.
+        self._agent.left(self)
+
+    def pause_writing(self) -> None:
+        self._transport.pause_reading()
+        self.stuck = True
+        self.age = 0
+
+    def resume_writing(self) -> None:
+        if not self._spop.closed:
+            self.stuck = False
+        self._transport.resume_reading()
+
+    def _fail(self, status: int, message: str) -> None:
+        """End the connection, and say so in the log."""
+        self._agent.ended(self._name, SpopError(status, message))
+        self.close(status, message)
+
+    def close(self, status: int, message: str) -> None:
+        """End the connection from this side."""
+        farewell = self._spop.close(status, message)
+        if farewell:
+            self._transport.write(farewell)
+            self._finish()
+
+    def look(self) -> None:
+        """End what takes too long; called about once a second."""
+        self.age += 1
+        if self.stuck:
+            if self.age > CLOSE_TIMEOUT:
+                if not self._spop.closed:
+                    error = SpopError(Status.TIMEOUT, "HAProxy does not read what it is sent")
+                    self._agent.ended(self._name, error)
+                self.abort()
+        elif self._spop.hello is None:
+            if self.age > HANDSHAKE_TIMEOUT:
+                self._fail(Status.TIMEOUT, "no HAPROXY-HELLO in time")
+        elif self.seen:
+            self.age = 0
+        elif self._spop.in_frame and self.age > FRAME_TIMEOUT:
+            self._fail(Status.TIMEOUT, "the rest of a frame did not come in time")
+        elif self.age > IDLE_TIMEOUT:
+            self.close(Status.TIMEOUT, "silent for too long")
+        self.seen = False
+
+    def abort(self) -> None:
+        """Close without sending what is unsent."""
+        self._transport.abort()
+
+    def _finish(self) -> None:
+        if self._spop.error is not None:
+            self._agent.protocol_errors += 1
+            self._agent.ended(self._name, self._spop.error)
+        self.stuck = True
+        self.age = 0
+        # Half-closed, and what still comes is read and dropped until the peer closes: a close with
+        # bytes unread would reset the connection, and the peer lose what it was sent last.
+        if not self._transport.is_closing():
+            self._transport.write_eof()
+
+
+def _bind(address: Address) -> Passed:
+    if address.path:
+        return Passed(_bind_unix(address.path), ours=True)
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address.host, address.port))
+    except OSError:
+        sock.close()
+        raise
+    return Passed(sock)
+
+
+def _bind_unix(path: str) -> socket.socket:
+    """Bind a socket file of mode 0660, in place of one that nobody listens on any more."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.setblocking(False)
+                try:
+                    probe.connect(path)
+                except ConnectionRefusedError:
+                    os.unlink(path)
+                except BlockingIOError:
+                    pass  # a full backlog: somebody listens
+        umask = os.umask(0o117)
+        try:
+            sock.bind(path)
+        finally:
+            os.umask(umask)
+    except OSError:
+        sock.close()
+        raise
+    return sock

@@ -1,0 +1,38 @@
+"""Which peers are trusted: networks from the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import ip_address
+
+from ratelimit.limiter.keys import network_text, parse_network
+
+
+def trusted_network(text: str) -> str:
+    """Return a network or an address in its shortest form. Raises ValueError."""
+    return network_text(parse_network(text))
+
+
+class Trusted:
+    """Peers in one of these networks; an address in a network is ``in`` it."""
+
+    def __init__(self, networks: Iterable[str] = ()) -> None:
+        self._networks = tuple(parse_network(text) for text in networks)
+
+    def __contains__(self, host: str) -> bool:
+        """Tell whether an address, as the kernel names a peer, is in one of the networks."""
+        try:
+            address = ip_address(host.partition("%")[0])  # fe80::1%eth0
+        except ValueError:
+            return False
+        if address.version == 6 and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped  # a peer by IPv4 on a socket of both kinds
+        return any(address in network for network in self._networks)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a peer is on this machine, by its address."""
+    return host in _LOOPBACK
+
+
+_LOOPBACK = Trusted(("127.0.0.0/8", "::1"))

@@ -1,0 +1,286 @@
+"""What each path of the API does; ``routes`` says which is whose."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+from aiohttp import web
+
+from ratelimit import __version__
+from ratelimit.api import models
+from ratelimit.api.blocks import entries, key_of
+from ratelimit.api.call import Call, Reply
+from ratelimit.api.errors import ProblemError
+from ratelimit.api.events import send_events
+from ratelimit.api.listing import listing
+from ratelimit.api.page import PAGE, POLICY
+from ratelimit.engine import compiled
+from ratelimit.engine.layout import SECOND
+from ratelimit.events.bus import Full
+from ratelimit.limiter.limiter import ClientState
+from ratelimit.limiter.typed import Given
+from ratelimit.notation import format_duration
+from ratelimit.process import log as logs
+from ratelimit.store import StoreError
+from ratelimit.turns import paced
+
+DESCRIPTION = web.AppKey("description", bytes)
+"""The OpenAPI description, which ``openapi`` makes of the routes."""
+
+
+# Clients.
+
+
+async def list_clients(call: Call) -> Reply:
+    """Answer with the busiest."""
+    query: models.ClientsQuery = call.query
+    found = await call.control.busiest.find(query.n, query.sort)
+    return Reply(await paced(listing(models.BusyClients(clients=[]), "clients", found)))
+
+
+async def explain(call: Call) -> Reply:
+    """Answer with everything known about a key."""
+    given = key_of(call)
+    control = call.control
+    known = await control.explain(given.key)
+    limits = (
+        models.LimitOf(
+            limit=state.limit.name,
+            key=_counted(given, state),
+            hits=state.hits,
+            rate=state.limit.rate,
+            window=format_duration(state.limit.window),
+            remaining=state.remaining,
+            until=state.until,
+            strikes=state.block.strikes if state.block else 0,
+            block=entries(control, [state.block])[0] if state.block else None,
+        )
+        for state in known.limits
+    )
+    explained = models.Explained(
+        key=control.shown(given) or given.key,
+        note=given.note,
+        lists=known.listed,
+        limits=[],
+        by_hand=entries(control, known.by_hand),
+        edge=known.edge,
+    )
+    return Reply(await paced(listing(explained, "limits", limits)))
+
+
+def _counted(given: Given, state: ClientState) -> str:
+    """Return what a limit counts a client as, in the form in which that is shown."""
+    if state.block is not None:
+        return state.block.shown
+    return given.shown(state.limit.secret) if state.key == given.key else state.key
+
+
+# The node and the fleet.
+
+
+async def list_limits(call: Call) -> Reply:
+    """Answer with the limits in force."""
+    limits = (
+        models.LimitInForce(
+            name=limit.name,
+            rate=limit.rate,
+            window=format_duration(limit.window),
+            block=[format_duration(seconds * SECOND) for seconds in limit.block],
+            forget=format_duration(limit.forget * SECOND),
+            strict=limit.strict,
+            shadow=limit.shadow,
+            headers=limit.headers,
+            fuse=limit.fuse,
+            ipv4_prefix=limit.ipv4_prefix,
+            ipv6_prefix=limit.ipv6_prefix,
+            secret=limit.secret,
+        )
+        for limit in [rule.limit for rule in call.control.limiter.engine.rules]
+    )
+    return Reply(await paced(listing(models.Limits(limits=[]), "limits", limits)))
+
+
+async def clear_fuse(call: Call) -> Reply:
+    """Let a limit block again."""
+    try:
+        cleared = call.control.clear_fuse(call.names["name"])
+    except KeyError:
+        raise ProblemError.field(404, "name", "is not a limit in force") from None
+    if not cleared:
+        raise ProblemError.field(404, "name", "its fuse has not blown")
+    return Reply(status=204)
+
+
+async def status(call: Call) -> Reply:
+    """Answer with this node's state."""
+    control = call.control
+    agent, store, sync, engine = (
+        control.agent,
+        control.store,
+        control.sync,
+        control.limiter.engine,
+    )
+    blocklist = control.limiter.blocklist
+    reload = control.reloaded
+    limits = (
+        models.LimitCounters(
+            name=rule.limit.name,
+            allowed=rule.allowed,
+            throttled=rule.throttled,
+            blocked=rule.blocked,
+            denied=rule.denied,
+            fuse_blown=rule.fused,
+        )
+        for rule in list(engine.rules)
+    )
+    state = models.Status(
+        version=__version__,
+        compiled=compiled(),
+        node=control.about.id,
+        ready=control.ready,
+        degraded=not store.up,
+        started=control.started,
+        uptime=round(time.time() - control.started, 3),
+        checks=engine.checks,
+        unknown=engine.unknown,
+        keyless=engine.keyless,
+        unchecked=[
+            models.Unchecked(problem=problem, message=name) for problem, name in engine.notes
+        ],
+        forwarders=control.forwarders.found(),
+        connections=len(agent.peers),
+        connections_refused=agent.refused,
+        connections_untrusted=agent.untrusted,
+        protocol_errors=agent.protocol_errors,
+        nodes=store.nodes,
+        table=models.TableFill(
+            capacity=engine.table.capacity,
+            entries=engine.table.entries,
+            evictions=engine.table.evictions,
+            bytes=engine.table.size,
+        ),
+        limits=[],
+        blocklist=models.BlocklistState(
+            entries=len(blocklist), made=control.limiter.blocks, refused=blocklist.refused
+        ),
+        store=models.StoreState(
+            # Never the URL: there may be a password in it.
+            kind=control.config.store.url.partition(":")[0],
+            up=store.up,
+            problem=store.problem,
+            outages=store.outages,
+            unwritten=len(store.outbox),
+            dropped=store.outbox.dropped,
+            sync_failures=sync.failures,
+            late=sync.late,
+            journal=store.journal,
+            journal_problem=store.journal_problem,
+            unsigned=store.unsigned,
+        ),
+        edges=models.EdgeState(
+            faults=control.edges.faults,
+            dropped=control.edges.dropped,
+            corrected=control.edges.corrected,
+        ),
+        events=models.EventState(listeners=len(control.bus), dropped=control.bus.dropped),
+        reload=_reload(reload) if reload else None,
+        tasks=[models.TaskState.model_validate(task) for task in control.tasks.tasks.values()],
+        log=models.LogState.model_validate(logs.state()),
+        haproxy=await control.runtime.report(),
+    )
+    return Reply(await paced(listing(state, "limits", limits)))
+
+
+def _reload(result: Any) -> models.ReloadState:
+    return models.ReloadState(
+        ok=result.ok, at=result.at, problems=list(result.problems), restart=list(result.restart)
+    )
+
+
+async def nodes(call: Call) -> Reply:
+    """Answer with the live nodes."""
+    try:
+        found = await call.control.nodes()
+    except StoreError as error:
+        raise ProblemError(503, f"the store can't say: {error}") from error
+    here = call.control.about.id
+    return Reply(
+        models.Nodes(
+            nodes=[
+                models.NodeState(**dataclasses.asdict(node), here=node.id == here)
+                for node in sorted(found, key=lambda node: node.id)
+            ]
+        )
+    )
+
+
+async def haproxy(call: Call) -> Reply:
+    """Answer with what the HAProxy processes say of themselves."""
+    return Reply(models.Haproxy(haproxy=await call.control.runtime.report()))
+
+
+async def reload(call: Call) -> Reply:
+    """Read the configuration again."""
+    result = await call.control.reload()
+    if not result.ok:
+        raise ProblemError(
+            422 if result.invalid else 503,
+            "the configuration in force stays",
+            [_configured(problem) for problem in result.problems],
+        )
+    return Reply(_reload(result))
+
+
+def _configured(problem: str) -> models.FieldProblem:
+    """Return a line of ConfigError, ``source: field: what is wrong``, as a problem."""
+    parts = problem.split(": ", 2)
+    if len(parts) < 3:
+        return models.FieldProblem(field="", message=problem)
+    return models.FieldProblem(field=parts[1], message=parts[2])
+
+
+async def events(call: Call) -> web.StreamResponse:
+    """Send events until the listener goes."""
+    try:
+        return await send_events(call.request, call.control.bus)
+    except Full:
+        raise ProblemError(503, "too many listen already", headers={"Retry-After": "10"}) from None
+
+
+# Health.
+
+
+async def alive(_call: Call) -> Reply:
+    """Answer that the process lives, whatever else does."""
+    return Reply(models.Health(status="ok"))
+
+
+async def ready(call: Call) -> Reply:
+    """Answer whether requests should come here."""
+    control = call.control
+    if not control.ready:
+        raise ProblemError(503, "starting or draining", headers={"Retry-After": "1"})
+    if not control.store.up:
+        return Reply(models.Health(status="degraded", detail="the store is away"))
+    return Reply(models.Health(status="ready"))
+
+
+async def metrics(call: Call) -> web.Response:
+    """Answer with what Prometheus scrapes."""
+    body, content_type = call.control.metrics(call.request.headers.get("Accept", ""))
+    return web.Response(body=body, headers={"Content-Type": content_type})
+
+
+async def openapi(call: Call) -> web.Response:
+    """Answer with the description of the API."""
+    return web.Response(
+        body=call.request.app[DESCRIPTION], content_type="application/vnd.oai.openapi+json"
+    )
+
+
+async def page(_call: Call) -> web.Response:
+    """Answer with the page for people."""
+    policy = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
+    return web.Response(text=PAGE, content_type="text/html", headers=policy)

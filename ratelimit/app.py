@@ -1,0 +1,267 @@
+"""A node: its parts put together, started, and taken down again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import gc
+import resource
+import secrets
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import structlog
+
+from ratelimit import __version__
+from ratelimit.agent.server import Agent
+from ratelimit.agent.trust import Trusted
+from ratelimit.api.server import Server
+from ratelimit.config import Config
+from ratelimit.engine import compiled
+from ratelimit.engine.layout import CLIENT_BYTES, SECOND
+from ratelimit.events.fleet_events import Alerts
+from ratelimit.events.load import Load
+from ratelimit.events.webhooks import Webhooks
+from ratelimit.exceptions import StartError
+from ratelimit.haproxy.api import Prefixes, Runtime
+from ratelimit.haproxy.stats import AGENT_BACKEND
+from ratelimit.limiter.limiter import Limiter, Sharing
+from ratelimit.model import Address
+from ratelimit.node.metrics import Metrics
+from ratelimit.node.operations import Control
+from ratelimit.process.handover import RELEASE_TIMEOUT, Predecessor, Successor, hand_over
+from ratelimit.process.supervisor import Task
+from ratelimit.process.systemd import Manager, Sockets
+from ratelimit.store import MEMORY, Node, open_store
+from ratelimit.store.entries import entry_from_json, entry_to_json
+from ratelimit.store.sync import Sync
+
+DRAIN_TIMEOUT = 0.8
+"""Seconds from SIGTERM until connections that are still open are cut."""
+
+SOON = 1.0
+"""Seconds until a task is started again at the latest, if others wait for it."""
+
+GC_THRESHOLD = (130, 5, 110)
+"""For ``gc.set_threshold()``: a collection of the middle generation looks at some 1,000 objects,
+and not at 7,000; those that look at all are as rare as by default."""
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Running:
+    """A node that listens on ``addresses``, its API on ``ops``.
+
+    ``handed_over`` is set when a ``successor`` goes on with its sockets.
+    """
+
+    addresses: list[Address]
+    ops: Address
+    control: Control
+    server: Server
+    handed_over: asyncio.Event
+    successor: Successor | None = None
+
+    async def hand_over(self) -> None:
+        """Have a successor follow, if that is possible; its log says why not."""
+        store = self.control.store
+        self.successor = await hand_over(
+            [*self.control.agent.sockets, *self.server.sockets],
+            functools.partial(store.release, RELEASE_TIMEOUT),
+            store.reopen,
+        )
+        if self.successor is not None:
+            self.handed_over.set()
+
+    async def take(self, lines: list[bytes]) -> None:
+        """Take what the process before has left."""
+        entries = []
+        for line in lines:
+            try:
+                entries.append(entry_from_json(line))
+            except ValueError as error:
+                log.warning("a change of the process before can't be read", why=str(error))
+        await self.control.sync.take(entries)
+
+    async def stop_answering(self) -> None:
+        """End all connections; leave the successor what it can't know."""
+        agent, successor = self.control.agent, self.successor
+        if successor is None:
+            await agent.close(DRAIN_TIMEOUT)
+            return
+        # First, for whatever it would change after that would be lost.
+        await self.server.close()
+        await agent.close(DRAIN_TIMEOUT, handed_over=True)
+        entries = self.control.store.outbox.entries()
+        await successor.leave(entry_to_json(entry).encode() for entry in entries)
+
+
+@contextlib.asynccontextmanager
+async def run_node(
+    config: Config, manager: Manager, *stats: str, predecessor: Predecessor | None = None
+) -> AsyncIterator[Running]:
+    """Run a node, and all that it does next to the answers; yield it.
+
+    ``stats`` are sockets of HAProxy that the configuration can't name. A ``predecessor`` goes on
+    answering until this node does, and then ends.
+    """
+    passed = Sockets.inherited(trusted=predecessor is not None)
+    sockets = [passed.take(address) for address in config.agent.listen]
+    ops_sockets = passed.take(config.ops.listen)
+    passed.done()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # In a thread, for a disk may hang and the signal to stop come.
+    lists = await asyncio.to_thread(config.read_lists)
+    limits, node = config.limits_in_force(), secrets.token_hex(8)
+    if config.store.url == MEMORY:
+        sharing = Sharing.NONE
+    else:
+        sharing = Sharing.HOT if config.store.sync_interval else Sharing.ALL
+    clients = config.agent.max_clients
+    try:
+        limiter = Limiter(
+            limits,
+            clients,
+            node=node,
+            sharing=sharing,
+            lists=lists,
+            keyed=False,
+            shared_clients=config.store.shared_clients,
+        )
+    except (OSError, MemoryError) as error:
+        size = clients * CLIENT_BYTES >> 20
+        raise config.wrong("agent.max_clients", f"there are no {size} MiB of memory") from error
+    sync = Sync(limiter, config.store.sync_interval / SECOND, config.store.on_outage == "share")
+    about = Node(node, __version__, int(time.time()))
+    agent = Agent(limiter, sync, Trusted(config.agent.trusted))
+    runtime = Runtime([*config.haproxy.sockets, *stats], prefixes=prefixes(config))
+    control = Control(config, agent, about, runtime)
+    server = Server(control)
+    store = open_store(
+        config.store.url,
+        prefix=config.store.prefix,
+        state_dir=config.store.state_dir,
+        tls_server_name=config.store.tls_server_name,
+        secret=config.fleet_secret(),
+        replicas=config.store.replicas,
+        events=control.follow(sync.events),
+        node=about,
+    )
+    if store.kept.secret:
+        limiter.rekey(store.kept.secret)
+    sync.attach(store, about)
+    webhooks = Webhooks(config.receivers(), node)
+    load = Load(config.load.high, config.load.low, config.load.hold / SECOND)
+    servers = functools.partial(_servers_up, runtime)
+    alerts = Alerts(limiter, store, node, webhooks, load, servers, control.bus.publish)
+    control.bus.taps.append(alerts.hear)
+    control.reloader.parts += [
+        lambda new: functools.partial(setattr, runtime, "prefixes", prefixes(new)),
+        lambda new: functools.partial(webhooks.renew, new.receivers()),
+        lambda new: functools.partial(
+            load.change, new.load.high, new.load.low, new.load.hold / SECOND
+        ),
+    ]
+    control.metrics = Metrics(control, webhooks).exposition
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(runtime.close)
+        stack.push_async_callback(server.close)
+        if predecessor is None:
+            # First, so that who asks while the store is waited for is told that the node starts.
+            ops = await server.start(ops_sockets)
+        elif config.store.url == MEMORY:
+            await predecessor.release()  # only one process can have the file open
+        await store.start()
+        if predecessor is not None:
+            ops = await server.start(ops_sockets)  # until now the other one has answered
+        running = Running([], ops, control, server, asyncio.Event())
+        if store.up:
+            control.edges.compare()
+        if not limiter.keyed:
+            log.warning(
+                "clients known by a string are throttled, not blocked, until the store was reached"
+            )
+        stack.push_async_callback(store.close)
+        stack.push_async_callback(running.stop_answering)
+        # The garbage collector stops all answers. What the start made stays, so it need not walk
+        # through that each time; and of what came since it looks at little at a time.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLD)
+        for address, bound in zip(config.agent.listen, sockets, strict=True):
+            try:
+                running.addresses.append(await agent.listen(address, bound))
+            except StartError as error:
+                raise config.wrong("agent.listen", str(error)) from error
+        log.info(
+            "agent started",
+            version=__version__,
+            compiled=compiled(),
+            listen=[str(address) for address in running.addresses],
+            ops=written(ops),
+            table_bytes=agent.limiter.engine.table.size,
+        )
+        tasks = control.tasks
+        stack.callback(webhooks.close)
+        stack.push_async_callback(tasks.close)
+        asyncio.get_running_loop().set_exception_handler(tasks.unhandled)
+        tasks.start("tick", lambda: _tick(agent, tasks.task("tick")))
+        # With sync_interval = "0" answers wait for it.
+        tasks.start("sync", sync.run, SOON)
+        tasks.start("tidy", control.tidy, SOON)
+        tasks.start("edges", control.edges.run)
+        tasks.start("edge tables", control.edges.compare_all)
+        tasks.start("map files", control.edges.files.run)
+        tasks.start("api", server.run)
+        tasks.start("webhooks", webhooks.run)
+        tasks.start("alerts", alerts.run)
+        control.ready = True
+        manager.tell("READY=1")
+        try:
+            yield running
+        finally:
+            control.ready = False
+            if not running.handed_over.is_set():
+                manager.tell("STOPPING=1")
+            engine = agent.limiter.engine
+            log.info("agent stops", checks=engine.checks, blocks=agent.limiter.blocks)
+
+
+def prefixes(config: Config) -> Prefixes:
+    """Return what is a client at the edges: they remember the blocks of this limit alone."""
+    limit = config.limits["default"]
+    return Prefixes(limit.ipv4_prefix, limit.ipv6_prefix)
+
+
+async def _servers_up(runtime: Runtime) -> int | None:
+    """Return how many servers of the application are up, as the HAProxy sees it that has most."""
+    up = [
+        sum(
+            server.status.startswith("UP")
+            for backend in report.backends
+            for server in backend.servers
+            if backend.name != AGENT_BACKEND
+        )
+        for report in await runtime.report()
+        if not report.problem
+    ]
+    return max(up, default=None)
+
+
+async def _tick(agent: Agent, task: Task) -> None:
+    while True:
+        await asyncio.sleep(1)
+        agent.tick(task.attempt)
+
+
+def written(address: Address) -> str:
+    """Return an address as HAProxy's ``bind`` and ``server`` lines, and URLs, have it."""
+    if address.path:
+        return f"unix@{address.path}"
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return f"{host}:{address.port}"

@@ -1,0 +1,196 @@
+"""The command ``ratelimit``.
+
+Exit codes: 0 well, 1 failed, 2 wrong use or wrong configuration. A mistake of the user is told in a
+line on standard error, never as a stack trace.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import import_module
+from io import TextIOWrapper
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ratelimit import __version__, engine
+from ratelimit.cli.node import COMMANDS
+from ratelimit.config import Config, load
+from ratelimit.exceptions import ApiError, ConfigError, RatelimitError
+from ratelimit.model import Address
+from ratelimit.notation import SECOND, format_duration, parse_host_port
+
+if TYPE_CHECKING:
+    from ratelimit.model import Limit
+
+
+_LAZY = {
+    "doctor": "ratelimit.cli.doctor",
+    "haproxy": "ratelimit.cli.haproxy",
+    "trusted-proxies": "ratelimit.cli.trusted_proxies",
+}
+"""Commands in modules of their own, whose imports the others need not wait for."""
+
+
+class _Program(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_LAZY])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _LAZY:
+            command: click.Command = getattr(
+                import_module(_LAZY[cmd_name]), cmd_name.replace("-", "_")
+            )
+            return command
+        return super().get_command(ctx, cmd_name)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a key may have any sign
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            for problem in error.problems:
+                click.echo(problem, err=True)
+            sys.exit(2)
+        except BrokenPipeError:
+            raise  # whoever read has what they wanted; click ends without a word
+        except (RatelimitError, OSError) as error:
+            click.echo(f"ratelimit: {error}", err=True)
+            sys.exit(2 if isinstance(error, ApiError) and error.status in (400, 422) else 1)
+
+
+def _host_port(
+    _context: click.Context, _option: click.Parameter, value: str | None
+) -> Address | None:
+    if value is None:
+        return None
+    try:
+        address = parse_host_port(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    if address.port == 0:
+        raise click.BadParameter("a port is from 1 to 65535")
+    return address
+
+
+_config_option = click.option(
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Configuration in TOML; without it, the defaults and the environment.",
+)
+
+
+@click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """The global rate limiter for HAProxy."""
+
+
+@main.command()
+@click.option(
+    "--backend",
+    callback=_host_port,
+    metavar="HOST:PORT",
+    help="The application to protect; without it, a small demo application answers.",
+)
+@click.option(
+    "--listen",
+    callback=_host_port,
+    metavar="HOST:PORT",
+    help="Where HAProxy takes requests.",
+)
+@_config_option
+def up(backend: Address | None, listen: Address | None, path: Path | None) -> None:
+    """Run the agent and HAProxy together until Ctrl-C."""
+    from ratelimit.cli import up as together
+
+    sys.exit(together.up(load(path), listen, backend))
+
+
+@main.command()
+@_config_option
+def serve(path: Path | None) -> None:
+    """Run the agent alone, for an HAProxy that runs elsewhere."""
+    from ratelimit import serve as service
+
+    sys.exit(service.serve(load(path)))
+
+
+@main.command()
+@_config_option
+def check(path: Path | None) -> None:
+    """Validate the configuration and show the limits in it."""
+    config = load(path)
+    lists = config.read_lists()
+    for exposed in config.exposed_files():
+        click.echo(f"warning: {exposed}: every user of this machine can read it", err=True)
+    click.echo(f"{path or 'defaults'}: ok")
+    click.echo(_summary(config))
+    if lists.allow or lists.deny:
+        click.echo(f"lists: {lists.allow} networks never counted, {lists.deny} always refused")
+
+
+@main.command()
+@click.argument("log")
+@_config_option
+@click.option("--limit", "name", default="default", metavar="NAME", help="The limit to try.")
+@click.option(
+    "-n",
+    "rows",
+    type=click.IntRange(1, 100_000),
+    default=20,
+    show_default=True,
+    metavar="ROWS",
+    help="How many clients to show.",
+)
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def replay(log: str, path: Path | None, name: str, rows: int, as_json: bool) -> None:
+    """Show whom a limit would have refused, by the access log LOG.
+
+    LOG is HAProxy's HTTP log, or in the common or combined format, plain or gzip; - is standard
+    input.
+    """
+    from ratelimit.replay.accesslog import AccessLog
+    from ratelimit.replay.report import Watch
+    from ratelimit.replay.run import run
+
+    config = load(path)
+    names = [limit.name for limit in config.limits_in_force()]
+    if name not in names:
+        raise click.BadParameter(
+            f"no such limit; there are {', '.join(names)}", param_hint="--limit"
+        )
+    with AccessLog(log) as opened, Watch(opened) as watch:
+        report = run(opened, config, name, rows, watch)
+    if as_json:
+        click.echo(json.dumps(report.json(), indent=2))
+    else:
+        click.echo(f"limit {_limit(report.limit)}")
+        report.show()
+
+
+@main.command()
+def version() -> None:
+    """Show the version, and whether the request path is compiled."""
+    click.echo(f"ratelimit {__version__} ({'compiled' if engine.compiled() else 'pure'})")
+
+
+for command in COMMANDS:
+    main.add_command(command)
+
+
+def _summary(config: Config) -> str:
+    return "limits: " + "; ".join(_limit(limit) for limit in config.limits_in_force())
+
+
+def _limit(limit: Limit) -> str:
+    blocks = ", ".join(format_duration(seconds * SECOND) for seconds in limit.block)
+    return (
+        f"{limit.name}: {limit.rate} in {format_duration(limit.window)}, "
+        f"{f'then blocked for {blocks}' if blocks else 'throttled only'}"
+        f"{', in shadow' if limit.shadow else ''}"
+    )

@@ -1,0 +1,175 @@
+"""``ratelimit trusted-proxies``: fetches the networks of a CDN, and reads such a list over."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+
+from ratelimit import __version__
+from ratelimit.cli.tables import printable
+from ratelimit.exceptions import RatelimitError
+from ratelimit.haproxy.trusted_proxies import Network, ProxyList, judge, read, write
+
+CLOUDFLARE = ("https://www.cloudflare.com/ips-v4", "https://www.cloudflare.com/ips-v6")
+"""Where Cloudflare publishes its networks."""
+
+_TIMEOUT = 10  # seconds
+_LARGEST = 1 << 20  # bytes
+_SHOWN = 20  # findings
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class ListError(RatelimitError):
+    """A list can't be had, or should not be used."""
+
+
+@click.group("trusted-proxies")
+def trusted_proxies() -> None:
+    """Lists of proxies whose headers HAProxy believes, such as cdn.lst."""
+
+
+@trusted_proxies.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--private", is_flag=True, help="Private ranges are meant, as in lb.lst.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def check(file: Path, private: bool, as_json: bool) -> None:
+    """Say what is wrong in the list FILE; exit code 1 if anything is."""
+    now = datetime.now(UTC)
+    found = _read(file)
+    findings = judge(found, now, private)
+    if as_json:
+        shown = [{"line": one.line, "problem": one.problem} for one in findings]
+        date = found.date.isoformat() if found.date else None
+        answer = {"networks": len(found.networks), "date": date, "sources": found.sources}
+        click.echo(json.dumps(answer | {"findings": shown}, indent=1))
+    else:
+        for finding in findings:
+            click.echo(f"{file}: {printable(str(finding))}")
+        click.echo(f"{file}: {_summary(found, now)}")
+    sys.exit(1 if findings else 0)
+
+
+@trusted_proxies.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    metavar="URL",
+    default=CLOUDFLARE,
+    show_default=True,
+    help="A text with a network in each line; may be given several times.",
+)
+@click.option("--force", is_flag=True, help="Write it whatever is odd about it.")
+def update(file: Path, sources: tuple[str, ...], force: bool) -> None:
+    """Write the networks that a CDN publishes to the list FILE.
+
+    FILE stays as it is if a source does not answer, has anything else than networks, or has lost
+    more than half of those that FILE has.
+    """
+    now = datetime.now(UTC)
+    old = _read(file) if file.exists() else ProxyList()
+    networks = list(dict.fromkeys(network for url in sources for network in _fetch(url)))
+    text = write(networks, now, sources)
+    findings = [str(finding) for finding in judge(read(text), now)]
+    before = {network for _, network in old.networks}
+    lost = before - set(networks)
+    if 2 * len(lost) > len(before):
+        findings.append(f"{len(lost)} of the {len(before)} networks that it has are gone")
+    if findings and not force:
+        shown = "\n  ".join(map(printable, findings[:_SHOWN]))
+        raise ListError(f"{file} is left as it is; --force writes it all the same:\n  {shown}")
+    _replace(file, text)
+    added = set(networks) - before
+    click.echo(f"{file}: {_summary(read(text), now)}")
+    click.echo(f"{len(added)} added, {len(lost)} removed; reload HAProxy to have it read")
+
+
+def _summary(found: ProxyList, now: datetime) -> str:
+    said = f"{found.count(4)} IPv4 and {found.count(6)} IPv6 networks"
+    if found.date is None:
+        return f"{said}, without a date"
+    days = max(0, (now - found.date).days)
+    sources = f" from {printable(', '.join(found.sources))}" if found.sources else ""
+    return f"{said}, made {days} days ago{sources}"
+
+
+def _read(file: Path) -> ProxyList:
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(_LARGEST + 1)
+    except OSError as error:
+        raise ListError(f"{file}: {error.strerror}") from error
+    if len(data) > _LARGEST:
+        raise ListError(f"{file}: larger than {_LARGEST >> 20} MiB")
+    return read(data.decode("utf-8", "backslashreplace"))
+
+
+class _SameSite(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect on the site that was asked, and no other."""
+
+    def redirect_request(self, req: urllib.request.Request, *args: Any) -> Any:
+        old, new = urlsplit(req.full_url), urlsplit(args[-1])
+        if (old.scheme, old.netloc) != (new.scheme, new.netloc):
+            return None
+        return super().redirect_request(req, *args)
+
+
+def _fetch(url: str) -> list[Network]:
+    """Return the networks of a source; ListError if it has anything else."""
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
+        raise ListError(f"{printable(url)}: must be https://HOST/PATH")
+    request = urllib.request.Request(  # noqa: S310 - the scheme was looked at
+        url, headers={"User-Agent": f"ratelimit/{__version__}"}
+    )
+    try:
+        opener = urllib.request.build_opener(_SameSite())
+        with opener.open(request, timeout=_TIMEOUT) as answer:
+            data = answer.read(_LARGEST + 1)
+    except urllib.error.HTTPError as error:
+        with error:
+            to = error.headers.get("Location")
+            why = f"is at {printable(to)} now" if to else f"answers with status {error.code}"
+        raise ListError(f"{url}: {why}") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise ListError(f"{url}: {getattr(error, 'reason', error)}") from None
+    if len(data) > _LARGEST:
+        raise ListError(f"{url}: larger than {_LARGEST >> 20} MiB")
+    found = read(data.decode("utf-8", "backslashreplace"))
+    if found.findings:
+        raise ListError(f"{url}: {printable(str(found.findings[0]))}")
+    if not found.networks:
+        raise ListError(f"{url}: has no network in it")
+    return [network for _, network in found.networks]
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file in one step, readable by HAProxy's user."""
+    try:
+        mode = file.stat().st_mode & 0o777 if file.exists() else 0o644
+        with tempfile.NamedTemporaryFile(
+            "w", dir=file.parent, prefix=f".{file.name}.", delete=False
+        ) as made:
+            try:
+                made.write(text)
+                made.flush()
+                os.fchmod(made.fileno(), mode)
+                os.fsync(made.fileno())
+                os.replace(made.name, file)
+            except BaseException:
+                Path(made.name).unlink()
+                raise
+    except OSError as error:
+        raise ListError(f"{file}: {error.strerror}") from error

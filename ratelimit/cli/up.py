@@ -1,0 +1,158 @@
+"""The agent with an HAProxy in front, and a demo application behind it: ``ratelimit up``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+
+import click
+
+from ratelimit.app import prefixes, run_node, written
+from ratelimit.config import Config
+from ratelimit.exceptions import StartError
+from ratelimit.haproxy.process import HAProxy, confine, find, unprivileged
+from ratelimit.model import Address
+from ratelimit.notation import format_duration
+from ratelimit.process import log as logs
+from ratelimit.process.signals import let_through
+from ratelimit.process.systemd import Manager
+from ratelimit.serve import on_signal, run
+
+_DEFAULT_LISTEN = Address("127.0.0.1", 8080)
+_START_TIMEOUT = 5  # seconds for HAProxy to accept connections
+_END_TIMEOUT = 2  # seconds for the demo application to end
+_STOP_TIMEOUT = 15.0  # seconds for all to end; HAProxy is asked three times
+
+
+def up(config: Config, listen: Address | None, backend: Address | None) -> int:
+    """Run the agent and HAProxy until SIGTERM or SIGINT; return the exit code.
+
+    ``listen`` is where HAProxy accepts clients, ``backend`` the application behind it; without one
+    a demo application answers.
+    """
+    logs.begin("stdout")
+    service = functools.partial(_up, config, listen or _DEFAULT_LISTEN, backend)
+    # Closing the terminal ends it too, and with it its children.
+    return run(config, service, _STOP_TIMEOUT, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+async def _up(config: Config, listen: Address, application: Address | None) -> None:
+    on_signal(signal.SIGUSR2)  # is for an agent alone, and would end this one without HAProxy
+    let_through()
+    program = await find()
+    account = unprivileged()
+    async with contextlib.AsyncExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ratelimit-"))
+        stats = str(Path(folder) / "haproxy.sock")
+        manager = stack.enter_context(contextlib.closing(Manager.of_environment()))
+        running = await stack.enter_async_context(run_node(config, manager, stats))
+        # A check over it costs both ends less than one over TCP.
+        jail = Path(folder) / "jail"
+        jail.mkdir(mode=0o755)
+        spop = jail / "spop.sock"
+        await running.control.agent.listen(Address(path=str(spop)))
+        if application is None:
+            application = await stack.enter_async_context(_demo())
+        haproxy = await HAProxy.start(
+            program,
+            {
+                **confine(spop, account),
+                "RATELIMIT_LISTEN": written(listen),
+                "RATELIMIT_BACKEND": written(application),
+                "RATELIMIT_STATS_SOCKET": stats,
+                "RATELIMIT_STATS_LEVEL": "admin",  # in a folder that nobody else can enter
+                "RATELIMIT_IPV4_PREFIX": str(prefixes(config).ipv4),
+                "RATELIMIT_IPV6_PREFIX": str(prefixes(config).ipv6),
+            },
+        )
+        stack.push_async_callback(haproxy.stop)
+        await _first(_failed(haproxy), _announce(config, listen, application, running.ops))
+
+
+async def _announce(config: Config, listen: Address, application: Address, ops: Address) -> None:
+    """Wait until HAProxy accepts clients, say what runs, and wait until cancelled."""
+    limiter = _reachable(listen)
+    try:
+        async with asyncio.timeout(_START_TIMEOUT):
+            await _accepts(limiter)
+    except TimeoutError:
+        what = f"HAProxy does not accept connections on {written(listen)}"
+        raise StartError(f"{what} after {_START_TIMEOUT} s") from None
+    url = f"http://{written(limiter)}/"
+    click.echo(f"limiter      {url}")
+    click.echo(f"application  http://{written(application)}/")
+    click.echo(f"operators    http://{written(_reachable(ops))}/")
+    for limit in config.limits_in_force():
+        click.echo(f"limit        {limit.name}: {limit.rate} in {format_duration(limit.window)}")
+    click.echo("try          300 requests from one address, and what became of them:")
+    click.echo(
+        f"             curl -s -o /dev/null -w '%{{http_code}}\\n' '{url}[1-300]' | sort | uniq -c"
+    )
+    await asyncio.Event().wait()
+
+
+async def _accepts(address: Address) -> None:
+    while True:
+        try:
+            _, writer = await asyncio.open_connection(address.host, address.port)
+        except OSError:
+            await asyncio.sleep(0.02)
+        else:
+            writer.close()
+            return
+
+
+@contextlib.asynccontextmanager
+async def _demo() -> AsyncIterator[Address]:
+    """Run the demo application on a free port of loopback; yield where."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "ratelimit.cli.demo",
+            str(listener.fileno()),
+            pass_fds=[listener.fileno()],
+            start_new_session=True,
+        )
+        address = Address(*listener.getsockname())
+    try:
+        yield address
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), _END_TIMEOUT)
+            except TimeoutError:
+                process.kill()
+
+
+async def _failed(haproxy: HAProxy) -> None:
+    code = await haproxy.wait()
+    raise StartError(f"HAProxy ended with code {code}; its own words are above")
+
+
+async def _first(*parts: Awaitable[object]) -> None:
+    """Run all parts until the first ends, well or not; end the others."""
+    tasks = [asyncio.ensure_future(part) for part in parts]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+def _reachable(address: Address) -> Address:
+    """Return how to reach what listens on every address."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
+    return dataclasses.replace(address, host=host)

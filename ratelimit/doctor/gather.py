@@ -1,0 +1,339 @@
+"""What can be found out about a running installation, without changing any of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import aiohttp
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ratelimit.api.client import Client, path_of
+from ratelimit.exceptions import ApiError, RatelimitError, SpopError
+from ratelimit.haproxy.api import Report, Runtime
+from ratelimit.haproxy.commands import (
+    Entry,
+    Prefixes,
+    clear_entry,
+    read_entries,
+    read_prefixes,
+    refusal,
+    set_entry,
+    show_entries,
+    show_prefixes,
+)
+from ratelimit.haproxy.maps import entries as map_entries
+from ratelimit.haproxy.runtime_socket import Edge
+from ratelimit.model import Address
+from ratelimit.spop.constants import MAX_FRAME_SIZE
+from ratelimit.spop.handshake import read_health, write_health_check
+from ratelimit.store import MEMORY, StoreError
+from ratelimit.store.redis.probe import Sight, look
+from ratelimit.store.redis.url import parse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ratelimit.config import Config
+
+TIMEOUT = 1.0
+"""Seconds that anything is waited for; a request to the application 5."""
+
+SAMPLE = 20
+"""Entries of an edge table that are compared with the blocklist."""
+
+_PROBE_TIMEOUT = 5
+_UNROUTED = "100::1"  # of the discard-only prefix (RFC 6666): nobody's address
+
+
+class Note(BaseModel):
+    """A message of HAProxy's that could not be checked, as the agent saw it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    problem: str
+    message: str
+
+
+class Forwarder(BaseModel):
+    """A peer in no list of trusted proxies that speaks for many clients."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    key: str
+
+
+class Counts(BaseModel):
+    """A limit, and what became of the questions about it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    name: str
+    allowed: int = 0
+    throttled: int = 0
+    blocked: int = 0
+    denied: int = 0
+
+    @property
+    def asked(self) -> int:
+        """All of them."""
+        return self.allowed + self.throttled + self.blocked + self.denied
+
+
+class Status(BaseModel):
+    """What we need of ``GET /v1/status``."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    version: str
+    node: str
+    checks: int
+    unknown: int = 0
+    keyless: int = 0
+    unchecked: list[Note] = []
+    forwarders: list[Forwarder] = []
+    limits: list[Counts] = []
+
+
+class _Limit(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    block: object | None
+
+
+class _Explained(BaseModel):
+    """What we need of ``GET /v1/clients/{key}``."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    lists: str
+    limits: list[_Limit]
+    by_hand: list[object]
+
+
+@dataclass(frozen=True, slots=True)
+class Spop:
+    """An address of ``[agent] listen``, and what is wrong with the agent there."""
+
+    address: Address
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeTable:
+    """How an edge table took an entry that refuses nobody, and was rid of it again.
+
+    Attributes:
+        problem: why it did not.
+        kept: seconds for which a new entry is kept.
+        stale: keys that the edge refuses and the agent knows no block of.
+        compared: how many entries were compared with the agent's blocklist.
+        prefixes: what is a client there, as far as the environment of HAProxy says so.
+        maps: how many entries each map has, those that there are.
+        maps_problem: why that can't be seen.
+    """
+
+    problem: str = ""
+    kept: float = 0
+    stale: tuple[Entry, ...] = ()
+    compared: int = 0
+    prefixes: Prefixes = field(default_factory=Prefixes)
+    maps: dict[str, int] = field(default_factory=dict)
+    maps_problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """HAProxy's figures and the agent's, taken together; ``ahead`` is HAProxy's clock to ours."""
+
+    reports: tuple[Report, ...]
+    ahead: tuple[float, ...]
+    status: Status | None
+    status_problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """All of it; ``before`` and ``after`` are the same without a request to the application."""
+
+    spop: tuple[Spop, ...]
+    api: str
+    sight: Sight | None = None
+    store_problem: str = ""
+    before: Moment
+    after: Moment
+    edges: tuple[EdgeTable, ...]
+    exposed: tuple[str, ...] = ()
+    probe: str = ""
+    probe_problem: str = ""
+
+
+class Api:
+    """The ops API of the agent, without waiting for it in the loop."""
+
+    def __init__(self, client: Client) -> None:
+        self.url = client.url
+        self._client = client
+
+    async def status(self) -> Status:
+        """Return the agent's state; RatelimitError says why not."""
+        answer = await asyncio.to_thread(self._client.get, "/v1/status")
+        try:
+            return Status.model_validate(answer)
+        except ValidationError:
+            raise ApiError("the answer is not that of a ratelimit agent") from None
+
+    async def refuses(self, key: str) -> bool:
+        """Tell whether the agent knows a reason to refuse this client; RatelimitError if unsure."""
+        answer = await asyncio.to_thread(self._client.get, path_of("/v1/clients", key))
+        try:
+            known = _Explained.model_validate(answer)
+        except ValidationError:
+            raise ApiError("the answer is not that of a ratelimit agent") from None
+        return bool(known.lists or known.by_hand or any(one.block for one in known.limits))
+
+
+async def gather(config: Config, api: Api, probe: str, clock: Callable[[], float]) -> Facts:
+    """Ask everybody. Nothing is changed but one entry of each edge table, for a moment.
+
+    ``clock`` returns the time here, in epoch seconds.
+    """
+    runtime = Runtime(config.haproxy.sockets, TIMEOUT)
+    try:
+        spop, (sight, store_problem), before = await asyncio.gather(
+            asyncio.gather(*(_spop(address) for address in config.agent.listen)),
+            _store(config, clock),
+            _moment(runtime, api, clock),
+        )
+        after, probe_problem = before, ""
+        if probe:
+            probe_problem = await _request(probe)
+            after = await _moment(runtime, api, clock)
+        reachable = after.status is not None
+        edges = await asyncio.gather(
+            *(_edge_table(report, api if reachable else None) for report in after.reports)
+        )
+    finally:
+        await runtime.close()
+    return Facts(
+        spop=tuple(spop),
+        api=api.url,
+        sight=sight,
+        store_problem=store_problem,
+        before=before,
+        after=after,
+        edges=tuple(edges),
+        exposed=tuple(config.exposed_files()),
+        probe=probe,
+        probe_problem=probe_problem,
+    )
+
+
+async def _spop(address: Address) -> Spop:
+    """Ask an agent for its health as HAProxy does."""
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            if address.path:
+                reader, writer = await asyncio.open_unix_connection(address.path)
+            else:
+                reader, writer = await asyncio.open_connection(address.host, address.port)
+            try:
+                writer.write(write_health_check())
+                size = int.from_bytes(await reader.readexactly(4))
+                if size > MAX_FRAME_SIZE:
+                    return Spop(address, "what answers there does not speak SPOP")
+                return Spop(address, read_health(await reader.readexactly(size)))
+            finally:
+                writer.close()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
+    except TimeoutError:
+        return Spop(address, f"no answer within {TIMEOUT:g} s")
+    except asyncio.IncompleteReadError:
+        return Spop(address, "what listens there closes the connection without an answer")
+    except SpopError as error:
+        return Spop(address, f"what answers there does not speak SPOP: {error}")
+    except OSError as error:
+        return Spop(address, error.strerror or str(error))
+
+
+async def _store(config: Config, clock: Callable[[], float]) -> tuple[Sight | None, str]:
+    if config.store.url == MEMORY:
+        return None, ""
+    try:
+        target = parse(config.store.url, config.store.tls_server_name)
+        return await look(target, config.store.prefix, TIMEOUT, clock), ""
+    except StoreError as error:
+        return None, str(error)
+
+
+async def _moment(runtime: Runtime, api: Api, clock: Callable[[], float]) -> Moment:
+    began = clock()
+    status: Status | None = None
+    problem = ""
+    reports, answer = await asyncio.gather(runtime.report(), api.status(), return_exceptions=True)
+    if isinstance(reports, BaseException):
+        raise reports
+    if isinstance(answer, RatelimitError):
+        problem = str(answer)
+    elif isinstance(answer, BaseException):
+        raise answer
+    else:
+        status = answer
+    middle = (began + clock()) / 2
+    ahead = tuple(report.clock - middle if report.clock else 0 for report in reports)
+    return Moment(tuple(reports), ahead, status, problem)
+
+
+async def _request(url: str) -> str:
+    """Send one request through HAProxy; return why there was no answer."""
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(_PROBE_TIMEOUT)) as session,
+            session.get(url, allow_redirects=False, ssl=False) as answer,
+        ):
+            await answer.read()
+    except (aiohttp.ClientError, ValueError) as error:
+        return str(error) or type(error).__name__
+    except TimeoutError:
+        return f"no answer within {_PROBE_TIMEOUT} s"
+    return ""
+
+
+async def _edge_table(report: Report, api: Api | None) -> EdgeTable:
+    """Write an entry, read it, remove it; compare some entries with the agent's blocklist."""
+    if report.problem or report.edge is None:
+        return EdgeTable(report.problem)
+    edge = Edge(report.socket, TIMEOUT)
+    try:
+        answer = await edge.ask(f"{set_entry(_UNROUTED, 0)};{show_entries([_UNROUTED])}")
+        entries = [entry for entry in read_entries(answer) if entry.key == _UNROUTED]
+        if not entries:
+            return EdgeTable(refusal(answer) or "it did not keep what was written to it")
+        await edge.ask(clear_entry(_UNROUTED))
+        prefixes = read_prefixes(await edge.ask(show_prefixes()))
+        shown = await edge.ask("show map")
+        live = [] if api is None else await _live(edge, int(time.time()) + 1)
+        stale = [one for one in live if api is not None and not await api.refuses(one.key)]
+    except RatelimitError as error:
+        return EdgeTable(str(error))
+    finally:
+        await edge.close()
+    maps = map_entries(shown)
+    hidden = "" if maps or any(line.startswith("#") for line in shown) else refusal(shown)
+    kept = entries[0].expires_in / 1000
+    return EdgeTable("", kept, tuple(stale), len(live), prefixes, maps, hidden)
+
+
+async def _live(edge: Edge, now: int) -> list[Entry]:
+    """Return the first entries whose block ends after an epoch second."""
+    live: list[Entry] = []
+    async with contextlib.aclosing(edge.entries()) as pieces:
+        async for lines in pieces:
+            live += (entry for entry in read_entries(lines) if entry.until > now)
+            if len(live) >= SAMPLE:
+                break
+    return live[:SAMPLE]

@@ -1,0 +1,200 @@
+"""What the facts mean: for each thing whether it is well, what is broken, and how to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ratelimit import __version__
+from ratelimit.doctor.findings import SHOWN, Check, State, clock_check
+from ratelimit.doctor.gather import Counts, Facts, Moment, Status
+from ratelimit.doctor.haproxy import judge_haproxy
+from ratelimit.model import UNKNOWN, Limit
+
+
+def judge(facts: Facts, limits: Sequence[Limit]) -> list[Check]:
+    """Return all checks, in the order in which one looks for a fault."""
+    return [
+        *_agent(facts),
+        _api(facts.after, facts.api),
+        *_questions(facts),
+        *_unasked(facts.after.status),
+        *_unknown_clients(facts.after.status),
+        *_forwarders(facts.after.status),
+        *_store(facts),
+        *_versions(facts),
+        *_secrets(facts),
+        *judge_haproxy(facts, limits),
+    ]
+
+
+def _agent(facts: Facts) -> Iterator[Check]:
+    for spop in facts.spop:
+        subject = f"agent {spop.address}"
+        if spop.problem:
+            yield Check(
+                subject,
+                State.BROKEN,
+                f"no agent answers HAProxy there: {spop.problem}",
+                "start it with `ratelimit serve`, with the same --config as here, and look into "
+                "its log if it ends again; meanwhile HAProxy counts alone",
+            )
+        else:
+            yield Check(subject, State.OK, "answers a health check as HAProxy sends it")
+
+
+def _api(moment: Moment, url: str) -> Check:
+    if moment.status is None:
+        return Check(
+            "ops API",
+            State.BROKEN,
+            moment.status_problem,
+            "see whether the agent runs, with this `[ops] listen`; --url names another address, "
+            "--token-file a token that may view",
+        )
+    return Check("ops API", State.OK, f"{url} answers, node {moment.status.node}")
+
+
+def _questions(facts: Facts) -> Iterator[Check]:
+    """Look for questions that reached the agent and could not be checked."""
+    status, before = facts.after.status, facts.before.status
+    if status is None:
+        return
+    unknown, keyless, since = status.unknown, status.keyless, "since the agent's start"
+    if facts.probe and before is not None:
+        unknown -= before.unknown
+        keyless -= before.keyless
+        since = f"with the request to {facts.probe}"
+    if unknown > 0:
+        names = _noted(status, "unknown")
+        yield Check(
+            "groups",
+            State.BROKEN,
+            f"HAProxy asks for limits that the agent does not have: {unknown} questions {since}"
+            f"{f', for {names}' if names else ''}; they were let through unchecked",
+            "the name of a SPOE message is the name of a limit: see which group `http-request "
+            "send-spoe-group rl GROUP` sends and which message of spoe.conf is in it, or add "
+            "[limits.NAME]",
+        )
+    elif keyless > 0:
+        yield Check(
+            "groups",
+            State.UNSURE,
+            f"{keyless} questions {since} had no key that can be counted; they were let through",
+            "see `args key=...` of the messages in spoe.conf; a header that a request lacks is "
+            "such a key, so send the group only if it is there",
+        )
+    elif status.checks:
+        yield Check("groups", State.OK, "every question named a limit and a key")
+
+
+def _unasked(status: Status | None) -> Iterator[Check]:
+    """Look for limits that HAProxy does not ask about, among those that it might."""
+    if status is None or not status.checks:
+        return
+    unasked = [limit.name for limit in status.limits if limit.name != UNKNOWN and not limit.asked]
+    if unasked:
+        fields = ", ".join(f"limits.{name}" for name in unasked[:SHOWN])
+        yield Check(
+            "limits",
+            State.UNSURE,
+            f"HAProxy has not asked about {fields} since the agent's start, so nobody is limited "
+            "by that",
+            "nothing is wrong if no such request came; else spoe.conf needs a message of that "
+            "name in a group, and haproxy.cfg an `http-request send-spoe-group rl GROUP`; the "
+            "shipped one sends login with RATELIMIT_LOGIN_PATH and api_key with RATELIMIT_API_KEYS",
+        )
+
+
+def _unknown_clients(status: Status | None) -> Iterator[Check]:
+    """Look for requests whose client no trusted proxy named."""
+    if status is None:
+        return
+    limit = next((one for one in status.limits if one.name == UNKNOWN), Counts(name=UNKNOWN))
+    if not limit.asked:
+        return
+    refused = limit.throttled + limit.blocked + limit.denied
+    yield Check(
+        "unknown clients",
+        State.UNSURE,
+        f"{limit.asked} of {status.checks} requests since the agent's start came through a trusted "
+        f"proxy that did not name their client, and {refused} of them were refused",
+        "a load balancer's own health checks are such requests; else see whether the proxies of "
+        "lb.lst append to X-Forwarded-For, whether the CDN of cdn.lst is the one that is in front, "
+        'and how to shut its other customers out (haproxy/README.md, "Trusted proxies")',
+    )
+
+
+def _forwarders(status: Status | None) -> Iterator[Check]:
+    """Look for proxies that are in no list, whose clients are counted as one."""
+    if status is None or not status.forwarders:
+        return
+    keys = [one.key for one in status.forwarders]
+    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    yield Check(
+        "trusted proxies",
+        State.UNSURE,
+        f"peers in no list of trusted proxies send many different X-Forwarded-For: "
+        f"{', '.join(keys[:SHOWN])}{more}; the clients of each are counted as one",
+        "if one is a load balancer of yours, add it to lb.lst and reload HAProxy; others are "
+        "proxies of strangers, or clients that forge the header, and need nothing",
+    )
+
+
+def _noted(status: Status, word: str) -> str:
+    found = [ascii(note.message) for note in status.unchecked if word in note.problem]
+    return ", ".join(found[:SHOWN])
+
+
+def _store(facts: Facts) -> Iterator[Check]:
+    if facts.store_problem:
+        yield Check(
+            "store",
+            State.BROKEN,
+            facts.store_problem,
+            "see whether Redis runs and `[store] url` is right; until then each agent counts alone",
+        )
+    elif facts.sight is None:
+        yield Check("store", State.OK, "memory://, so this node counts alone")
+    else:
+        yield Check("store", State.OK, f"{facts.sight.server} answers")
+        yield clock_check(
+            "clock of the store",
+            facts.sight.ahead,
+            facts.sight.error,
+            "the nodes go by the store's clock, but a block ends at the edge by the clock here",
+        )
+
+
+def _secrets(facts: Facts) -> Iterator[Check]:
+    if facts.exposed:
+        yield Check(
+            "secrets",
+            State.UNSURE,
+            f"every user of this machine can read {'; '.join(facts.exposed)}",
+            "give each to the user or the group of the agent: chown, chmod 640",
+        )
+
+
+def _versions(facts: Facts) -> Iterator[Check]:
+    nodes = facts.sight.nodes if facts.sight else ()
+    found: dict[str, list[str]] = {__version__: ["this command"]}
+    for node in nodes:
+        found.setdefault(node.version, []).append(f"node {node.id}")
+    status = facts.after.status
+    if status is not None and not any(node.id == status.node for node in nodes):
+        found.setdefault(status.version, []).append(f"node {status.node}")
+    if len(found) > 1:
+        listed = "; ".join(
+            f"{version}: {', '.join(names[:SHOWN])}{' and more' if len(names) > SHOWN else ''}"
+            for version, names in sorted(found.items())
+        )
+        yield Check(
+            "versions",
+            State.BROKEN,
+            f"the fleet runs several versions: {listed}",
+            "install the same version on all nodes and restart those with another",
+        )
+    elif nodes or status is not None:
+        count = max(1, len(nodes))
+        shown = f"{count} nodes run" if count > 1 else "the node runs"
+        yield Check("versions", State.OK, f"{shown} {__version__}")

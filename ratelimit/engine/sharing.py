@@ -1,0 +1,592 @@
+"""Clients whose counts are shared with the other nodes, and the batches that do so.
+
+Most clients stay far below their limit and are no one else's business. With N nodes and a limit of
+L, a client that has at most L / 2N hits in the window on every node has at most L / 2 in all
+(distributed threshold monitoring: Cormode, Muthukrishnan and Yi, "Algorithms for Distributed
+Functional Monitoring", 2008). One that has more somewhere is *hot*: its counters are exchanged with
+the store, by every node that knows it, until it has been quiet for two windows.
+
+For each hot client two rings are kept beside the table's own, all by the same ticks: ``sent``, what
+the store was told of our hits, and ``remote``, what the others had when the store answered last.
+What a batch carried counts as sent, whether or not its answer ever comes: by an outage hits may be
+lost to the others, but none is counted twice.
+
+A block settles a client's hits: those before it no longer count, at no node. So hits have an
+*epoch*, which a block begins; the store keeps those of the latest one that it has heard of. A node
+that has an earlier one, since it was away or its table had no room for the client, takes the
+store's, and sends what it has again.
+
+A record of a batch is 96 bytes, integers little-endian: the key (16), the epoch (4), the tick (8)
+and 17 counters of 32 bits, the i-th for the i-th tick before. The store answers each with 80 bytes,
+the same without the key: the sums of all nodes.
+"""
+
+from __future__ import annotations
+
+from ratelimit.engine.layout import (
+    ANSWER_BYTES,
+    EPOCH,
+    FIRST_COUNTER,
+    HOT,
+    MISSED,
+    NOTICE_BYTES,
+    RECORD_BYTES,
+    RING,
+    TELL,
+    TELL_NEAR,
+    TOLD,
+    TOLD_NEAR,
+    WEIGHT_BITS,
+)
+from ratelimit.engine.rule import Rule
+from ratelimit.engine.table import Table
+from ratelimit.spop.codec import Writer
+
+_MAX_RECORDS = 1000  # of a batch: 96,000 bytes, and a few milliseconds of the store's time
+_MAX_RESERVED = 1 << 14  # of a batch, where answers wait for it
+_LOOKED_AT = 4000  # clients due, and clients of a round, for a batch: less than half a millisecond
+_LEAST = 16  # clients of a round, where a batch looks at no more than it needs to
+_HALF = 1 << WEIGHT_BITS - 1  # to round a share to the nearest
+_INTERVAL = 10_000_000  # nanoseconds
+_NEAR = 3  # intervals before its limit from which on a client's hits are sent at once
+_ROUNDS = 1200  # of a window, at most,
+_MAX_REFRESH = 1000  # but one a second; milliseconds
+_KIND = 0x7F  # of a client's key, in a notice
+_IS_NEAR = 0x80
+_SMALL = 1 << 19  # times two sub-windows it fits 64 bits; see _MAX_WINDOW in rule.py
+_AGES = 1 << 31  # milliseconds; what seems to be as long ago is in the future
+_M32 = 0xFFFFFFFF
+_MAX_OTHERS = 1 << 27  # hits of a tick; 17 of them fit into the sum
+_MAX_UNSENT = 1 << 27
+_MILLISECOND = 1_000_000  # nanoseconds
+_WORDS = 6  # of a client, 64 bits each: its slot,
+_TICK = 1  # the tick of the rings,
+_LAST = 2  # the tick of its last hit,
+_HI = 3  # its key
+_LO = 4
+_IDENT = 5  # and what it is known by beside the key: another client may have its slot by now.
+_HALVES = 41  # of a client, 32 bits each
+_REMOTE = 17  # of them: 17 counters of sent, 17 of remote,
+_SUM = 34  # the sum of remote, which follows it as Table.wait() expects,
+_UNSENT = 35  # hits that no batch has carried,
+_ASKED = 36  # the millisecond of the last batch it was in,
+_TELL = 37  # whether the other nodes are to be told of it,
+_RESERVED = 38  # hits that are sent before the table counts them,
+_DUE = 39  # the millisecond from which on a batch is to carry it, 0 for the next round,
+_QUEUED = 40  # and whether it is in the queue of those that are due.
+
+
+class Exchange:
+    """The hot clients of one limit, at most ``capacity``.
+
+    Every ``refresh`` milliseconds, more with a long window, a round of batches carries them all,
+    whether or not they have fresh hits; ``refresh`` of 0 means that every client is shared, and
+    that every batch carries those that have. Of one that could exceed its limit before the next
+    round, the others are asked every ``interval`` nanoseconds, and nearer its limit when half of
+    the time has gone until then. ``due`` is the time, as of ``Rule.at()``, by which the next batch
+    should be packed, or 0 for the next round.
+    A client's place here, counted from 1, is kept in its slot of the table. ``overflow`` counts
+    clients that should be hot and found no room: this node counts them alone. One that goes on to
+    find none is counted again after two windows, as long as it would have had its place.
+    """
+
+    def __init__(self, table: Table, rule: Rule, capacity: int, refresh: int) -> None:
+        self.table = table
+        self.rule = rule
+        self.capacity = capacity
+        # A client stays hot for two windows: with one of a day, as many rounds a second as with a
+        # short one would say the same a million times.
+        most = min(rule.limit.window // _MILLISECOND // _ROUNDS, _MAX_REFRESH)
+        self.refresh = max(refresh, most) if refresh > 0 else 0
+        self.interval = _INTERVAL
+        self.due = 0
+        self.words = memoryview(bytearray(8 * _WORDS * capacity)).cast("Q")
+        self.halves = memoryview(bytearray(4 * _HALVES * capacity)).cast("I")
+        # The first ``size`` are the places in use, in any order, and up to ``used`` the free ones
+        # follow; those from ``used`` on were never in use.
+        self.places = memoryview(bytearray(4 * capacity)).cast("I")
+        self.size = 0
+        self.used = 0
+        # The round: when it began, in milliseconds, how many places of it are to be looked at yet,
+        # and which is the next.
+        self.round = 0
+        self.left = 0
+        self.next = 0
+        # Places that a batch is to carry before the next round, in a ring of ``queued``.
+        self.queue = memoryview(bytearray(4 * capacity)).cast("I")
+        self.head = 0
+        self.queued = 0
+        self.most = _MAX_RECORDS if refresh > 0 else min(capacity, _MAX_RESERVED)
+        self.flying = memoryview(bytearray(4 * self.most)).cast("I")
+        self.flown = 0
+        self.writer = Writer(RECORD_BYTES * self.most)
+        self.notices = Writer(NOTICE_BYTES * _MAX_RECORDS)
+        self.overflow = 0
+
+    def heat(self, slot: int, told: int) -> None:
+        """Begin to share the client in a slot of the table.
+
+        ``told`` is TELL to tell the other nodes, or TOLD if one of them has told us.
+        """
+        table = self.table
+        rule = self.rule
+        if self.size >= self.capacity:
+            missed = table.halves[2 * slot + MISSED]
+            if missed == 0 or (rule.tick - missed) & _M32 > 2 * RING:
+                self.overflow += 1
+                table.halves[2 * slot + MISSED] = max(rule.tick & _M32, 1)
+            return
+        table.halves[2 * slot + MISSED] = 0
+        if self.size == self.used:
+            self.places[self.used] = self.used
+            self.used += 1
+        place = self.places[self.size]
+        self.size += 1
+        first = _WORDS * place
+        self.words[first] = slot
+        self.words[first + _TICK] = rule.tick
+        self.words[first + _LAST] = rule.tick
+        self.words[first + _HI] = table.words[slot]
+        self.words[first + _LO] = table.words[slot + 1]
+        self.words[first + _IDENT] = table.words[slot + 2] & _M32
+        for i in range(_HALVES):
+            self.halves[_HALVES * place + i] = 0
+        self.halves[_HALVES * place + _UNSENT] = 1
+        # Where every client is shared, there is nothing to tell.
+        self.halves[_HALVES * place + _TELL] = told if self.refresh > 0 else TOLD_NEAR
+        self.plan(place, 0)
+        table.halves[2 * slot + HOT] = place + 1
+
+    def warm(self, notices: bytes, now: int) -> None:
+        """Share the clients that another node has told of at ``now``, as of ``pack()``.
+
+        One that this node does not know has no hits here, and is no business of this node's unless
+        it is near its limit: then it must not have a share of its own here, if it comes. A rest of
+        less than a notice is ignored.
+        """
+        self.rule.at(now)
+        for n in range(len(notices) // NOTICE_BYTES):
+            start = NOTICE_BYTES * n
+            hi = self.number(notices, start, 8)
+            lo = self.number(notices, start + 8, 8)
+            kind = self.number(notices, start + 16, 1)
+            ident = (kind & _KIND) << 16 | self.rule.index
+            slot = self.table.peek(hi, lo, ident)
+            if slot < 0:
+                if kind <= _KIND or self.size >= self.capacity:
+                    continue
+                slot = self.table.find(hi, lo, ident)
+            place = self.table.halves[2 * slot + HOT]
+            if place == 0:
+                self.heat(slot, TOLD)
+            elif self.halves[_HALVES * (place - 1) + _UNSENT] > 0:
+                # It is near its limit, where our hits are missed.
+                self.plan(place - 1, 0)
+
+    def notice(self) -> bytes:
+        """Return what the other nodes are to be told: 17 bytes a client, its key and kind.
+
+        The highest bit of the kind says that the client is near its limit.
+        """
+        return self.notices.take()
+
+    def press(self, slot: int, place: int, counted: int) -> bool:
+        """See when the other nodes are to hear of a client that has ``counted`` hits in all.
+
+        As long as no node has more than its part of what is left of the limit unsent, all of them
+        together have not exceeded it. And as fast as the client is now, which is seen by the
+        present part of the window and the one before, it should not before the next round. Returns
+        whether a batch is due sooner than it was.
+        """
+        rule = self.rule
+        mine = _HALVES * place
+        left = 0
+        if counted < rule.rate:
+            left = rule.rate - counted
+        if counted > rule.near and self.halves[mine + _TELL] == TOLD:
+            # Nodes that it has come to since the first notice are to share it too.
+            self.halves[mine + _TELL] = TELL_NEAR
+        last = rule.bucket - 1 if rule.bucket > 0 else RING - 1
+        own = 2 * slot + FIRST_COUNTER
+        recent = self.table.halves[own + rule.bucket] + self.table.halves[own + last]
+        recent += self.halves[mine + _REMOTE + rule.bucket] + self.halves[mine + _REMOTE + last]
+        unsent = self.halves[mine + _UNSENT]
+        if left > 0 and 2 * unsent * (rule.nodes - 1) > left:
+            return self.plan(place, 0)
+        if recent == 0:
+            return False
+        # Nanoseconds until it is at its limit.
+        period = rule.elapsed + rule.sub_window
+        near = _NEAR * self.interval
+        horizon = near + self.refresh * _MILLISECOND
+        if left < _SMALL:
+            until = left * period // recent
+        elif period // recent < horizon:
+            # The same, where the product does not fit 64 bits.
+            until = left * (period // recent) + left * (period % recent) // recent
+        else:
+            return False
+        if until >= horizon:
+            return False
+        # Beyond the limit nothing can be missed any more.
+        wait = self.interval
+        if left > 0 and unsent > 0 and until < near:
+            wait = 0
+        elif left > 0 and until < 2 * self.interval:
+            wait = until // 2
+        return self.plan(place, wait)
+
+    def plan(self, place: int, wait: int) -> bool:
+        """Have a batch carry a client in ``wait`` nanoseconds; return if that is news."""
+        at = self.rule.now + wait
+        millisecond = at // _MILLISECOND & _M32
+        first = _HALVES * place
+        planned = self.halves[first + _DUE]
+        if planned == 0 or (planned - millisecond) & _M32 < _AGES:
+            self.halves[first + _DUE] = max(millisecond, 1)
+        if self.halves[first + _QUEUED] == 0:
+            self.enqueue(place)
+        if 0 < self.due <= at:
+            return False
+        self.due = at
+        return True
+
+    def enqueue(self, place: int) -> None:
+        end = self.head + self.queued
+        self.queue[end if end < self.capacity else end - self.capacity] = place
+        self.queued += 1
+        self.halves[_HALVES * place + _QUEUED] = 1
+
+    def dequeue(self) -> int:
+        place = self.queue[self.head]
+        self.head = self.head + 1 if self.head + 1 < self.capacity else 0
+        self.queued -= 1
+        self.halves[_HALVES * place + _QUEUED] = 0
+        return place
+
+    def reserve(self, slot: int, hits: int) -> None:
+        """Send ``hits`` of a client with the next batch, before the table counts them.
+
+        The store's answer then tells what the others had before these, and every one of them can be
+        judged by it. What the next batch has no room for is sent after the table has counted it.
+        """
+        place = self.table.halves[2 * slot + HOT]
+        queued = place > 0 and self.halves[_HALVES * (place - 1) + _QUEUED] == 1
+        if self.queued >= self.most and not queued:
+            return
+        if place == 0:
+            self.heat(slot, TOLD_NEAR)
+            place = self.table.halves[2 * slot + HOT]
+            if place == 0:
+                return
+        place -= 1
+        self.words[_WORDS * place + _LAST] = self.rule.tick
+        reserved = self.halves[_HALVES * place + _RESERVED] + hits
+        self.halves[_HALVES * place + _RESERVED] = min(reserved, _MAX_UNSENT)
+        self.plan(place, 0)
+
+    def remote(self, place: int, hits: int) -> int:
+        """Note ``hits`` of a client; return its hits at other nodes in the window that ends now.
+
+        What is weighted of both is rounded once: with ``Table.count()`` of its hits here it makes
+        what one node alone would have counted.
+        """
+        table = self.table
+        rule = self.rule
+        first = _HALVES * place
+        slot = self.words[_WORDS * place]
+        if self.words[_WORDS * place + _TICK] != rule.tick:
+            self.advance(place)
+        if hits > 0:
+            self.words[_WORDS * place + _LAST] = rule.tick
+            if self.refresh > 0:
+                unsent = self.halves[first + _UNSENT] + min(hits, _MAX_UNSENT)
+                self.halves[first + _UNSENT] = min(unsent, _MAX_UNSENT)
+            elif (
+                table.halves[2 * slot + FIRST_COUNTER + rule.bucket]
+                > self.halves[first + rule.bucket]
+            ):
+                # These were not reserved, for the store did not answer in time.
+                self.plan(place, 0)
+        oldest = self.halves[first + _REMOTE + rule.oldest]
+        if oldest == 0:
+            return self.halves[first + _SUM]
+        here = table.halves[2 * slot + FIRST_COUNTER + rule.oldest]
+        total = self.halves[first + _SUM] - oldest
+        total += (here + oldest) * rule.weight + _HALF >> WEIGHT_BITS
+        return total - (here * rule.weight + _HALF >> WEIGHT_BITS)
+
+    def rest(self, slot: int, place: int) -> int:
+        """Return the seconds that ``Table.wait()`` tells, with a client's hits at other nodes."""
+        return self.table.wait(slot, self.rule, self.halves, _HALVES * place + _REMOTE)
+
+    def advance(self, place: int) -> None:
+        """Clear the counters that time has turned out of the rings."""
+        rule = self.rule
+        first = _HALVES * place
+        last = self.words[_WORDS * place + _TICK]
+        at = last % RING
+        steps = RING
+        if last <= rule.tick:
+            steps = min(steps, rule.tick - last)
+        for _ in range(steps):
+            at = at + 1 if at + 1 < RING else 0
+            self.halves[first + at] = 0
+            self.halves[first + _SUM] -= self.halves[first + _REMOTE + at]
+            self.halves[first + _REMOTE + at] = 0
+        self.words[_WORDS * place + _TICK] = rule.tick
+
+    def wait(self, now: int) -> int:
+        """Return nanoseconds from ``now`` to the next round; 0 if there is none."""
+        if self.size == 0 or self.refresh == 0:
+            return 0
+        since = (now // _MILLISECOND - self.round) & _M32
+        return (self.refresh - since) * _MILLISECOND if since < self.refresh else 1
+
+    def pack(self, now: int) -> bytes:
+        """Return the next batch at ``now`` (nanoseconds), empty if there is nothing to exchange.
+
+        Blocked clients are left out: their hits do not count. What there is no time to look at, or
+        no room for, goes with the batch after this one, for which ``due`` is now.
+        """
+        self.rule.at(now)
+        self.flown = 0
+        self.due = 0
+        self.pack_due(now)
+        self.pack_round(now)
+        return self.writer.take()
+
+    def pack_due(self, now: int) -> None:
+        """Take those that are due, of the queue."""
+        looked = 0
+        queued = self.queued
+        while looked < queued:
+            # Where answers wait for a batch, it has to carry all of them.
+            if self.flown == self.most or (looked == _LOOKED_AT and self.refresh > 0):
+                self.due = now
+                return
+            looked += 1
+            place = self.dequeue()
+            if self.halves[_HALVES * place + _DUE] == 0:
+                continue  # the round has had it, or it is blocked
+            if self.later(_HALVES * place, now):
+                self.enqueue(place)
+            else:
+                self.send(place, now)
+
+    def pack_round(self, now: int) -> None:
+        """Take the next ones of the round, and drop those that are hot no longer.
+
+        These are clients that have been quiet for two windows, or have left the table.
+        """
+        rule = self.rule
+        milliseconds = now // _MILLISECOND & _M32
+        if self.left == 0 and (milliseconds - self.round) & _M32 >= self.refresh:
+            self.round = milliseconds
+            self.left = self.size
+        # How long ago, in milliseconds, one was asked about that this round has had.
+        age = (milliseconds - self.round) & _M32
+        looked = 0
+        most = _LOOKED_AT
+        if self.refresh == 0:
+            # Only to drop some, of more than there can be new ones.
+            most = 2 * self.flown + _LEAST
+        while self.left > 0:
+            if self.flown == self.most or looked == most:
+                if self.refresh > 0:
+                    self.due = now
+                return
+            if self.size == 0:
+                self.left = 0
+                return
+            looked += 1
+            self.left -= 1
+            if self.next >= self.size:
+                self.next = 0
+            place = self.places[self.next]
+            first = _HALVES * place
+            quiet = rule.tick > self.words[_WORDS * place + _LAST] + 2 * RING
+            if self.halves[first + _QUEUED] == 0 and (
+                quiet or not self.owns(place, self.words[_WORDS * place])
+            ):
+                self.drop(self.next)
+                continue
+            self.next += 1
+            if self.refresh > 0 and (milliseconds - self.halves[first + _ASKED]) & _M32 > age:
+                self.send(place, now)
+
+    def send(self, place: int, now: int) -> None:
+        """Have the batch carry a client, unless it has left the table or is blocked."""
+        table = self.table
+        slot = self.words[_WORDS * place]
+        first = _HALVES * place
+        self.halves[first + _DUE] = 0
+        if not self.owns(place, slot) or table.until(slot) > table.now:
+            return
+        self.halves[first + _UNSENT] = 0
+        self.halves[first + _ASKED] = now // _MILLISECOND & _M32
+        self.record(place, slot)
+        self.tell(place, slot)
+        self.flying[self.flown] = place
+        self.flown += 1
+
+    def later(self, first: int, now: int) -> bool:
+        """Tell whether a client is due after the batch of ``now``, and see when it is."""
+        milliseconds = now // _MILLISECOND
+        wait = (self.halves[first + _DUE] - milliseconds) & _M32
+        if wait == 0 or wait >= _AGES:
+            return False
+        at = (milliseconds + wait) * _MILLISECOND
+        if self.due == 0 or at < self.due:
+            self.due = at
+        return True
+
+    def record(self, place: int, slot: int) -> None:
+        """Write a client's record, and count what it carries as sent."""
+        table = self.table
+        rule = self.rule
+        writer = self.writer
+        if table.words[slot + 3] != rule.tick:
+            table.advance(slot, rule)
+        if self.words[_WORDS * place + _TICK] != rule.tick:
+            self.advance(place)
+        self.u64(writer, table.words[slot])
+        self.u64(writer, table.words[slot + 1])
+        self.u32(table.halves[2 * slot + EPOCH])
+        self.u64(writer, rule.tick)
+        at = rule.bucket
+        for _ in range(RING):
+            own = table.halves[2 * slot + FIRST_COUNTER + at]
+            if at == rule.bucket:
+                own += self.halves[_HALVES * place + _RESERVED]
+            sent = self.halves[_HALVES * place + at]
+            delta = 0
+            if own > sent:  # it is less where what was reserved has not been counted
+                delta = own - sent
+                self.halves[_HALVES * place + at] = own
+            self.u32(delta)
+            at = at - 1 if at > 0 else RING - 1
+        self.halves[_HALVES * place + _RESERVED] = 0
+
+    def tell(self, place: int, slot: int) -> None:
+        """Write a client's notice, if it is due."""
+        if self.notices.room() < NOTICE_BYTES:
+            return
+        told = self.halves[_HALVES * place + _TELL]
+        kind = self.table.words[slot + 2] >> 16 & _KIND
+        if told == TELL:
+            self.halves[_HALVES * place + _TELL] = TOLD
+            # What the others have of it, they say only now.
+            self.plan(place, self.interval)
+        elif told == TELL_NEAR:
+            self.halves[_HALVES * place + _TELL] = TOLD_NEAR
+            kind |= _IS_NEAR
+        else:
+            return
+        self.u64(self.notices, self.table.words[slot])
+        self.u64(self.notices, self.table.words[slot + 1])
+        self.notices.byte(kind)
+
+    def learn(self, answers: bytes, begin: int = 0) -> None:
+        """Take the store's answers to the last batch, or to those of its records from ``begin`` on.
+
+        Raises ValueError if they are not of its shape.
+        """
+        rule = self.rule
+        table = self.table
+        count = len(answers) // ANSWER_BYTES
+        if len(answers) % ANSWER_BYTES > 0 or begin + count > self.flown:
+            raise ValueError(f"{len(answers)} bytes for {self.flown} records of {ANSWER_BYTES}")
+        for n in range(count):
+            place = self.flying[begin + n]
+            slot = self.words[_WORDS * place]
+            if not self.owns(place, slot):
+                continue  # it has left the table meanwhile
+            start = ANSWER_BYTES * n
+            epoch = self.number(answers, start, 4)
+            if epoch < table.halves[2 * slot + EPOCH]:
+                continue  # it was blocked meanwhile
+            if self.words[_WORDS * place + _TICK] != rule.tick:
+                self.advance(place)
+            if epoch > table.halves[2 * slot + EPOCH]:
+                self.settle(place)
+                table.halves[2 * slot + EPOCH] = epoch
+                self.halves[_HALVES * place + _UNSENT] = 1
+                self.plan(place, 0)
+            first = _HALVES * place
+            tick = self.number(answers, start + 4, 8)
+            ahead = 0
+            for i in range(RING):
+                total = self.number(answers, start + 12 + 4 * i, 4)
+                if tick > rule.tick + i:
+                    # Hits of a node whose time is a little ahead: to us they are of this tick.
+                    ahead += total
+                    continue
+                if tick < i or rule.tick - (tick - i) >= RING:
+                    break
+                at = (tick - i) % RING
+                if tick - i == rule.tick:
+                    total += ahead
+                sent = self.halves[first + at]
+                others = min(total - sent, _MAX_OTHERS) if total > sent else 0
+                self.halves[first + _SUM] += others - self.halves[first + _REMOTE + at]
+                self.halves[first + _REMOTE + at] = others
+            if self.refresh > 0:
+                counted = table.count(slot, rule, 0) + self.remote(place, 0)
+                self.press(slot, place, counted)
+
+    def settle(self, place: int) -> None:
+        """Forget what a client has at other nodes, and what was sent, for a new epoch begins."""
+        first = _HALVES * place
+        self.halves[first + _DUE] = 0
+        self.halves[first + _SUM] = 0
+        self.halves[first + _UNSENT] = 0
+        self.halves[first + _RESERVED] = 0
+        for i in range(RING):
+            self.halves[first + i] = 0
+            self.halves[first + _REMOTE + i] = 0
+        if self.halves[first + _TELL] > TOLD:
+            # On its way to its limit again, it may come to nodes that do not share it.
+            self.halves[first + _TELL] = TOLD
+
+    def owns(self, place: int, slot: int) -> bool:
+        """Tell whether a slot of the table still has the client of a place here.
+
+        Places of other limits have the same numbers, so the number that a slot keeps does not say.
+        """
+        table = self.table
+        first = _WORDS * place
+        return (
+            table.halves[2 * slot + HOT] == place + 1
+            and table.words[slot] == self.words[first + _HI]
+            and table.words[slot + 1] == self.words[first + _LO]
+            and table.words[slot + 2] & _M32 == self.words[first + _IDENT]
+        )
+
+    def drop(self, index: int) -> None:
+        """Share the client at ``places[index]`` no longer."""
+        table = self.table
+        place = self.places[index]
+        slot = self.words[_WORDS * place]
+        if self.owns(place, slot):
+            table.halves[2 * slot + HOT] = 0
+        self.size -= 1
+        self.places[index] = self.places[self.size]
+        self.places[self.size] = place
+
+    def u64(self, writer: Writer, value: int) -> None:
+        for i in range(8):
+            writer.byte(value >> 8 * i & 0xFF)
+
+    def u32(self, value: int) -> None:
+        writer = self.writer
+        for i in range(4):
+            writer.byte(value >> 8 * i & 0xFF)
+
+    def number(self, data: bytes, start: int, size: int) -> int:
+        """Return the little-endian integer of ``size`` bytes."""
+        p = data
+        value = 0
+        for i in range(size):
+            value = value << 8 | p[start + size - 1 - i]
+        return value

@@ -1,0 +1,301 @@
+"""Keeps the edge table of one HAProxy in step with the blocklist.
+
+Changes are made one after the other, in the order in which they come. One that can't be made is not
+tried again by itself: a comparison of the whole table with the blocklist puts everything right as
+soon as HAProxy answers. There is one, too, whenever either may have changed unseen by the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from ratelimit.haproxy.commands import (
+    MAX_COMMAND,
+    Entry,
+    Network,
+    Prefixes,
+    batches,
+    clear_entry,
+    entry_to_push,
+    parse_key,
+    read_entry,
+    refusal,
+    set_entry,
+    within,
+)
+from ratelimit.haproxy.maps import Maps
+from ratelimit.haproxy.runtime_socket import Edge, EdgeError
+from ratelimit.large import LargeDict
+from ratelimit.steps import Steps
+from ratelimit.turns import paced
+
+MAX_UNSENT = 10_000
+"""Changes that wait for one HAProxy; with the next one, the table is compared instead."""
+
+LOOK = 2.0
+"""Seconds after which a HAProxy is looked at again: whether it answers, and is the same process."""
+
+LONGEST_PAUSE = 60.0
+"""Seconds after which a table is compared again that could not be; begins with ``LOOK``."""
+
+COMPARE_TIMEOUT = 120.0
+"""Seconds for a comparison."""
+
+_SPACE = 0.5  # seconds between comparisons, at least
+_SLACK = 2  # seconds that an entry may end late: the clocks of store and machine drift
+_JUDGED = 8  # entries of a step
+_KEYS = 16  # keys that are read at a time
+
+log = structlog.get_logger()
+
+
+class Truth(Protocol):
+    """What the edge tables should have; ``runtime`` asks for it."""
+
+    def until(self, client: Network) -> int:
+        """Return until when HAProxy may refuse a client by itself, by the clock of this machine.
+
+        An epoch second; 0 if it may not.
+        """
+
+    def by_hand(self) -> Iterator[str]:
+        """Yield the keys that are blocked by hand; they may change meanwhile."""
+
+    def lines(self, name: str) -> Iterator[str]:
+        """Yield the lines of a map, see ``runtime.maps``; likewise."""
+
+
+@dataclass(slots=True)
+class _Change:
+    """Commands, or a network of which no entry is to stay; ``made`` has a problem, or none."""
+
+    what: str | Network
+    made: asyncio.Future[str] = field(default_factory=asyncio.Future)
+
+
+class Mirror:
+    """The edge table of a HAProxy.
+
+    ``faults`` counts changes that could not be made at once, ``dropped`` those of them that found
+    no room to wait, ``corrected`` the entries that a comparison removed, changed or added.
+    """
+
+    def __init__(self, edge: Edge) -> None:
+        self.edge = edge
+        self.maps = Maps(edge)
+        self.faults = 0
+        self.dropped = 0
+        self.corrected = 0
+        self._unsent: deque[_Change] = deque()
+        self._sender: asyncio.Task[None] | None = None
+        self._pid = ""
+        self._wanted = 1  # comparisons, and up to which of them all is as it should be
+        self._compared = 0
+        self._woken = asyncio.Event()
+
+    def change(self, what: str | Network) -> asyncio.Future[str]:
+        """Give commands, or remove all entries of a network, after the changes before.
+
+        The result is an empty text when that is done, or why it can't be.
+        """
+        change = _Change(what)
+        if len(self._unsent) >= MAX_UNSENT:
+            self.dropped += 1
+            self._fail([change], f"{MAX_UNSENT} changes wait for it already")
+            return change.made
+        self._unsent.append(change)
+        if self._sender is None or self._sender.done():
+            self._sender = asyncio.create_task(self._send(), name=f"haproxy {self.edge.path}")
+        return change.made
+
+    @property
+    def due(self) -> bool:
+        """Whether the table may not be as the blocklist says."""
+        return self._compared < self._wanted
+
+    def compare(self) -> None:
+        """Have the table compared with the blocklist as soon as HAProxy answers."""
+        self._wanted += 1
+        self._woken.set()
+
+    async def run(self, truth: Truth, prefixes: Callable[[], Prefixes]) -> None:
+        """Compare the table whenever that is due, until cancelled."""
+        pause = LOOK
+        told = ""
+        while True:
+            try:
+                await self._look()
+                if self.due:
+                    wanted = self._wanted
+                    async with asyncio.timeout(COMPARE_TIMEOUT):
+                        await self._compare(truth, prefixes())
+                    self._compared = wanted
+            except (EdgeError, TimeoutError) as error:
+                self._wanted += 1
+                problem = str(error) or f"no end after {COMPARE_TIMEOUT:g} s"
+                if self.edge.problem:  # of which the log knows
+                    pause = LOOK
+                else:
+                    pause = min(2 * pause, LONGEST_PAUSE)
+                    if problem != told:
+                        log.warning("edge not compared", socket=self.edge.path, problem=problem)
+                told = problem
+                await asyncio.sleep(pause)
+            else:
+                pause, told = LOOK, ""
+                await asyncio.sleep(_SPACE)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK - _SPACE):
+                        await self._woken.wait()
+            self._woken.clear()
+
+    async def close(self) -> None:
+        """Stop; what was not told by now is not told any more."""
+        if self._sender is not None:
+            self._sender.cancel()
+            await asyncio.gather(self._sender, return_exceptions=True)
+        await self.edge.close()
+
+    # ---- changes ---------------------------------------------------------------------------
+
+    async def _send(self) -> None:
+        """Make the changes until there are none."""
+        while self._unsent:
+            changes = [self._unsent.popleft()]
+            try:
+                what = changes[0].what
+                if isinstance(what, str):
+                    await self._tell(what + self._more(changes, MAX_COMMAND - len(what)))
+                else:
+                    await self._clear(what)
+            except EdgeError as error:
+                # Those behind would do no better, and a comparison does the work of all.
+                changes += self._unsent
+                self._unsent.clear()
+                self._fail(changes, str(error))
+            else:
+                _end(changes, "")
+
+    def _more(self, changes: list[_Change], room: int) -> str:
+        """Take the commands that come next off the queue, as many as there is room for."""
+        line = ""
+        while self._unsent and isinstance(what := self._unsent[0].what, str):
+            if len(line) + 1 + len(what) > room:
+                break
+            line += f";{what}"
+            changes.append(self._unsent.popleft())
+        return line
+
+    def _fail(self, changes: list[_Change], problem: str) -> None:
+        self.faults += len(changes)
+        _end(changes, problem)
+        self.compare()
+
+    async def _tell(self, line: str) -> None:
+        problem = refusal(await self.edge.ask(line))
+        if problem:
+            raise EdgeError(problem)
+
+    async def _clear(self, network: Network) -> None:
+        """Remove all entries of a network."""
+        async with contextlib.aclosing(self.edge.entries()) as pieces:
+            async for lines in pieces:
+                for line in await paced(_clearing(lines, network)):
+                    await self._tell(line)
+
+    # ---- comparison ------------------------------------------------------------------------
+
+    async def _look(self) -> None:
+        """See whether HAProxy answers, and is the process that was looked at last."""
+        answer = await self.edge.ask("show info")
+        pid = next((line for line in answer if line.startswith("Pid:")), "")
+        if pid != self._pid:
+            self._pid = pid
+            self._wanted += 1
+
+    async def _compare(self, truth: Truth, prefixes: Prefixes) -> None:
+        await self.maps.fill(truth.lines)
+        before = self.corrected
+        right: LargeDict[bool] = LargeDict()
+        async with contextlib.aclosing(self.edge.entries()) as pieces:
+            async for lines in pieces:
+                await self._correct(_judged(lines, truth, prefixes, right))
+        keys = truth.by_hand()
+        while some := list(itertools.islice(keys, _KEYS)):
+            await self._correct(_missing(some, truth, prefixes, right))
+        if self.corrected > before:
+            corrected = self.corrected - before
+            log.info("edge corrected", socket=self.edge.path, entries=corrected)
+
+    async def _correct(self, commands: Steps[list[str]]) -> None:
+        """Make the changes of a part of the comparison; EdgeError if that fails."""
+        made = [self.change(command) for command in await paced(commands)]
+        for problem in await asyncio.gather(*made):
+            if problem:
+                raise EdgeError(problem)
+        self.corrected += len(made)
+
+
+def _judged(
+    lines: list[str], truth: Truth, prefixes: Prefixes, right: LargeDict[bool]
+) -> Steps[list[str]]:
+    """Return the changes of entries that refuse for too long; note those that are ``right``."""
+    commands: list[str] = []
+    now = int(time.time())
+    for number, entry in enumerate(map(read_entry, lines), 1):
+        network = None if entry is None or entry.until <= now else parse_key(entry.key)
+        if entry is not None and network is not None:
+            until = truth.until(prefixes.client(network))
+            if until + _SLACK >= entry.until:
+                right[entry.written] = True
+            else:
+                written = entry.written
+                commands.append(set_entry(written, until) if until > now else clear_entry(written))
+        if number % _JUDGED == 0:
+            yield
+    return commands
+
+
+def _missing(
+    keys: list[str], truth: Truth, prefixes: Prefixes, right: LargeDict[bool]
+) -> Steps[list[str]]:
+    """Return the changes that add what is blocked by hand and not there."""
+    commands: list[str] = []
+    now = int(time.time())
+    for number, key in enumerate(keys, 1):
+        network = parse_key(key)
+        written = None if network is None else entry_to_push(network, prefixes)
+        if network is not None and written is not None and written not in right:
+            until = truth.until(prefixes.client(network))
+            if until > now:
+                commands.append(set_entry(written, until))
+        if number % _JUDGED == 0:
+            yield
+    return commands
+
+
+def _clearing(lines: list[str], network: Network) -> Steps[list[str]]:
+    """Return the lines of commands that remove the entries of a network."""
+    entries: list[Entry] = []
+    for number, entry in enumerate(map(read_entry, lines), 1):
+        if entry is not None and within(entry.key, network):
+            entries.append(entry)
+        if number % _JUDGED == 0:
+            yield
+    commands = ((entry.key, clear_entry(entry.written)) for entry in entries)
+    return [line for _, line in batches(commands)]
+
+
+def _end(changes: list[_Change], problem: str) -> None:
+    for change in changes:
+        if not change.made.done():
+            change.made.set_result(problem)

@@ -1,0 +1,74 @@
+"""The blocks by hand that no client of the table is, such as those of whole networks.
+
+The engine looks these up by address, in ``engine.networks``, which is cut anew after every change:
+at once if there are few, else in steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from ratelimit.engine.networks import Networks
+from ratelimit.large import OrderedSet
+from ratelimit.limiter.keys import Network, key_network
+from ratelimit.limiter.lists import Range, cut, span
+from ratelimit.steps import Steps
+
+_DIGITS = 32  # of an address, in the text by which spans are in order
+_PAGE = 32
+
+
+class Barred:
+    """The keys that are blocked by their addresses; ``until`` returns the end of a key's block.
+
+    What has changed takes effect with ``cut()``, which is due while ``stale``.
+    """
+
+    def __init__(self, networks: Networks, until: Callable[[str], int]) -> None:
+        self.networks = networks
+        self._until = until
+        self._spans = OrderedSet()
+        self._changes = 0
+        self._known = 0  # of the changes, by the engine
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    @property
+    def stale(self) -> bool:
+        """Whether the engine does not know all changes yet."""
+        return self._known < self._changes
+
+    def add(self, network: Network, key: str) -> None:
+        """Take a key, a network, whose block is new or has changed."""
+        self._spans.add(_span(network, key))
+        self._changes += 1
+
+    def discard(self, key: str) -> bool:
+        """Take a key off; false if it is not there, as any key that is no network."""
+        network = key_network(key)
+        there = network is not None and self._spans.discard(_span(network, key))
+        self._changes += there
+        return there
+
+    def cut(self) -> Steps[None]:
+        """Have the engine know all that has changed before; it knows the rest as before."""
+        changes = self._changes
+        starts, values = yield from cut(self._ranges())
+        if changes > self._known:
+            self._known = changes
+            self.networks.load(starts, values)
+
+    def _ranges(self) -> Iterator[Range]:
+        """Yield them by their first address; what changes meanwhile may be missed."""
+        last = ""
+        while page := self._spans.after(last, _PAGE):
+            for text in page:
+                first, end = int(text[:_DIGITS], 16), int(text[_DIGITS : 2 * _DIGITS], 16)
+                yield first, end, self._until(text[2 * _DIGITS :])
+            last = page[-1]
+
+
+def _span(network: Network, key: str) -> str:
+    first, last, _ = span(network, 0)
+    return f"{first:0{_DIGITS}x}{last:0{_DIGITS}x}{key}"

@@ -1,0 +1,255 @@
+"""Who is blocked until when, and how many strikes each has; off the request path.
+
+An entry stays ``forget`` seconds after its block has ended, since the next block is chosen by the
+strikes before it. The number of entries is bounded: a new one takes the place of the one that has
+ended and would be forgotten first. If all are in force, there is no room: a client is throttled
+instead of blocked, which ``refused`` counts.
+
+Nothing here takes long, whatever the number of entries. They are kept as bytes, for the garbage
+collector would look into objects, and stop all answers for as long as that takes.
+"""
+
+from __future__ import annotations
+
+import marshal
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from operator import attrgetter
+
+from ratelimit.large import LargeDict, OrderedSet
+from ratelimit.limiter.orders import UNKNOWN, Lifts, beats
+from ratelimit.model import Block, Lift, Limit
+from ratelimit.notation import format_duration
+
+MAX_ENTRIES = 200_000
+_PAGE = 20  # entries read at a time, 0.1 ms of work
+_LAST = 10**12  # no time is later
+
+_values = attrgetter(*(field.name for field in fields(Block)))
+
+
+class Blocklist:
+    """Blocks by limit and key; all times are epoch seconds. ``node`` is who makes them.
+
+    ``forget`` returns for how many seconds after its end a block of a limit counts as a strike;
+    ``on_drop`` is called with each entry that is dropped as it has ended. ``reserved`` places are
+    kept free for entries to come, see ``reserve()``.
+    """
+
+    def __init__(self, node: str = "", max_entries: int = MAX_ENTRIES) -> None:
+        self.node = node
+        self.max_entries = max_entries
+        self.refused = 0
+        self.reserved = 0
+        self.lifts = Lifts()
+        self.forget: Callable[[str], int] = lambda limit: 0
+        self.on_drop: Callable[[Block], object] = lambda block: None
+        self._order = 0
+        # By place, see _place(), whose order is that of limit and key.
+        self._entries: LargeDict[bytes] = LargeDict()
+        self._places = OrderedSet()
+        # The keys by limit and shadow, each after the end of its block: all of these are forgotten
+        # in this order, whatever ``forget`` says of the limit at the time.
+        self._ends: dict[tuple[str, bool], OrderedSet] = {}
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def get(self, limit: str, key: str) -> Block | None:
+        """Return the client's last block, which may have ended."""
+        found = self._entries.get(_place(limit, key))
+        return None if found is None else _unpacked(found)
+
+    def __iter__(self) -> Iterator[Block]:
+        """Yield all entries; the list may change meanwhile."""
+        return self._pages("")
+
+    def of(self, limit: str) -> Iterator[Block]:
+        """Yield the entries of a limit, by key; the list may change meanwhile."""
+        for block in self._pages(_place(limit, "")):
+            if block.limit != limit:
+                return
+            yield block
+
+    def after(self, limit: str, key: str, count: int) -> list[Block]:
+        """Return up to ``count`` entries that follow a limit and key, in the order of both."""
+        return self._page(_place(limit, key), count)
+
+    def next_order(self, limit: str, key: str, now: int) -> int:
+        """Return the order of a fact that is new at ``now``, in nanoseconds since the epoch."""
+        return self._next_order(self.get(limit, key), self.lifts.get(limit, key), now)
+
+    def _next_order(self, known: Block | None, lifted: Lift | None, now: int) -> int:
+        self._order = max(now // 1000, self._order + 1)
+        for one in (known, lifted):
+            if one is not None and one.order >= self._order:
+                self._order = one.order + 1
+        return self._order
+
+    def take(self, block: Block, now: int) -> bool:
+        """Merge an entry; true if that changes what is known of the client.
+
+        It does not if what is known is newer, or if there is no room.
+        """
+        lifted = self.lifts.get(block.limit, block.key)
+        if lifted is not None and block.order <= lifted.order:
+            return False
+        known = self.get(block.limit, block.key)
+        return (known is None or beats(block, known)) and self.put(block, now)
+
+    def lift(self, lift: Lift) -> bool:
+        """Merge a lift; true if that changes what is known of the client."""
+        known = self.get(lift.limit, lift.key)
+        if known is not None and known.order <= lift.order:
+            self.remove(lift.limit, lift.key)
+        return self.lifts.take(lift)
+
+    def lift_of(self, limit: str, key: str, now: int) -> Lift:
+        """Return a lift of a client by now, in nanoseconds since the epoch."""
+        known, before = self.get(limit, key), self.lifts.get(limit, key)
+        until = now // 1_000_000_000 + UNKNOWN
+        if before is not None:
+            until = max(until, before.until)
+        if known is not None:
+            until = max(until, max(known.since, known.until) + self.forget(limit))
+        return Lift(key, limit, self.next_order(limit, key, now), until)
+
+    def put(self, block: Block, now: int) -> bool:
+        """Have an entry in place of any other; false if there is no room for it."""
+        if self.remove(block.limit, block.key) is None and not self._has_room(now):
+            self.refused += 1
+            return False
+        place = _place(block.limit, block.key)
+        self._entries[place] = marshal.dumps(_values(block))
+        self._places.add(place)
+        self._ends.setdefault((block.limit, block.shadow), OrderedSet()).add(_end(block))
+        return True
+
+    def remove(self, limit: str, key: str) -> Block | None:
+        """Take an entry off; return it if there was one."""
+        block = self.get(limit, key)
+        if block is None:
+            return None
+        place = _place(limit, key)
+        self._entries.pop(place)
+        self._places.discard(place)
+        ends = self._ends[limit, block.shadow]
+        ends.discard(_end(block))
+        if not ends:
+            del self._ends[limit, block.shadow]
+        return block
+
+    def reserve(self, now: int) -> bool:
+        """Keep a place free for an entry to come; false if there is no room for it.
+
+        Whoever asked gives it back by ``reserved``, right before the entry is put.
+        """
+        if not self._has_room(now):
+            return False
+        self.reserved += 1
+        return True
+
+    def active(self, now: int) -> int:
+        """Return how many blocks are in force; those of limits in shadow never are."""
+        later = _written(now + 1)
+        return sum(
+            ends.count_since(later) for (_, shadow), ends in self._ends.items() if not shadow
+        )
+
+    def drop(self, now: int, count: int) -> int:
+        """Drop up to ``count`` entries and lifts that are forgotten by now; return how many."""
+        gone = self.lifts.drop(now, count)
+        for limit, shadow in list(self._ends):
+            forgotten = now - self.forget(limit)
+            while gone < count and (ends := self._ends.get((limit, shadow))) is not None:
+                end, key = _read(ends)
+                if end > forgotten:
+                    break
+                self._drop(limit, key)
+                gone += 1
+        return gone
+
+    def strike(
+        self, limit: Limit, key: str, now: int, clock: int = 0, text: str = ""
+    ) -> Block | None:
+        """Block a client that exceeded a limit; None if there is no room for it.
+
+        ``clock`` is the time of the hit, in nanoseconds since the epoch.
+
+        The first strike earns the first length of the limit's ladder, and so on; past its end the
+        last one is repeated. ``text`` is what is shown of a key that is a hash.
+        """
+        last = self.get(limit.name, key)
+        strikes = 1
+        if (
+            last is not None
+            and last.shadow == limit.shadow
+            and now - max(last.since, last.until) < limit.forget
+        ):
+            strikes = last.strikes + 1
+        block = Block(
+            key=key,
+            limit=limit.name,
+            reason=f"over {limit.rate} in {format_duration(limit.window)}",
+            strikes=strikes,
+            since=now,
+            until=now + limit.block[min(strikes, len(limit.block)) - 1],
+            node=self.node,
+            shadow=limit.shadow,
+            order=self._next_order(last, self.lifts.get(limit.name, key), clock),
+            text=text,
+        )
+        return block if self.put(block, now) else None
+
+    def _has_room(self, now: int) -> bool:
+        return len(self._places) + self.reserved < self.max_entries or self._make_room(now)
+
+    def _make_room(self, now: int) -> bool:
+        """Drop the entry that has ended and would be forgotten first."""
+        ended = []
+        for (limit, _), ends in self._ends.items():
+            end, key = _read(ends)
+            if end <= now:
+                ended.append((end + self.forget(limit), limit, key))
+        if ended:
+            self._drop(*min(ended)[1:])
+        return bool(ended)
+
+    def _drop(self, limit: str, key: str) -> None:
+        block = self.remove(limit, key)
+        if block is not None:
+            self.on_drop(block)
+
+    def _page(self, place: str, count: int) -> list[Block]:
+        places = self._places.after(place, count)
+        packed = map(self._entries.get, places)
+        return [_unpacked(one) for one in packed if one is not None]
+
+    def _pages(self, place: str) -> Iterator[Block]:
+        while page := self._page(place, _PAGE):
+            yield from page
+            place = _place(page[-1].limit, page[-1].key)
+
+
+def _unpacked(entry: bytes) -> Block:
+    return Block(*marshal.loads(entry))  # noqa: S302 - it was made here
+
+
+def _place(limit: str, key: str) -> str:
+    return f"{limit}\0{key}"  # no name of a limit has this sign, nor one before it
+
+
+def _end(block: Block) -> str:
+    return _written(max(block.since, block.until)) + block.key
+
+
+def _written(time: int) -> str:
+    """Return a time as text that sorts as the time does."""
+    return f"{max(0, min(time, _LAST)):013d}"
+
+
+def _read(ends: OrderedSet) -> tuple[int, str]:
+    """Return the first end of a block, and its key."""
+    first = ends.first()
+    assert first is not None  # noqa: S101 - none is kept empty
+    return int(first[:13]), first[13:]

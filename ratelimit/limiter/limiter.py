@@ -1,0 +1,564 @@
+"""What a hit means: the limits in force, the engine that counts, the blocks that follow."""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from ratelimit.engine.answer import Engine
+from ratelimit.engine.layout import ADDRESS, ALLOW, DENY, MIXED, NONE, SECOND, TEXT
+from ratelimit.engine.rule import Rule
+from ratelimit.limiter.barred import Barred
+from ratelimit.limiter.blocklist import Blocklist
+from ratelimit.limiter.keys import (
+    Network,
+    client_key,
+    counted_key,
+    first_address,
+    hash_key,
+    hash_numbers,
+    key_network,
+    network_text,
+)
+from ratelimit.limiter.lists import Lists, span
+from ratelimit.limiter.strings import E, kept, string_text
+from ratelimit.model import (
+    EVERY_LIMIT,
+    SHARED_CLIENTS,
+    UNKNOWN,
+    Block,
+    Entry,
+    Lift,
+    Limit,
+)
+from ratelimit.steps import Steps, finish
+
+_MAX_NEWS = 16
+_SHARED_ALL = 262_144  # clients of each limit that are shared at a time, where every client is
+_ROUND = 50  # milliseconds between exchanges of a client that is far from its limit
+_MINUTE = 60
+_FORGET_UNKNOWN = 86_400  # seconds, for the blocks of a limit that is no more
+
+# Work of a step, of half a millisecond at most.
+_CUT_AT_ONCE = 50  # networks blocked by hand
+_UPDATED = 16  # blocks put into the table, or taken out of it
+_COMPARED = 64  # blocks of another list
+_M64 = 0xFFFFFFFFFFFFFFFF
+
+EDGE_LIMIT = "default"
+"""The limit whose blocks HAProxy remembers: one that every request of a client counts against."""
+
+FUSE_CLIENTS = 50
+"""Refused clients of a minute below which no fuse blows."""
+
+
+class Sharing(enum.Enum):
+    """Which counts the nodes share."""
+
+    NONE = "none"
+    HOT = "hot"
+    """Those of clients that could exceed a limit on all nodes together."""
+    ALL = "all"
+    """Those of every client, before it is answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientState:
+    """What a limit has of a client.
+
+    Attributes:
+        limit: whose it is.
+        key: as whom the limit counts it.
+        hits: in the window that ends now, on all nodes as far as known.
+        until: epoch second at which its block ends or ended, by whoever it is; 0 without one.
+        block: the last one that the limit made, which may have ended.
+    """
+
+    limit: Limit
+    key: str
+    hits: int
+    until: int
+    block: Block | None
+
+    @property
+    def remaining(self) -> int:
+        """Hits that are left of the limit."""
+        return max(0, self.limit.rate - self.hits)
+
+
+class Limiter:
+    """The limiter of one node; no I/O, and time is always an argument.
+
+    Args:
+        limits: what is enforced.
+        max_clients: clients that the table holds.
+        secret: 64 bytes that key the hashes; random by default.
+        node: the name of this node in the blocks that it makes.
+        sharing: which counts are shared with other nodes.
+        lists: who is never counted, and who is always refused.
+        keyed: strings are hashed by a secret that is kept. Until they are (``rekey()``), a client
+            known by a string is throttled and never blocked: after a restart its block would be
+            one of nobody.
+        shared_clients: clients of each limit that are shared at a time, at 220 bytes; 262,144 at
+            least where every client is.
+
+    ``blocks`` counts the blocks since the start, ``blocks_unreported`` those that nobody has logged
+    yet, and ``news`` holds the latest of them. ``on_block`` is called with each that is made here,
+    ``on_lift`` with the lift of one that it takes the place of, ``on_hidden`` with each block whose
+    string is not to be seen any more, ``on_taken`` with each entry made elsewhere that changes what
+    is known here, ``on_gone`` with limit and key of a block that was lifted elsewhere, ``on_fuse``
+    with a limit and whether its fuse has blown or is whole again.
+    """
+
+    def __init__(
+        self,
+        limits: Sequence[Limit],
+        max_clients: int,
+        secret: bytes | None = None,
+        node: str = "",
+        sharing: Sharing = Sharing.NONE,
+        lists: Lists | None = None,
+        keyed: bool = True,
+        shared_clients: int = SHARED_CLIENTS,
+    ) -> None:
+        self.blocklist = Blocklist(node)
+        self.keyed = keyed
+        self.sharing = sharing
+        shared = {
+            Sharing.NONE: 0,
+            Sharing.HOT: shared_clients,
+            Sharing.ALL: max(shared_clients, _SHARED_ALL),
+        }[sharing]
+        refresh = _ROUND if sharing is Sharing.HOT else 0
+        self.engine = Engine(limits, max_clients, self._strike, secret, shared, refresh)
+        self.blocks = 0
+        self.blocks_unreported = 0
+        self.news: deque[Block] = deque(maxlen=_MAX_NEWS)
+        self.on_block: Callable[[Block], object] = lambda block: None
+        self.on_lift: Callable[[Lift], object] = lambda lift: None
+        self.on_hidden: Callable[[Block], object] = lambda block: None
+        self.on_gone: Callable[[str, str], object] = lambda limit, key: None
+        self.on_taken: Callable[[Entry], object] = lambda entry: None
+        self.on_fuse: Callable[[Limit, bool], object] = lambda limit, blown: None
+        self.lists = lists or Lists()
+        self._rules = {rule.limit.name: rule for rule in self.engine.rules}
+        self._widths = _widths(limits)
+        self._barred = Barred(self.engine.barred, self._until)
+        self._loading = 0
+        self._minute = 0
+        self.blocklist.forget = self.forget
+        self.blocklist.on_drop = self._dropped
+        self._list()
+
+    def rule(self, limit: str) -> Rule | None:
+        """Return the rule of a limit by name, if it is in force."""
+        return self._rules.get(limit)
+
+    @property
+    def stale(self) -> bool:
+        """Whether the engine does not know all networks that are blocked by hand; see ``cut()``."""
+        return self._barred.stale
+
+    def tick(self, now: int) -> None:
+        """Begin another second; ``now`` in nanoseconds since the epoch. ``tidy()`` is due then."""
+        self.engine.at(now)
+        seconds = now // SECOND
+        if not 0 <= seconds - self._minute < _MINUTE:
+            self._minute = seconds
+            seen = max(rule.seen for rule in self.engine.rules)
+            for rule in self.engine.rules:
+                if rule.fused and not _too_many(rule.limit, seen, rule.refused):
+                    self.clear_fuse(rule.limit.name)
+            self.engine.begin_minute()
+
+    def tidy(self) -> Steps[None]:
+        """Drop what has ended, and do what waits to be done in steps."""
+        self.engine.table.sweep()
+        while self.blocklist.drop(self.engine.table.now, _UPDATED):
+            yield
+        yield from self.cut()
+
+    def cut(self) -> Steps[None]:
+        """Have the engine know all networks that are blocked by hand."""
+        if self._barred.stale:
+            yield from self._barred.cut()
+            self.engine.relist()
+
+    def forget(self, limit: str) -> int:
+        """Return how many seconds after its end a block of a limit counts as a strike."""
+        rule = self._rules.get(limit)
+        if rule is not None:
+            return rule.limit.forget
+        return 0 if limit == EVERY_LIMIT else _FORGET_UNKNOWN
+
+    def reload(self, limits: Sequence[Limit], lists: Lists) -> Steps[Steps[None]]:
+        """Enforce other limits and lists, at once, when these steps have come to their end.
+
+        The result is what is to be done then: it puts blocks back where clients are counted
+        differently. Raises ValueError, as the engine does, before anything has changed.
+        """
+        widths = _widths(limits)
+        if not widths <= self._widths:
+            # No block may be out of force in between, so at first these are barred as well.
+            self._widths |= widths
+            yield from self._bar()
+        before = {name: rule.limit for name, rule in self._rules.items()}
+        shown = {name for name in (EVERY_LIMIT, *before) if not self.is_secret(name)}
+        fresh = self.engine.reload(limits)
+        self._rules = {rule.limit.name: rule for rule in self.engine.rules}
+        for name, rule in self._rules.items():
+            if rule.limit.fuse == 0:
+                self.clear_fuse(name)
+        self.lists = lists
+        self._list()
+        changed = {rule.limit.name for rule in fresh}
+        for name, rule in self._rules.items():
+            old = before.get(name, rule.limit)
+            if (old.ipv4_prefix, old.ipv6_prefix, old.shadow) != (
+                rule.limit.ipv4_prefix,
+                rule.limit.ipv6_prefix,
+                rule.limit.shadow,
+            ):
+                changed.add(name)
+        hidden = sorted(name for name in shown if self.is_secret(name))
+        names = [EVERY_LIMIT, *sorted(changed)] if changed else []
+        return self._restore(names, widths, hidden)
+
+    def _restore(
+        self, names: list[str], widths: frozenset[tuple[int, int]], hidden: list[str]
+    ) -> Steps[None]:
+        yield from self._hide(hidden)
+        count = 0
+        for name in names:
+            for block in self.blocklist.of(name):
+                for rule in self.engine.rules if name == EVERY_LIMIT else [self._rules[name]]:
+                    # A network begun by another prefix is in the same place of the table.
+                    key = counted_key(first_address(block.key), rule.limit)
+                    self._update(rule.limit.name, key)
+                    count += 1
+                    if count % _UPDATED == 0:
+                        yield
+        if widths != self._widths:
+            self._widths = widths
+            yield from self._bar()
+
+    def _hide(self, names: list[str]) -> Steps[None]:
+        """Show no more than hints of the strings of limits that now say they are secret."""
+        for name in names:
+            for number, block in enumerate(self.blocklist.of(name), 1):
+                hidden = self.kept(block)
+                if hidden != block and self.blocklist.put(hidden, self.engine.table.now):
+                    self.on_hidden(hidden)
+                if number % _UPDATED == 0:
+                    yield
+
+    def _bar(self) -> Steps[None]:
+        """Have all blocks by hand barred, or not, as clients are counted now."""
+        for number, block in enumerate(self.blocklist.of(EVERY_LIMIT), 1):
+            if not self._bars(block.key):
+                self._barred.discard(block.key)
+            if number % _UPDATED == 0:
+                yield
+        yield from self.cut()
+
+    def _list(self) -> None:
+        self.engine.lists.load(self.lists.starts, self.lists.values)
+        self.engine.relist()
+
+    def listed(self, key: str) -> str:
+        """Return ``allow`` or ``deny`` for what a list has, ``mixed`` for parts, else nothing."""
+        network = key_network(key)
+        if network is None:
+            return ""
+        first, last, _ = span(network, 0)
+        found = self.engine.lists.uniform(first >> 64, first & _M64, last >> 64, last & _M64)
+        return {ALLOW: "allow", DENY: "deny", MIXED: "mixed"}.get(found, "")
+
+    def edge_until(self, client: Network) -> int:
+        """Return until when HAProxy may refuse a client by itself, as this node would tell it.
+
+        An epoch second; 0 if HAProxy has to ask, as the client is not blocked for every request, or
+        not all of its addresses are.
+        """
+        first, last, _ = span(client, 0)
+        ends = first >> 64, first & _M64, last >> 64, last & _M64
+        until = self.engine.barred.uniform(*ends)
+        if self.engine.lists.uniform(*ends) != NONE or until == MIXED:
+            return 0
+        rule = self._rules.get(EDGE_LIMIT)
+        key = network_text(client)
+        if rule is not None:
+            key = counted_key(key, rule.limit)
+            block = self.blocklist.get(EDGE_LIMIT, key)
+            if block is not None and not block.shadow and not rule.limit.shadow:
+                until = max(until, block.until)
+        until = max(until, self._until(key))
+        return until if until > self.engine.table.now else 0
+
+    def string_key(self, string: bytes) -> str:
+        """Return the key of a string."""
+        key = self.engine.key
+        key.binary(string, 0, len(string))
+        return hash_key(key.hi, key.lo)
+
+    def is_secret(self, limit: str) -> bool:
+        """Tell whether only hints are shown of a limit's strings; of ``EVERY_LIMIT``, of any."""
+        if limit == EVERY_LIMIT:
+            # Requests without a client are counted by the address of their proxy.
+            return any(r.limit.secret for r in self.engine.rules if r.limit.name != UNKNOWN)
+        rule = self._rules.get(limit)
+        return rule is None or rule.limit.secret
+
+    def is_known(self, key: str) -> bool:
+        """Tell whether any limit knows a client with this key, or has blocked it."""
+        return any(
+            self.engine.table.peek(*self._client(rule, counted_key(key, rule.limit))) >= 0
+            or self.blocklist.get(rule.limit.name, key) is not None
+            for rule in self.engine.rules
+        )
+
+    def kept(self, entry: E) -> E:
+        """Return a block or a lift as it is kept here; see ``strings``."""
+        if not self.keyed:
+            return entry  # its hash by any other secret would be that of nobody
+        return kept(entry, self.is_secret(entry.limit), self.string_key)
+
+    def explain(self, key: str) -> Steps[list[ClientState]]:
+        """Return what each limit has of a client, which is not counted as seen by that."""
+        engine = self.engine
+        states = []
+        for rule in list(engine.rules):
+            counted = counted_key(key, rule.limit)
+            slot = engine.table.peek(*self._client(rule, counted))
+            states.append(
+                ClientState(
+                    limit=rule.limit,
+                    key=counted,
+                    hits=engine.hits(rule, slot) if slot >= 0 else 0,
+                    until=engine.table.until(slot) if slot >= 0 else 0,
+                    block=self.blocklist.get(rule.limit.name, counted),
+                )
+            )
+            if len(states) % _UPDATED == 0:
+                yield
+        return states
+
+    def clear_fuse(self, limit: str) -> bool:
+        """Let a limit block again; false if it does."""
+        rule = self._rules.get(limit)
+        if rule is None or not rule.fused:
+            return False
+        rule.blow(False)
+        rule.refused = rule.refused_before = 0
+        self.on_fuse(rule.limit, False)
+        return True
+
+    def apply(self, block: Block) -> bool:
+        """Merge an entry made elsewhere; true if that changes what is known of the client.
+
+        It does not if what is known is newer, or if there is no room.
+        """
+        block = self.kept(block)
+        if not self.blocklist.take(block, self.engine.table.now):
+            return False
+        if block.limit == EVERY_LIMIT and self._bars(block.key):
+            self._changed()
+        self._update(block.limit, block.key)
+        self.on_taken(block)
+        return True
+
+    def lift(self, lift: Lift) -> bool:
+        """Merge a lift made elsewhere; true if that changes what is known of the client.
+
+        A client whose block it ends may come at once, and its strikes are forgotten.
+        """
+        lift = self.kept(lift)
+        known = self.blocklist.get(lift.limit, lift.key)
+        if not self._lift(lift):
+            return False
+        self.on_taken(lift)
+        if known is not None and self.blocklist.get(lift.limit, lift.key) is None:
+            self.on_gone(lift.limit, lift.key)
+        return True
+
+    def lift_now(self, limit: str, key: str, now: int) -> Lift:
+        """Lift whatever block a client has, and return what the store is to know of that.
+
+        ``now`` is in nanoseconds since the epoch.
+        """
+        lift = self.blocklist.lift_of(limit, key, now)
+        self._lift(lift)
+        return lift
+
+    def _lift(self, lift: Lift) -> bool:
+        limit, key = lift.limit, lift.key
+        changed = self.blocklist.lift(lift)
+        if self.blocklist.get(limit, key) is None:
+            if limit == EVERY_LIMIT and self._barred.discard(key):
+                self._changed()
+            self._update(limit, key)
+        return changed
+
+    def load(self, entries: Iterable[Entry]) -> Steps[None]:
+        """Merge entries made elsewhere, of a list of any length; ``cut()`` is due then."""
+        self._loading += 1
+        try:
+            room = _COMPARED
+            for entry in entries:
+                if room <= 0:
+                    room = _COMPARED
+                    yield
+                changed = self.lift(entry) if isinstance(entry, Lift) else self.apply(entry)
+                room -= _COMPARED // _UPDATED if changed else 1
+        finally:
+            self._loading -= 1
+        self._changed()
+
+    def rekey(self, secret: bytes) -> None:
+        """Take the secret by which all nodes know strings, 16 bytes.
+
+        With another one than before, clients known by a string are others from then on. A block of
+        one finds it again if its text is the string, as soon as it is taken again.
+        """
+        self.engine.key.rekey(secret)
+        self.keyed = True
+
+    def divide(self, nodes: int, up: bool) -> None:
+        """Share clients with this many nodes, this one included; ``up`` says if they are reached.
+
+        Those that have not, in an outage, been shared yet would take the room of others.
+        """
+        for rule in self.engine.rules:
+            if self.sharing is Sharing.HOT:
+                rule.divide(nodes)
+            elif self.sharing is Sharing.ALL:
+                rule.share_all(up)
+
+    def degrade(self, nodes: int) -> None:
+        """Enforce only this node's part of each limit, of so many nodes; 1 is the whole."""
+        for rule in self.engine.rules:
+            rule.rate = max(1, rule.limit.rate // nodes)
+
+    def _update(self, limit: str, key: str) -> None:
+        """Have the table hold what the blocklist has of a client."""
+        network = key_network(key)
+        for rule in self.engine.rules if limit == EVERY_LIMIT else [self._rules.get(limit)]:
+            if rule is None:
+                continue
+            client, width = key, (rule.limit.ipv4_prefix, rule.limit.ipv6_prefix)
+            if network is not None and not _is_client(network, *width):
+                # Under another prefix than today's it is another client. In its place is one of
+                # today's, or none: there no block may wait for the prefix to be as it was.
+                first, _, _ = span(network, 0)
+                place = first >> 64, first & _M64, ADDRESS << 16 | rule.index
+                if self.engine.table.peek(*place) < 0 and place not in self.engine.table.orphans:
+                    continue
+                client = counted_key(first_address(key), rule.limit)
+                if first_address(client) != first_address(key):
+                    self._hold(rule, key, 0, False)
+                    continue
+            by_hand = self.blocklist.get(EVERY_LIMIT, client)
+            block = self.blocklist.get(rule.limit.name, client)
+            if block is not None and block.shadow and not rule.limit.shadow:
+                block = None
+            if by_hand is not None and (block is None or by_hand.until >= block.until):
+                self._hold(rule, client, by_hand.until, True)
+            else:
+                self._hold(rule, client, block.until if block else 0, False)
+
+    def _client(self, rule: Rule, key: str) -> tuple[int, int, int]:
+        """Return as whom the table knows a client of a limit."""
+        hashed = hash_numbers(key)
+        if hashed is not None:
+            return *hashed, TEXT << 16 | rule.index
+        found = self.engine.key
+        text = first_address(key).encode()
+        found.text(text, 0, len(text))
+        return found.hi, found.lo, found.kind << 16 | rule.index
+
+    def _hold(self, rule: Rule, key: str, until: int, by_hand: bool) -> None:
+        table = self.engine.table
+        client = self._client(rule, key)
+        slot = table.peek(*client)
+        if slot < 0:
+            if until <= table.now:
+                # Nothing to hold: it must not take the place of a client that comes.
+                table.orphans.pop(client, None)
+                return
+            slot = table.find(*client)
+        if until > table.now >= table.until(slot) and not by_hand:
+            self.engine.hold(rule, slot, until)
+        else:
+            # A block by hand may be short, and settles nothing: what came before it still counts.
+            table.block(slot, until, by_hand)
+
+    def _until(self, key: str) -> int:
+        block = self.blocklist.get(EVERY_LIMIT, key)
+        return 0 if block is None else block.until
+
+    def _bars(self, key: str) -> bool:
+        """Bar the addresses of a key, unless all limits count them as one client."""
+        network = key_network(key)
+        if network is None or all(_is_client(network, *width) for width in self._widths):
+            return False
+        self._barred.add(network, key)
+        return True
+
+    def _changed(self) -> None:
+        """Have the engine know what has changed of the networks that are blocked by hand.
+
+        At once if they are few. To cut many anew takes long, so that is done in steps.
+        """
+        if not self._loading and len(self._barred) <= _CUT_AT_ONCE:
+            finish(self.cut())
+
+    def _dropped(self, block: Block) -> None:
+        if block.limit == EVERY_LIMIT:
+            self._barred.discard(block.key)
+
+    def _strike(self, rule: Rule, text: bytes, kind: int, hi: int, lo: int, now: int) -> int:
+        limit = rule.limit
+        # The clients of the whole site: of a limit that few clients use, an attacker's addresses
+        # would soon be a large share.
+        seen = max(max(one.seen, one.seen_before) for one in self.engine.rules)
+        if _too_many(limit, seen, max(rule.refused, rule.refused_before)):
+            rule.blow(True)
+            self.on_fuse(limit, True)
+            return 0
+        if kind == TEXT and not self.keyed:
+            return 0
+        key = client_key(kind, hi, lo, limit.ipv4_prefix, limit.ipv6_prefix)
+        shown = string_text(text, key, limit.secret) if kind == TEXT else ""
+        last = self.blocklist.get(limit.name, key) if limit.shadow else None
+        if last is not None and not last.shadow:
+            # To which a block in shadow would give way, here and on all other nodes.
+            self.on_lift(self.lift_now(limit.name, key, now))
+        # Up to the next whole second, so that no block is shorter than the ladder says.
+        block = self.blocklist.strike(limit, key, -(-now // SECOND), now, shown)
+        if block is None:
+            return 0
+        self.blocks += 1
+        self.blocks_unreported += 1
+        self.news.append(block)
+        self.on_block(block)
+        return block.until
+
+
+def _too_many(limit: Limit, seen: int, refused: int) -> bool:
+    """Tell whether so many of a minute's clients were refused that the limit must be wrong.
+
+    ``seen`` are the clients of the limit that most clients use.
+    """
+    return limit.fuse > 0 and refused >= FUSE_CLIENTS and refused > limit.fuse * seen
+
+
+def _widths(limits: Iterable[Limit]) -> frozenset[tuple[int, int]]:
+    """Return the prefixes by which clients are counted, IPv4 and IPv6."""
+    return frozenset((limit.ipv4_prefix, limit.ipv6_prefix) for limit in limits)
+
+
+def _is_client(network: Network, ipv4_prefix: int, ipv6_prefix: int) -> bool:
+    """Tell whether a network is counted as one client."""
+    return network.prefixlen == (ipv4_prefix if network.version == 4 else ipv6_prefix)

@@ -1,0 +1,71 @@
+"""Merges a whole blocklist with this node's, in both directions; no I/O.
+
+What the other list has is taken, page by page. What is newer here, or is not in the other list at
+all, is returned in the end: the other list has lost it, or has not heard of it yet. Only a lift
+takes a block away, see ``orders``. Strings that an earlier version had in clear are to be forgotten
+there, as soon as they are hashed (``strings``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ratelimit.large import LargeDict
+from ratelimit.limiter.limiter import Limiter
+from ratelimit.model import Entry, Lift
+from ratelimit.steps import Steps
+
+_PAGE = 64  # entries of a step
+
+
+class Merge:
+    """One comparison with another list.
+
+    Args:
+        limiter: whose list is merged.
+        secret: by which all nodes know strings; empty if that is not known.
+    """
+
+    def __init__(self, limiter: Limiter, secret: bytes = b"") -> None:
+        self._limiter = limiter
+        self._secret = secret
+        # The places where the other list has the block, or the lift, as it is here.
+        self._blocks: LargeDict[bool] = LargeDict()
+        self._lifts: LargeDict[bool] = LargeDict()
+        self.outdated: list[tuple[str, str]] = []
+
+    def take(self, entries: Sequence[Entry]) -> Steps[None]:
+        """Merge a page of the other list."""
+        if self._secret:
+            self._limiter.rekey(self._secret)
+        blocklist = self._limiter.blocklist
+        for start in range(0, len(entries), _PAGE):
+            page = entries[start : start + _PAGE]
+            yield from self._limiter.load(page)
+            for entry in page:
+                place = f"{entry.limit}\0{entry.key}"
+                if isinstance(entry, Lift):
+                    if blocklist.lifts.get(entry.limit, entry.key) == entry:
+                        self._lifts[place] = True
+                elif blocklist.get(entry.limit, entry.key) == entry:
+                    self._blocks[place] = True
+                elif self._limiter.kept(entry).key != entry.key:
+                    self.outdated.append((entry.limit, entry.key))
+            yield
+
+    def newer(self) -> Iterator[list[Entry]]:
+        """Yield in small steps what the other list is to be told, after all of it was taken."""
+        for _ in self._limiter.cut():
+            yield []
+        blocklist = self._limiter.blocklist
+        last = "", ""
+        while blocks := blocklist.after(*last, _PAGE):
+            last = blocks[-1].limit, blocks[-1].key
+            yield [one for one in blocks if f"{one.limit}\0{one.key}" not in self._blocks]
+        ended: Lift | None = None
+        while lifts := blocklist.lifts.after(ended, _PAGE):
+            ended = lifts[-1]
+            yield [one for one in lifts if f"{one.limit}\0{one.key}" not in self._lifts]
+        for places in (self._blocks, self._lifts):
+            for _ in places.clear():
+                yield []

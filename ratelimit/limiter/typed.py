@@ -1,0 +1,137 @@
+"""Keys as people give them: an address, a network, the string itself, or any form that was shown.
+
+A string that is given in clear is hashed here, and stays out of what is kept, logged and answered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ratelimit.limiter.keys import (
+    canonical,
+    counted_key,
+    has_host_bits,
+    hash_of,
+    key_network,
+    misses_nat64,
+    network_text,
+    parse_network,
+)
+from ratelimit.limiter.limiter import Limiter
+from ratelimit.limiter.strings import kept_text, string_text
+from ratelimit.model import EVERY_LIMIT
+
+MAX_GIVEN = 4096
+"""Characters of a key that is given."""
+
+_WIDEST = {4: 8, 6: 19}
+"""Bits of the widest networks that are blocked unforced: no provider has a larger one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A key that somebody gave.
+
+    Attributes:
+        key: as the blocklist has it.
+        note: what was corrected, if anything.
+        string: the string, if it was given in clear.
+        text: what was given, if it had the hash.
+    """
+
+    key: str
+    note: str = ""
+    string: bytes = field(default=b"", repr=False)
+    text: str = field(default="", repr=False)
+
+    def shown(self, secret: bool) -> str:
+        """Return what may be told of it; ``secret`` as in ``strings``."""
+        if self.string:
+            return string_text(self.string, self.key, secret)
+        return kept_text(self.text, self.key, secret) if self.text else self.key
+
+
+def read(limiter: Limiter, text: str, force: bool = False) -> Given:
+    """Return the key that a text means; ValueError if it can't be one.
+
+    What is nearly an address is a mistake: as a string, it would be counted by no limit. It is
+    taken as a string if some limit counts one like it, or by ``force``.
+    """
+    if not text.isprintable() or text != text.strip():
+        raise ValueError("must be printable, without spaces around it")
+    if not text:
+        raise ValueError("must not be empty")
+    if len(text) > MAX_GIVEN:
+        raise ValueError(f"has at most {MAX_GIVEN} characters")
+    hashed = hash_of(text)
+    if hashed is not None:
+        return Given(hashed, text=_shown_before(limiter, hashed) or text)
+    string = text.encode()
+    try:
+        key = canonical(text)
+    except ValueError:
+        key = limiter.string_key(string)
+        if not force and not limiter.is_known(key):
+            raise
+        return Given(key, string=string)
+    if key is None:
+        return Given(limiter.string_key(string), string=string)
+    return Given(key, note=_correction(text, key))
+
+
+def told(limiter: Limiter, text: str) -> str:
+    """Return what may be logged of what somebody gave as a key, be it right or wrong."""
+    try:
+        return network_text(parse_network(text, strict=False))
+    except ValueError:
+        hashed = hash_of(text)
+    if hashed is not None:
+        return hashed
+    string = text.encode("utf-8", "surrogatepass")
+    return string_text(string, limiter.string_key(string), True)
+
+
+def too_wide(key: str) -> str:
+    """Return why a key should not be blocked by mistake; empty for one that may."""
+    network = key_network(key)
+    if network is None or network.prefixlen >= _WIDEST[network.version]:
+        return ""
+    also = ", and every IPv4 address" if key == "::/0" else ""
+    return (
+        f"{key} is {network.num_addresses:,} addresses{also}; "
+        f"wider than /{_WIDEST[network.version]} needs force"
+    )
+
+
+def reach(limiter: Limiter, key: str) -> str:
+    """Return how the block of a key differs from what the limits count; empty if it does not."""
+    network = key_network(key)
+    if network is None:
+        if limiter.is_known(key):
+            return ""
+        return "no limit of this node counts a client with this key now"
+    notes = [missed] if (missed := misses_nat64(network)) else []
+    clients: dict[str, list[str]] = {}
+    for rule in limiter.engine.rules:
+        counted = counted_key(key, rule.limit)
+        if counted != key:
+            clients.setdefault(counted, []).append(rule.limit.name)
+    notes += [
+        f"{'limits' if len(names) > 1 else 'limit'} {', '.join(names)}: {counted} counts as one "
+        f"client, this blocks only {key}; to block the client, block {counted}"
+        for counted, names in clients.items()
+    ]
+    return ". ".join(notes)
+
+
+def _shown_before(limiter: Limiter, key: str) -> str:
+    """Return with which hint the blocklist shows a hash, if it does."""
+    names = (EVERY_LIMIT, *(rule.limit.name for rule in limiter.engine.rules))
+    blocks = (limiter.blocklist.get(name, key) for name in names)
+    return next((one.text for one in blocks if one is not None and hash_of(one.text)), "")
+
+
+def _correction(written: str, key: str) -> str:
+    if has_host_bits(written):
+        return f"{written} has host bits; the network is {key}"
+    return f"{written} is {key}" if written != key else ""

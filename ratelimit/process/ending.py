@@ -1,0 +1,38 @@
+"""The end of the process has a time limit, whatever still hangs.
+
+A thread that waits for a disk can't be cancelled, and Python waits for its threads before it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import structlog
+
+from ratelimit.process import log as logs
+
+log = structlog.get_logger()
+
+
+class LastResort:
+    """Ends the process ``timeout`` seconds after ``begin()``, if it is still there."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._begun = threading.Event()
+        # Started now, for there may be no thread to be had later.
+        threading.Thread(target=self._run, name="last resort", daemon=True).start()
+
+    def begin(self) -> None:
+        """Begin to count; only the first call does."""
+        self._begun.set()
+
+    def _run(self) -> None:
+        self._begun.wait()
+        time.sleep(self._timeout)
+        threads = [one.name for one in threading.enumerate() if not one.daemon]
+        log.error("the process did not end in time, and is ended", threads=threads)
+        logs.flush()
+        os._exit(1)

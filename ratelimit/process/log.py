@@ -1,0 +1,223 @@
+"""How the log is written: JSON, a line for each entry, or for people where a terminal is.
+
+All of it goes to standard error, what libraries say by ``logging`` too, and a thread writes it (see
+``writer``): to log never waits and never fails. Whatever the text of a client holds, an entry stays
+one line and changes nothing on a terminal; passwords in URLs are left out; and no cause can fill
+the disk: of one event at most ``LINES`` are written in ``PERIOD`` seconds, and the next one says
+how many were left out. Only what operators do is written in full.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TextIO, cast
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from ratelimit.process.log_writer import Writer, stand_in
+
+LINES = 20
+"""Entries of one cause in a ``PERIOD``."""
+
+PERIOD = 1.0
+"""Seconds."""
+
+AUDIT = "audit"
+"""The event that is never left out: somebody changed something, or tried to."""
+
+END_TIMEOUT = 1.0
+"""Seconds at the end of the process for what waits to be written."""
+
+_MAX_CAUSES = 1000
+_PASSWORD = re.compile(r"(?<=://)([^/@\s]*):[^/@\s]*@")
+
+
+class Bound:
+    """Leaves out entries that come too often; ``clock`` in seconds.
+
+    It is a processor for what we say and a filter for what libraries say. Of the latter a cause is
+    what their text is before the values are put in.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began = clock()
+        self._lines: dict[str, int] = {}
+        self._left_out: dict[str, int] = {}
+
+    def __call__(self, _: WrappedLogger, __: str, entry: EventDict) -> EventDict:
+        if entry["event"] == AUDIT:
+            return entry
+        left_out = self._admit(str(entry["event"]))
+        if left_out is None:
+            raise structlog.DropEvent
+        if left_out:
+            entry["left_out"] = left_out
+        return entry
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether to write what a library says."""
+        left_out = self._admit(f"{record.name}: {record.msg}")
+        if left_out:
+            record.left_out = left_out
+        return left_out is not None
+
+    def _admit(self, cause: str) -> int | None:
+        """Return None to leave an entry out, else how many were since the last."""
+        now = self._clock()
+        if now - self._began >= PERIOD:
+            self._began = now
+            self._lines.clear()
+        if cause not in self._lines and len(self._lines) >= _MAX_CAUSES:
+            return None
+        self._lines[cause] = self._lines.get(cause, 0) + 1
+        if self._lines[cause] <= LINES:
+            return self._left_out.pop(cause, 0)
+        if cause in self._left_out or len(self._left_out) < _MAX_CAUSES:
+            self._left_out[cause] = self._left_out.get(cause, 0) + 1
+        return None
+
+
+def hide_passwords(_: WrappedLogger, __: str, entry: EventDict) -> EventDict:
+    """Put ``***`` for the passwords of URLs, wherever they are."""
+    for name, value in entry.items():
+        if isinstance(value, BaseException):
+            value = repr(value)  # noqa: PLW2901 - what is shown of it
+        if isinstance(value, str) and name != "_record":
+            entry[name] = _PASSWORD.sub(r"\1:***@", value)
+    return entry
+
+
+def escape(_: WrappedLogger, __: str, entry: EventDict) -> EventDict:
+    """Write as escapes what a terminal could take for more than text; structlog quotes the rest."""
+    trace = entry.get("exception")
+    shown = {
+        _printable(name): _printable(value) if isinstance(value, str) else value
+        for name, value in entry.items()
+    }
+    if trace is not None:
+        shown["exception"] = "\n".join(f"  {_printable(line)}" for line in trace.split("\n"))
+    return shown
+
+
+class _Safe:
+    """Processors of which none fails: what can't be shown is left out of its entry."""
+
+    def __init__(self, *processors: Processor) -> None:
+        self._processors = processors
+
+    def __call__(
+        self, logger: WrappedLogger, method: str, entry: EventDict
+    ) -> tuple[tuple[str], dict[str, bool]]:
+        """Return what ``_Logger`` is called with."""
+        event = entry["event"]
+        made: Any = entry
+        try:
+            for processor in self._processors:
+                made = processor(logger, method, made)
+        except Exception as error:  # noqa: BLE001 - it is in the line
+            told = {"level": method, "event": str(event), "unreadable": type(error).__name__}
+            made = json.dumps(told)
+        return (made,), {"kept": event == AUDIT}
+
+
+class _Logger:
+    """What structlog calls with a line; ``keep`` takes those that are never left out."""
+
+    def __init__(self, write: Callable[[str], object], keep: Callable[[str], object]) -> None:
+        self._write = write
+        self._keep = keep
+
+    def info(self, line: str, kept: bool = False) -> None:
+        """Write a line of any level."""
+        (self._keep if kept else self._write)(line + "\n")
+
+    debug = warning = error = critical = exception = info
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How the log is: lines that were dropped, bytes that wait, and why they do."""
+
+    dropped: int = 0
+    waiting: int = 0
+    problem: str = ""
+
+
+_writers: list[Writer] = []
+
+
+def state() -> State:
+    """Return how the log is."""
+    for writer in _writers:
+        return State(writer.dropped, writer.waiting, writer.problem)
+    return State()
+
+
+def begin(*more: str) -> None:
+    """Have threads write the log, and other streams of ``sys``, until the process ends."""
+    _writers.extend(stand_in(name) for name in ("stderr", *more))
+    atexit.register(flush)
+    configure(cast(TextIO, _writers[0]), _writers[0].keep)
+
+
+def flush() -> None:
+    """Write what waits, within ``END_TIMEOUT``; nothing is written after that."""
+    for writer in _writers:
+        writer.close(END_TIMEOUT)
+
+
+def configure(stream: TextIO | None = None, keep: Callable[[str], object] | None = None) -> None:
+    """Write all entries to a stream, standard error by default, in the form that suits it.
+
+    ``keep`` is called for lines that are never left out.
+    """
+    stream = stream or sys.stderr
+    bound = Bound()
+    prepare: list[Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        hide_passwords,
+    ]
+    render: list[Processor] = [_first_things_first, structlog.processors.JSONRenderer(default=repr)]
+    if stream.isatty():
+        colors = not os.environ.get("NO_COLOR")
+        render = [escape, structlog.dev.ConsoleRenderer(colors=colors, sort_keys=False)]
+    logger = _Logger(stream.write, keep or stream.write)
+    structlog.configure(
+        processors=[bound, _Safe(*prepare, *render)],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=lambda *_: logger,
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(stream)
+    handler.addFilter(bound.filter)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.ExtraAdder(("left_out",)), *prepare],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    # A line for each request would be news to nobody.
+    logging.getLogger("aiohttp.access").disabled = True
+
+
+def _first_things_first(_: WrappedLogger, __: str, entry: EventDict) -> EventDict:
+    return {name: entry[name] for name in ("timestamp", "level", "event")} | dict(entry)
+
+
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else json.dumps(sign)[1:-1] for sign in text)

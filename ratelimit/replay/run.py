@@ -1,0 +1,226 @@
+"""What the limiter would have done to the requests of an access log, by the log's own times.
+
+The requests go through a ``Limiter`` in NOTIFY frames, as HAProxy would have sent them. A second
+limiter that refuses nobody counts what each client demanded, for the peak rates.
+
+A log is written as requests end, so its times are slightly out of order. Requests are held back and
+sorted, ``_HELD`` at a time; one that comes later still is left out and counted: its moment has
+passed. Times in whole seconds are spread evenly over their second, in the log's order: as one
+instant they would look like a burst, and a steady client would be refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING
+
+from ratelimit.limiter.keys import counted_key
+from ratelimit.limiter.limiter import Limiter
+from ratelimit.model import MAX_RATE
+from ratelimit.notation import SECOND
+from ratelimit.replay.accesslog import LONGEST_CLIENT, printable
+from ratelimit.replay.report import Offender, Report
+from ratelimit.spop.codec import Writer
+from ratelimit.spop.constants import DataType, FrameType
+from ratelimit.steps import finish
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ratelimit.config import Config
+    from ratelimit.model import Block, Limit
+    from ratelimit.replay.accesslog import AccessLog
+
+_HELD = 1 << 16
+_MAX_OFFENDERS = 100_000
+_KEYS_KNOWN = 1 << 16
+_MAX_FRAME = 16_380
+
+# How an ACK tells of a refusal: the name of a variable, its type, its value.
+_DENY = b"\x04deny\x11"
+_THROTTLE = b"\x06reason\x08\x08throttle"
+
+
+def run(
+    log: AccessLog,
+    config: Config,
+    name: str = "default",
+    rows: int = 20,
+    progress: Callable[[], object] = lambda: None,
+) -> Report:
+    """Replay a log against the limit ``name``, which the configuration has.
+
+    ``progress`` is called now and then. Raises LogError.
+    """
+    replay = _Replay(config, name, log.format.grain)
+    for requests in log:
+        replay.take(requests)
+        progress()
+    replay.finish()
+    report = Report(
+        log=log.name,
+        format=log.format.name,
+        grain=log.format.grain,
+        limit=replay.limit,
+        zone=log.zone,
+    )
+    report.lines, report.unread, report.first_unread = log.lines, log.unread, log.first_unread
+    report.invalid = log.invalid
+    replay.tell(report, rows)
+    return report
+
+
+def _limiter(config: Config, limit: Limit) -> Limiter:
+    # A limit in shadow is tried as if it were in force: that is what a replay is for.
+    limit = replace(limit, shadow=False, headers=False)
+    return Limiter([limit], config.agent.max_clients, lists=config.read_lists())
+
+
+class _Replay:
+    def __init__(self, config: Config, name: str, grain: int) -> None:
+        self.limit = next(limit for limit in config.limits_in_force() if limit.name == name)
+        self._grain = grain
+        self._limiter = _limiter(config, self.limit)
+        self._limiter.on_block = self._block
+        self._made: Block | None = None
+        demand = replace(self.limit, rate=MAX_RATE, block=(), strict=False, headers=False)
+        self._demand = Limiter([demand], config.agent.max_clients)
+        name_bytes = name.encode()
+        self._heads = [_head(name_bytes, size) for size in range(LONGEST_CLIENT + 1)]
+        self._key = lru_cache(_KEYS_KNOWN)(self._network)
+        self._held: list[tuple[int, bytes]] = []
+        self._offenders: dict[str, Offender] = {}
+        self._nameless = 0
+        self._throttled = 0
+        self._blocked = 0
+        self._late = 0
+        self._requests = 0
+        self._first = 0
+        self._now = 0
+        self._ticked = 0
+
+    def take(self, requests: list[tuple[int, bytes]]) -> None:
+        """Hold some more requests back, and ask about those held for long enough."""
+        self._held += requests
+        if len(self._held) < 2 * _HELD:
+            return
+        self._held.sort(key=itemgetter(0))
+        cut = len(self._held) - _HELD
+        if self._grain == SECOND:
+            # A second is spread as a whole, unless it has more requests than are held.
+            while cut > 0 and self._held[cut - 1][0] == self._held[cut][0]:
+                cut -= 1
+            cut = cut or len(self._held)
+        self._pass(self._held[:cut])
+        del self._held[:cut]
+
+    def finish(self) -> None:
+        """Ask about those still held."""
+        self._held.sort(key=itemgetter(0))
+        self._pass(self._held)
+        self._held = []
+
+    def _pass(self, requests: list[tuple[int, bytes]]) -> None:
+        past = self._now - self._now % self._grain
+        kept = [request for request in requests if request[0] >= past]
+        self._late += len(requests) - len(kept)
+        if self._grain == SECOND:
+            kept = _spread(kept)
+        self._requests += len(kept)
+        if kept and not self._first:
+            self._first = kept[0][0]
+        for now, client in kept:
+            self._ask(max(now, self._now), client)
+
+    def _ask(self, now: int, client: bytes) -> None:
+        if now - self._ticked >= SECOND:
+            self._limiter.tick(now)
+            finish(self._limiter.tidy())
+            self._ticked = now
+        engine = self._limiter.engine
+        if now != self._now:
+            self._now = now
+            engine.at(now)
+            self._demand.engine.at(now)
+        engine.answer(self._heads[len(client)] + client, 0, _MAX_FRAME)
+        answer = engine.take()
+        counter = self._demand.engine
+        rule = counter.rules[0]
+        rule.at(now)
+        demand = counter.table.count(counter.slot(rule, client), rule, 1)
+        if _DENY in answer:
+            self._refused(client, demand, _THROTTLE in answer)
+
+    def _refused(self, client: bytes, demand: int, throttled: bool) -> None:
+        made, self._made = self._made, None
+        if throttled:
+            self._throttled += 1
+        else:
+            self._blocked += 1
+        key = self._key(client)
+        offender = self._offenders.get(key)
+        if offender is None:
+            if len(self._offenders) >= _MAX_OFFENDERS:
+                self._nameless += 1
+                return
+            offender = self._offenders[key] = Offender(key, self._now)
+        offender.last = self._now
+        if throttled:
+            offender.throttled += 1
+        else:
+            offender.blocked += 1
+        if made is not None:
+            offender.blocks += 1
+            offender.blocked_for += made.until - made.since
+        offender.peak = max(offender.peak, demand)
+
+    def _network(self, client: bytes) -> str:
+        """Return the key that counts this client, as the blocklist would write it."""
+        return counted_key(printable(client), self.limit)
+
+    def _block(self, block: Block) -> None:
+        self._made = block
+
+    def tell(self, report: Report, rows: int) -> None:
+        table = self._demand.engine.table
+        report.late, report.requests = self._late, self._requests
+        report.clients, report.clients_exact = table.entries, not table.evictions
+        report.first, report.last = self._first, self._now
+        report.throttled, report.blocked = self._throttled, self._blocked
+        report.blocks = self._limiter.blocks
+        report.offending, report.nameless = len(self._offenders), self._nameless
+        worst = sorted(self._offenders.values(), key=lambda o: (-o.refused, o.first, o.key))
+        report.offenders = worst[:rows]
+
+
+def _spread(requests: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    """Spread sorted requests of whole seconds over their second."""
+    spread = []
+    for second, group in groupby(requests, key=itemgetter(0)):
+        clients = [client for _, client in group]
+        spread += [
+            (second + place * SECOND // len(clients), client)
+            for place, client in enumerate(clients)
+        ]
+    return spread
+
+
+def _head(limit: bytes, size: int) -> bytes:
+    """Return a NOTIFY frame up to a key of ``size`` bytes (SPOE.txt, section 3.2.6)."""
+    writer = Writer(1024)
+    writer.pos = 4
+    writer.byte(FrameType.NOTIFY)
+    writer.u32(writer.pos, 1)  # FIN
+    writer.pos += 4
+    writer.varint(1)  # stream
+    writer.varint(1)  # frame
+    writer.string(limit)
+    writer.byte(1)  # arguments
+    writer.string(b"key")
+    writer.byte(DataType.STRING)
+    writer.varint(size)
+    writer.u32(0, writer.pos - 4 + size)
+    return writer.take()

@@ -1,0 +1,168 @@
+"""Changes of the blocklist that wait for the store or the journal; no I/O."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from ratelimit.exceptions import StoreError
+from ratelimit.limiter.orders import beats
+from ratelimit.model import Block, Entry, Lift
+
+MAX_UNWRITTEN = 100_000
+"""Changes that wait; the next one is refused, see ``Outbox.dropped``."""
+
+_FRESH = 1.0
+"""Seconds in which a change made by a person follows whatever the store has by then."""
+
+
+class Change:
+    """A block or a lift to write; ``waiters`` are told of the outcome.
+
+    ``asked`` is the monotonic time at which it was made, ``tried`` whether it was sent before, and
+    ``held`` what holds since it was written.
+    """
+
+    __slots__ = ("asked", "entry", "held", "tried", "waiter", "waiters")
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self.asked = time.monotonic()
+        self.tried = False
+        self.held: Entry | None = None
+        self.waiter: asyncio.Future[bool] | None = None
+        self.waiters: list[asyncio.Future[bool]] = []
+
+    @property
+    def fresh(self) -> bool:
+        """Whether what the store has was there before it, whatever the clocks say."""
+        return not self.tried and time.monotonic() - self.asked < _FRESH
+
+    def tell(self, result: bool | StoreError) -> None:
+        """Tell the waiters that it was written, and whether a lift found a block, or why not."""
+        for waiter in self.waiters:
+            if waiter.done():
+                continue
+            if isinstance(result, StoreError):
+                waiter.set_exception(result)
+            else:
+                waiter.set_result(result)
+
+
+class Outbox:
+    """Changes not yet written, in order; for each client at most a lift and a block after it.
+
+    ``dropped`` counts those that found no room, and ``overflowed`` says that there were any: then
+    the owner's whole list is to be compared. ``woken`` is set by each change.
+    """
+
+    def __init__(self, size: int = MAX_UNWRITTEN) -> None:
+        self.dropped = 0
+        self.overflowed = False
+        self.woken = asyncio.Event()
+        self._size = size
+        self._changes: dict[tuple[str, str, type[Entry]], Change] = {}
+
+    def __len__(self) -> int:
+        return len(self._changes)
+
+    def add(self, change: Change) -> bool:
+        """Add a change; false if there is no room."""
+        place, kind = (change.entry.limit, change.entry.key), type(change.entry)
+        same, replaced = self._changes.get((*place, kind)), []
+        if same is not None:
+            if _is_newer(same.entry, change.entry):
+                same.waiters += change.waiters
+                return True
+            replaced.append(self._changes.pop((*place, kind)))
+        if kind is Lift:
+            block = self._changes.get((*place, Block))
+            if block is not None and block.entry.order <= change.entry.order:
+                replaced.append(self._changes.pop((*place, Block)))
+        if not replaced and len(self._changes) >= self._size:
+            self.dropped += 1
+            self.overflowed = True
+            return False
+        for old in replaced:
+            change.waiters += [waiter for waiter in old.waiters if not waiter.done()]
+        self._changes[*place, kind] = change
+        self.woken.set()
+        return True
+
+    def submit(self, entry: Entry) -> Change:
+        """Add an entry that somebody waits for; StoreError, ``unsent``, if there is no room."""
+        change = Change(entry)
+        change.waiter = asyncio.get_running_loop().create_future()
+        change.waiters.append(change.waiter)
+        if not self.add(change):
+            raise StoreError("too many changes wait for the store", unsent=True)
+        return change
+
+    @staticmethod
+    async def written(change: Change, timeout: float, why: Callable[[], str]) -> tuple[Entry, bool]:
+        """Wait until a submitted change is written; return what holds then, and what was told.
+
+        Raises StoreError after ``timeout`` seconds without that, with the text that ``why``
+        returns; the change stays.
+        """
+        assert change.waiter is not None  # noqa: S101 - it was submitted
+        try:
+            async with asyncio.timeout(timeout):
+                found = await change.waiter
+        except TimeoutError:
+            raise StoreError(why() or "the store gave no answer in time") from None
+        return change.held or change.entry, found
+
+    def entries(self) -> list[Entry]:
+        """Return all that waits, the oldest first."""
+        return [change.entry for change in self._changes.values()]
+
+    def first(self, count: int) -> list[Change]:
+        """Return up to ``count`` changes of one kind, the oldest first; they stay."""
+        changes: list[Change] = []
+        for change in self._changes.values():
+            if len(changes) == count or (
+                changes and type(change.entry) is not type(changes[0].entry)
+            ):
+                break
+            changes.append(change)
+        return changes
+
+    def done(self, change: Change, result: bool | StoreError) -> None:
+        """Remove a change that was written or can't be, unless a newer one has taken its place."""
+        place = change.entry.limit, change.entry.key, type(change.entry)
+        if self._changes.get(place) is change:
+            del self._changes[place]
+        change.tell(result)
+
+    def shift(self, seconds: int, forget: Callable[[str], int]) -> list[Entry]:
+        """Correct all times, which were made by another clock; return what the owner is to merge.
+
+        ``forget`` returns for how many seconds the strikes of a limit are remembered.
+        """
+        told: list[Entry] = []
+        changes, self._changes = self._changes, {}
+        for (limit, key, kind), change in changes.items():
+            old = change.entry
+            order = max(old.order + seconds * 1_000_000, old.order + 1)
+            if isinstance(old, Block):
+                # The one with wrong times is on lists already, and a later end would win.
+                until = max(old.until, old.until + seconds) + forget(limit)
+                lift = Change(Lift(key, limit, old.order, until))
+                self._changes.setdefault((limit, key, Lift), lift)
+                since, until = max(0, old.since + seconds), max(0, old.until + seconds)
+                change.entry = replace(old, since=since, until=until, order=order)
+                told.append(lift.entry)
+            else:
+                change.entry = replace(old, order=order)
+            self._changes[limit, key, kind] = change
+            told.append(change.entry)
+        return told
+
+
+def _is_newer(entry: Entry, other: Entry) -> bool:
+    if isinstance(entry, Block) and isinstance(other, Block):
+        return beats(entry, other)
+    return entry.order > other.order

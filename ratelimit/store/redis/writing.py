@@ -1,0 +1,247 @@
+"""Writes blocks and lifts to the store, and learns what holds instead.
+
+A script merges what it is given with what is there (``scripts/block.lua``, ``scripts/lift.lua``).
+It can't sign: for nodes that do, it tells what is there, and the node merges, signs, and writes
+once more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from ratelimit.limiter.orders import beats
+from ratelimit.model import EVERY_LIMIT, Block, Entry, Lift
+from ratelimit.store.entries import MAX_SECOND
+from ratelimit.store.redis.session import Life, Script
+from ratelimit.store.signing import Signer, UnsignedError
+
+_TRIES = 5  # of which one that meets what has no valid signature takes two or three
+_BAD = "an entry that no node can have written"
+
+_BLOCK, _LIFT = Script("entries", "block"), Script("entries", "lift")
+
+
+class EntryWriter:
+    """Writes to the two keys of a blocklist, and has changes published on a channel.
+
+    Args:
+        new_era: returns the era of the keys if they begin now.
+        forget: returns for how many seconds the strikes of a limit are remembered.
+        learn: called with each entry that the store has and this node may not know.
+    """
+
+    def __init__(
+        self,
+        keys: tuple[bytes, ...],
+        channel: bytes,
+        signer: Signer,
+        new_era: Callable[[], str],
+        forget: Callable[[str], int],
+        learn: Callable[[Entry], object],
+    ) -> None:
+        self._keys = keys
+        self._channel = channel
+        self._signer = signer
+        self._new_era = new_era
+        self._forget = forget
+        self._learn = learn
+
+    async def blocks(
+        self, life: Life, blocks: Sequence[tuple[Block, bool]], sure: bool = False
+    ) -> tuple[list[tuple[bool, Entry]], int]:
+        """Write blocks, each with whether it is new.
+
+        Returns for each true and what holds now, and how many have changed the list.
+        """
+        held: list[Entry] = [block for block, _ in blocks]
+        left = [
+            _Try(at, new, bool(self._signer) and new and block.limit == EVERY_LIMIT)
+            for at, (block, new) in enumerate(blocks)
+        ]
+        changed = 0
+        for _ in range(_TRIES):
+            if not left:
+                break
+            args: list[bytes | str | int] = []
+            for one in left:
+                block = held[one.at]
+                assert isinstance(block, Block)  # noqa: S101 - what holds else is not tried again
+                memory = self._forget(block.limit)
+                args += _field(block), self._signer.text(block), memory
+                args += int(one.new and not one.follows), one.block, one.lift
+            answer = await life.run(
+                _BLOCK, self._keys, self._new_era(), self._channel, *args, sure=sure
+            )
+            try:
+                *texts, count = answer
+                changed += int(count)
+                left = [
+                    one
+                    for one, text in zip(left, texts, strict=True)
+                    if self._held(held, one, text)
+                ]
+            except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
+                raise life.odd("the answer to a block") from None
+        if left:
+            raise life.fail(f"{_BAD} comes back again and again", unsent=True)
+        return [(True, entry) for entry in held], changed
+
+    def _held(self, held: list[Entry], one: _Try, text: bytes) -> bool:
+        """Learn what holds in place of a block that was written; true if it has to be tried again.
+
+        What no node can have written, or has no valid signature, gives way. A script can't sign,
+        so what it would do for a new block is done here: one by hand follows what is there, one by
+        a limit is another strike or the same.
+        """
+        block = held[one.at]
+        if not text:
+            if one.raised:
+                self._learn(block)
+            return False
+        data = json.loads(text)
+        try:
+            if "lifted" in data:
+                entry: Entry = self._signer.lift(block.limit, block.key, *data["lifted"])
+            else:
+                entry = self._signer.block(data)
+        except ValueError:
+            if "lifted" in data:
+                order, until, *signature = data["lifted"]
+                one.lift = b"%d %d %s" % (until, order, str(*signature).encode())
+            else:
+                one.block = text
+            return True
+        assert isinstance(block, Block)  # noqa: S101 - what holds else is not tried again
+        merged = entry
+        if one.follows:
+            merged = replace(block, order=entry.order + 1)
+        elif self._signer and one.new and isinstance(entry, Block):
+            merged = struck(block, entry, self._forget(block.limit))
+        if merged != entry:
+            held[one.at] = merged
+            one.new = one.follows
+            one.raised = True
+            return True
+        self._learn(entry)
+        held[one.at] = entry
+        return False
+
+    async def lifts(
+        self, life: Life, lifts: Sequence[tuple[Lift, bool]], sure: bool = False
+    ) -> tuple[list[tuple[bool, Lift]], int]:
+        """Write lifts, each with whether it is new.
+
+        Returns for each whether it ended a block, and the lift as it holds now; and how many have
+        changed the list.
+        """
+        held = [(False, lift) for lift, _ in lifts]
+        left = [_Try(at, new) for at, (_, new) in enumerate(lifts)]
+        changed = 0
+        for _ in range(_TRIES):
+            if not left:
+                break
+            args: list[bytes | str | int] = []
+            for one in left:
+                _, lift = held[one.at]
+                args += _field(lift), lift.order, lift.until, int(one.new and not self._signer)
+                args += self._signer.sign(lift), one.block, one.lift
+            answer = await life.run(
+                _LIFT, self._keys, self._new_era(), self._channel, *args, sure=sure
+            )
+            try:
+                *rest, count = answer
+                changed += int(count)
+                parts = zip(*(rest[at::6] for at in range(6)), strict=True)
+                left = [
+                    one
+                    for one, part in zip(left, parts, strict=True)
+                    if self._lifted(held, one, *part)
+                ]
+            except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
+                raise life.odd("the answer to a lift") from None
+        if left:
+            raise life.fail(f"{_BAD} comes back again and again", unsent=True)
+        return held, changed
+
+    def _lifted(
+        self,
+        held: list[tuple[bool, Lift]],
+        one: _Try,
+        found: int,
+        order: bytes,
+        until: bytes,
+        signature: bytes,
+        holds: bytes,
+        remember: bytes,
+    ) -> bool:
+        """Learn what became of a lift, as ``_held()`` does of a block."""
+        found_before, lift = held[one.at]
+        ended = found_before or found == 1
+        held[one.at] = ended, lift
+        try:
+            mark = self._signer.lift(
+                lift.limit, lift.key, int(order), int(until), signature.decode()
+            )
+        except UnsignedError:
+            one.lift = b"%s %s %s" % (until, order, signature)
+            return True
+        newer: Block | None = None
+        if holds:
+            try:
+                newer = self._signer.block(json.loads(holds))
+            except ValueError:
+                one.block = holds
+                return True
+        wanted = mark
+        if self._signer and one.new:
+            after = max(mark.order, newer.order + 1 if newer is not None else 0)
+            end = min(max(mark.until, int(remember)), MAX_SECOND - 1)
+            wanted = replace(mark, order=after, until=end)
+        held[one.at] = ended, wanted
+        if wanted != mark:
+            return True
+        self._learn(mark)
+        if newer is not None:
+            self._learn(newer)
+        return False
+
+
+@dataclass(slots=True)
+class _Try:
+    """An entry that is being written.
+
+    Attributes:
+        at: its place among those of the caller.
+        new: whether it follows what the store has.
+        follows: whether that is seen to here, because a script would break its signature.
+        block, lift: what the store has and no node can have written; it gives way.
+        raised: its order is another one than its owner knows.
+    """
+
+    at: int
+    new: bool
+    follows: bool = False
+    block: bytes = b""
+    lift: bytes = b""
+    raised: bool = False
+
+
+def struck(new: Block, last: Block, memory: int) -> Block:
+    """Return what holds if a limit blocks a client that has been blocked, as ``block.lua`` does.
+
+    ``memory`` is for how many seconds after its end a strike is remembered.
+    """
+    strikes = new.strikes
+    if new.shadow == last.shadow:
+        if new.since < last.until:
+            strikes = max(strikes, last.strikes)
+        elif new.since < max(last.since, last.until) + memory and strikes <= last.strikes:
+            strikes = last.strikes + 1
+    holds = new if beats(new, last) else last
+    return replace(holds, strikes=strikes) if new.shadow == last.shadow else holds
+
+
+def _field(entry: Entry) -> str:
+    return f"{entry.limit}|{entry.key}"

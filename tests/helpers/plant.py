@@ -1,0 +1,93 @@
+"""Whole installations, sound or with a fault planted in them: application, HAProxy, agent, API."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ratelimit.api.client import Client
+from ratelimit.config import load
+from ratelimit.doctor import Check, State, diagnose
+from tests.helpers.world import World, free_port, world
+
+Edit = Callable[[Path], object]
+
+
+@dataclass
+class Installation:
+    """A world with an ops API, and the doctor that is called to it."""
+
+    world: World
+    url: str
+    config: Path
+
+    @property
+    def site(self) -> str:
+        return f"http://127.0.0.1:{self.world.port}/"
+
+    async def checks(self, probe: bool = False, ahead: float = 0) -> dict[str, Check]:
+        """Return the checks by subject, which has ``haproxy`` for the socket."""
+        site = self.site if probe else ""
+        found = await diagnose(
+            load(self.config), Client(self.url), site, lambda: time.time() + ahead
+        )
+        return {re.sub(r"^(agent|haproxy) [^ ]*[^ :]", r"\1", one.subject): one for one in found}
+
+    async def broken(self, probe: bool = False, ahead: float = 0) -> dict[str, Check]:
+        """Return only what is broken; each says how to mend it."""
+        checks = await self.checks(probe, ahead)
+        found = {name: one for name, one in checks.items() if one.state is State.BROKEN}
+        assert all(one.finding and one.mend for one in found.values())
+        return found
+
+
+class Plant:
+    """Makes installations with a fault."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        port = free_port()
+        self._url = f"http://127.0.0.1:{port}"
+        monkeypatch.setenv("RATELIMIT_OPS__LISTEN", f"127.0.0.1:{port}")
+
+    @contextlib.asynccontextmanager
+    async def __call__(
+        self,
+        config: str = "",
+        socket: str = "haproxy.sock",
+        agent: bool = True,
+        edit: Edit = lambda files: None,
+        **env: str,
+    ) -> AsyncIterator[Installation]:
+        sockets = f"\n[haproxy]\nsockets = ['{self.folder}/{socket}']\n"
+        path = self.folder / "ratelimit.toml"
+        path.write_text(f"[agent]\nlisten = ['unix://{self.folder}/spop.sock']\n{config}{sockets}")
+        async with world(self.folder, config + sockets, agent, edit=edit, env=env) as made:
+            yield Installation(made, self._url, path)
+
+
+def without(file: str, *patterns: str) -> Edit:
+    """Return an edit that removes the lines of a file which have a pattern in them."""
+
+    def edit(files: Path) -> None:
+        lines = (files / file).read_text().splitlines(keepends=True)
+        kept = [line for line in lines if not any(pattern in line for pattern in patterns)]
+        assert len(kept) < len(lines)
+        (files / file).write_text("".join(kept))
+
+    return edit
+
+
+def replaced(file: str, old: str, new: str) -> Edit:
+    def edit(files: Path) -> None:
+        text = (files / file).read_text()
+        assert old in text
+        (files / file).write_text(text.replace(old, new))
+
+    return edit

@@ -1,0 +1,367 @@
+"""Keys that are not addresses: what is kept of them, and that any form shown is the same key."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from ratelimit.engine.layout import ADDRESS, TEXT
+from ratelimit.limiter.keys import client_key, hash_key
+from ratelimit.limiter.limiter import Limiter
+from ratelimit.limiter.strings import masked, string_text
+from ratelimit.limiter.typed import MAX_GIVEN, Given, reach, read, told, too_wide
+from ratelimit.model import EVERY_LIMIT, Block, Lift, Limit
+from ratelimit.steps import finish
+from tests.helpers import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SECRET = bytes(range(64))
+START = 1_700_000_000
+KEY = b"sk_live_4f1c9b07a2d8e6"
+HASH = "~" + "0123456789abcdef" * 2
+TEXTS = st.one_of(
+    st.binary(min_size=1, max_size=300),
+    st.text(min_size=1, max_size=300).map(lambda text: text.encode("utf-8", "surrogatepass")),
+    st.text("0123456789abcdef.:/*-%[] x~", min_size=1, max_size=60).map(str.encode),
+    st.ip_addresses().map(lambda address: str(address).encode()),
+)
+
+
+def limiter(*limits: Limit) -> Limiter:
+    made = Limiter(limits or [Limit(rate=1)], 1000, SECRET)
+    made.tick(START * 1_000_000_000)
+    return made
+
+
+def strike(made: Limiter, key: bytes, limit: str = "default") -> Block:
+    """Have a client exceed a limit of one hit; return its block."""
+    frame = wire.notify(wire.message(limit, key=key, hits=wire.int64(2)))
+    blocks: list[Block] = []
+    made.on_block = blocks.append
+    assert made.engine.answer(frame, 0, 16380) == len(frame)
+    made.engine.take()
+    [block] = blocks
+    return block
+
+
+def load(made: Limiter, blocks: Sequence[Block]) -> None:
+    finish(made.load(blocks))
+
+
+def old_block(key: str, limit: str = "default", text: str = "") -> Block:
+    return Block(key, limit, "over 1 in 1s", 1, START, START + 600, text=text)
+
+
+# ---- what is shown -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("string", "hint"),
+    [
+        (KEY, "sk_l"),
+        (b"0123456789abcdef", "0123"),
+        (b"0123456789abcde", ""),  # too short to spare any
+        (b"ab cdefghijklmnopq", "ab"),
+        (b"/path/of/sixteen", ""),
+        ("schlüssel-des-kunden".encode(), "schl"),
+        ("üüüüüüüüüüüü".encode(), ""),
+        (b"\xff" * 20, ""),
+        (b"a;b\n" * 20, "a"),
+    ],
+)
+def test_a_secret_string_is_a_hint_and_a_hash(string: bytes, hint: str) -> None:
+    assert string_text(string, HASH, secret=True) == hint + HASH
+
+
+@pytest.mark.parametrize(
+    ("string", "shown"),
+    [
+        (b"alice", "alice"),
+        ("ünïcode".encode(), "ünïcode"),
+        (b"42", "42"),
+        (b"a" * 100, "a" * 100),
+        (b"a" * 101, "a" * 100 + HASH),
+        (b"not \xff UTF-8", "not \\xff UTF-8" + HASH),
+        (b"evil\x1b[2J", "evil\\x1b[2J" + HASH),
+        (b" a", "a" + HASH),
+        (b"like" + HASH.encode(), f"like{HASH}{HASH}"),
+        # Given back without the hash, these would be addresses or mistakes.
+        (b"192.0.2.7", "192.0.2.7" + HASH),
+        (b"0.0.0.0/0", "0.0.0.0/0" + HASH),
+        (b"192.0.2.*", "192.0.2.*" + HASH),
+    ],
+)
+def test_a_string_that_is_no_secret_is_itself(string: bytes, shown: str) -> None:
+    assert string_text(string, HASH, secret=False) == shown
+
+
+@given(TEXTS, st.booleans())
+@example(b"~", False)
+@example(b"like~" + b"a" * 32, False)
+@example(b"0.0.0.0/0", False)
+@example(b"not \xff UTF-8", False)
+@example(b" a", False)
+@example(b"\xc2\xa0a", False)
+def test_any_form_that_is_shown_is_the_same_key(string: bytes, secret: bool) -> None:
+    made = limiter(Limit(secret=secret))
+    key = made.string_key(string)
+    shown = string_text(string, key, secret)
+    assert shown.isprintable()
+    again = read(made, shown)
+    assert again.key == key
+    assert again.shown(secret) in (shown, key)
+    # Also what is shown of what was given.
+    assert read(made, again.shown(secret)).key == key
+    assert read(made, again.shown(True)).key == key
+    assert read(made, key).key == key
+
+
+@given(TEXTS)
+def test_no_more_than_a_hint_is_told(string: bytes) -> None:
+    made = limiter()
+    shown = string_text(string, made.string_key(string), secret=True)
+    assert re.fullmatch("[A-Za-z0-9_.-]{0,4}~[0-9a-f]{32}", shown)
+    given = string.decode("utf-8", "replace")
+    assert re.fullmatch("[A-Za-z0-9_.-]{0,4}~[0-9a-f]{32}|[0-9a-f.:]+(/[0-9]+)?", told(made, given))
+
+
+@given(st.ip_addresses(), st.integers(1, 32), st.integers(1, 128))
+def test_an_address_that_is_shown_is_the_same_key(
+    address: object, ipv4_prefix: int, ipv6_prefix: int
+) -> None:
+    made = limiter(Limit(rate=1, ipv4_prefix=ipv4_prefix, ipv6_prefix=ipv6_prefix, fuse=0))
+    block = strike(made, wire.text(str(address)))
+    assert block.text == ""
+    assert read(made, block.shown) == Given(block.key)
+
+
+def test_a_key_is_by_kind() -> None:
+    assert client_key(TEXT, 1, 2, 32, 64) == "~00000000000000010000000000000002"
+    assert client_key(ADDRESS, 0, 0xFFFF << 32 | 0xC0000207, 32, 64) == "192.0.2.7"
+    assert hash_key(1, 2) == client_key(TEXT, 1, 2, 24, 48)
+
+
+# ---- what is kept --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "string"),
+    [
+        (wire.text(KEY.decode()), KEY),
+        (wire.binary(KEY), KEY),
+        (wire.int64(1234567890123456789), b"1234567890123456789"),
+    ],
+)
+def test_no_block_has_the_string_of_a_limit(key: bytes, string: bytes) -> None:
+    made = limiter(Limit(rate=1), Limit(name="open", rate=1, secret=False))
+    block = strike(made, key)
+    assert block.key == made.string_key(string)
+    assert block.shown == string_text(string, block.key, secret=True)
+    assert read(made, block.key).shown(True) == block.shown, "with the hint, if that is known"
+    assert string.decode() not in repr(block) + repr(list(made.blocklist))
+    shown = strike(made, key, "open")
+    assert (shown.key, shown.shown) == (block.key, string.decode())
+
+
+def test_a_string_that_is_a_network_blocks_no_network() -> None:
+    made = limiter(Limit(rate=1), Limit(name="open", rate=1, secret=False))
+    block = strike(made, wire.text("0.0.0.0/0"), "open")
+    assert block.key.startswith("~")
+    assert not finish(made.explain("0.0.0.0/0"))[1].block
+
+
+def test_a_secret_that_is_not_kept_blocks_no_string() -> None:
+    made = Limiter([Limit(rate=1)], 1000, SECRET, keyed=False)
+    made.tick(START * 1_000_000_000)
+    frame = wire.notify(wire.message("default", key=wire.text("alice"), hits=wire.int64(2)))
+    made.engine.answer(frame, 0, 16380)
+    [ack] = wire.frames(made.engine.take())
+    assert ack.items["reason"] == "throttle"
+    assert not len(made.blocklist)
+    assert strike(made, wire.text("192.0.2.7")).key == "192.0.2.7"
+    made.rekey(bytes(16))
+    load(made, [])
+    assert strike(made, wire.text("alice")).key == made.string_key(b"alice")
+
+
+@pytest.mark.parametrize(
+    ("secret", "old", "shown"),
+    [
+        (True, KEY.decode(), "sk_l"),
+        (True, "alice", ""),
+        (True, "long " * 40 + HASH, "long"),
+        (True, "1.2.3.4.5", ""),
+        (False, "alice", "alice"),
+        (False, "long " * 40 + HASH, ("long " * 40)[:100]),
+    ],
+)
+@pytest.mark.parametrize("limit", ["default", EVERY_LIMIT])
+def test_entries_of_earlier_versions_hold_and_are_hidden(
+    secret: bool, old: str, shown: str, limit: str
+) -> None:
+    made = limiter(Limit(secret=secret))
+    load(made, [old_block(old, limit)])
+    [block] = made.blocklist
+    assert block.key == (HASH if HASH in old else made.string_key(old.encode()))
+    assert block.shown == (shown if shown == "alice" else shown + block.key)
+    if HASH not in old:
+        assert read(made, old).key == block.key
+        assert finish(made.explain(block.key))[0].until == START + 600
+    made.lift(Lift(old, limit, block.order + 1, START + 600))
+    assert not len(made.blocklist), "lifted by a version that has it under its string"
+
+
+def test_a_string_is_not_hashed_by_a_secret_that_is_not_kept() -> None:
+    made = Limiter([Limit()], 1000, SECRET, keyed=False)
+    made.tick(START * 1_000_000_000)
+    block = replace(old_block(HASH), text="alice")
+    load(made, [block])
+    assert list(made.blocklist) == [block]
+
+
+def test_a_limit_that_becomes_secret_hides_what_it_showed() -> None:
+    names = Limit(rate=1, secret=False)
+    made = limiter(names)
+    strikes = [strike(made, wire.text(name)) for name in ("alice", KEY.decode())]
+    made.apply(Block(made.string_key(b"bob"), EVERY_LIMIT, "", 0, START, START + 60, text="bob"))
+    hidden: list[Block] = []
+    made.on_hidden = hidden.append
+    finish(finish(made.reload([replace(names, secret=True)], made.lists)))
+    assert {block.shown for block in made.blocklist} == {
+        made.string_key(b"alice"),
+        "sk_l" + made.string_key(KEY),
+        made.string_key(b"bob"),
+    }
+    assert {block.key: block.shown for block in hidden} == {
+        block.key: block.shown for block in made.blocklist
+    }, "so that the store does not show them either"
+    for block in strikes:
+        assert finish(made.explain(block.key))[0].until == block.until, "in force as before"
+    finish(finish(made.reload([names], made.lists)))
+    assert "alice" not in repr(list(made.blocklist)), "what is hidden is not known any more"
+
+
+def test_a_string_that_is_shown_is_known_by_another_secret() -> None:
+    made = limiter(Limit(secret=False))
+    block = replace(old_block(HASH), text="alice")
+    made.rekey(bytes(range(16)))
+    load(made, [block])
+    [held] = made.blocklist
+    assert held.key == made.string_key(b"alice") != HASH
+    assert finish(made.explain(held.key))[0].until == block.until
+
+
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2::/64", "2001:db8:1:2::/64"),
+        (HASH, HASH),
+        (KEY.decode(), "sk_l... (22 characters)"),
+        ("long " * 40 + HASH, HASH),
+        ("half\ud800", "half\ud800"),
+    ],
+)
+def test_a_damaged_entry_is_named_without_the_string(key: str, shown: str) -> None:
+    assert masked(key) == shown
+
+
+# ---- what is given -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("", "must not be empty"),
+        (" a", "without spaces around"),
+        ("a\n", "must be printable"),
+        ("a" * (MAX_GIVEN + 1), "at most 4096"),
+        ("192.0.2.*", "must be an IPv4 or IPv6 address or network; is it 192.0.2.0/24?"),
+        ("192.0.2.1-192.0.2.3", "is it 192.0.2.1 and 192.0.2.2/31?"),
+        ("192.0.2.256", "must be an IPv4 or IPv6 address or network"),
+    ],
+)
+def test_what_is_no_key(text: str, wrong: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(wrong)) as error:
+        read(limiter(), text)
+    assert not text or repr(text) not in str(error.value), "it may be a secret"
+
+
+def test_what_is_like_an_address_is_a_string_if_a_limit_counts_it() -> None:
+    made = limiter()
+    with pytest.raises(ValueError, match=r"192\.0\.2\.0/24"):
+        read(made, "192.0.2.*")
+    assert read(made, "192.0.2.*", force=True).key == made.string_key(b"192.0.2.*")
+    block = strike(made, wire.text("192.0.2.*"))
+    assert read(made, "192.0.2.*").key == block.key
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "note"),
+    [
+        ("192.0.2.7", "192.0.2.7", ""),
+        ("192.0.2.77/24", "192.0.2.0/24", "192.0.2.77/24 has host bits; the network is"),
+        ("64:ff9b::192.0.2.7", "192.0.2.7", "64:ff9b::192.0.2.7 is 192.0.2.7"),
+        ("64:ff9b::c000:200/120", "192.0.2.0/24", "64:ff9b::c000:200/120 is 192.0.2.0/24"),
+    ],
+)
+def test_what_was_corrected_is_said(text: str, key: str, note: str) -> None:
+    given = read(limiter(), text)
+    assert given.key == given.shown(True) == key
+    assert given.note.startswith(note) and bool(given.note) == bool(note)
+
+
+@pytest.mark.parametrize(
+    ("key", "wide"),
+    [
+        ("0.0.0.0/0", "0.0.0.0/0 is 4,294,967,296 addresses; wider than /8 needs force"),
+        ("0.0.0.0/7", "0.0.0.0/7 is 33,554,432 addresses; wider than /8 needs force"),
+        ("10.0.0.0/8", ""),
+        ("::/0", ", and every IPv4 address; wider than /19 needs force"),
+        ("2000::/3", "wider than /19 needs force"),
+        ("2003::/19", ""),
+        (HASH, ""),
+    ],
+)
+def test_a_very_wide_network_is_not_meant_by_itself(key: str, wide: str) -> None:
+    told = too_wide(key)
+    assert told.endswith(wide) and bool(told) == bool(wide)
+
+
+@pytest.mark.parametrize(
+    ("key", "note"),
+    [
+        ("192.0.2.7", ""),
+        ("2001:db8::/64", "limit login: 2001:db8::/48 counts as one client, this blocks only"),
+        ("2001:db8::/48", ""),
+        ("2001:db8::/32", ""),
+        (
+            "64:ff9b::/48",
+            "clients of 64:ff9b::/96 are counted by the IPv4 address in it: name that",
+        ),
+        (
+            "2001:db8::7",
+            "limits default, api: 2001:db8::/64 counts as one client, this blocks only",
+        ),
+        (HASH, "no limit of this node counts a client with this key now"),
+    ],
+)
+def test_a_block_that_is_not_what_the_limits_count(key: str, note: str) -> None:
+    made = limiter(Limit(), Limit(name="api"), Limit(name="login", ipv6_prefix=48))
+    told = reach(made, key)
+    assert told.startswith(note) and bool(told) == bool(note)
+    if key == "2001:db8::7":
+        assert "to block the client, block 2001:db8::/64. limit login: 2001:db8::/48 counts" in told
+
+
+def test_a_string_that_is_counted_needs_no_note() -> None:
+    made = limiter()
+    block = strike(made, wire.text("alice"))
+    assert reach(made, block.key) == ""
