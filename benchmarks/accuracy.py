@@ -25,6 +25,7 @@ from benchmarks.harness import Figure, Programs, Target
 from benchmarks.report import Column, Report, Row, Table
 from ratelimit.limiter.limiter import Limiter
 from ratelimit.model import Limit
+from ratelimit.spop.notify import Responder
 from tests.helpers import wire
 
 if TYPE_CHECKING:
@@ -108,13 +109,13 @@ class Ours:
 
     def __init__(self, strict: bool) -> None:
         limit = Limit(rate=RATE, window=SECOND, block=(), strict=strict)
-        self._engine = Limiter([limit], 8, SECRET).engine
+        self._responder = Responder(Limiter([limit], 8, SECRET).engine)
         self._frame = wire.notify(wire.message("default", key=wire.address("192.0.2.1")))
 
     def __call__(self, now: int) -> bool:
-        self._engine.at(now)
-        self._engine.answer(self._frame, 0, len(self._frame))
-        return b"deny" not in self._engine.take()
+        self._responder.engine.at(now)
+        self._responder.answer(self._frame, 0, len(self._frame))
+        return b"deny" not in self._responder.take()
 
 
 COUNTERS: dict[str, Callable[[], Counter]] = {

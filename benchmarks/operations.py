@@ -32,6 +32,7 @@ from benchmarks.end_to_end import APPLICATION, SHIPPED, HAProxy
 from benchmarks.harness import Figure, Programs, Target
 from benchmarks.report import Column, Report, Row, Table
 from ratelimit.node.top import Busiest
+from ratelimit.spop.notify import Responder
 from tests.helpers import wire
 from tests.helpers.running import running
 from tests.helpers.servers import Server
@@ -350,14 +351,14 @@ async def run_scan(folder: Path, rounds: int) -> dict[str, tuple[Figure, Figure]
     config = f"[limits.default]\nrate = {NEVER}\nblock = []\n"
     folder.mkdir()
     async with running(folder, config, CLIENTS) as api:
-        engine = api.control.limiter.engine
+        responder = Responder(api.control.limiter.engine)
         for first in range(0, CLIENTS, 100_000):
             frames = Frames.of(range(_BLOCKED + first, _BLOCKED + first + 100_000))
-            engine.at(api.control.sync.now())
+            responder.engine.at(api.control.sync.now())
             for at in range(0, frames.count, _STEP):
                 data = bytes(frames.data[at * frames.size : (at + _STEP) * frames.size])
-                engine.answer(data, 0, 16_384)
-                engine.take()
+                responder.answer(data, 0, 16_384)
+                responder.take()
         for sort in ("rate", "share"):
             for count in (20, 1000):
                 took, longest = [], []

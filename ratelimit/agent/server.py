@@ -26,6 +26,7 @@ from ratelimit.model import Address
 from ratelimit.process.systemd import Passed
 from ratelimit.spop.connection import Connection
 from ratelimit.spop.constants import Status
+from ratelimit.spop.notify import Responder
 from ratelimit.store.sync import Sync
 
 MAX_CONNECTIONS = 4096
@@ -66,6 +67,7 @@ class Agent:
         self, limiter: Limiter, sync: Sync | None = None, trusted: Trusted | None = None
     ) -> None:
         self.limiter = limiter
+        self.responder = Responder(limiter.engine)
         self.sync = sync or Sync(limiter, 0.01, False)
         self.trusted = trusted or Trusted()
         self.peers: set[_Peer] = set()
@@ -206,7 +208,7 @@ class Agent:
             more = blocklist.refused - self._told_refused
             log.warning("the blocklist is full: clients are throttled, not blocked", count=more)
             self._told_refused = blocklist.refused
-        notes = self.limiter.engine.notes
+        notes = self.responder.notes
         for (problem, name), told in notes.items():
             if not told:
                 notes[problem, name] = True
@@ -234,7 +236,7 @@ class _Peer(asyncio.Protocol):
         self._agent = agent
         self._name = "unix"
         self._engine = agent.limiter.engine
-        self._spop = Connection(self._engine)
+        self._spop = Connection(agent.responder)
         self._reads = 0
         self.age = 0  # seconds in the present state
         self.seen = False  # a byte has come since the last look

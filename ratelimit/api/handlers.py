@@ -144,10 +144,11 @@ async def status(call: Call) -> Reply:
         started=control.started,
         uptime=round(time.time() - control.started, 3),
         checks=engine.checks,
-        unknown=engine.unknown,
-        keyless=engine.keyless,
+        unknown=agent.responder.unknown,
+        keyless=agent.responder.keyless,
         unchecked=[
-            models.Unchecked(problem=problem, message=name) for problem, name in engine.notes
+            models.Unchecked(problem=problem, message=name)
+            for problem, name in agent.responder.notes
         ],
         forwarders=control.forwarders.found(),
         connections=len(agent.peers),

@@ -11,6 +11,6 @@ from __future__ import annotations
 def compiled() -> bool:
     """Whether the request path runs compiled; it is compiled as a whole or not at all."""
     # Imported here, because modules of this package are imported by others of it.
-    from ratelimit.engine import answer
+    from ratelimit.engine import check
 
-    return not answer.__file__.endswith(".py")
+    return not check.__file__.endswith(".py")

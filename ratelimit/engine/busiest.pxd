@@ -1,4 +1,4 @@
-# C types of scan.py; the compiler reads this beside it, plain Python does not.
+# C types of busiest.py; the compiler reads this file, plain Python does not.
 cimport cython
 from libc.stdint cimport uint64_t
 from ratelimit.engine.rule cimport Rule

@@ -1,9 +1,9 @@
-# C types of exchange.py; the compiler reads this beside it, plain Python does not.
+# C types of sharing.py; the compiler reads this file, plain Python does not.
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
+from ratelimit.engine.buffer cimport Buffer
 from ratelimit.engine.rule cimport Rule
 from ratelimit.engine.table cimport Table
-from ratelimit.spop.codec cimport Writer
 
 cdef uint64_t RING
 cdef int WEIGHT_BITS, HOT, EPOCH, MISSED, ANSWER_BYTES, NOTICE_BYTES, RECORD_BYTES, FIRST_COUNTER
@@ -24,7 +24,7 @@ cdef class Exchange:
     cdef uint32_t used, left, next, head, queued, most
     cdef uint64_t[::1] words
     cdef uint32_t[::1] halves, places, queue, flying
-    cdef Writer writer, notices
+    cdef Buffer writer, notices
     cdef readonly uint64_t overflow
     cdef public uint64_t interval
     cdef readonly uint64_t due
@@ -79,7 +79,7 @@ cdef class Exchange:
     @cython.locals(milliseconds=uint64_t, wait=uint64_t, at=uint64_t)
     cdef bint later(self, Py_ssize_t first, uint64_t now) noexcept
     @cython.locals(
-        table=Table, rule=Rule, writer=Writer, at=uint64_t, own=uint32_t, delta=uint32_t,
+        table=Table, rule=Rule, writer=Buffer, at=uint64_t, own=uint32_t, delta=uint32_t,
         sent=uint32_t, _=int,
     )
     cdef void record(self, uint32_t place, Py_ssize_t slot) noexcept
@@ -97,9 +97,5 @@ cdef class Exchange:
     cdef bint owns(self, uint32_t place, Py_ssize_t slot) noexcept
     @cython.locals(table=Table, place=uint32_t, slot=Py_ssize_t)
     cdef void drop(self, uint32_t index) noexcept
-    @cython.locals(i=int)
-    cdef void u64(self, Writer writer, uint64_t value) noexcept
-    @cython.locals(writer=Writer, i=int)
-    cdef void u32(self, uint64_t value) noexcept
     @cython.locals(p='const unsigned char *', value=uint64_t, i=int)
     cdef uint64_t number(self, bytes data, Py_ssize_t start, int size) noexcept

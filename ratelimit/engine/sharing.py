@@ -23,6 +23,7 @@ the same without the key: the sums of all nodes.
 
 from __future__ import annotations
 
+from ratelimit.engine.buffer import Buffer
 from ratelimit.engine.layout import (
     ANSWER_BYTES,
     EPOCH,
@@ -40,7 +41,6 @@ from ratelimit.engine.layout import (
 )
 from ratelimit.engine.rule import Rule
 from ratelimit.engine.table import Table
-from ratelimit.spop.codec import Writer
 
 _MAX_RECORDS = 1000  # of a batch: 96,000 bytes, and a few milliseconds of the store's time
 _MAX_RESERVED = 1 << 14  # of a batch, where answers wait for it
@@ -119,8 +119,8 @@ class Exchange:
         self.most = _MAX_RECORDS if refresh > 0 else min(capacity, _MAX_RESERVED)
         self.flying = memoryview(bytearray(4 * self.most)).cast("I")
         self.flown = 0
-        self.writer = Writer(RECORD_BYTES * self.most)
-        self.notices = Writer(NOTICE_BYTES * _MAX_RECORDS)
+        self.writer = Buffer(RECORD_BYTES * self.most)
+        self.notices = Buffer(NOTICE_BYTES * _MAX_RECORDS)
         self.overflow = 0
 
     def heat(self, slot: int, told: int) -> None:
@@ -450,10 +450,10 @@ class Exchange:
             table.advance(slot, rule)
         if self.words[_WORDS * place + _TICK] != rule.tick:
             self.advance(place)
-        self.u64(writer, table.words[slot])
-        self.u64(writer, table.words[slot + 1])
-        self.u32(table.halves[2 * slot + EPOCH])
-        self.u64(writer, rule.tick)
+        writer.little(table.words[slot], 8)
+        writer.little(table.words[slot + 1], 8)
+        writer.little(table.halves[2 * slot + EPOCH], 4)
+        writer.little(rule.tick, 8)
         at = rule.bucket
         for _ in range(RING):
             own = table.halves[2 * slot + FIRST_COUNTER + at]
@@ -464,7 +464,7 @@ class Exchange:
             if own > sent:  # it is less where what was reserved has not been counted
                 delta = own - sent
                 self.halves[_HALVES * place + at] = own
-            self.u32(delta)
+            writer.little(delta, 4)
             at = at - 1 if at > 0 else RING - 1
         self.halves[_HALVES * place + _RESERVED] = 0
 
@@ -483,8 +483,8 @@ class Exchange:
             kind |= _IS_NEAR
         else:
             return
-        self.u64(self.notices, self.table.words[slot])
-        self.u64(self.notices, self.table.words[slot + 1])
+        self.notices.little(self.table.words[slot], 8)
+        self.notices.little(self.table.words[slot + 1], 8)
         self.notices.byte(kind)
 
     def learn(self, answers: bytes, begin: int = 0) -> None:
@@ -573,15 +573,6 @@ class Exchange:
         self.size -= 1
         self.places[index] = self.places[self.size]
         self.places[self.size] = place
-
-    def u64(self, writer: Writer, value: int) -> None:
-        for i in range(8):
-            writer.byte(value >> 8 * i & 0xFF)
-
-    def u32(self, value: int) -> None:
-        writer = self.writer
-        for i in range(4):
-            writer.byte(value >> 8 * i & 0xFF)
 
     def number(self, data: bytes, start: int, size: int) -> int:
         """Return the little-endian integer of ``size`` bytes."""

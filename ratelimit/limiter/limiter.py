@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from ratelimit.engine.answer import Engine
+from ratelimit.engine.check import Engine
 from ratelimit.engine.layout import ADDRESS, ALLOW, DENY, MIXED, NONE, SECOND, TEXT
 from ratelimit.engine.rule import Rule
 from ratelimit.limiter.barred import Barred

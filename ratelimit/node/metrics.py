@@ -141,8 +141,12 @@ class Metrics(Collector):
             "Checks that were refused, for whatever reason, or would have been without shadow.",
             sum(rule.throttled + rule.blocked + rule.denied for rule in engine.rules),
         )
-        yield _counter("unknown_messages", "Messages whose name is no limit.", engine.unknown)
-        yield _counter("keyless_messages", "Messages without a usable key.", engine.keyless)
+        yield _counter(
+            "unknown_messages", "Messages whose name is no limit.", agent.responder.unknown
+        )
+        yield _counter(
+            "keyless_messages", "Messages without a usable key.", agent.responder.keyless
+        )
         yield _histogram(
             "answer_seconds",
             "From a read to its answer; a read has many checks.",

@@ -1,7 +1,7 @@
 """What the limiter would have done to the requests of an access log, by the log's own times.
 
-The requests go through a ``Limiter`` in NOTIFY frames, as HAProxy would have sent them. A second
-limiter that refuses nobody counts what each client demanded, for the peak rates.
+The requests go through a ``Limiter``, as those of HAProxy do. A second limiter that refuses none
+counts what each client demanded, for the peak rates.
 
 A log is written as requests end, so its times are slightly out of order. Requests are held back and
 sorted, ``_HELD`` at a time; one that comes later still is left out and counted: its moment has
@@ -19,12 +19,10 @@ from typing import TYPE_CHECKING
 
 from ratelimit.limiter.keys import counted_key
 from ratelimit.limiter.limiter import Limiter
-from ratelimit.model import MAX_RATE
+from ratelimit.model import MAX_RATE, Verdict
 from ratelimit.notation import SECOND
-from ratelimit.replay.accesslog import LONGEST_CLIENT, printable
+from ratelimit.replay.accesslog import printable
 from ratelimit.replay.report import Offender, Report
-from ratelimit.spop.codec import Writer
-from ratelimit.spop.constants import DataType, FrameType
 from ratelimit.steps import finish
 
 if TYPE_CHECKING:
@@ -37,11 +35,6 @@ if TYPE_CHECKING:
 _HELD = 1 << 16
 _MAX_OFFENDERS = 100_000
 _KEYS_KNOWN = 1 << 16
-_MAX_FRAME = 16_380
-
-# How an ACK tells of a refusal: the name of a variable, its type, its value.
-_DENY = b"\x04deny\x11"
-_THROTTLE = b"\x06reason\x08\x08throttle"
 
 
 def run(
@@ -88,8 +81,6 @@ class _Replay:
         self._made: Block | None = None
         demand = replace(self.limit, rate=MAX_RATE, block=(), strict=False, headers=False)
         self._demand = Limiter([demand], config.agent.max_clients)
-        name_bytes = name.encode()
-        self._heads = [_head(name_bytes, size) for size in range(LONGEST_CLIENT + 1)]
         self._key = lru_cache(_KEYS_KNOWN)(self._network)
         self._held: list[tuple[int, bytes]] = []
         self._offenders: dict[str, Offender] = {}
@@ -145,14 +136,13 @@ class _Replay:
             self._now = now
             engine.at(now)
             self._demand.engine.at(now)
-        engine.answer(self._heads[len(client)] + client, 0, _MAX_FRAME)
-        answer = engine.take()
+        verdict = engine.ask(engine.rules[0], client, 1)
         counter = self._demand.engine
         rule = counter.rules[0]
         rule.at(now)
         demand = counter.table.count(counter.slot(rule, client), rule, 1)
-        if _DENY in answer:
-            self._refused(client, demand, _THROTTLE in answer)
+        if verdict != Verdict.ALLOW:
+            self._refused(client, demand, verdict == Verdict.THROTTLE)
 
     def _refused(self, client: bytes, demand: int, throttled: bool) -> None:
         made, self._made = self._made, None
@@ -206,21 +196,3 @@ def _spread(requests: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
             for place, client in enumerate(clients)
         ]
     return spread
-
-
-def _head(limit: bytes, size: int) -> bytes:
-    """Return a NOTIFY frame up to a key of ``size`` bytes (SPOE.txt, section 3.2.6)."""
-    writer = Writer(1024)
-    writer.pos = 4
-    writer.byte(FrameType.NOTIFY)
-    writer.u32(writer.pos, 1)  # FIN
-    writer.pos += 4
-    writer.varint(1)  # stream
-    writer.varint(1)  # frame
-    writer.string(limit)
-    writer.byte(1)  # arguments
-    writer.string(b"key")
-    writer.byte(DataType.STRING)
-    writer.varint(size)
-    writer.u32(0, writer.pos - 4 + size)
-    return writer.take()

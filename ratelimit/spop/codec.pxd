@@ -1,6 +1,7 @@
-# C types of codec.py; the compiler reads this beside it, plain Python does not.
+# C types of codec.py; the compiler reads this file, plain Python does not.
 cimport cython
 from libc.stdint cimport uint64_t
+from ratelimit.engine.buffer cimport Buffer
 
 cdef uint64_t _MASK
 cdef int _NULL, _BOOL, _INT32, _INT64, _UINT64, _IPV4, _IPV6, _STRING, _BINARY
@@ -28,20 +29,9 @@ cdef class Reader:
 
 
 @cython.final
-cdef class Writer:
-    cdef bytearray buffer
-    cdef unsigned char *o
-    cdef public Py_ssize_t size, pos
-
-    cpdef Py_ssize_t room(self) noexcept
-    cpdef bytes take(self)
-    cpdef void byte(self, int value) noexcept
+cdef class Writer(Buffer):
     @cython.locals(o='unsigned char *', pos=Py_ssize_t)
     cpdef void varint(self, uint64_t value) noexcept
     cpdef void string(self, bytes value) noexcept
-    @cython.locals(
-        i=Py_ssize_t, source='const unsigned char *', o='unsigned char *', pos=Py_ssize_t,
-    )
-    cpdef void copy(self, bytes value, Py_ssize_t start, Py_ssize_t size) noexcept
     cpdef void typed_string(self, bytes value) noexcept
     cpdef void u32(self, Py_ssize_t at, uint64_t value) noexcept

@@ -8,6 +8,7 @@ when compiled; a pointer is not checked, so every index is tested against ``end`
 
 from __future__ import annotations
 
+from ratelimit.engine.buffer import Buffer
 from ratelimit.exceptions import SpopError
 from ratelimit.spop.constants import DataType, Status
 
@@ -145,28 +146,8 @@ class Reader:
         return found
 
 
-class Writer:
-    """A buffer of fixed ``size``, filled from the front; who writes asks for ``room()`` first."""
-
-    def __init__(self, size: int) -> None:
-        self.buffer = bytearray(size)
-        self.o = self.buffer
-        self.size = size
-        self.pos = 0
-
-    def room(self) -> int:
-        """Bytes that are left."""
-        return self.size - self.pos
-
-    def take(self) -> bytes:
-        """Return what was written and start again."""
-        written = bytes(self.o[: self.pos])
-        self.pos = 0
-        return written
-
-    def byte(self, value: int) -> None:
-        self.o[self.pos] = value
-        self.pos += 1
+class Writer(Buffer):
+    """A buffer that values of SPOP are written into."""
 
     def varint(self, value: int) -> None:
         """Write an integer from 0 to 2^64 - 1; at most ten bytes."""
@@ -188,15 +169,6 @@ class Writer:
         """Write the length of ``value`` and its bytes."""
         self.varint(len(value))
         self.copy(value, 0, len(value))
-
-    def copy(self, value: bytes, start: int, size: int) -> None:
-        """Write ``value[start:start + size]`` as it is."""
-        source = value
-        o = self.o
-        pos = self.pos
-        for i in range(size):
-            o[pos + i] = source[start + i]
-        self.pos = pos + size
 
     def typed_string(self, value: bytes) -> None:
         """Write typed data: a string."""

@@ -1,15 +1,15 @@
-# C types of connection.py; the compiler reads this beside it, plain Python does not.
+# C types of connection.py; the compiler reads this file, plain Python does not.
 cimport cython
 from libc.stdint cimport uint64_t
-from ratelimit.engine.answer cimport Engine
 from ratelimit.spop.codec cimport Reader
+from ratelimit.spop.notify cimport Responder
 
 cdef Py_ssize_t _LENGTH
 
 
 @cython.final
 cdef class Connection:
-    cdef Engine _engine
+    cdef Responder _responder
     cdef bytearray _pending
     cdef Py_ssize_t _wanted, _max_frame_size
     cdef readonly object hello, error

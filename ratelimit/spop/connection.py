@@ -7,12 +7,11 @@ them and closes it once ``closed`` is set. All changes of state are in this file
       │                        │
       └── health check ────────┴── DISCONNECT, an error, close() ──> closed
 
-While the connection is open, whole NOTIFY frames never surface here: the engine answers them.
+While the connection is open, whole NOTIFY frames never surface here: the responder answers them.
 """
 
 from __future__ import annotations
 
-from ratelimit.engine.answer import Engine
 from ratelimit.exceptions import SpopError
 from ratelimit.spop.codec import Reader
 from ratelimit.spop.constants import MAX_FRAME_SIZE, MIN_FRAME_SIZE, FrameType, Status
@@ -23,6 +22,7 @@ from ratelimit.spop.handshake import (
     write_agent_disconnect,
     write_agent_hello,
 )
+from ratelimit.spop.notify import Responder
 
 _LENGTH = 4  # bytes before each frame
 
@@ -36,8 +36,8 @@ class Connection:
         error: why the connection broke, if a side broke the protocol or HAProxy gave up.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, responder: Responder) -> None:
+        self._responder = responder
         self._pending = bytearray()
         self._wanted = 0
         self._max_frame_size = MAX_FRAME_SIZE
@@ -54,7 +54,7 @@ class Connection:
         """Have the store hear of what ``receive_data(data)`` will answer."""
         if self.hello is not None and not self.closed:
             whole = bytes(self._pending) + data if self._pending else data
-            self._engine.reserve(whole, 0, self._max_frame_size)
+            self._responder.reserve(whole, 0, self._max_frame_size)
 
     def receive_data(self, data: bytes, now: int) -> bytes:
         """Take what was read at ``now`` (nanoseconds since the epoch); return what to send."""
@@ -67,15 +67,15 @@ class Connection:
                 return b""
             data = bytes(self._pending)
             self._pending.clear()
-        self._engine.at(now)
+        self._responder.engine.at(now)
         if self.hello is None:
             return self._receive(data, 0)
         # The common read holds nothing but NOTIFY frames.
         try:
-            pos = self._engine.answer(data, 0, self._max_frame_size)
+            pos = self._responder.answer(data, 0, self._max_frame_size)
         except SpopError as error:
-            return self._engine.take() + self._fail(error)
-        answers = self._engine.take()
+            return self._responder.take() + self._fail(error)
+        answers = self._responder.take()
         if pos == len(data):
             return answers
         return answers + self._receive(data, pos)
@@ -86,9 +86,9 @@ class Connection:
             while not self.closed and self._has_frame(data, pos):
                 if self.hello is not None and data[pos + _LENGTH] == FrameType.NOTIFY:
                     try:
-                        pos = self._engine.answer(data, pos, self._max_frame_size)
+                        pos = self._responder.answer(data, pos, self._max_frame_size)
                     finally:
-                        answers.append(self._engine.take())
+                        answers.append(self._responder.take())
                 else:
                     end = pos + _LENGTH + int.from_bytes(data[pos : pos + _LENGTH])
                     answers.append(self._control(data, pos + _LENGTH, end))

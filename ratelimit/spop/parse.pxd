@@ -1,23 +1,21 @@
-# C types of plan.py; the compiler reads this beside it, plain Python does not.
+# C types of parse.py; the compiler reads this file, plain Python does not.
 cimport cython
 from libc.stdint cimport uint64_t
 from ratelimit.engine.key cimport Key
+from ratelimit.engine.query cimport Query
 from ratelimit.engine.rule cimport Rule
 from ratelimit.spop.codec cimport Reader
 
 cdef int FETCHED, _NOTIFY, _FIN, _FRAGMENTED, _TOO_BIG
 cdef int _NULL, _INT32, _INT64, _UINT64, _IPV4, _IPV6, _STRING, _BINARY
-cdef int _CHECKED, _UNKNOWN, _KEYLESS, _EMPTY, _WRITTEN
+cdef int _CHECKED, _UNKNOWN, _KEYLESS, _EMPTY
 cdef uint64_t _MAX_HITS, _UNTOLD
 
 
 @cython.final
-cdef class Message:
-    cdef int state, kind
-    cdef Rule rule
-    cdef uint64_t hits, via, left, hi, lo
-    cdef Py_ssize_t text, text_size, name, name_size, ids, ids_size
-    cdef bytes written
+cdef class Message(Query):
+    cdef int state
+    cdef Py_ssize_t name, name_size, ids, ids_size
     cdef bint ends
 
 

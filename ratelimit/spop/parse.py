@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ratelimit.engine.key import Key
 from ratelimit.engine.layout import FETCHED
+from ratelimit.engine.query import UNTOLD, Query
 from ratelimit.engine.rule import Rule
 from ratelimit.exceptions import SpopError
 from ratelimit.spop.codec import Reader
@@ -25,9 +26,6 @@ KEYLESS = 2
 EMPTY = 3
 """The place of a frame without messages, which is answered as well."""
 
-WRITTEN = -1
-"""Size of a text that is not in the frame, but in ``Message.written``."""
-
 # Of C's int type when compiled.
 _NOTIFY = int(FrameType.NOTIFY)
 _FRAGMENTED = int(Status.FRAGMENTED)
@@ -44,36 +42,23 @@ _CHECKED = CHECKED
 _UNKNOWN = UNKNOWN
 _KEYLESS = KEYLESS
 _EMPTY = EMPTY
-_WRITTEN = WRITTEN
 
 _FIN = 1
 _MAX_HITS = 1 << 27
-_UNTOLD = 1 << 62
+_UNTOLD = UNTOLD
 
 
-class Message:
+class Message(Query):
     """What one message asks; these objects are filled again for each.
 
-    ``state`` is one of the constants above. Of a CHECKED one ``rule`` and ``hits`` are set, and the
-    key as ``engine.key`` has it in ``kind``, ``hi`` and ``lo``; what was written as text has its
-    place in the data in ``text`` and ``text_size``; ``via`` is a number for whom the client says
-    that it speaks, 0 for nobody; ``left`` is how many hits another answer for the same request has
-    told are left. Of an UNKNOWN or KEYLESS one ``name`` and ``name_size`` are that of its name.
-    ``ends`` says that its frame, whose ids are at ``ids``, ends with it.
+    ``state`` is one of the constants above. The query is that of a CHECKED one. Of an UNKNOWN or
+    KEYLESS one ``name`` and ``name_size`` are that of its name. ``ends`` says that its frame, whose
+    ids are at ``ids``, ends with it.
     """
 
     def __init__(self, rule: Rule) -> None:
+        super().__init__(rule)
         self.state = _EMPTY
-        self.rule = rule
-        self.hits = 0
-        self.via = 0
-        self.left = _UNTOLD
-        self.kind = 0
-        self.hi = 0
-        self.lo = 0
-        self.text = 0
-        self.text_size = 0
-        self.written = b""
         self.name = 0
         self.name_size = 0
         self.ends = False
@@ -235,6 +220,7 @@ class Plan:
         """Take the key of a message, of a type of SPOP."""
         key = self.key
         data = self.data
+        message.data = data
         message.text = start
         message.text_size = 0
         if kind == _IPV4:
@@ -249,8 +235,9 @@ class Plan:
             message.text_size = size
         else:
             key.number(number)
-            message.text_size = _WRITTEN
-            message.written = key.written
+            message.data = key.written
+            message.text = 0
+            message.text_size = len(key.written)
         message.kind = key.kind
         message.hi = key.hi
         message.lo = key.lo

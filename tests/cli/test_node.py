@@ -25,6 +25,7 @@ from ratelimit.api.client import Client as ApiClient
 from ratelimit.cli import node as operate
 from ratelimit.cli.main import main
 from tests.helpers import wire
+from tests.helpers.forms import responder
 from tests.helpers.running import EDGE, Running, block, running, until
 from tests.helpers.world import LONGEST
 
@@ -77,8 +78,8 @@ def hit(api: Running, address: str, times: int) -> None:
     engine = api.control.limiter.engine
     engine.at(api.control.sync.now())
     frame = wire.notify(wire.message("default", key=wire.address(address))) * times
-    assert engine.answer(frame, 0, 16_384) == len(frame)
-    engine.take()
+    assert responder(engine).answer(frame, 0, 16_384) == len(frame)
+    responder(engine).take()
 
 
 # ---- blocks --------------------------------------------------------------------------------

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ratelimit.engine.answer import Engine
+from ratelimit.engine.check import Engine
 from ratelimit.engine.layout import SIGHTS
 from ratelimit.exceptions import SpopError
 from ratelimit.limiter.limiter import Limiter
 from ratelimit.model import Limit
 from ratelimit.steps import finish
 from tests.helpers import wire
+from tests.helpers.forms import responder
 
 SECOND = 1_000_000_000
 START = 1_700_000_000 * SECOND
@@ -33,8 +34,8 @@ class Node:
         engine = self.limiter.engine
         engine.at(START + round(now * SECOND))
         data = wire.notify(*messages, ids=(300, 1))
-        assert engine.answer(data, 0, 16380) == len(data)
-        (ack,) = wire.frames(engine.take())
+        assert responder(engine).answer(data, 0, 16380) == len(data)
+        (ack,) = wire.frames(responder(engine).take())
         assert ack.kind == wire.ACK
         assert ack.ids == (300, 1)
         assert ack.scopes <= {2}, "only scope txn"
@@ -262,16 +263,16 @@ def test_what_can_not_be_checked_is_answered_without_variables(
     for _ in range(200):
         assert node.frame(0, asked) == {}
     engine = node.limiter.engine
-    assert (engine.unknown, engine.keyless) == (200 * unknown, 200 * keyless)
+    assert (responder(engine).unknown, responder(engine).keyless) == (200 * unknown, 200 * keyless)
     assert engine.checks == 0
-    assert len(engine.notes) == 1, "once per name"
+    assert len(responder(engine).notes) == 1, "once per name"
 
 
 def test_names_of_unknown_messages_are_bounded() -> None:
     node = Node()
     for n in range(1000):
         node.frame(0, wire.message(f"m{n}", key=KEY))
-    assert len(node.limiter.engine.notes) == 64
+    assert len(responder(node.limiter.engine).notes) == 64
 
 
 def test_other_arguments_are_ignored() -> None:
@@ -315,8 +316,8 @@ def test_the_longest_ack_fits_the_smallest_frame() -> None:
     engine.at(START)
     asked = wire.message(name, key=KEY, hits=wire.int64(2**40))
     data = wire.notify(asked, ids=(2**64 - 1, 2**64 - 1))
-    engine.answer(data, 0, 16380)
-    answer = engine.take()
+    responder(engine).answer(data, 0, 16380)
+    answer = responder(engine).take()
     assert len(answer) - 4 <= 256
     assert wire.frames(answer)[0].items["limit_name"] == name
 
@@ -328,8 +329,8 @@ def test_the_longest_ack_of_an_allowed_request_fits_too() -> None:
     engine = Node(told, watched).limiter.engine
     engine.at(START)
     asked = [wire.message(each, key=KEY, hits=wire.int64(2)) for each in (name, "w" * 64)]
-    engine.answer(wire.notify(*asked, ids=(2**64 - 1, 2**64 - 1)), 0, 16380)
-    answer = engine.take()
+    responder(engine).answer(wire.notify(*asked, ids=(2**64 - 1, 2**64 - 1)), 0, 16380)
+    answer = responder(engine).take()
     assert len(answer) - 4 <= 256
     items = wire.frames(answer)[0].items
     assert (items["limit_name"], items["shadow"]) == (name, f"throttle:{'w' * 64}")
@@ -472,15 +473,20 @@ def test_answers_are_the_same_whether_or_not_the_table_is_fetched_ahead() -> Non
     for fetching in (True, False):
         node = Node(*limits, max_clients=64)
         engine = node.limiter.engine
-        engine.fetching = fetching
+        responder(engine).fetching = fetching
         engine.at(START)
         out = b""
         for first in range(0, 300, 150):
             data = b"".join([*frames[first : first + 150], broken, *frames[:3]])
             with pytest.raises(SpopError, match="unknown data type 15"):
-                engine.answer(data, 0, 16380)
-            out += engine.take()
-        counted = engine.checks, engine.unknown, engine.keyless, engine.table.evictions
+                responder(engine).answer(data, 0, 16380)
+            out += responder(engine).take()
+        counted = (
+            engine.checks,
+            responder(engine).unknown,
+            responder(engine).keyless,
+            engine.table.evictions,
+        )
         answers.append((out, counted))
     assert answers[0] == answers[1]
     assert len(wire.frames(answers[0][0])) == 300
@@ -506,8 +512,8 @@ def test_answers_never_exceed_the_output(count: int) -> None:
     data = wire.notify(*[asked] * count, ids=(1 << 63, 1 << 63)) * frames
     pos, sizes, acks = 0, [], 0
     while pos < len(data):
-        pos = engine.answer(data, pos, 16380)
-        taken = engine.take()
+        pos = responder(engine).answer(data, pos, 16380)
+        taken = responder(engine).take()
         sizes.append(len(taken))
         acks += len(wire.frames(taken))
     assert acks == frames
@@ -521,8 +527,8 @@ def test_of_a_frame_that_breaks_the_protocol_nothing_is_counted() -> None:
     good = wire.message("default", key=KEY)
     data = wire.notify(good, ids=(1, 1)) + wire.notify(good, good, b"\x03cut", ids=(2, 1))
     with pytest.raises(SpopError, match="the frame ends"):
-        engine.answer(data, 0, 16380)
-    assert [ack.ids for ack in wire.frames(engine.take())] == [(1, 1)]
+        responder(engine).answer(data, 0, 16380)
+    assert [ack.ids for ack in wire.frames(responder(engine).take())] == [(1, 1)]
     assert engine.checks == 1
 
 
@@ -603,8 +609,8 @@ def test_strict_admits_no_more_than_the_rate_in_any_window(
     for step, hits in steps:
         now += step if isinstance(step, int) else int(step * width)
         engine.at(now)
-        engine.answer(STRICT[hits], 0, 16380)
-        if b"deny" not in engine.take():
+        responder(engine).answer(STRICT[hits], 0, 16380)
+        if b"deny" not in responder(engine).take():
             admitted.append((now, hits))
     # A window that holds the most begins with a hit.
     for first, _ in admitted:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from ratelimit.engine.answer import Engine
 from ratelimit.engine.busiest import Busy, Scan
+from ratelimit.engine.check import Engine
 from ratelimit.engine.layout import ADDRESS, SECOND
 from ratelimit.model import Limit
 from tests.helpers import wire
-from tests.helpers.forms import plain_modules
+from tests.helpers.forms import plain_modules, responder
 
 LIMITS = (
     Limit("default", 100, SECOND, ()),
@@ -35,8 +35,8 @@ class Clients:
         self.engine.at(now)
         key = wire.address(f"10.0.{client >> 8}.{client & 255}")
         frame = wire.notify(wire.message(name, key=key, hits=wire.int64(hits)))
-        assert self.engine.answer(frame, 0, 16_384) == len(frame)
-        self.engine.take()
+        assert responder(self.engine).answer(frame, 0, 16_384) == len(frame)
+        responder(self.engine).take()
         self.hits.setdefault((name, client), []).append((now, hits))
 
     def scan(self, count: int, sort: str = "rate", sets: int = 7) -> Scan:
@@ -175,7 +175,7 @@ def test_an_empty_table() -> None:
 @pytest.mark.both_forms
 def test_the_plain_form_finds_the_same() -> None:
     plain = plain_modules()["ratelimit.engine.busiest"].Scan
-    engine = plain_modules()["ratelimit.engine.answer"].Engine(
+    engine = plain_modules()["ratelimit.engine.check"].Engine(
         LIMITS, 4096, lambda *_: 0, bytes(range(64))
     )
     clients = loaded(4)
@@ -184,8 +184,8 @@ def test_the_plain_form_finds_the_same() -> None:
             engine.at(max(now, engine.now))
             key = wire.address(f"10.0.{client >> 8}.{client & 255}")
             frame = wire.notify(wire.message(name, key=key, hits=wire.int64(count)))
-            engine.answer(frame, 0, 16_384)
-            engine.take()
+            responder(engine).answer(frame, 0, 16_384)
+            responder(engine).take()
     engine.at(clients.engine.now)
     scan = plain(engine.table, engine.rules, 50, "rate")
     scan.slice(10_000, engine.now)

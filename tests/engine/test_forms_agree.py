@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ratelimit.engine.answer import Engine
+from ratelimit.engine.check import Engine
 from ratelimit.engine.rule import Rule
 from ratelimit.exceptions import SpopError
 from ratelimit.limiter.limiter import Limiter
 from ratelimit.model import MAX_RATE, Limit
 from tests.engine.test_sharing import Store
 from tests.helpers import wire
-from tests.helpers.forms import plain_engine
+from tests.helpers.forms import plain_engine, responder
 
 pytestmark = pytest.mark.both_forms
 
@@ -49,19 +49,24 @@ class Form:
         pos, out, error = 0, b"", None
         try:
             while True:
-                stop = engine.answer(data, pos, 16380)
-                taken = engine.take()
+                stop = responder(engine).answer(data, pos, 16380)
+                taken = responder(engine).take()
                 out += taken
                 if stop == pos or not taken:
                     break
                 pos = stop
         except SpopError as broken:
-            out += engine.take()
+            out += responder(engine).take()
             error = (broken.status, str(broken))
         rules = [(rule.allowed, rule.throttled, rule.blocked) for rule in engine.rules]
         table = engine.table
         blocks = (len(self.limiter.blocklist), self.limiter.blocks)
-        counted = (engine.checks, engine.unknown, engine.keyless, engine.notes)
+        counted = (
+            engine.checks,
+            responder(engine).unknown,
+            responder(engine).keyless,
+            responder(engine).notes,
+        )
         sights = (engine.sights, list(engine.seen[:60]))
         held = (table.entries, table.evictions, table.orphans)
         return pos, out, error, rules, counted, sights, held, blocks
@@ -174,11 +179,11 @@ class SharedForm:
         node.at(now)
         seen: list[object] = []
         if not self.refresh:
-            node.reserve(data, 0, 16380)
+            responder(node).reserve(data, 0, 16380)
             seen += [self.exchange(number, limit, now, lost=False) for limit in range(len(LIMITS))]
-        stop = node.answer(data, 0, 16380)
+        stop = responder(node).answer(data, 0, 16380)
         rules = [(rule.allowed, rule.throttled, rule.blocked) for rule in node.rules]
-        return stop, node.take(), rules, node.urgent, node.counted, node.wait, seen
+        return stop, responder(node).take(), rules, node.urgent, node.counted, node.wait, seen
 
     def exchange(self, number: int, limit: int, now: int, lost: bool) -> tuple[object, ...]:
         """Everything that can be seen of an exchange, of which the answer may be lost."""

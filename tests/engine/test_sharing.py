@@ -11,13 +11,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ratelimit.engine.answer import Engine
+from ratelimit.engine.check import Engine
 from ratelimit.engine.layout import ANSWER_BYTES, NOTICE_BYTES, RECORD_BYTES, RING
 from ratelimit.engine.rule import Rule
 from ratelimit.engine.sharing import Exchange
 from ratelimit.model import Limit
 from tests.helpers import wire
-from tests.helpers.forms import plain_engine
+from tests.helpers.forms import plain_engine, responder
 
 SECOND = 1_000_000_000
 MS = 1_000_000
@@ -89,8 +89,8 @@ class Fleet:
         self.until(at)
         engine = self.engines[node]
         engine.at(at)
-        engine.answer(ASK, 0, 16380)
-        (answer,) = wire.frames(engine.take())
+        responder(engine).answer(ASK, 0, 16380)
+        (answer,) = wire.frames(responder(engine).take())
         return "deny" not in answer.items
 
     def due(self, node: int) -> int:
@@ -292,8 +292,8 @@ def node(limit: Limit = LIMIT, shared: int = 100) -> tuple[Engine, Exchange]:
 def ask(engine: Engine, times: int, client: str = "192.0.2.1") -> int:
     """Ask a number of times; return how many passed."""
     data = wire.notify(wire.message("default", key=wire.address(client)))
-    engine.answer(data * times, 0, 16380)
-    return sum("deny" not in frame.items for frame in wire.frames(engine.take()))
+    responder(engine).answer(data * times, 0, 16380)
+    return sum("deny" not in frame.items for frame in wire.frames(responder(engine).take()))
 
 
 def test_a_batch_is_sent_once_whether_or_not_it_is_answered() -> None:
@@ -537,8 +537,8 @@ def many(monkeypatch: pytest.MonkeyPatch) -> tuple[Engine, Exchange, list[int]]:
     engine.at(START)
     for number in range(MANY):
         key = wire.address(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
-        engine.answer(wire.notify(wire.message("default", key=key, hits=hits)), 0, 16380)
-        engine.take()
+        responder(engine).answer(wire.notify(wire.message("default", key=key, hits=hits)), 0, 16380)
+        responder(engine).take()
     looks = [0]
     for name in ("later", "owns"):
         monkeypatch.setattr(type(exchange), name, counted(getattr(type(exchange), name), looks))
@@ -589,7 +589,9 @@ def test_a_batch_for_one_client_looks_at_no_other(
     assert exchange.due != now
     key = wire.address("10.0.0.1")
     engine.at(now)
-    engine.answer(wire.notify(wire.message("default", key=key, hits=wire.int64(70))), 0, 16380)
+    responder(engine).answer(
+        wire.notify(wire.message("default", key=key, hits=wire.int64(70))), 0, 16380
+    )
     looks[0] = 0
     assert len(exchange.pack(now)) == RECORD_BYTES
     assert looks[0] <= 3
@@ -627,8 +629,8 @@ class Crowd:
         self.now += 20 * MS
         self.engine.at(self.now)
         message = wire.message(self.limits[limit], key=wire.address(client))
-        self.engine.answer(wire.notify(message) * times, 0, 16380)
-        self.engine.take()
+        responder(self.engine).answer(wire.notify(message) * times, 0, 16380)
+        responder(self.engine).take()
 
     def replace(self, limit: int, client: str, times: int) -> None:
         """Fill the table, so that all of its clients but this one have gone."""
@@ -703,7 +705,7 @@ def test_reserved_hits_are_judged_by_what_all_had_before() -> None:
     for turn in range(30):
         engine = nodes[turn % 3]
         engine.at(START + turn * MS)
-        engine.reserve(ASK * 7, 0, 16380)
+        responder(engine).reserve(ASK * 7, 0, 16380)
         engine.exchanges[0].learn(store.exchange(engine.exchanges[0].pack(START + turn * MS)))
         admitted += ask(engine, 7)
     assert admitted == LIMIT.rate
@@ -713,8 +715,10 @@ def refused(engine: Engine, now: int, hits: int = 1) -> int:
     """Send hits of a client; return how many seconds it is told to wait, 0 if they pass."""
     engine.at(now)
     key = wire.address("192.0.2.1")
-    engine.answer(wire.notify(wire.message("default", key=key, hits=wire.int64(hits))), 0, 16380)
-    (answer,) = wire.frames(engine.take())
+    responder(engine).answer(
+        wire.notify(wire.message("default", key=key, hits=wire.int64(hits))), 0, 16380
+    )
+    (answer,) = wire.frames(responder(engine).take())
     wait = answer.items.get("retry_after", 0)
     assert isinstance(wait, int)
     return wait

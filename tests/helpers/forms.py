@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ratelimit
+from ratelimit.spop.notify import Responder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
-    from ratelimit.engine.answer import Engine
+    from ratelimit.engine.check import Engine
 
 PACKAGE = Path(ratelimit.__file__).parent
 
@@ -80,5 +81,15 @@ def plain_modules() -> dict[str, ModuleType]:
 
 def plain_engine() -> type[Engine]:
     """Return the plain ``Engine``, to be compared with the compiled one in the same process."""
-    engine: type[Engine] = plain_modules()["ratelimit.engine.answer"].Engine
+    engine: type[Engine] = plain_modules()["ratelimit.engine.check"].Engine
     return engine
+
+
+@functools.lru_cache(64)
+def responder(engine: Engine) -> Responder:
+    """Return what answers frames for an engine, in the engine's form; always the same."""
+    plain = plain_modules()
+    if type(engine) is plain["ratelimit.engine.check"].Engine:
+        made: Responder = plain["ratelimit.spop.notify"].Responder(engine)
+        return made
+    return Responder(engine)

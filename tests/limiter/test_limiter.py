@@ -15,6 +15,7 @@ from ratelimit.model import EVERY_LIMIT, MAX_RATE, Block, Entry, Lift, Limit
 from ratelimit.spop.ack import MAX_ACK
 from ratelimit.steps import Steps, finish
 from tests.helpers import wire
+from tests.helpers.forms import responder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -43,8 +44,8 @@ class Node:
         engine = self.limiter.engine
         engine.at(START + round(self.now * SECOND))
         data = wire.notify(*messages)
-        assert engine.answer(data, 0, 16380) == len(data)
-        (ack,) = wire.frames(engine.take())
+        assert responder(engine).answer(data, 0, 16380) == len(data)
+        (ack,) = wire.frames(responder(engine).take())
         return ack.items
 
     def ask(self, client: str, limit: str = "default", hits: int = 1) -> str:
@@ -466,8 +467,8 @@ def test_the_longest_answer_fits_the_smallest_frame() -> None:
     for hits, denied in ((0, False), (1 << 27, True)):
         message = wire.message(limit.name, key=wire.text("x"), hits=wire.int64(hits))
         data = wire.notify(message, ids=((1 << 64) - 1, (1 << 64) - 1))
-        assert engine.answer(data, 0, 16380) == len(data)
-        answer = engine.take()
+        assert responder(engine).answer(data, 0, 16380) == len(data)
+        answer = responder(engine).take()
         assert (b"deny" in answer) is denied
         assert len(answer) <= MAX_ACK
 
@@ -579,7 +580,7 @@ def test_limits_come_and_go() -> None:
     assert node.ask("192.0.2.1") == "throttle"
     node.reload(Limit(rate=1, block=()))
     assert node.ask("192.0.2.1", "new") == "allow"
-    assert node.limiter.engine.unknown == 1
+    assert responder(node.limiter.engine).unknown == 1
     assert node.limiter.rule("new") is None
 
 

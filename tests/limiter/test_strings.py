@@ -18,6 +18,7 @@ from ratelimit.limiter.typed import MAX_GIVEN, Given, reach, read, told, too_wid
 from ratelimit.model import EVERY_LIMIT, Block, Lift, Limit
 from ratelimit.steps import finish
 from tests.helpers import wire
+from tests.helpers.forms import responder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,8 +46,8 @@ def strike(made: Limiter, key: bytes, limit: str = "default") -> Block:
     frame = wire.notify(wire.message(limit, key=key, hits=wire.int64(2)))
     blocks: list[Block] = []
     made.on_block = blocks.append
-    assert made.engine.answer(frame, 0, 16380) == len(frame)
-    made.engine.take()
+    assert responder(made.engine).answer(frame, 0, 16380) == len(frame)
+    responder(made.engine).take()
     [block] = blocks
     return block
 
@@ -181,8 +182,8 @@ def test_a_secret_that_is_not_kept_blocks_no_string() -> None:
     made = Limiter([Limit(rate=1)], 1000, SECRET, keyed=False)
     made.tick(START * 1_000_000_000)
     frame = wire.notify(wire.message("default", key=wire.text("alice"), hits=wire.int64(2)))
-    made.engine.answer(frame, 0, 16380)
-    [ack] = wire.frames(made.engine.take())
+    responder(made.engine).answer(frame, 0, 16380)
+    [ack] = wire.frames(responder(made.engine).take())
     assert ack.items["reason"] == "throttle"
     assert not len(made.blocklist)
     assert strike(made, wire.text("192.0.2.7")).key == "192.0.2.7"

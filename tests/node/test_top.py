@@ -14,6 +14,7 @@ from ratelimit.node import top as module
 from ratelimit.node.top import Busiest
 from ratelimit.store.sync import Sync
 from tests.helpers import wire
+from tests.helpers.forms import responder
 
 
 class Node:
@@ -31,8 +32,8 @@ class Node:
         engine.at(self.sync.now())
         key = wire.address(address)
         frame = wire.notify(wire.message("default", key=key, hits=wire.int64(hits)))
-        assert engine.answer(frame, 0, 16_384) == len(frame)
-        engine.take()
+        assert responder(engine).answer(frame, 0, 16_384) == len(frame)
+        responder(engine).take()
 
     async def keys(self, count: int, sort: str = "rate") -> list[str]:
         return [one.key for one in await self.busiest.find(count, sort)]

@@ -10,6 +10,7 @@ from ratelimit.limiter.limiter import Limiter
 from ratelimit.model import Limit
 from ratelimit.spop.connection import Connection
 from ratelimit.spop.constants import MAX_FRAME_SIZE, Status
+from ratelimit.spop.notify import Responder
 from tests.helpers import wire
 from tests.helpers.wire import ACK, AGENT_DISCONNECT, AGENT_HELLO
 
@@ -18,7 +19,7 @@ ASK = wire.message("default", key=wire.address("192.0.2.1"))
 
 
 def connection(rate: int = 1_000_000) -> Connection:
-    return Connection(Limiter([Limit(rate=rate)], max_clients=64).engine)
+    return Connection(Responder(Limiter([Limit(rate=rate)], max_clients=64).engine))
 
 
 def opened(rate: int = 1_000_000) -> Connection:

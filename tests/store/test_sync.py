@@ -26,6 +26,7 @@ from ratelimit.store.redis.url import parse
 from ratelimit.store.sync import Sync
 from tests.engine.test_sharing import Store as Counts
 from tests.helpers import wire
+from tests.helpers.forms import responder
 
 LIMIT = Limit(block=())
 RATE = LIMIT.rate
@@ -82,12 +83,12 @@ class Peer:
         self.answered = 0
 
     def reserve(self, data: bytes) -> None:
-        self._engine.reserve(data, 0, 16380)
+        responder(self._engine).reserve(data, 0, 16380)
 
     def answer(self, data: bytes, now: int) -> None:
         self._engine.at(now)
-        self._engine.answer(data, 0, 16380)
-        frames = wire.frames(self._engine.take())
+        responder(self._engine).answer(data, 0, 16380)
+        frames = wire.frames(responder(self._engine).take())
         self.answered += len(frames)
         self.allowed += sum("deny" not in frame.items for frame in frames)
 

@@ -27,7 +27,7 @@ class Script:
 
     def __init__(self, *names: str) -> None:
         folder = resources.files("ratelimit.store.redis") / "scripts"
-        parts = [(folder / f"{part}.lua").read_text("utf-8") for part in ("own", *names)]
+        parts = [(folder / f"{part}.lua").read_text("utf-8") for part in ("common", *names)]
         self.text = "\n".join(parts)
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 

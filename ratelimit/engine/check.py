@@ -1,8 +1,7 @@
-"""NOTIFY frames to ACK frames (SPOE.txt, sections 3.2.6, 3.2.7 and 3.4).
+"""The check: find the client in the table, count its hits, decide.
 
-For each message of a read, in order: find the client in the table, count, decide; with the last of
-its frame, append the ACK. Nothing here waits or does I/O, and an allowed request makes no Python
-object. What is not a NOTIFY stops the pass and is left to ``spop.connection``.
+A protocol asks with a ``Query`` and finds the verdict in an ``Outcome``. Nothing here waits or does
+I/O, and an allowed request makes no Python object.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from ratelimit.engine.layout import (
     ALLOW,
     APART,
     DENY,
-    FETCHED,
     HOT,
     LISTED_BITS,
     LOOK,
@@ -27,27 +25,22 @@ from ratelimit.engine.layout import (
     TELL,
 )
 from ratelimit.engine.networks import Networks
+from ratelimit.engine.outcome import DENYLIST, Outcome
+from ratelimit.engine.query import Query
 from ratelimit.engine.rule import Rule
 from ratelimit.engine.sharing import Exchange
 from ratelimit.engine.table import Table
 from ratelimit.model import Limit, Verdict
-from ratelimit.spop.ack import Acknowledge
-from ratelimit.spop.parse import CHECKED, KEYLESS, UNKNOWN, WRITTEN, Message, Plan
 
 # Of C's int type when compiled.
 _ALLOW = int(Verdict.ALLOW)
 _THROTTLE = int(Verdict.THROTTLE)
 _BLOCK = int(Verdict.BLOCK)
-_DENYLIST = 3  # always refused
+_DENYLIST = DENYLIST
 
 _MAPPED = 0xFFFF
 
 _SIGHTS = SIGHTS  # of C's type when compiled
-
-_FEW = 3  # messages: for fewer, fetching costs what it saves
-
-_MAX_NOTES = 64
-_MAX_NOTE = 64  # bytes
 
 # A client's mark in the table, beside what constants.py has: the minute in which it was refused
 # last, and the lists that it was looked up in.
@@ -70,7 +63,7 @@ class Engine:
     """The limits, the table, and the pass over both.
 
     Args:
-        limits: what is enforced; a message of one's name asks for it.
+        limits: what is enforced.
         capacity: clients that the table holds.
         strike: called when a client exceeds a limit that has a ladder, with the rule, the key as
             text that came as a string (else empty), the key's kind and upper and lower 64 bits,
@@ -88,15 +81,10 @@ class Engine:
 
     ``urgent`` says that the other nodes should hear of a client soon; its ``Exchange`` says when.
     ``ahead`` is how many seconds the time given to ``at()`` is ahead of this machine's clock,
-    rounded down. ``fetching`` says whether the table is fetched ahead of the checks, which changes
-    nothing but their speed.
+    rounded down.
 
-    ``seen`` has key and ``via`` of the last SIGHTS messages whose clients say that they speak for
-    others, ``sights`` counts them.
-
-    ``checks`` counts messages answered, ``unknown`` those whose name is no limit, ``keyless`` those
-    without a usable key or hits. ``notes`` holds the first of these as (problem, name), for the
-    log.
+    ``seen`` has key and ``via`` of the last SIGHTS queries whose clients say that they speak for
+    others, ``sights`` counts them. ``checks`` counts queries.
     """
 
     def __init__(
@@ -125,17 +113,11 @@ class Engine:
         self.minute_id = 1
         self.minute = 0
         self.urgent = False
-        # Plain Python waits for its own objects, not for the table.
-        self.fetching = not __file__.endswith(".py")
         self.ahead = 0
         self.key = Key(secret[48:])
-        self.ack = Acknowledge()
         self.strike = strike
         self.now = 0
         self.checks = 0
-        self.unknown = 0
-        self.keyless = 0
-        self.notes: dict[tuple[str, str], bool] = {}
         self.hi = 0
         self.lo = 0
         self.until = 0
@@ -144,15 +126,9 @@ class Engine:
         self.sure = False
         self.apart = False
         self.exempt = False
-        self.worst = 0
-        self.worst_until = 0
-        self.worst_wait = 0
-        self.told = False
-        self.least = 0
-        self.watched = 0
         self.reload(limits)
-        self.worst_rule = self.watched_rule = self.rules[0]
-        self.plan = Plan(self.rules[0], self.key)
+        self.query = Query(self.rules[0])
+        self.outcome = Outcome(self.rules[0])
 
     def reload(self, limits: Sequence[Limit]) -> list[Rule]:
         """Enforce other limits from now on; return the rules that know no client yet.
@@ -213,128 +189,56 @@ class Engine:
         self.table.at(now)
         self.minute = self.table.stamp - self.minute_start & _M32
 
-    def answer(self, data: bytes, start: int, max_frame_size: int) -> int:
-        """Answer the NOTIFY frames from ``data[start:]``; return where the pass stopped.
+    def ask(self, rule: Rule, key: bytes, hits: int) -> int:
+        """Count the hits of the client whose key is written as ``key``; return the verdict.
 
-        It stops at what is not a whole NOTIFY frame, or when the output is full: call ``take()``,
-        and again if any progress was made. SpopError tells of a frame that breaks the protocol;
-        answers to those before it are still there to be taken.
+        It is one of ``model.Verdict``, or DENYLIST.
         """
-        plan = self.plan
-        plan.begin(data, start, max_frame_size)
-        self.worst = _ALLOW
-        self.told = False
-        self.watched = _ALLOW
-        count = FETCHED
-        while count == FETCHED:
-            count = plan.read(self.rules, self.ack.room())
-            if self.fetching and count >= _FEW:
-                self.fetch(count)
-            for i in range(count):
-                self.respond(plan.messages[i])
-        if plan.error is not None:
-            raise plan.error
-        return plan.pos
+        self.key.text(key, 0, len(key))
+        query = self.query
+        query.rule = rule
+        query.hits = hits
+        query.kind = self.key.kind
+        query.hi = self.key.hi
+        query.lo = self.key.lo
+        query.data = key
+        query.text_size = len(key)
+        self.outcome.clear()
+        self.judge(query, self.outcome)
+        return self.outcome.verdict
 
-    def reserve(self, data: bytes, start: int, max_frame_size: int) -> None:
-        """Have the store hear of the messages that ``answer()`` would answer, before it does.
-
-        What breaks the protocol ends that; ``answer()`` will say so.
-        """
-        plan = self.plan
-        plan.begin(data, start, max_frame_size)
-        count = FETCHED
-        while count == FETCHED:
-            count = plan.read(self.rules, len(data))
-            for i in range(count):
-                message = plan.messages[i]
-                if message.state == CHECKED:
-                    self.announce(message)
-
-    def fetch(self, count: int) -> None:
-        """Have the processor fetch at once what the messages read need of the table.
-
-        A table is larger than any cache; without this each check would wait for memory by itself,
-        for longer than all else takes that it does.
-        """
-        for i in range(count):
-            message = self.plan.messages[i]
-            if message.state == CHECKED:
-                self.mask(message.rule, message.kind, message.hi, message.lo)
-                self.table.expect(self.hi, self.lo, message.kind << 16 | message.rule.index)
-        self.table.fetch()
-
-    def take(self) -> bytes:
-        """Return the ACK frames written since the last call."""
-        return self.ack.take()
-
-    def respond(self, message: Message) -> None:
-        """Check a message, and append the answer if its frame ends with it."""
-        if message.state == CHECKED:
-            self.judge(message)
-            if message.via > 0:
-                self.sight(message)
-        elif message.state == UNKNOWN:
-            self.unknown += 1
-            self.note("unknown message", message)
-        elif message.state == KEYLESS:
-            self.keyless += 1
-            self.note("no usable key or hits", message)
-        if message.ends:
-            self.acknowledge(message)
-            self.worst = _ALLOW
-            self.told = False
-            self.watched = _ALLOW
-
-    def acknowledge(self, message: Message) -> None:
-        ack = self.ack
-        ack.begin(self.plan.data, message.ids, message.ids_size)
-        if self.worst != _ALLOW:
-            until = self.worst_until
-            if until > 0:
-                # HAProxy compares it with its own clock, which is this machine's.
-                until = max(until - self.ahead, 1)
-            if self.worst == _THROTTLE:
-                ack.refuse(b"throttle", self.worst_wait, 0)
-            elif self.worst == _BLOCK:
-                ack.refuse(b"block", self.worst_wait, until)
-            else:
-                ack.refuse(b"denylist", self.worst_wait, 0)
-            ack.tell(self.worst_rule, 0, self.worst_wait)
-        else:
-            if self.told:
-                ack.tell(self.worst_rule, self.least, self.worst_wait)
-            if self.watched == _BLOCK:
-                ack.watch(b"block:", self.watched_rule)
-            elif self.watched == _THROTTLE:
-                ack.watch(b"throttle:", self.watched_rule)
-        ack.end()
-
-    def judge(self, message: Message) -> None:
-        """Check one message, and keep its verdict if it is the most severe of the frame so far."""
-        verdict = self.check(message)
-        rule = message.rule
+    def judge(self, query: Query, outcome: Outcome) -> None:
+        """Check a query, and keep its verdict in ``outcome`` if it is the most severe so far."""
+        verdict = self.check(query)
+        rule = query.rule
         if verdict == _ALLOW:
-            if rule.headers and self.worst == _ALLOW and not rule.shadow and not self.exempt:
+            if rule.headers and outcome.verdict == _ALLOW and not rule.shadow and not self.exempt:
                 left = rule.rate - self.counted if rule.rate > self.counted else 0
                 # Another group of the same request may have told of a tighter limit.
-                if left < message.left and (not self.told or left < self.least):
-                    self.told = True
-                    self.least = left
-                    self.worst_rule = rule
-                    self.worst_wait = rule.refill
+                if left < query.left and (not outcome.told or left < outcome.left):
+                    outcome.told = True
+                    outcome.left = left
+                    outcome.rule = rule
+                    outcome.wait = rule.refill
         elif rule.shadow and not self.sure:
-            if verdict > self.watched:
-                self.watched = verdict
-                self.watched_rule = rule
-        elif verdict > self.worst or (verdict == self.worst and self.wait > self.worst_wait):
-            self.worst = verdict
-            self.worst_rule = rule
+            if verdict > outcome.shadow:
+                outcome.shadow = verdict
+                outcome.shadow_rule = rule
+        elif verdict > outcome.verdict or (verdict == outcome.verdict and self.wait > outcome.wait):
+            outcome.verdict = verdict
+            outcome.rule = rule
             # Where one address is unlike its network, the edge must not remember the network.
-            self.worst_until = 0 if self.apart else self.until
-            self.worst_wait = self.wait
+            outcome.until = 0 if self.apart else self.until
+            outcome.wait = self.wait
+        if query.via > 0:
+            self.sight(query)
 
-    def check(self, message: Message) -> int:
+    def expect(self, query: Query) -> None:
+        """Have the table fetch what a query needs of it, with all others, at ``table.fetch()``."""
+        self.mask(query.rule, query.kind, query.hi, query.lo)
+        self.table.expect(self.hi, self.lo, query.kind << 16 | query.rule.index)
+
+    def check(self, query: Query) -> int:
         """Count the hits of a client against a limit and return the verdict.
 
         A refusal leaves in ``wait`` the seconds to wait, and a block its end in ``until``; what was
@@ -342,11 +246,11 @@ class Engine:
         shadow too.
         """
         table = self.table
-        rule = message.rule
-        hits = message.hits
+        rule = query.rule
+        hits = query.hits
         self.checks += 1
         rule.at(self.now)
-        slot = self.locate(rule, message.kind, message.hi, message.lo)
+        slot = self.locate(rule, query.kind, query.hi, query.lo)
         if table.idle > self.minute:
             rule.seen += 1
         self.until = 0
@@ -354,7 +258,7 @@ class Engine:
         self.apart = False
         self.exempt = False
         if self.listing:
-            listed = self.listed(message, slot)
+            listed = self.listed(query, slot)
             if listed == ALLOW:
                 self.exempt = True
                 rule.allowed += 1
@@ -394,12 +298,9 @@ class Engine:
             mark &= ~(_MAX_MINUTE << _MINUTE_SHIFT)
             table.set_mark(slot, mark | self.minute_id << _MINUTE_SHIFT)
         if rule.ladder and hits > 0:
-            if message.text_size == WRITTEN:
-                text = message.written
-            else:
-                text = self.plan.data[message.text : message.text + message.text_size]
+            text = query.data[query.text : query.text + query.text_size]
             self.until = self.strike(
-                rule, text, message.kind, table.words[slot], table.words[slot + 1], self.now
+                rule, text, query.kind, table.words[slot], table.words[slot + 1], self.now
             )
             if self.until > table.now:
                 self.hold(rule, slot, self.until)
@@ -413,13 +314,13 @@ class Engine:
         rule.throttled += 1
         return _THROTTLE
 
-    def sight(self, message: Message) -> None:
+    def sight(self, query: Query) -> None:
         """Remember who spoke and for whom, in the place of the one before that is longest ago."""
         at = 3 * (self.sights % _SIGHTS)
-        if message.kind == ADDRESS:
-            self.seen[at] = message.hi
-            self.seen[at + 1] = message.lo
-            self.seen[at + 2] = message.via
+        if query.kind == ADDRESS:
+            self.seen[at] = query.hi
+            self.seen[at + 1] = query.lo
+            self.seen[at + 2] = query.via
             self.sights += 1
 
     def slot(self, rule: Rule, key: bytes) -> int:
@@ -458,7 +359,7 @@ class Engine:
             exchange = self.exchanges[rule.place]
             exchange.settle(table.halves[2 * slot + HOT] - 1)
 
-    def listed(self, message: Message, slot: int) -> int:
+    def listed(self, query: Query, slot: int) -> int:
         """Return what the lists say of a client; the end of a block is in ``until``.
 
         What they say of a client is kept with it until they change.
@@ -468,25 +369,25 @@ class Engine:
         if mark >> _GENERATION_SHIFT != self.generation:
             mark &= (1 << _GENERATION_SHIFT) - (1 << LISTED_BITS)
             mark |= self.generation << _GENERATION_SHIFT
-            mark |= self.classify(message)
+            mark |= self.classify(query)
             table.set_mark(slot, mark)
         found = mark & (1 << LISTED_BITS) - 1
         if found < LOOK:
             return found
         self.apart = found == APART
-        found = self.lists.value(message.hi, message.lo)
+        found = self.lists.value(query.hi, query.lo)
         if found != NONE:
             return found
-        self.until = self.barred.value(message.hi, message.lo)
+        self.until = self.barred.value(query.hi, query.lo)
         self.sure = self.until > table.now
         return NONE
 
-    def classify(self, message: Message) -> int:
+    def classify(self, query: Query) -> int:
         """Look up the network that is counted as a client."""
-        rule = message.rule
-        if message.kind != ADDRESS:
+        rule = query.rule
+        if query.kind != ADDRESS:
             return NONE
-        self.mask(rule, message.kind, message.hi, message.lo)
+        self.mask(rule, query.kind, query.hi, query.lo)
         hi = self.hi
         lo = self.lo
         last_hi = hi
@@ -520,20 +421,13 @@ class Engine:
         self.mask(rule, kind, hi, lo)
         return self.table.find(self.hi, self.lo, kind << 16 | rule.index)
 
-    def announce(self, message: Message) -> None:
+    def announce(self, query: Query) -> None:
         """Have the store hear of a client's hits, unless it is blocked anyway."""
-        rule = message.rule
+        rule = query.rule
         rule.at(self.now)
-        slot = self.locate(rule, message.kind, message.hi, message.lo)
+        slot = self.locate(rule, query.kind, query.hi, query.lo)
         if self.table.idle > self.minute:
             rule.seen += 1  # when it is checked, it will have been seen just before
         if self.table.until(slot) <= self.table.now:
             exchange = self.exchanges[rule.place]
-            exchange.reserve(slot, message.hits)
-
-    def note(self, problem: str, message: Message) -> None:
-        """Remember the name of a message that could not be checked, for whoever logs."""
-        if len(self.notes) < _MAX_NOTES:
-            end = message.name + min(message.name_size, _MAX_NOTE)
-            name = self.plan.data[message.name : end]
-            self.notes.setdefault((problem, name.decode("ascii", "backslashreplace")), False)
+            exchange.reserve(slot, query.hits)

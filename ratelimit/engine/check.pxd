@@ -1,17 +1,17 @@
-# C types of answer.py; the compiler reads this beside it, plain Python does not.
+# C types of check.py; the compiler reads this file, plain Python does not.
 cimport cython
 from libc.stdint cimport int64_t, uint64_t
-from ratelimit.spop.ack cimport Acknowledge
 from ratelimit.engine.sharing cimport Exchange
 from ratelimit.engine.key cimport Key
 from ratelimit.engine.networks cimport Networks
-from ratelimit.spop.parse cimport Message, Plan
+from ratelimit.engine.outcome cimport Outcome
+from ratelimit.engine.query cimport Query
 from ratelimit.engine.rule cimport Rule
 from ratelimit.engine.table cimport Table
 
-cdef int _ALLOW, _THROTTLE, _BLOCK, _DENYLIST, CHECKED, UNKNOWN, KEYLESS, WRITTEN
+cdef int _ALLOW, _THROTTLE, _BLOCK, _DENYLIST
 cdef uint64_t _SIGHTS
-cdef int _FEW, FETCHED, ADDRESS, HOT, TELL, LISTED_BITS, _MINUTE_SHIFT, _GENERATION_SHIFT
+cdef int ADDRESS, HOT, TELL, LISTED_BITS, _MINUTE_SHIFT, _GENERATION_SHIFT
 cdef uint64_t NONE, MIXED, ALLOW, DENY, LOOK, APART, _MAX_MINUTE, _MAX_GENERATION, _DENY_WAIT
 cdef uint64_t _M32, _M64
 cdef uint64_t SECOND, _MAPPED
@@ -21,11 +21,9 @@ cdef uint64_t SECOND, _MAPPED
 cdef class Engine:
     cdef readonly list rules, exchanges
     cdef readonly Table table
-    cdef Acknowledge ack
     cdef readonly Networks lists, barred
     cdef object strike
-    cdef readonly uint64_t now, checks, unknown, keyless
-    cdef readonly dict notes
+    cdef readonly uint64_t now, checks
     cdef readonly uint64_t until, wait
     cdef readonly uint64_t shared, refresh, index
     cdef readonly uint64_t[::1] seen
@@ -33,42 +31,28 @@ cdef class Engine:
     cdef bint listing
     cdef uint64_t generation, minute_start, minute_id, minute, hi, lo
     cdef readonly uint64_t counted
-    cdef bint sure, apart, exempt, told
-    cdef uint64_t least
+    cdef bint sure, apart, exempt
     cdef public bint urgent
-    cdef Plan plan
-    cdef public bint fetching
     cdef public int64_t ahead
     cdef readonly Key key
-    cdef int worst
-    cdef int watched
-    cdef Rule worst_rule, watched_rule
-    cdef uint64_t worst_until, worst_wait
+    cdef Query query
+    cdef Outcome outcome
 
     cpdef relist(self)
     cpdef begin_minute(self)
     cpdef void at(self, uint64_t now) noexcept
-    @cython.locals(plan=Plan, count=int, i=int)
-    cpdef Py_ssize_t answer(
-        self, bytes data, Py_ssize_t start, Py_ssize_t max_frame_size
-    ) except -1
-    @cython.locals(plan=Plan, count=int, i=int, message=Message)
-    cpdef int reserve(self, bytes data, Py_ssize_t start, Py_ssize_t max_frame_size) except -1
-    @cython.locals(i=int, message=Message)
-    cdef void fetch(self, int count) noexcept
-    cpdef bytes take(self)
-    cdef int respond(self, Message message) except -1
-    @cython.locals(ack=Acknowledge, until=int64_t)
-    cdef int acknowledge(self, Message message) except -1
+    @cython.locals(query=Query)
+    cpdef int ask(self, Rule rule, bytes key, uint64_t hits) except -1
     @cython.locals(verdict=int, rule=Rule, left=uint64_t)
-    cdef int judge(self, Message message) except -1
+    cdef int judge(self, Query query, Outcome outcome) except -1
+    cdef void expect(self, Query query) noexcept
     @cython.locals(
         table=Table, rule=Rule, hits=uint64_t, slot=Py_ssize_t, text=bytes,
         counted=uint64_t, exchange=Exchange, place=uint64_t, listed=uint64_t, mark=uint64_t,
     )
-    cdef int check(self, Message message) except -1
+    cdef int check(self, Query query) except -1
     @cython.locals(at=Py_ssize_t)
-    cdef void sight(self, Message message) noexcept
+    cdef void sight(self, Query query) noexcept
     cpdef Py_ssize_t slot(self, Rule rule, bytes key) except -1
     @cython.locals(table=Table, exchange=Exchange)
     cpdef int hold(self, Rule rule, Py_ssize_t slot, uint64_t until) except -1
@@ -76,15 +60,13 @@ cdef class Engine:
     @cython.locals(table=Table, exchange=Exchange, counted=uint64_t, place=uint64_t)
     cpdef uint64_t hits(self, Rule rule, Py_ssize_t slot) except? 7777777777777777777
     @cython.locals(table=Table, mark=uint64_t, found=uint64_t)
-    cdef uint64_t listed(self, Message message, Py_ssize_t slot) noexcept
+    cdef uint64_t listed(self, Query query, Py_ssize_t slot) noexcept
     @cython.locals(
         rule=Rule, hi=uint64_t, lo=uint64_t, last_hi=uint64_t, last_lo=uint64_t,
         listed=uint64_t, barred=uint64_t,
     )
-    cdef uint64_t classify(self, Message message) noexcept
+    cdef uint64_t classify(self, Query query) noexcept
     cdef void mask(self, Rule rule, int kind, uint64_t hi, uint64_t lo) noexcept
     cdef Py_ssize_t locate(self, Rule rule, int kind, uint64_t hi, uint64_t lo) except -1
     @cython.locals(rule=Rule, slot=Py_ssize_t, exchange=Exchange)
-    cdef int announce(self, Message message) except -1
-    @cython.locals(end=Py_ssize_t, name=bytes)
-    cdef int note(self, str problem, Message message) except -1
+    cdef int announce(self, Query query) except -1

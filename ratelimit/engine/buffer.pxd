@@ -1,0 +1,19 @@
+# C types of buffer.py; the compiler reads this file, plain Python does not.
+cimport cython
+from libc.stdint cimport uint64_t
+
+
+cdef class Buffer:
+    cdef bytearray buffer
+    cdef unsigned char *o
+    cdef public Py_ssize_t size, pos
+
+    cpdef Py_ssize_t room(self) noexcept
+    cpdef bytes take(self)
+    cpdef void byte(self, int value) noexcept
+    @cython.locals(
+        i=Py_ssize_t, source='const unsigned char *', o='unsigned char *', pos=Py_ssize_t,
+    )
+    cpdef void copy(self, bytes value, Py_ssize_t start, Py_ssize_t size) noexcept
+    @cython.locals(i=int, o='unsigned char *', pos=Py_ssize_t)
+    cpdef void little(self, uint64_t value, int size) noexcept

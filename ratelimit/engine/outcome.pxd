@@ -1,0 +1,16 @@
+# C types of outcome.py; the compiler reads this file, plain Python does not.
+cimport cython
+from libc.stdint cimport uint64_t
+from ratelimit.engine.rule cimport Rule
+
+cdef int _ALLOW
+
+
+@cython.final
+cdef class Outcome:
+    cdef int verdict, shadow
+    cdef Rule rule, shadow_rule
+    cdef uint64_t wait, until, left
+    cdef bint told
+
+    cdef void clear(self) noexcept

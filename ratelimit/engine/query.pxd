@@ -1,0 +1,13 @@
+# C types of query.py; the compiler reads this file, plain Python does not.
+from libc.stdint cimport uint64_t
+from ratelimit.engine.rule cimport Rule
+
+cdef uint64_t _UNTOLD
+
+
+cdef class Query:
+    cdef Rule rule
+    cdef int kind
+    cdef uint64_t hits, hi, lo, via, left
+    cdef bytes data
+    cdef Py_ssize_t text, text_size

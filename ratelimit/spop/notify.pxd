@@ -1,0 +1,35 @@
+# C types of notify.py; the compiler reads this file, plain Python does not.
+cimport cython
+from libc.stdint cimport int64_t, uint64_t
+from ratelimit.engine.check cimport Engine
+from ratelimit.engine.outcome cimport Outcome
+from ratelimit.spop.ack cimport Acknowledge
+from ratelimit.spop.parse cimport Message, Plan
+
+cdef int FETCHED, CHECKED, UNKNOWN, KEYLESS, _FEW, _ALLOW, _THROTTLE, _BLOCK
+
+
+@cython.final
+cdef class Responder:
+    cdef readonly Engine engine
+    cdef Acknowledge ack
+    cdef Plan plan
+    cdef Outcome outcome
+    cdef public bint fetching
+    cdef readonly uint64_t unknown, keyless
+    cdef readonly dict notes
+
+    @cython.locals(plan=Plan, engine=Engine, count=int, i=int)
+    cpdef Py_ssize_t answer(
+        self, bytes data, Py_ssize_t start, Py_ssize_t max_frame_size
+    ) except -1
+    @cython.locals(plan=Plan, count=int, i=int, message=Message)
+    cpdef int reserve(self, bytes data, Py_ssize_t start, Py_ssize_t max_frame_size) except -1
+    @cython.locals(i=int, message=Message)
+    cdef void fetch(self, int count) noexcept
+    cpdef bytes take(self)
+    cdef int respond(self, Message message) except -1
+    @cython.locals(ack=Acknowledge, outcome=Outcome, until=int64_t)
+    cdef int acknowledge(self, Message message) except -1
+    @cython.locals(end=Py_ssize_t, name=bytes)
+    cdef int note(self, str problem, Message message) except -1

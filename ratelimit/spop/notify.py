@@ -1,0 +1,145 @@
+"""Answers NOTIFY frames (SPOE.txt, sections 3.2.6, 3.2.7 and 3.4).
+
+The engine judges each message of a read, in order; with the last message of a frame, its ACK is
+written. What is not a NOTIFY stops the pass and is left to ``spop.connection``.
+"""
+
+from __future__ import annotations
+
+from ratelimit.engine.check import Engine
+from ratelimit.engine.layout import FETCHED
+from ratelimit.engine.outcome import Outcome
+from ratelimit.model import Verdict
+from ratelimit.spop.ack import Acknowledge
+from ratelimit.spop.parse import CHECKED, KEYLESS, UNKNOWN, Message, Plan
+
+# Of C's int type when compiled.
+_ALLOW = int(Verdict.ALLOW)
+_THROTTLE = int(Verdict.THROTTLE)
+_BLOCK = int(Verdict.BLOCK)
+
+_FEW = 3  # messages: for fewer, fetching costs what it saves
+
+_MAX_NOTES = 64
+_MAX_NOTE = 64  # bytes
+
+
+class Responder:
+    """Reads NOTIFY frames, asks the engine, and writes ACK frames; connections share one.
+
+    Attributes:
+        fetching: whether the table is fetched ahead of the checks, which changes only their speed.
+        unknown: messages whose name is no limit.
+        keyless: messages without a usable key or hits.
+        notes: the first of these as (problem, name), for the log.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.ack = Acknowledge()
+        self.plan = Plan(engine.rules[0], engine.key)
+        self.outcome = Outcome(engine.rules[0])  # of the frame so far
+        # Plain Python waits for its own objects, not for the table.
+        self.fetching = not __file__.endswith(".py")
+        self.unknown = 0
+        self.keyless = 0
+        self.notes: dict[tuple[str, str], bool] = {}
+
+    def answer(self, data: bytes, start: int, max_frame_size: int) -> int:
+        """Answer the NOTIFY frames from ``data[start:]``; return where the pass stopped.
+
+        It stops at what is not a whole NOTIFY frame, or when the output is full: call ``take()``,
+        and again if any progress was made. SpopError tells of a frame that breaks the protocol;
+        answers to those before it are still there to be taken.
+        """
+        plan = self.plan
+        engine = self.engine
+        plan.begin(data, start, max_frame_size)
+        self.outcome.clear()
+        count = FETCHED
+        while count == FETCHED:
+            count = plan.read(engine.rules, self.ack.room())
+            if self.fetching and count >= _FEW:
+                self.fetch(count)
+            for i in range(count):
+                self.respond(plan.messages[i])
+        if plan.error is not None:
+            raise plan.error
+        return plan.pos
+
+    def reserve(self, data: bytes, start: int, max_frame_size: int) -> None:
+        """Have the store hear of the messages that ``answer()`` would answer, before it does.
+
+        What breaks the protocol ends that; ``answer()`` will say so.
+        """
+        plan = self.plan
+        plan.begin(data, start, max_frame_size)
+        count = FETCHED
+        while count == FETCHED:
+            count = plan.read(self.engine.rules, len(data))
+            for i in range(count):
+                message = plan.messages[i]
+                if message.state == CHECKED:
+                    self.engine.announce(message)
+
+    def fetch(self, count: int) -> None:
+        """Have the processor fetch at once what the messages read need of the table.
+
+        A table is larger than any cache; without this each check would wait for memory by itself,
+        for longer than all else takes that it does.
+        """
+        for i in range(count):
+            message = self.plan.messages[i]
+            if message.state == CHECKED:
+                self.engine.expect(message)
+        self.engine.table.fetch()
+
+    def take(self) -> bytes:
+        """Return the ACK frames written since the last call."""
+        return self.ack.take()
+
+    def respond(self, message: Message) -> None:
+        """Check a message, and append the answer if its frame ends with it."""
+        if message.state == CHECKED:
+            self.engine.judge(message, self.outcome)
+        elif message.state == UNKNOWN:
+            self.unknown += 1
+            self.note("unknown message", message)
+        elif message.state == KEYLESS:
+            self.keyless += 1
+            self.note("no usable key or hits", message)
+        if message.ends:
+            self.acknowledge(message)
+            self.outcome.clear()
+
+    def acknowledge(self, message: Message) -> None:
+        ack = self.ack
+        outcome = self.outcome
+        ack.begin(self.plan.data, message.ids, message.ids_size)
+        if outcome.verdict != _ALLOW:
+            until = outcome.until
+            if until > 0:
+                # HAProxy compares it with its own clock, which is this machine's.
+                until = max(until - self.engine.ahead, 1)
+            if outcome.verdict == _THROTTLE:
+                ack.refuse(b"throttle", outcome.wait, 0)
+            elif outcome.verdict == _BLOCK:
+                ack.refuse(b"block", outcome.wait, until)
+            else:
+                ack.refuse(b"denylist", outcome.wait, 0)
+            ack.tell(outcome.rule, 0, outcome.wait)
+        else:
+            if outcome.told:
+                ack.tell(outcome.rule, outcome.left, outcome.wait)
+            if outcome.shadow == _BLOCK:
+                ack.watch(b"block:", outcome.shadow_rule)
+            elif outcome.shadow == _THROTTLE:
+                ack.watch(b"throttle:", outcome.shadow_rule)
+        ack.end()
+
+    def note(self, problem: str, message: Message) -> None:
+        """Remember the name of a message that could not be checked, for the log."""
+        if len(self.notes) < _MAX_NOTES:
+            end = message.name + min(message.name_size, _MAX_NOTE)
+            name = self.plan.data[message.name : end]
+            self.notes.setdefault((problem, name.decode("ascii", "backslashreplace")), False)
