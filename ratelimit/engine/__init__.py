@@ -1,7 +1,7 @@
-"""The request path: bytes of NOTIFY frames in, bytes of ACK frames out.
+"""How a client is found and counted, and when it is refused; no protocol and no I/O.
 
 ``key`` finds out who asks, ``table`` remembers how often, ``rule`` says how much is too much, and
-``answer`` runs all three over the frames of one read. All of it compiles (see the .pxd files beside
+``check`` runs all three for a query. All of it compiles (see the .pxd files beside
 the modules) and all of it runs as plain Python; time is always an argument.
 """
 
