@@ -32,11 +32,11 @@ from benchmarks.operations import Api
 from benchmarks.probe import Turns
 from benchmarks.reload import networks
 from benchmarks.report import Column, Report, Row, Table
+from ratelimit.haproxy.commands import batches, set_entry
 from ratelimit.model import EVERY_LIMIT, Block
-from ratelimit.runtime.words import batches, set_entry
-from ratelimit.store.redis import RedisStore
-from ratelimit.store.url import parse
-from tests import wire
+from ratelimit.store.redis.store import RedisStore
+from ratelimit.store.redis.url import parse
+from tests.helpers import wire
 
 if TYPE_CHECKING:
     import argparse

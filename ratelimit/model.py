@@ -54,7 +54,7 @@ class Limit:
         headers: tell allowed requests, too, what is left.
         fuse: share of all clients of the site, 0 to 1, above which so many are refused at once that
             no more are blocked; 0 for never.
-        secret: keys that are not addresses are kept and shown as hashes; see ``strings``.
+        secret: keys that are not addresses are kept and shown as hashes; see ``limiter.strings``.
     """
 
     name: str = "default"
@@ -80,7 +80,7 @@ class Block:
     forgotten, this one included; 0 for a block that a person made. ``by`` is that person, and
     ``node`` the node that made the entry. ``limit`` is ``EVERY_LIMIT`` for a block by hand. A
     ``shadow`` block is one that a limit would have made, was it not in shadow: it refuses nothing.
-    ``order`` says which of two facts about a client is the newer; see ``orders``.
+    ``order`` says which of two facts about a client is the newer; see ``limiter.orders``.
     ``text`` is what people see of a key that is a hash; empty for an address.
     """
 

@@ -42,7 +42,7 @@ _MAPPED = 0xFFFF
 
 _SIGHTS = SIGHTS  # of C's type when compiled
 
-# A client's mark in the table, beside what constants.py has: the minute in which it was refused
+# A client's mark in the table, next to what layout.py has: the minute in which it was refused
 # last, and the lists that it was looked up in.
 _MINUTE_SHIFT = LISTED_BITS + 1
 _MAX_MINUTE = 255

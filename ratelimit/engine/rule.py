@@ -27,7 +27,7 @@ class Rule:
     start, which a limit in shadow comes to as well. ``seen`` and ``refused`` count different
     clients of the present minute, ``seen_before`` and ``refused_before`` those of the last.
     ``fused`` says that for now no client is blocked. ``told`` is what answers say of a limit of
-    ``told_rate``, for ``engine.acknowledge``.
+    ``told_rate``, for ``spop.ack``.
     """
 
     def __init__(self, limit: Limit, index: int) -> None:

@@ -102,7 +102,7 @@ class Edges:
         return (block.key for block in self.limiter.blocklist.of(EVERY_LIMIT))
 
     def lines(self, name: str) -> Iterator[str]:
-        """Yield the lines of a map of HAProxy's, see ``runtime.maps``."""
+        """Yield the lines of a map of HAProxy's, see ``haproxy.maps``."""
         if name == LISTS:
             for network, value in self.limiter.lists.networks():
                 yield f"{network} {NEVER if value == ALLOW else ALWAYS}"

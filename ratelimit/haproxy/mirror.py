@@ -71,7 +71,7 @@ class Truth(Protocol):
         """Yield the keys that are blocked by hand; they may change meanwhile."""
 
     def lines(self, name: str) -> Iterator[str]:
-        """Yield the lines of a map, see ``runtime.maps``; likewise."""
+        """Yield the lines of a map, see ``haproxy.maps``; likewise."""
 
 
 @dataclass(slots=True)

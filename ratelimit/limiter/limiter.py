@@ -320,7 +320,7 @@ class Limiter:
         )
 
     def kept(self, entry: E) -> E:
-        """Return a block or a lift as it is kept here; see ``strings``."""
+        """Return a block or a lift as it is kept here; see ``limiter.strings``."""
         if not self.keyed:
             return entry  # its hash by any other secret would be that of nobody
         return kept(entry, self.is_secret(entry.limit), self.string_key)

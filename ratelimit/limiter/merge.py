@@ -2,8 +2,8 @@
 
 What the other list has is taken, page by page. What is newer here, or is not in the other list at
 all, is returned in the end: the other list has lost it, or has not heard of it yet. Only a lift
-takes a block away, see ``orders``. Strings that an earlier version had in clear are to be forgotten
-there, as soon as they are hashed (``strings``).
+takes a block away, see ``limiter.orders``. Strings that an earlier version had in clear are to be
+forgotten there, as soon as they are hashed (``limiter.strings``).
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def _rank(block: Block) -> tuple[int, ...]:
 
 
 def _tie(block: Block) -> int:
-    """Return a number to decide by when nothing else does; ``own.lua`` does the same."""
+    """Return a number to decide by when nothing else does; ``common.lua`` does the same."""
     text = f"{block.node}\n{block.by}\n{block.reason}".encode("utf-8", "replace")
     return int(hashlib.sha1(text, usedforsecurity=False).hexdigest()[:12], 16)
 

@@ -45,7 +45,7 @@ class Given:
     text: str = field(default="", repr=False)
 
     def shown(self, secret: bool) -> str:
-        """Return what may be told of it; ``secret`` as in ``strings``."""
+        """Return what may be told of it; ``secret`` as in ``limiter.strings``."""
         if self.string:
             return string_text(self.string, self.key, secret)
         return kept_text(self.text, self.key, secret) if self.text else self.key

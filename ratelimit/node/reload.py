@@ -147,7 +147,7 @@ def _read(path: Path | None, parts: tuple[Part, ...]) -> _Read:
 
 
 def _restart(before: Config, after: Config) -> tuple[str, ...]:
-    """Return the fields, such as ``store.url``, that a process takes at its start only."""
+    """Return the fields, such as ``store.redis.url``, that a process takes at its start only."""
     return tuple(
         f"{section}.{field}"
         for section in _SECTIONS

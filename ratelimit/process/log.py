@@ -1,10 +1,10 @@
 """How the log is written: JSON, a line for each entry, or for people where a terminal is.
 
 All of it goes to standard error, what libraries say by ``logging`` too, and a thread writes it (see
-``writer``): to log never waits and never fails. Whatever the text of a client holds, an entry stays
-one line and changes nothing on a terminal; passwords in URLs are left out; and no cause can fill
-the disk: of one event at most ``LINES`` are written in ``PERIOD`` seconds, and the next one says
-how many were left out. Only what operators do is written in full.
+``log_writer``): to log never waits and never fails. Whatever the text of a client holds, an entry
+stays one line and changes nothing on a terminal; passwords in URLs are left out; and no cause can
+fill the disk: of one event at most ``LINES`` are written in ``PERIOD`` seconds, and the next one
+says how many were left out. Only what operators do is written in full.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The frames of the handshake and of the end (SPOE.txt, sections 3.2.4, 3.2.5, 3.2.8, 3.2.9).
 
-NOTIFY and ACK are not here: ``engine.answer`` turns the bytes of one into those of the other.
+NOTIFY and ACK are not here: ``spop.notify`` turns the bytes of one into those of the other.
 """
 
 from __future__ import annotations

@@ -249,7 +249,7 @@ class SharedStore(Store):
     ) -> bytes:
         """Add what this node has counted, and return what all have.
 
-        ``batch`` and the answer are of ``engine.exchange``; ``ttl`` is in milliseconds; ``hot``
+        ``batch`` and the answer are of ``engine.sharing``; ``ttl`` is in milliseconds; ``hot``
         goes to the ``on_hot`` of every node. Raises StoreError; if that does not say ``unsent``,
         the batch may have been counted.
         """

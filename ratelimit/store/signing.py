@@ -3,8 +3,8 @@
 With a secret that all nodes of a fleet have, each signs what it writes, and believes only what has
 a signature. Every node has merged what it signs, so it does not matter which node did. An older
 entry that is written again does no harm: its order is no higher than before, and whatever has
-followed it still holds (``orders``). The counts that nodes share have no signatures: the store adds
-them up.
+followed it still holds (``limiter.orders``). The counts that nodes share have no signatures: the
+store adds them up.
 """
 
 from __future__ import annotations

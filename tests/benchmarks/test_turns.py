@@ -6,7 +6,7 @@ import re
 from unittest import mock
 
 from benchmarks.turns import works
-from ratelimit.ops.routes import ROUTES
+from ratelimit.api.routes import ROUTES
 
 
 def test_each_route_is_asked_for() -> None:

@@ -179,7 +179,7 @@ def test_the_wheel_runs_where_it_is_installed(wheel: Path, tmp_path: Path) -> No
     assert run(command, "check").stdout.startswith("defaults: ok\n")
     found = run(
         *(tmp_path / "venv/bin/python", "-c"),
-        "from ratelimit import haproxy; print(haproxy.files())",
+        "from ratelimit.haproxy.process import files; print(files())",
     )
     folder = Path(found.stdout.strip())
     assert folder.is_relative_to(tmp_path / "venv")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ratelimit
-from ratelimit.spop.notify import Responder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from ratelimit.engine.check import Engine
+    from ratelimit.spop.notify import Responder
 
 PACKAGE = Path(ratelimit.__file__).parent
 
@@ -88,8 +88,10 @@ def plain_engine() -> type[Engine]:
 @functools.lru_cache(64)
 def responder(engine: Engine) -> Responder:
     """Return what answers frames for an engine, in the engine's form; always the same."""
-    plain = plain_modules()
-    if type(engine) is plain["ratelimit.engine.check"].Engine:
-        made: Responder = plain["ratelimit.spop.notify"].Responder(engine)
-        return made
-    return Responder(engine)
+    # Not before it is decided which form is imported.
+    from ratelimit.engine.check import Engine
+    from ratelimit.spop import notify
+
+    module = notify if type(engine) is Engine else plain_modules()[notify.__name__]
+    made: Responder = module.Responder(engine)
+    return made

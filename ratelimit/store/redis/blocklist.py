@@ -2,9 +2,9 @@
 messages.
 
 The keys ``PREFIX:{fleet}:blocks`` and ``PREFIX:{fleet}:lifts`` and the channel for news of them;
-see ``scripts/``. Whatever is read is merged with what the owner has (``orders``), and what the
-owner has and the store has not is written back: a server that was restored from an older snapshot,
-or that took over before it had everything, is told what it lost.
+see ``scripts/``. Whatever is read is merged with what the owner has (``limiter.orders``), and what
+the owner has and the store has not is written back: a server that was restored from an older
+snapshot, or that took over before it had everything, is told what it lost.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ A request that got no answer in time may have been carried out. Counts are there
 (see ``StoreError.unsent``); blocks are, for writing them twice changes nothing.
 
 A server may have gone back in time: restored from a snapshot, or a replica that took over without
-the last moments. So at each beginning the list is compared with what this node knows (``shared``),
-and that is kept in a journal, too, which outlives the process.
+the last moments. So at each beginning the list is compared with what this node knows
+(``blocklist``), and that is kept in a journal, too, which outlives the process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
--- Put before the scripts that change the blocklist: what it has, and what holds (see orders.py).
+-- Put before the scripts that change the blocklist: what it has, and what holds (see limiter/orders.py).
 --
 -- The blocklist is two hashes. One has a block for each "limit|key": "<seconds when it is forgotten>
 -- <JSON>". The other has the last lift: "<seconds when it is forgotten> <order> <signature>"; its field

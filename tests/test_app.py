@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 
-from ratelimit.node import GC_THRESHOLD
+from ratelimit.app import GC_THRESHOLD
 
 
 def test_the_garbage_collector_looks_at_few_new_objects_at_a_time() -> None:
