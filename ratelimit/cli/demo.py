@@ -1,8 +1,8 @@
 """A small application for ``ratelimit up`` without ``--backend``: it tells who asked for what.
 
-Run as a process of its own, so that it does not share the agent's loop: ``python -m ratelimit.demo
-FD`` on a listening socket that it inherits, so that no port needs to be known beforehand, or, in a
-container, ``HOST:PORT``.
+It runs as a process of its own, so that it does not share the agent's loop: ``python -m
+ratelimit.cli.demo FD`` on a listening socket that it inherits, so that no port needs to be known
+beforehand, or, in a container, ``HOST:PORT``.
 """
 
 from __future__ import annotations

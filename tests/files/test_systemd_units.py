@@ -25,7 +25,7 @@ def value(unit: str, name: str) -> list[str]:
 
 
 def test_the_units_are_well_formed(tmp_path: Path) -> None:
-    for unit in ("ratelimit.serve", "ratelimit.socket"):
+    for unit in ("ratelimit.service", "ratelimit.socket"):
         # Where it is to be installed there is nothing here, and that would be an error.
         text = (UNITS / unit).read_text().replace(PROGRAM, sys.executable)
         (tmp_path / unit).write_text(text)
@@ -39,7 +39,7 @@ def test_the_units_are_well_formed(tmp_path: Path) -> None:
 
 
 def test_early_signals_are_held_back_while_python_starts() -> None:
-    (command,) = value("ratelimit.serve", "ExecStart")
+    (command,) = value("ratelimit.service", "ExecStart")
     words = command.split()
     before = words[: words.index(PROGRAM)]
     program = "import signal; print(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
@@ -56,7 +56,7 @@ def test_the_service_is_hardened() -> None:
             "security",
             "--offline=true",
             f"--threshold={MOST_EXPOSURE}",
-            str(UNITS / "ratelimit.serve"),
+            str(UNITS / "ratelimit.service"),
         ],
         capture_output=True,
         text=True,
@@ -74,17 +74,17 @@ def test_the_sockets_are_those_of_the_shipped_configuration(
     ops = config.ops.listen
     assert value("ratelimit.socket", "ListenStream") == [spop.path, f"{ops.host}:{ops.port}"]
     # The service keeps the folder of the file, and only its own group can open the file.
-    (folder,) = value("ratelimit.serve", "RuntimeDirectory")
+    (folder,) = value("ratelimit.service", "RuntimeDirectory")
     assert Path(spop.path).parent == Path("/run", folder)
-    assert value("ratelimit.serve", "RuntimeDirectoryPreserve") == ["yes"]
+    assert value("ratelimit.service", "RuntimeDirectoryPreserve") == ["yes"]
     assert value("ratelimit.socket", "SocketMode") == ["0660"]
-    (user,), (group,) = (value("ratelimit.serve", name) for name in ("User", "Group"))
+    (user,), (group,) = (value("ratelimit.service", name) for name in ("User", "Group"))
     assert value("ratelimit.socket", "SocketUser") == [user]
     assert value("ratelimit.socket", "SocketGroup") == [group]
 
 
 def test_the_user_of_the_service_is_made() -> None:
-    (user,) = value("ratelimit.serve", "User")
+    (user,) = value("ratelimit.service", "User")
     program = shutil.which("systemd-sysusers")
     assert program is not None
     ran = subprocess.run(

@@ -26,7 +26,7 @@ MODULES = sorted(
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
     for path in PACKAGE.rglob("*.pxd")
 )
-"""Those with C types beside them. setup.py compiles the same ones; test_package.py holds that."""
+"""Those with C types next to them, as setup.py finds them."""
 
 
 class PlainFinder(MetaPathFinder):

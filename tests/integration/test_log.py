@@ -151,7 +151,7 @@ def test_the_end_does_not_wait_for_a_reader_that_hangs(
 
 def test_the_last_words_of_a_process_that_fails_come_out(folder: Path) -> None:
     program = (
-        "import ratelimit.node as node\n"
+        "import ratelimit.app as node\n"
         "class Failing(node.Limiter):\n"
         "    def __init__(self, *args, **kwargs):\n"
         "        raise TypeError('not thought of')\n"

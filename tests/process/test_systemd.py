@@ -80,7 +80,7 @@ def test_sockets_for_another_process_are_not_ours(listener: socket.socket) -> No
 
 def test_a_socket_that_nobody_asks_for_is_an_error(listener: socket.socket) -> None:
     port = listener.getsockname()[1]
-    program = f"from ratelimit.systemd import Sockets; Sockets.inherited().done() # {port}"
+    program = f"from ratelimit.process.systemd import Sockets; Sockets.inherited().done() # {port}"
     ran = inherit(program, listener.fileno(), LISTEN_FDS="1", LISTEN_PID="$$")
     assert f"passes a socket on tcp://127.0.0.1:{port}, which is neither in agent.listen" in (
         ran.stderr
