@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.world import LONGEST, World, haproxy_version, run, until, world
-from tests.integration.visitors import load, more
 from tests.helpers.world import LONGEST, World, haproxy_version, patient, run, until, world
+from tests.integration.visitors import load, more
 
 pytestmark = pytest.mark.integration
 

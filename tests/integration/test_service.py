@@ -19,10 +19,9 @@ import pytest
 
 from tests.helpers import wire
 from tests.helpers.fleet import BLOCKED, Node, fleet, until
-from tests.helpers.world import PATIENCE, World, free_port, run
+from tests.helpers.world import PATIENCE, World, free_port, patient, run
 from tests.integration.test_outages import questions
 from tests.integration.visitors import load, more
-from tests.helpers.world import PATIENCE, World, free_port, patient, run
 
 pytestmark = pytest.mark.integration
 
