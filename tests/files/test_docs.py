@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from click import Context
+from click import Argument, Command, Context, Group, Option
 
 from ratelimit.cli.main import main
 from ratelimit.config import Config, _Section
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
+SPOP = DOCS.parent / "ratelimit" / "spop"
 
 
 REQUIRED = object()
@@ -68,10 +71,89 @@ def test_every_field_is_documented_with_its_default() -> None:
     assert Config(**whole).model_dump() == Config().model_dump()
 
 
-def test_every_command_is_in_the_readme() -> None:
+def commands(command: Command, path: str = "") -> Iterator[tuple[str, Command]]:
+    """Yield each command that can be called, with its name."""
+    if isinstance(command, Group):
+        context = Context(command)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from commands(found, f"{path} {name}")
+    else:
+        yield path.strip(), command
+
+
+def test_every_command_and_option_is_documented() -> None:
+    text = (DOCS / "cli.md").read_text()
+    expected = {}
+    for name, command in commands(main):
+        of_command = [one for one in command.params if isinstance(one, Option)]
+        arguments = [one for one in command.params if isinstance(one, Argument)]
+        expected[name] = {option.opts[0] for option in of_command}
+        heading = re.search(rf"^### `ratelimit {name}( [^`]+)?`$", text, re.MULTILINE)
+        assert heading, name
+        assert len((heading[1] or "").split()) == len(arguments), name
+    found = {}
+    for section in re.split(r"^###? ", text, flags=re.MULTILINE):
+        if title := re.match(r"`ratelimit ([a-z -]*[a-z])", section):
+            shared = re.findall(r"^Common options: (.*)\.$", section, re.MULTILINE)
+            rows = re.findall(r"^\| `(-\S+?)[ `]", section, re.MULTILINE)
+            found[title[1]] = {*rows, *re.findall("`([^`]+)`", " ".join(shared))}
+    assert found == expected
+
+
+def test_every_document_is_in_the_readme() -> None:
     text = (DOCS.parent / "README.md").read_text()
-    told = set(re.findall(r"^\| `ratelimit ([\w-]+)[^`]*` \|", text, re.MULTILINE))
-    assert told == set(main.list_commands(Context(main)))
+    linked = set(re.findall(r"\]\(([\w/]+\.md)\)", text))
+    there = {f"docs/{path.name}" for path in DOCS.glob("*.md")}
+    there |= {path.name for path in DOCS.parent.glob("*.md")} | {"haproxy/README.md"}
+    assert linked == there - {"README.md"}
+    assert len(text.splitlines()) < 150
+
+
+def entries(section: str) -> str:
+    """Return a section of docs/spoe.md."""
+    _, _, found = (DOCS / "spoe.md").read_text().partition(f"\n## {section}\n")
+    return found.partition("\n## ")[0]
+
+
+def test_every_argument_of_a_message_is_documented() -> None:
+    source = ast.parse((SPOP / "parse.py").read_text())
+    read = {
+        argument.value.decode()
+        for call in ast.walk(source)
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "same"
+        for argument in call.args
+        if isinstance(argument, ast.Constant) and isinstance(argument.value, bytes)
+    }
+    assert set(re.findall(r"^### (\w+)$", entries("Arguments"), re.MULTILINE)) == read
+    shipped = (DOCS.parent / "haproxy" / "spoe.conf").read_text()
+    lines = re.findall(r"^ +args (.*)$", shipped + entries("Arguments"), re.MULTILINE)
+    assert {word.partition("=")[0] for line in lines for word in line.split()} == read
+
+
+def test_every_variable_is_documented() -> None:
+    source = ast.parse((SPOP / "ack.py").read_text())
+    sent = {
+        call.args[0].value.decode()
+        for call in ast.walk(source)
+        if isinstance(call, ast.Call)
+        and getattr(call.func, "id", "") == "_head"
+        and isinstance(call.args[0], ast.Constant)
+        and isinstance(call.args[0].value, bytes)
+    }
+    documented = re.findall(r"^\| `(\w+)` \|", entries("Variables"), re.MULTILINE)
+    assert set(documented) == sent
+    shipped = (DOCS.parent / "haproxy" / "spoe.conf").read_text()
+    (registered,) = re.findall("register-var-names (.*)", shipped)
+    assert registered.split() == documented
+
+
+def test_the_groups_are_those_of_the_shipped_file() -> None:
+    shipped = (DOCS.parent / "haproxy" / "spoe.conf").read_text()
+    groups = re.findall(r"^spoe-group (\w+)\n +messages (\w+)$", shipped, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", entries("Messages"), re.MULTILINE)
+    assert rows == groups
 
 
 def test_every_alert_says_what_to_do() -> None:
