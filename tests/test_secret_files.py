@@ -121,7 +121,7 @@ def test_the_start_and_check_warn_of_them_in_a_line(
     ran = CliRunner().invoke(main, ["check", "--config", str(config.path)])
     assert ran.exit_code == 0
     assert ran.stderr.splitlines() == [
-        f"warning: {line.format(folder)}: every user of this machine can read it" for line in WANTED
+        f"warning: {line.format(folder)}: readable by every user of this machine" for line in WANTED
     ]
     monkeypatch.setattr("ratelimit.process.log.begin", lambda *_: None)
     monkeypatch.setattr("uvloop.run", lambda part: part.close())

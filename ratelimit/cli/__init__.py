@@ -1,1 +1,1 @@
-"""Commands that are imported only when they are called."""
+"""The command line: ``ratelimit`` and its subcommands."""

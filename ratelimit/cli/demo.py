@@ -1,8 +1,9 @@
-"""A small application for ``ratelimit up`` without ``--backend``: it tells who asked for what.
+"""A small application for ``ratelimit up`` without ``--backend``: it returns the client and the
+path of each request.
 
-It runs as a process of its own, so that it does not share the agent's loop: ``python -m
-ratelimit.cli.demo FD`` on a listening socket that it inherits, so that no port needs to be known
-beforehand, or, in a container, ``HOST:PORT``.
+It runs in a process of its own, so that it does not share the agent's event loop. The argument of
+``python -m ratelimit.cli.demo`` is the file descriptor of an inherited listening socket, which
+needs no free port known in advance, or, in a container, ``HOST:PORT``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ratelimit.notation import parse_host_port
 
 async def _hello(request: web.Request) -> web.Response:
     client = request.headers.get("X-Forwarded-For", request.remote)
-    return web.Response(text=f"Hello {client}, you asked for {request.path_qs}\n")
+    return web.Response(text=f"Hello {client}, you requested {request.path_qs}\n")
 
 
 def main() -> None:

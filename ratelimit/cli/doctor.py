@@ -28,36 +28,38 @@ _INDENT = " " * 8
     "path",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="What the agent runs with; without it, the defaults and the environment.",
+    help="The agent's configuration in TOML; by default, built-in values and the environment.",
 )
-@click.option("--url", envvar="RATELIMIT_URL", help="The ops API; [ops] listen by default.")
+@click.option(
+    "--url", envvar="RATELIMIT_URL", help="URL of the API; by default, the address of [ops] listen."
+)
 @click.option(
     "--token-file",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="A file with the token for it; also RATELIMIT_TOKEN.",
+    help="File with the API token; RATELIMIT_TOKEN may hold the token itself.",
 )
 @click.option(
     "--probe",
     default="",
     metavar="URL",
-    help="Send one request there, through HAProxy, and see whether the agent was asked.",
+    help="Send one request to this URL through HAProxy and check that it reaches the agent.",
 )
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(
     path: Path | None, url: str | None, token_file: Path | None, probe: str, as_json: bool
 ) -> None:
-    """Prove the wiring end to end; say what is broken and how to mend it.
+    """Check the whole path from HAProxy to the store; print what is broken and how to fix it.
 
-    Exit code 1 if anything is broken. One entry, which refuses nobody, is written to each edge
-    table and removed.
+    Exits with status 1 if a check fails. Writes one entry, which blocks no client, to each edge
+    table and removes it.
     """
-    # What it finds it says by itself, and --json is for programs.
+    # The findings are the output; log lines would break --json.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     config = load(path)
     token = read_token(token_file) if token_file else os.environ.get("RATELIMIT_TOKEN", "")
     client = Client(url or f"http{str(config.ops.listen).removeprefix('tcp')}", token)
-    with Console(stderr=True).status("Asking HAProxy, the agent and the store"):
+    with Console(stderr=True).status("Checking HAProxy, the agent and the store"):
         checks = asyncio.run(diagnose(config, client, probe))
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(check) for check in checks], indent=1))
@@ -65,13 +67,13 @@ def doctor(
         for check in checks:
             _show(check)
         broken = sum(check.state is State.BROKEN for check in checks)
-        click.echo(f"{broken} of {len(checks)} checks found something broken")
+        click.echo(f"{broken} of {len(checks)} checks failed")
     sys.exit(any(check.state is State.BROKEN for check in checks))
 
 
 def _show(check: Check) -> None:
     state = click.style(f"{check.state:<{len(_INDENT)}}", fg=_COLOURS[check.state], bold=True)
     click.echo(f"{state}{check.subject}")
-    for text in (check.finding, check.mend and f"mend: {check.mend}"):
+    for text in (check.finding, check.mend and f"fix: {check.mend}"):
         if text:
             click.echo(_INDENT + text)

@@ -1,4 +1,4 @@
-"""``ratelimit haproxy``: the servers among which HAProxy balances the load."""
+"""``ratelimit haproxy``: show and change the servers to which HAProxy balances the load."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @click.group()
 def haproxy() -> None:
-    """Show HAProxy's servers; drain one, make it ready, or change its weight."""
+    """Show HAProxy's servers; drain a server, make it ready, or change its weight."""
 
 
 @haproxy.command()
 @asks
 def servers(client: Client, as_json: bool) -> None:
-    """Show the servers of each HAProxy beside the node."""
+    """Show the servers of each HAProxy of the node."""
     reports = client.get("/v1/haproxy")["haproxy"]
     show(lambda: reports, _servers_table, as_json, watch=False)
     _tell(reports)
@@ -34,7 +34,7 @@ def servers(client: Client, as_json: bool) -> None:
 @click.argument("server")
 @asks
 def drain(client: Client, server: str, as_json: bool) -> None:
-    """Send no new requests to a SERVER, of the form BACKEND/SERVER or SERVER."""
+    """Send no new requests to SERVER, given as BACKEND/SERVER or SERVER."""
     _change(client, server, {"state": "drain"}, as_json)
 
 
@@ -42,7 +42,7 @@ def drain(client: Client, server: str, as_json: bool) -> None:
 @click.argument("server")
 @asks
 def ready(client: Client, server: str, as_json: bool) -> None:
-    """Take a SERVER back from a drain or from maintenance."""
+    """End the drain or maintenance of SERVER."""
     _change(client, server, {"state": "ready"}, as_json)
 
 
@@ -51,7 +51,7 @@ def ready(client: Client, server: str, as_json: bool) -> None:
 @click.argument("weight", metavar="N", type=click.IntRange(0, 256))
 @asks
 def weight(client: Client, server: str, weight: int, as_json: bool) -> None:
-    """Set the weight of a SERVER among those of its backend, 0 to 256."""
+    """Set the weight of SERVER in its backend, 0 to 256."""
     _change(client, server, {"weight": weight}, as_json)
 
 
@@ -71,15 +71,16 @@ def _change(client: Client, server: str, change: dict[str, object], as_json: boo
 
 
 def _full_name(client: Client, server: str) -> str:
-    """Return BACKEND/SERVER of a server that may be named without its backend."""
+    """Return BACKEND/SERVER for a server given with or without its backend."""
     if "/" in server:
         return server
     reports = client.get("/v1/haproxy")["haproxy"]
     known = {f"{one['backend']}/{one['name']}" for _, one in _servers(reports)}
     found = sorted(name for name in known if name.partition("/")[2] == server)
     if len(found) != 1:
-        several = f"name one: {', '.join(found)}" if found else "no HAProxy has such a server"
-        raise click.BadParameter(several, param_hint="SERVER")
+        choices = f"ambiguous; give one of {', '.join(found)}"
+        problem = choices if found else "no HAProxy has such a server"
+        raise click.BadParameter(problem, param_hint="SERVER")
     return found[0]
 
 
@@ -110,7 +111,7 @@ def _servers_table(reports: list[dict[str, Any]]) -> RenderableType:
 
 
 def _tell(results: list[dict[str, Any]]) -> None:
-    """Say which HAProxy could not be asked, and fail if there is one."""
+    """Print the HAProxy processes that failed; exit with status 1 if there are any."""
     problems = [one for one in results if one["problem"]]
     for one in problems:
         click.echo(f"ratelimit: {printable(one['socket'])}: {printable(one['problem'])}", err=True)

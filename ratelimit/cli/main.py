@@ -1,7 +1,7 @@
 """The command ``ratelimit``.
 
-Exit codes: 0 well, 1 failed, 2 wrong use or wrong configuration. A mistake of the user is told in a
-line on standard error, never as a stack trace.
+Exit status: 0 success, 1 failure, 2 wrong usage or configuration. A user's mistake is reported in
+one line on standard error, never as a stack trace.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LAZY = {
     "haproxy": "ratelimit.cli.haproxy",
     "trusted-proxies": "ratelimit.cli.trusted_proxies",
 }
-"""Commands in modules of their own, whose imports the others need not wait for."""
+"""Commands that are imported only when they are called, so that the others start faster."""
 
 
 class _Program(click.Group):
@@ -48,7 +48,7 @@ class _Program(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         if isinstance(sys.stdout, TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")  # a key may have any sign
+            sys.stdout.reconfigure(errors="backslashreplace")  # a key may have any character
         try:
             return super().invoke(ctx)
         except ConfigError as error:
@@ -56,7 +56,7 @@ class _Program(click.Group):
                 click.echo(problem, err=True)
             sys.exit(2)
         except BrokenPipeError:
-            raise  # whoever read has what they wanted; click ends without a word
+            raise  # the reader has closed the pipe; click exits silently
         except (RatelimitError, OSError) as error:
             click.echo(f"ratelimit: {error}", err=True)
             sys.exit(2 if isinstance(error, ApiError) and error.status in (400, 422) else 1)
@@ -72,7 +72,7 @@ def _host_port(
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
     if address.port == 0:
-        raise click.BadParameter("a port is from 1 to 65535")
+        raise click.BadParameter("must be a port from 1 to 65535")
     return address
 
 
@@ -81,13 +81,13 @@ _config_option = click.option(
     "path",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Configuration in TOML; without it, the defaults and the environment.",
+    help="Configuration in TOML; by default, built-in values and the environment.",
 )
 
 
 @click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """The global rate limiter for HAProxy."""
+    """A rate limiter for HAProxy whose nodes share their counts."""
 
 
 @main.command()
@@ -95,13 +95,13 @@ def main() -> None:
     "--backend",
     callback=_host_port,
     metavar="HOST:PORT",
-    help="The application to protect; without it, a small demo application answers.",
+    help="The application to protect; by default, a small demo application.",
 )
 @click.option(
     "--listen",
     callback=_host_port,
     metavar="HOST:PORT",
-    help="Where HAProxy takes requests.",
+    help="Address on which HAProxy listens.",
 )
 @_config_option
 def up(backend: Address | None, listen: Address | None, path: Path | None) -> None:
@@ -114,7 +114,7 @@ def up(backend: Address | None, listen: Address | None, path: Path | None) -> No
 @main.command()
 @_config_option
 def serve(path: Path | None) -> None:
-    """Run the agent alone, for an HAProxy that runs elsewhere."""
+    """Run the agent alone, for an HAProxy that is started separately."""
     from ratelimit import serve as service
 
     sys.exit(service.serve(load(path)))
@@ -123,21 +123,21 @@ def serve(path: Path | None) -> None:
 @main.command()
 @_config_option
 def check(path: Path | None) -> None:
-    """Validate the configuration and show the limits in it."""
+    """Validate the configuration and show its limits."""
     config = load(path)
     lists = config.read_lists()
     for exposed in config.exposed_files():
-        click.echo(f"warning: {exposed}: every user of this machine can read it", err=True)
+        click.echo(f"warning: {exposed}: readable by every user of this machine", err=True)
     click.echo(f"{path or 'defaults'}: ok")
     click.echo(_summary(config))
     if lists.allow or lists.deny:
-        click.echo(f"lists: {lists.allow} networks never counted, {lists.deny} always refused")
+        click.echo(f"lists: {lists.allow} networks allowed, {lists.deny} denied")
 
 
 @main.command()
 @click.argument("log")
 @_config_option
-@click.option("--limit", "name", default="default", metavar="NAME", help="The limit to try.")
+@click.option("--limit", "name", default="default", metavar="NAME", help="The limit to apply.")
 @click.option(
     "-n",
     "rows",
@@ -145,14 +145,14 @@ def check(path: Path | None) -> None:
     default=20,
     show_default=True,
     metavar="ROWS",
-    help="How many clients to show.",
+    help="Maximum number of clients to show.",
 )
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def replay(log: str, path: Path | None, name: str, rows: int, as_json: bool) -> None:
-    """Show whom a limit would have refused, by the access log LOG.
+    """Show which clients a limit would have blocked, from the access log LOG.
 
-    LOG is HAProxy's HTTP log, or in the common or combined format, plain or gzip; - is standard
-    input.
+    LOG is HAProxy's HTTP log, or a log in the common or combined format, plain or gzip; - reads
+    standard input.
     """
     from ratelimit.replay.accesslog import AccessLog
     from ratelimit.replay.report import Watch
@@ -162,7 +162,7 @@ def replay(log: str, path: Path | None, name: str, rows: int, as_json: bool) -> 
     names = [limit.name for limit in config.limits_in_force()]
     if name not in names:
         raise click.BadParameter(
-            f"no such limit; there are {', '.join(names)}", param_hint="--limit"
+            f"no such limit; the limits are {', '.join(names)}", param_hint="--limit"
         )
     with AccessLog(log) as opened, Watch(opened) as watch:
         report = run(opened, config, name, rows, watch)
@@ -175,7 +175,7 @@ def replay(log: str, path: Path | None, name: str, rows: int, as_json: bool) -> 
 
 @main.command()
 def version() -> None:
-    """Show the version, and whether the request path is compiled."""
+    """Show the version and whether the request path is compiled."""
     click.echo(f"ratelimit {__version__} ({'compiled' if engine.compiled() else 'pure'})")
 
 
@@ -192,5 +192,5 @@ def _limit(limit: Limit) -> str:
     return (
         f"{limit.name}: {limit.rate} in {format_duration(limit.window)}, "
         f"{f'then blocked for {blocks}' if blocks else 'throttled only'}"
-        f"{', in shadow' if limit.shadow else ''}"
+        f"{', shadow mode' if limit.shadow else ''}"
     )

@@ -1,4 +1,6 @@
-"""The commands that ask a running node: ``blocks``, ``top``, ``explain``, ``status`` and others."""
+"""The commands that query a running node: ``blocks``, ``top``, ``explain``, ``status`` and
+``reload``.
+"""
 
 from __future__ import annotations
 
@@ -32,22 +34,22 @@ _Command = Callable[..., None]
 
 
 def asks(function: _Command) -> _Command:
-    """Give a command the options that say where the API is, and its client."""
+    """Add the API options to a command and pass an API client to it."""
 
     @click.option(
         "--url",
         envvar="RATELIMIT_URL",
         default=DEFAULT_URL,
         show_default=True,
-        help="Where the API is; also RATELIMIT_URL.",
+        help="URL of the API; also RATELIMIT_URL.",
     )
     @click.option(
         "--token-file",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="A file with the token; also RATELIMIT_TOKEN, which holds the token itself.",
+        help="File with the API token; RATELIMIT_TOKEN may hold the token itself.",
     )
-    @click.option("--json", "as_json", is_flag=True, help="For programs.")
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
     def command(url: str, token_file: Path | None, **arguments: Any) -> None:
         token = read_token(token_file) if token_file else os.environ.get("RATELIMIT_TOKEN", "")
         try:
@@ -62,20 +64,22 @@ def asks(function: _Command) -> _Command:
 @click.command()
 @click.argument("action", type=click.Choice(["list", "add", "remove"]), default="list")
 @click.argument("key", required=False)
-@click.option("--ttl", metavar="DURATION", help="add: how long, such as 10m; 1s to 30d.")
-@click.option("--reason", default="", metavar="TEXT", help="add: why.")
-@click.option("--force", is_flag=True, help="add: also a very wide network, or any string.")
-@click.option("--q", default="", metavar="TEXT", help="list: only entries with this in them.")
+@click.option(
+    "--ttl", metavar="DURATION", help="add: duration of the block, 1s to 30d; 10m by default."
+)
+@click.option("--reason", default="", metavar="TEXT", help="add: reason, shown with the block.")
+@click.option("--force", is_flag=True, help="add: accept any string or a very wide network.")
+@click.option("--q", default="", metavar="TEXT", help="list: only entries that contain TEXT.")
 @click.option(
     "-n",
     "count",
     type=click.IntRange(1),
     default=1000,
     show_default=True,
-    help="list: entries of the table.",
+    help="list: maximum number of entries.",
 )
-@click.option("--ended", is_flag=True, help="list: also those that ended, for their strikes.")
-@click.option("--watch", is_flag=True, help="list: until Ctrl-C.")
+@click.option("--ended", is_flag=True, help="list: also ended blocks whose strikes still count.")
+@click.option("--watch", is_flag=True, help="list: refresh every second until Ctrl-C.")
 @asks
 def blocks(
     client: Client,
@@ -90,13 +94,13 @@ def blocks(
     watch: bool,
     as_json: bool,
 ) -> None:
-    """Show the blocklist, block a KEY, or lift its blocks on every node.
+    """List blocks, block a KEY, or unblock a KEY on every node.
 
-    A KEY is an address, a network, the string that a limit counts, or a key as it is shown; - reads
-    it from standard input, so that a secret one is in no list of processes.
+    KEY is an address, a network, a string that a limit counts, or a key as this command shows it; -
+    reads the key from standard input, which keeps a secret key out of the process list.
     """
     if (key is None) != (action == "list"):
-        raise click.UsageError(f"{action} takes {'no key' if key else 'a key'}")
+        raise click.UsageError(f"{action} takes {'no KEY' if key else 'a KEY'}")
     key = _read_key(key or "")
     if action == "add":
         body: dict[str, object] = {"key": key, "ttl": _number(ttl or "10m"), "reason": reason}
@@ -110,19 +114,19 @@ def blocks(
             f"{printable(made['key'])} is blocked for {duration(made['until'] - made['since'])}"
         )
         for socket, problem in _missed(made):
-            click.echo(f"HAProxy at {socket} asks the agent about it: {problem}", err=True)
+            click.echo(f"HAProxy at {socket} will ask the agent about it: {problem}", err=True)
     elif action == "remove":
         key = _shown_key(client, key)
         answer = client.delete(path_of("/v1/blocks", key))
         lifted = {"lifted": key, "edges": answer.get("edges", [])}
-        click.echo(json.dumps(lifted) if as_json else f"{printable(key)} is lifted")
+        click.echo(json.dumps(lifted) if as_json else f"{printable(key)} is unblocked")
         for socket, problem in _missed(lifted):
-            click.echo(f"HAProxy at {socket} may go on refusing it: {problem}", err=True)
+            click.echo(f"HAProxy at {socket} may still block it: {problem}", err=True)
         if _missed(lifted):
             raise click.exceptions.Exit(1)
     elif as_json and not watch:
-        # All or nothing: a page may fail when others have come, and half a list is no JSON. Kept as
-        # text, which is small, and not in a file, for which a container may have no place.
+        # Print all or nothing: a later page can fail, and half a list is not valid JSON. The lines
+        # are kept in memory, because a container may have no writable file system.
         lines = [json.dumps(entry) for entry in _entries(client, q, ended)]
         before = "["
         for line in lines:
@@ -134,18 +138,18 @@ def blocks(
 
 
 @click.command()
-@click.option("-n", "count", default=20, show_default=True, help="How many.")
+@click.option("-n", "count", default=20, show_default=True, help="Maximum number of clients.")
 @click.option(
     "--sort",
     type=click.Choice(["rate", "share", "blocked"]),
     default="rate",
     show_default=True,
-    help="By hits a second, by hits to the limit, or those blocked.",
+    help="rate: hits per second; share: hits relative to the limit; blocked: only blocked clients.",
 )
-@click.option("--once", is_flag=True, help="One look also where it could be live.")
+@click.option("--once", is_flag=True, help="Print once, also on a terminal.")
 @asks
 def top(client: Client, count: int, sort: str, once: bool, as_json: bool) -> None:
-    """Show the busiest clients of a node, live on a terminal."""
+    """Show the busiest clients of a node; on a terminal, refresh every second."""
     live = sys.stdout.isatty() and not once and not as_json
     show(
         lambda: client.get("/v1/clients", n=count, sort=sort)["clients"],
@@ -159,7 +163,7 @@ def top(client: Client, count: int, sort: str, once: bool, as_json: bool) -> Non
 @click.argument("key")
 @asks
 def explain(client: Client, key: str, as_json: bool) -> None:
-    """Show everything known about a KEY; - reads it from standard input."""
+    """Show everything known about KEY; - reads it from standard input."""
     known = client.get(path_of("/v1/clients", _shown_key(client, _read_key(key))))
     show(lambda: known, explanation, as_json, watch=False)
 
@@ -167,9 +171,9 @@ def explain(client: Client, key: str, as_json: bool) -> None:
 @click.command()
 @asks
 def status(client: Client, as_json: bool) -> None:
-    """Show a node, its store, the fleet and HAProxy."""
+    """Show the state of a node, its store, the other nodes and HAProxy."""
     state = client.get("/v1/status")
-    with contextlib.suppress(ApiError):  # the store's part; the rest is known without it
+    with contextlib.suppress(ApiError):  # without the store, the rest is still shown
         state["fleet"] = client.get("/v1/nodes")["nodes"]
     show(lambda: state, status_tables, as_json, watch=False)
 
@@ -177,27 +181,27 @@ def status(client: Client, as_json: bool) -> None:
 @click.command()
 @asks
 def reload(client: Client, as_json: bool) -> None:
-    """Have a node read its configuration again."""
+    """Make a node read its configuration again."""
     result = client.post("/v1/reload", {})
     if as_json:
         click.echo(json.dumps(result))
         return
     click.echo("reloaded")
     if result["restart"]:
-        click.echo(f"taken at the next start only: {', '.join(result['restart'])}", err=True)
+        click.echo(f"changes that need a restart: {', '.join(result['restart'])}", err=True)
 
 
 COMMANDS = (blocks, top, explain, status, reload)
 
 
 def _missed(answer: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the sockets of the HAProxy processes that have not taken a change, and why."""
+    """Return the sockets of the HAProxy processes that did not apply a change, and why."""
     missed = [edge for edge in answer["edges"] if not edge["ok"]]
     return [(printable(edge["socket"]), printable(edge["problem"])) for edge in missed]
 
 
 def _entries(client: Client, q: str, ended: bool) -> Iterator[dict[str, Any]]:
-    """Yield the blocklist, page by page."""
+    """Yield the entries of the blocklist, page by page."""
     cursor = ""
     while True:
         page = client.get("/v1/blocks", limit=_PAGE, cursor=cursor, q=q, ended=str(ended).lower())
@@ -217,7 +221,7 @@ def _blocks_now(client: Client, q: str, count: int, ended: bool) -> list[dict[st
 
 
 def _read_key(key: str) -> str:
-    """Return a key that is an argument, or that standard input has."""
+    """Return the key of an argument, or from standard input for ``-``."""
     if key != "-":
         return key
     if sys.stdin.isatty():
@@ -226,14 +230,14 @@ def _read_key(key: str) -> str:
 
 
 def _shown_key(client: Client, key: str) -> str:
-    """Return a key as it is shown: what is in a path may be logged on the way, a body is not."""
+    """Return a key as the API shows it: a path may be logged on its way, a request body is not."""
     if key_network(key) is not None:
         return key
     return str(client.post("/v1/keys", {"key": key})["key"])
 
 
 def _text(argument: Any) -> Any:
-    """Return an argument that can be sent; what the shell passed on as bytes can't."""
+    """Return an argument; raise BadParameter if it is not valid UTF-8."""
     if isinstance(argument, str) and not argument.isascii():
         try:
             argument.encode()
@@ -243,5 +247,5 @@ def _text(argument: Any) -> Any:
 
 
 def _number(ttl: str) -> str | int:
-    """Return a bare number as seconds."""
+    """Return a number without a unit as an integer, which means seconds."""
     return int(ttl) if ttl.isascii() and ttl.isdigit() and len(ttl) < 12 else ttl

@@ -1,4 +1,4 @@
-"""What the commands print: tables for people, one look or many, and text that only shows itself."""
+"""Output of the commands: tables, once or refreshed, and escaping of text from clients."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _SHOWN = 5  # names that a row lists
-_INTERVAL = 1.0  # seconds between two looks
+_INTERVAL = 1.0  # seconds between refreshes
 
 
 def show(
     look: Callable[[], Any], table: Callable[[Any], RenderableType], as_json: bool, watch: bool
 ) -> None:
-    """Print what ``look`` returns, again and again with ``watch`` until Ctrl-C."""
+    """Print what ``look`` returns; with ``watch``, refresh until Ctrl-C."""
     if as_json:
         with contextlib.suppress(KeyboardInterrupt):
             while True:
@@ -48,7 +48,7 @@ def show(
         except ApiError as error:
             if error.status:
                 raise
-            return f"ratelimit: {error}"  # it may come back
+            return f"ratelimit: {error}"  # the next request may succeed
 
     with contextlib.suppress(KeyboardInterrupt):
         if not console.is_terminal:
@@ -61,7 +61,7 @@ def show(
 
 
 def new_table(*columns: str, title: str = "") -> Any:
-    """Return a table; a column whose name ends with ``#`` has figures."""
+    """Return an empty table; a column whose name ends with ``#`` is right-aligned."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -73,8 +73,8 @@ def new_table(*columns: str, title: str = "") -> Any:
 
 
 def blocks_table(entries: list[dict[str, Any]], since: bool = False) -> RenderableType:
-    """Return entries of the blocklist; ``since`` says when each was made, too."""
-    columns = ["key", "limit", "left#", "strikes#", "by", "reason", "node"]
+    """Return a table of blocks; ``since`` adds the time when each was made."""
+    columns = ["key", "limit", "ends in#", "strikes#", "by", "reason", "node"]
     made = new_table(*columns, *["since"] * since)
     for entry in entries:
         made.add_row(
@@ -92,8 +92,8 @@ def blocks_table(entries: list[dict[str, Any]], since: bool = False) -> Renderab
 
 
 def clients_table(clients: list[dict[str, Any]]) -> RenderableType:
-    """Return the busiest clients."""
-    made = new_table("client", "limit", "hits a second#", "in the window#", "blocked for#")
+    """Return a table of clients."""
+    made = new_table("client", "limit", "hits per second#", "hits in window#", "blocked for#")
     for one in clients:
         made.add_row(
             printable(one["key"]),
@@ -106,13 +106,14 @@ def clients_table(clients: list[dict[str, Any]]) -> RenderableType:
 
 
 def explanation(known: dict[str, Any]) -> RenderableType:
-    """Return everything known about a key."""
+    """Return tables of everything known about a key."""
     from rich.console import Group
 
-    title = f"{printable(known['key'])}{' is listed: ' + known['lists'] if known['lists'] else ''}"
+    listed = f" is on the {known['lists']} list" if known["lists"] else ""
     limits = new_table(
-        "limit", "counts", "hits#", "of#", "in", "left#", "strikes#", "blocked for#", title=title
-    )
+        "limit", "counted as", "hits#", "of#", "window", "remaining#", "strikes#", "blocked for#",
+        title=printable(known["key"]) + listed,
+    )  # fmt: skip
     for one in known["limits"]:
         limits.add_row(
             printable(one["limit"]),
@@ -136,17 +137,17 @@ def explanation(known: dict[str, Any]) -> RenderableType:
 
 
 def status_tables(state: dict[str, Any]) -> RenderableType:
-    """Return the state of a node, and of the fleet if it is in there."""
+    """Return tables of the state of a node, and of the other nodes if present."""
     from rich.console import Group
 
     store, table = state["store"], state["table"]
     node = new_table("node", state["node"])
-    health = "degraded: own counts only" if state["degraded"] else "ready"
-    away = f"away: {printable(store['problem'])}"
+    health = "degraded: only local counts" if state["degraded"] else "ready"
+    away = f"down: {printable(store['problem'])}"
     rows = {
         "state": health if state["ready"] else "starting or draining",
         "version": f"{state['version']} ({'compiled' if state['compiled'] else 'pure'})",
-        "up for": duration(state["uptime"]),
+        "uptime": duration(state["uptime"]),
         "checks": f"{state['checks']:,}",
         "HAProxy connections": f"{state['connections']:,}",
         "protocol errors": f"{state['protocol_errors']:,}",
@@ -164,7 +165,7 @@ def status_tables(state: dict[str, Any]) -> RenderableType:
         rows["unknown clients"] = f"{asked:,} requests; {refused:,} refused"
     if forwarders := [printable(one["key"]) for one in state["forwarders"]]:
         more = f" and {len(forwarders) - _SHOWN} more" if len(forwarders) > _SHOWN else ""
-        rows["speak for many"] = f"{', '.join(forwarders[:_SHOWN])}{more}: missing in lb.lst?"
+        rows["possible proxies"] = f"{', '.join(forwarders[:_SHOWN])}{more}: not in lb.lst?"
     if state["reload"] and not state["reload"]["ok"]:
         rows["last reload"] = "; ".join(printable(one) for one in state["reload"]["problems"])
     failing = [f"{task['name']}: {task['problem']}" for task in state["tasks"] if task["problem"]]
@@ -176,7 +177,7 @@ def status_tables(state: dict[str, Any]) -> RenderableType:
         node.add_row(name, value)
     limits = new_table("limit", *(f"{verdict}#" for verdict in VERDICTS), "fuse")
     for one in state["limits"]:
-        fuse = "BLOWN: it only throttles" if one["fuse_blown"] else ""
+        fuse = "BLOWN: throttles only" if one["fuse_blown"] else ""
         limits.add_row(printable(one["name"]), *(f"{one[v]:,}" for v in VERDICTS), fuse)
     parts: list[RenderableType] = [node, limits]
     if state.get("fleet"):
@@ -187,26 +188,26 @@ def status_tables(state: dict[str, Any]) -> RenderableType:
 
 
 def _fleet(nodes: list[dict[str, Any]]) -> RenderableType:
-    made = new_table("node", "version", "checks a second#", "up for#", "", title="fleet")
+    made = new_table("node", "version", "checks per second#", "uptime#", "", title="fleet")
     for node in nodes:
         made.add_row(
             printable(node["id"]),
             printable(node["version"]),
             f"{node['checks']:,.0f}",
             duration(max(0, time.time() - node["since"])),
-            "this one" if node["here"] else "",
+            "this node" if node["here"] else "",
         )
     return made  # type: ignore[no-any-return]
 
 
 def _haproxies(reports: list[dict[str, Any]]) -> RenderableType:
     made = new_table(
-        "socket", "version", "up for#", "requests a second#", "denied#", "agent", "edge#",
+        "socket", "version", "uptime#", "requests per second#", "denied#", "agent", "edge#",
         title="HAProxy",
     )  # fmt: skip
     for one in reports:
         if one["problem"]:
-            made.add_row(printable(one["socket"]), "can't be asked")
+            made.add_row(printable(one["socket"]), "unreachable")
             continue
         made.add_row(
             printable(one["socket"]),
@@ -225,14 +226,14 @@ def _haproxies(reports: list[dict[str, Any]]) -> RenderableType:
 
 
 def _edges(entries: list[dict[str, Any]]) -> RenderableType:
-    made = new_table("socket", "key", "left#", title="HAProxy's edge")
+    made = new_table("socket", "key", "ends in#", title="HAProxy's edge table")
     for entry in entries:
         made.add_row(printable(entry["socket"]), printable(entry["key"]), _left(entry["until"]))
     return made  # type: ignore[no-any-return]
 
 
 def printable(text: str) -> str:
-    """Return a client's text so that a terminal only shows it."""
+    """Return text from a client with its control characters escaped."""
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
@@ -242,7 +243,7 @@ def _left(until: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return the two greatest units of a duration, such as ``2h 5m``."""
+    """Return the two largest units of a duration in seconds, such as ``2h 5m``."""
     left, parts = int(seconds), []
     for name, size in (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)):
         if left >= size:

@@ -1,4 +1,4 @@
-"""``ratelimit trusted-proxies``: fetches the networks of a CDN, and reads such a list over."""
+"""``ratelimit trusted-proxies``: download and check lists of trusted proxies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ratelimit.exceptions import RatelimitError
 from ratelimit.haproxy.trusted_proxies import Network, ProxyList, judge, read, write
 
 CLOUDFLARE = ("https://www.cloudflare.com/ips-v4", "https://www.cloudflare.com/ips-v6")
-"""Where Cloudflare publishes its networks."""
+"""URLs under which Cloudflare publishes its networks."""
 
 _TIMEOUT = 10  # seconds
 _LARGEST = 1 << 20  # bytes
@@ -31,20 +31,20 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class ListError(RatelimitError):
-    """A list can't be had, or should not be used."""
+    """A list can't be read or must not be used."""
 
 
 @click.group("trusted-proxies")
 def trusted_proxies() -> None:
-    """Lists of proxies whose headers HAProxy believes, such as cdn.lst."""
+    """Maintain lists of proxies whose headers HAProxy trusts, such as cdn.lst."""
 
 
 @trusted_proxies.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--private", is_flag=True, help="Private ranges are meant, as in lb.lst.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--private", is_flag=True, help="Accept private ranges, as in lb.lst.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(file: Path, private: bool, as_json: bool) -> None:
-    """Say what is wrong in the list FILE; exit code 1 if anything is."""
+    """Check the list FILE; exit with status 1 if there are findings."""
     now = datetime.now(UTC)
     found = _read(file)
     findings = judge(found, now, private)
@@ -69,14 +69,14 @@ def check(file: Path, private: bool, as_json: bool) -> None:
     metavar="URL",
     default=CLOUDFLARE,
     show_default=True,
-    help="A text with a network in each line; may be given several times.",
+    help="URL of a text with one network per line; may be repeated.",
 )
-@click.option("--force", is_flag=True, help="Write it whatever is odd about it.")
+@click.option("--force", is_flag=True, help="Write FILE despite findings.")
 def update(file: Path, sources: tuple[str, ...], force: bool) -> None:
     """Write the networks that a CDN publishes to the list FILE.
 
-    FILE stays as it is if a source does not answer, has anything else than networks, or has lost
-    more than half of those that FILE has.
+    FILE is not changed if a source does not answer, if a source contains anything but networks, or
+    if more than half of the networks in FILE would be removed.
     """
     now = datetime.now(UTC)
     old = _read(file) if file.exists() else ProxyList()
@@ -86,14 +86,14 @@ def update(file: Path, sources: tuple[str, ...], force: bool) -> None:
     before = {network for _, network in old.networks}
     lost = before - set(networks)
     if 2 * len(lost) > len(before):
-        findings.append(f"{len(lost)} of the {len(before)} networks that it has are gone")
+        findings.append(f"{len(lost)} of its {len(before)} networks would be removed")
     if findings and not force:
         shown = "\n  ".join(map(printable, findings[:_SHOWN]))
-        raise ListError(f"{file} is left as it is; --force writes it all the same:\n  {shown}")
+        raise ListError(f"{file} is not changed; --force writes it:\n  {shown}")
     _replace(file, text)
     added = set(networks) - before
     click.echo(f"{file}: {_summary(read(text), now)}")
-    click.echo(f"{len(added)} added, {len(lost)} removed; reload HAProxy to have it read")
+    click.echo(f"{len(added)} added, {len(lost)} removed; reload HAProxy to apply")
 
 
 def _summary(found: ProxyList, now: datetime) -> str:
@@ -102,7 +102,7 @@ def _summary(found: ProxyList, now: datetime) -> str:
         return f"{said}, without a date"
     days = max(0, (now - found.date).days)
     sources = f" from {printable(', '.join(found.sources))}" if found.sources else ""
-    return f"{said}, made {days} days ago{sources}"
+    return f"{said}, {days} days old{sources}"
 
 
 def _read(file: Path) -> ProxyList:
@@ -117,7 +117,7 @@ def _read(file: Path) -> ProxyList:
 
 
 class _SameSite(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect on the site that was asked, and no other."""
+    """Follows only redirects within the same origin."""
 
     def redirect_request(self, req: urllib.request.Request, *args: Any) -> Any:
         old, new = urlsplit(req.full_url), urlsplit(args[-1])
@@ -127,11 +127,11 @@ class _SameSite(urllib.request.HTTPRedirectHandler):
 
 
 def _fetch(url: str) -> list[Network]:
-    """Return the networks of a source; ListError if it has anything else."""
+    """Return the networks of a source; raise ListError if it contains anything else."""
     parts = urlsplit(url)
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
         raise ListError(f"{printable(url)}: must be https://HOST/PATH")
-    request = urllib.request.Request(  # noqa: S310 - the scheme was looked at
+    request = urllib.request.Request(  # noqa: S310 - the scheme is checked above
         url, headers={"User-Agent": f"ratelimit/{__version__}"}
     )
     try:
@@ -141,7 +141,7 @@ def _fetch(url: str) -> list[Network]:
     except urllib.error.HTTPError as error:
         with error:
             to = error.headers.get("Location")
-            why = f"is at {printable(to)} now" if to else f"answers with status {error.code}"
+            why = f"redirects to {printable(to)}" if to else f"answers with status {error.code}"
         raise ListError(f"{url}: {why}") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise ListError(f"{url}: {getattr(error, 'reason', error)}") from None
@@ -151,12 +151,12 @@ def _fetch(url: str) -> list[Network]:
     if found.findings:
         raise ListError(f"{url}: {printable(str(found.findings[0]))}")
     if not found.networks:
-        raise ListError(f"{url}: has no network in it")
+        raise ListError(f"{url}: contains no networks")
     return [network for _, network in found.networks]
 
 
 def _replace(file: Path, text: str) -> None:
-    """Write a file in one step, readable by HAProxy's user."""
+    """Write a file atomically, readable by HAProxy's user."""
     try:
         mode = file.stat().st_mode & 0o777 if file.exists() else 0o644
         with tempfile.NamedTemporaryFile(

@@ -1,4 +1,4 @@
-"""The agent with an HAProxy in front, and a demo application behind it: ``ratelimit up``."""
+"""``ratelimit up``: the agent, an HAProxy in front of it, and a demo application."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from ratelimit.serve import on_signal, run
 _DEFAULT_LISTEN = Address("127.0.0.1", 8080)
 _START_TIMEOUT = 5  # seconds for HAProxy to accept connections
 _END_TIMEOUT = 2  # seconds for the demo application to end
-_STOP_TIMEOUT = 15.0  # seconds for all to end; HAProxy is asked three times
+_STOP_TIMEOUT = 15.0  # seconds for everything to end; HAProxy is signalled three times
 
 
 def up(config: Config, listen: Address | None, backend: Address | None) -> int:
-    """Run the agent and HAProxy until SIGTERM or SIGINT; return the exit code.
+    """Run the agent and HAProxy until SIGTERM or SIGINT; return the exit status.
 
-    ``listen`` is where HAProxy accepts clients, ``backend`` the application behind it; without one
-    a demo application answers.
+    ``listen`` is the address on which HAProxy accepts clients, ``backend`` the application. Without
+    ``backend``, a demo application answers.
     """
     logs.begin("stdout")
     service = functools.partial(_up, config, listen or _DEFAULT_LISTEN, backend)
-    # Closing the terminal ends it too, and with it its children.
+    # SIGHUP: closing the terminal ends the agent and its children.
     return run(config, service, _STOP_TIMEOUT, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 async def _up(config: Config, listen: Address, application: Address | None) -> None:
-    on_signal(signal.SIGUSR2)  # is for an agent alone, and would end this one without HAProxy
+    on_signal(signal.SIGUSR2)  # for a separate agent only; here it would leave HAProxy running
     let_through()
     program = await find()
     account = unprivileged()
@@ -54,7 +54,7 @@ async def _up(config: Config, listen: Address, application: Address | None) -> N
         stats = str(Path(folder) / "haproxy.sock")
         manager = stack.enter_context(contextlib.closing(Manager.of_environment()))
         running = await stack.enter_async_context(run_node(config, manager, stats))
-        # A check over it costs both ends less than one over TCP.
+        # A unix socket costs both ends less CPU than TCP.
         jail = Path(folder) / "jail"
         jail.mkdir(mode=0o755)
         spop = jail / "spop.sock"
@@ -68,7 +68,7 @@ async def _up(config: Config, listen: Address, application: Address | None) -> N
                 "RATELIMIT_LISTEN": written(listen),
                 "RATELIMIT_BACKEND": written(application),
                 "RATELIMIT_STATS_SOCKET": stats,
-                "RATELIMIT_STATS_LEVEL": "admin",  # in a folder that nobody else can enter
+                "RATELIMIT_STATS_LEVEL": "admin",  # in a directory that only this user can enter
                 "RATELIMIT_IPV4_PREFIX": str(prefixes(config).ipv4),
                 "RATELIMIT_IPV6_PREFIX": str(prefixes(config).ipv6),
             },
@@ -78,7 +78,7 @@ async def _up(config: Config, listen: Address, application: Address | None) -> N
 
 
 async def _announce(config: Config, listen: Address, application: Address, ops: Address) -> None:
-    """Wait until HAProxy accepts clients, say what runs, and wait until cancelled."""
+    """Wait until HAProxy accepts clients, print the addresses, and wait until cancelled."""
     limiter = _reachable(listen)
     try:
         async with asyncio.timeout(_START_TIMEOUT):
@@ -92,7 +92,7 @@ async def _announce(config: Config, listen: Address, application: Address, ops: 
     click.echo(f"operators    http://{written(_reachable(ops))}/")
     for limit in config.limits_in_force():
         click.echo(f"limit        {limit.name}: {limit.rate} in {format_duration(limit.window)}")
-    click.echo("try          300 requests from one address, and what became of them:")
+    click.echo("try          300 requests from one address, and their status codes:")
     click.echo(
         f"             curl -s -o /dev/null -w '%{{http_code}}\\n' '{url}[1-300]' | sort | uniq -c"
     )
@@ -112,7 +112,7 @@ async def _accepts(address: Address) -> None:
 
 @contextlib.asynccontextmanager
 async def _demo() -> AsyncIterator[Address]:
-    """Run the demo application on a free port of loopback; yield where."""
+    """Run the demo application on a free port of loopback; yield its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -136,11 +136,11 @@ async def _demo() -> AsyncIterator[Address]:
 
 async def _failed(haproxy: HAProxy) -> None:
     code = await haproxy.wait()
-    raise StartError(f"HAProxy ended with code {code}; its own words are above")
+    raise StartError(f"HAProxy ended with code {code}; see its messages above")
 
 
 async def _first(*parts: Awaitable[object]) -> None:
-    """Run all parts until the first ends, well or not; end the others."""
+    """Run all parts until the first ends; cancel the others and raise its error, if any."""
     tasks = [asyncio.ensure_future(part) for part in parts]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -153,6 +153,6 @@ async def _first(*parts: Awaitable[object]) -> None:
 
 
 def _reachable(address: Address) -> Address:
-    """Return how to reach what listens on every address."""
+    """Return an address for connecting to a wildcard listener."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
     return dataclasses.replace(address, host=host)

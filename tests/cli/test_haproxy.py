@@ -96,7 +96,7 @@ def test_a_mistake_is_told(plant: Plant) -> None:
             code, _, error = await command(made, "servers")
             assert code == 1 and "HAProxy does not run" in error
             code, text, _ = await command(made, "status", group=())
-            assert code == 0 and "can't be asked" in text and "HAProxy does not run" in text
+            assert code == 0 and "unreachable" in text and "HAProxy does not run" in text
 
     run(test())
 

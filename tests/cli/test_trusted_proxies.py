@@ -69,7 +69,7 @@ def test_a_list_is_written_and_is_sound(cdn: Cdn, tmp_path: Path) -> None:
     file = tmp_path / "cdn.lst"
     result = update(cdn, file)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert "2 IPv4 and 1 IPv6 networks, made 0 days ago from " in result.stdout
+    assert "2 IPv4 and 1 IPv6 networks, 0 days old from " in result.stdout
     assert "3 added, 0 removed" in result.stdout
     found = read(file.read_text())
     assert [str(network) for _, network in found.networks] == (IPV4 + IPV6).split()
@@ -81,7 +81,7 @@ def test_a_list_is_written_and_is_sound(cdn: Cdn, tmp_path: Path) -> None:
 
     result = run("check", str(file))
     assert result.exit_code == 0
-    assert result.stdout.startswith(f"{file}: 2 IPv4 and 1 IPv6 networks, made 0 days ago")
+    assert result.stdout.startswith(f"{file}: 2 IPv4 and 1 IPv6 networks, 0 days old")
 
     file.chmod(0o640)
     cdn.pages["/4"] = (200, IPV4 + "131.0.72.0/22\n")
@@ -93,15 +93,15 @@ def test_a_list_is_written_and_is_sound(cdn: Cdn, tmp_path: Path) -> None:
     ("status", "body", "problem"),
     [
         (404, "", "answers with status 404"),
-        (200, "", "has no network in it"),
+        (200, "", "contains no networks"),
         (200, "<html>\n", "line 1: not an address or a network: '<html>'"),
         (200, "0.0.0.0/0\n", "0.0.0.0/0 is too wide"),
         (200, "10.0.0.0/16\n", "10.0.0.0/16 is no public range"),
         (200, "104.16.0.0/13\n104.16.0.0/14\n", "104.16.0.0/14 is in 104.16.0.0/13"),
         (200, "8.8.8.1/24\n", "8.8.8.1/24 has bits set beyond its prefix"),
-        (200, "131.0.72.0/22\n", "2 of the 3 networks that it has are gone"),
+        (200, "131.0.72.0/22\n", "2 of its 3 networks would be removed"),
         (200, "# " + "x" * (1 << 20), "larger than 1 MiB"),
-        (301, "https://192.0.2.1/4", "is at https://192.0.2.1/4 now"),
+        (301, "https://192.0.2.1/4", "redirects to https://192.0.2.1/4"),
     ],
 )
 def test_a_list_stays_if_a_source_is_not_what_it_was(
@@ -161,7 +161,7 @@ def test_check_tells_what_is_wrong(tmp_path: Path) -> None:
     assert lines[1] == (
         f"{file}: line 1: 10.0.0.1/16 has bits set beyond its prefix: HAProxy reads 10.0.0.0/16"
     )
-    assert lines[2].startswith(f"{file}: 1 IPv4 and 0 IPv6 networks, made ")
+    assert lines[2].startswith(f"{file}: 1 IPv4 and 0 IPv6 networks, ")
     answer = json.loads(run("check", str(file), "--json").stdout)
     assert (answer["networks"], answer["date"]) == (1, "2020-01-01T00:00:00+00:00")
     assert [one["line"] for one in answer["findings"]] == [0, 1, 1]

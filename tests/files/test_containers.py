@@ -220,7 +220,7 @@ def test_demo_listens_where_it_is_told() -> None:
             for _ in range(200):
                 try:
                     with urllib.request.urlopen(url, timeout=5) as answer:
-                        assert b"you asked for /x" in answer.read()
+                        assert b"you requested /x" in answer.read()
                         break
                 except OSError:
                     assert process.poll() is None

@@ -382,7 +382,7 @@ def test_a_log_that_can_not_be_read(tmp_path: Path) -> None:
     ("arguments", "what"),
     [
         ([], "Missing argument 'LOG'"),
-        (["x", "--limit", "login"], "no such limit; there are default"),
+        (["x", "--limit", "login"], "no such limit; the limits are default"),
         (["x", "-n", "0"], "0 is not in the range"),
         (["x", "--config", "no/such/file"], "no/such/file: No such file or directory"),
     ],
