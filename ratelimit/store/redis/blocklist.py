@@ -46,7 +46,7 @@ class SharedBlocklist:
 
     The era is what the store calls this list; with another one it has lost the list in between. It
     begins with the seed of the secret of all nodes, which a node that knows it passes on to the
-    next era.
+    next era. ``changes`` is how often the list has changed, as far as this node has heard.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class SharedBlocklist:
             self.keys, channel, self.signer, self.new_era, events.forget, self._learn
         )
         self._era = b""
-        self._changes = 0
+        self.changes = 0
 
     def new_era(self) -> str:
         """Return the era of the list if it begins now."""
@@ -78,12 +78,15 @@ class SharedBlocklist:
 
     def begin(self) -> None:
         """Expect another server, or the same one with another list."""
-        self._changes = 0
+        self.changes = 0
 
-    def learn(self, era: bytes, changes: int) -> bool:
-        """Note the era and how often the list has changed; true if the list was lost or rewound."""
-        lost = self._era not in (b"", era) or changes < self._changes
-        self._era, self._changes = era, changes
+    def learn(self, era: bytes, changes: int, before: int) -> bool:
+        """Note the era and how often the list has changed; true if the list was lost or rewound.
+
+        ``before`` is what ``changes`` was when the store was asked: news may have come since.
+        """
+        lost = self._era not in (b"", era) or changes < before
+        self._era, self.changes = era, changes if lost else max(changes, self.changes)
         self._kept.learn(era[:SEED].decode("ascii", "replace"))
         return lost
 
@@ -192,7 +195,7 @@ class SharedBlocklist:
             # The version before this one says when only.
             marks = news.get("marks", [(_order(second), second + _HOUR) for second in times])
             blocks, lifted = list(news.get("blocks", ())), list(zip(lifts, marks, strict=True))
-            self._changes = max(self._changes, min(int(news.get("changes", 0)), _MOST_CHANGES))
+            self.changes = max(self.changes, min(int(news.get("changes", 0)), _MOST_CHANGES))
         except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError):
             return False
         for count, data in enumerate(blocks, 1):

@@ -374,7 +374,7 @@ class RedisStore(SharedStore):
             )
 
     async def _heartbeat(self, life: Life) -> None:
-        known = self._members.clock.known
+        known, before = self._members.clock.known, self._blocklist.changes
         era, changes = await self._members.heartbeat(life, self._blocklist)
         seconds = round(self.clock_offset / SECOND)
         if not known and seconds:
@@ -385,7 +385,7 @@ class RedisStore(SharedStore):
                 else:
                     self.events.on_block(entry)
         self.nodes = self._members.live
-        if self._blocklist.learn(era, changes):
+        if self._blocklist.learn(era, changes, before):
             if self.up:
                 log.warning("the store has lost its memory; the blocklist is compared again")
             self._emptied = not self.up

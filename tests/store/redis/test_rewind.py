@@ -114,6 +114,30 @@ def test_a_list_that_is_rewound_under_a_connection_is_written_back(
     assert any(line["event"].startswith("the store has lost its memory") for line in logs)
 
 
+def test_news_that_overtake_the_answer_to_a_heartbeat_are_no_loss(
+    server: Server, logs: list[Any]
+) -> None:
+    async def main() -> None:
+        async with nodes(server.url, 2) as [(first, one), (second, _)]:
+            heartbeat, calls = first._members.heartbeat, 0
+
+            async def late(*args: Any) -> tuple[bytes, int]:
+                nonlocal calls
+                answer = await heartbeat(*args)
+                await second.save(block(f"k{calls}"))
+                await until(lambda: f"k{calls}" in one.clients())
+                calls += 1
+                return answer
+
+            first._members.heartbeat = late  # type: ignore[assignment]
+            loads = one.loads
+            await until(lambda: calls == 3)
+            assert one.loads == loads, "the list is not read again"
+
+    run(main)
+    assert not any(line["event"].startswith("the store has lost its memory") for line in logs)
+
+
 def test_a_node_that_was_cut_off_revives_nothing_though_the_store_was_emptied(
     server: Server,
 ) -> None:
