@@ -292,7 +292,7 @@ def test_a_gap_in_the_subscription_loads_all_again(server: Server) -> None:
             server.do("CLIENT", "KILL", "TYPE", "pubsub")
             await second.save(block("unheard"), timeout=5)
             await until(lambda: one.loads > loads and "unheard" in one.clients())
-            assert first.up
+            await until(lambda: first.up)
 
     run(main)
 
