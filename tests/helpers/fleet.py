@@ -202,7 +202,7 @@ class Fleet:
         client = f"198.18.{number >> 8}.{number & 255}"
         node.ask(client, hits)
         # Heard of within this time, or with the next attempt.
-        deadline = time.monotonic() + 0.1
+        deadline = time.monotonic() + 0.5
         while time.monotonic() < deadline:
             if self.counted(client):
                 return True
