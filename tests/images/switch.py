@@ -17,6 +17,8 @@ _NETWORK = "10.99.0"
 SERVER = f"{_NETWORK}.1"
 """Of names; it is on the bridge itself."""
 
+BRIDGE = "02:00:00:00:00:01"
+
 
 class Switch:
     """A bridge, on which each port is a namespace with an address."""
@@ -30,7 +32,9 @@ class Switch:
         run("ip", "netns", "add", self.name)
         inside = ("ip", "-n", self.name)
         run(*inside, "link", "set", "lo", "up")
-        run(*inside, "link", "add", "bridge", "type", "bridge")
+        # Without an address of its own, a bridge takes the lowest of its ports. A new port may
+        # change it, and what the others send to the one that they know is lost for up to a minute.
+        run(*inside, "link", "add", "bridge", "address", BRIDGE, "type", "bridge")
         run(*inside, "address", "add", f"{SERVER}/24", "dev", "bridge")
         run(*inside, "link", "set", "bridge", "up")
         ready = folder / "dnsmasq.pid"

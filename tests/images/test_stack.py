@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.images.clients import Visitor, ask, block, client, knows_block, one, uses_store
+from tests.images.clients import Visitor, ask, block, client, knows_block, lift, one, uses_store
 from tests.images.engine import podman, until
 from tests.images.stack import Stack, stack
 
@@ -101,7 +101,7 @@ def test_a_block_by_hand_is_known_to_both_nodes_until_it_is_lifted(up: Stack) ->
     for agent, haproxy in zip(agents, proxies, strict=True):
         knows_block(agent, bad.address)
         bad.gets("429", haproxy)
-    ask(agents[1], "blocks", "remove", bad.address)
+    lift(agents[1], bad.address)
     for haproxy in proxies:
         bad.gets("200", haproxy)
 
