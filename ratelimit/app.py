@@ -149,7 +149,7 @@ async def run_node(
         tls_server_name=config.store.tls_server_name,
         secret=config.fleet_secret(),
         replicas=config.store.replicas,
-        events=control.follow(sync.events),
+        events=sync.events,
         node=about,
     )
     if store.kept.secret:

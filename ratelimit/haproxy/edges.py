@@ -59,8 +59,9 @@ class Edges:
         while True:
             await self._wait.wait()
             self._wait.clear()
-            await self._settle()
-            await paced(self._telling())
+            while self._keys:
+                await self._settle()
+                await paced(self._telling())
 
     async def compare_all(self) -> None:
         """Keep the edge tables in step with the blocklist, until cancelled."""
@@ -119,7 +120,7 @@ class Edges:
     # ---- telling ---------------------------------------------------------------------------
 
     def _telling(self) -> Steps[None]:
-        while self._keys:
+        while self._keys and not self.limiter.stale:
             key = next(iter(self._keys))
             del self._keys[key]
             self._tell(key)

@@ -32,15 +32,13 @@ class Blocklist:
     """Blocks by limit and key; all times are epoch seconds. ``node`` is who makes them.
 
     ``forget`` returns for how many seconds after its end a block of a limit counts as a strike;
-    ``on_drop`` is called with each entry that is dropped as it has ended. ``reserved`` places are
-    kept free for entries to come, see ``reserve()``.
+    ``on_drop`` is called with each entry that is dropped as it has ended.
     """
 
     def __init__(self, node: str = "", max_entries: int = MAX_ENTRIES) -> None:
         self.node = node
         self.max_entries = max_entries
         self.refused = 0
-        self.reserved = 0
         self.lifts = Lifts()
         self.forget: Callable[[str], int] = lambda limit: 0
         self.on_drop: Callable[[Block], object] = lambda block: None
@@ -116,9 +114,10 @@ class Blocklist:
 
     def put(self, block: Block, now: int) -> bool:
         """Have an entry in place of any other; false if there is no room for it."""
-        if self.remove(block.limit, block.key) is None and not self._has_room(now):
+        if not self.has_room(block.limit, block.key, now):
             self.refused += 1
             return False
+        self.remove(block.limit, block.key)
         place = _place(block.limit, block.key)
         self._entries[place] = marshal.dumps(_values(block))
         self._places.add(place)
@@ -139,15 +138,9 @@ class Blocklist:
             del self._ends[limit, block.shadow]
         return block
 
-    def reserve(self, now: int) -> bool:
-        """Keep a place free for an entry to come; false if there is no room for it.
-
-        Whoever asked gives it back by ``reserved``, right before the entry is put.
-        """
-        if not self._has_room(now):
-            return False
-        self.reserved += 1
-        return True
+    def has_room(self, limit: str, key: str, now: int) -> bool:
+        """Return whether an entry of a client could be put."""
+        return _place(limit, key) in self._entries or self._has_room(now)
 
     def active(self, now: int) -> int:
         """Return how many blocks are in force; those of limits in shadow never are."""
@@ -202,7 +195,7 @@ class Blocklist:
         return block if self.put(block, now) else None
 
     def _has_room(self, now: int) -> bool:
-        return len(self._places) + self.reserved < self.max_entries or self._make_room(now)
+        return len(self._places) < self.max_entries or self._make_room(now)
 
     def _make_room(self, now: int) -> bool:
         """Drop the entry that has ended and would be forgotten first."""

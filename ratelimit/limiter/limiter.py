@@ -6,6 +6,7 @@ import enum
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import ParamSpec
 
 from ratelimit.engine.check import Engine
 from ratelimit.engine.layout import ADDRESS, ALLOW, DENY, MIXED, NONE, SECOND, TEXT
@@ -46,6 +47,8 @@ _CUT_AT_ONCE = 50  # networks blocked by hand
 _UPDATED = 16  # blocks put into the table, or taken out of it
 _COMPARED = 64  # blocks of another list
 _M64 = 0xFFFFFFFFFFFFFFFF
+
+_P = ParamSpec("_P")
 
 EDGE_LIMIT = "default"
 """The limit whose blocks HAProxy remembers: one that every request of a client counts against."""
@@ -105,11 +108,17 @@ class Limiter:
             least where every client is.
 
     ``blocks`` counts the blocks since the start, ``blocks_unreported`` those that nobody has logged
-    yet, and ``news`` holds the latest of them. ``on_block`` is called with each that is made here,
-    ``on_lift`` with the lift of one that it takes the place of, ``on_hidden`` with each block whose
-    string is not to be seen any more, ``on_taken`` with each entry made elsewhere that changes what
-    is known here, ``on_gone`` with limit and key of a block that was lifted elsewhere, ``on_fuse``
-    with a limit and whether its fuse has blown or is whole again.
+    yet, and ``news`` holds the latest of them.
+
+    Listeners add what they want to be called, which must not wait. Those of
+
+    - ``on_made``: with each entry that a limit has made or changed here;
+    - ``on_taken``: with each other entry that changes what is known here;
+    - ``on_block``: with each block of a client, whichever node or person made it, but for those of
+      a list that is loaded;
+    - ``on_gone``: with each block that was lifted elsewhere, and whether that is news, not of a
+      list that is loaded;
+    - ``on_fuse``: with a limit, and whether its fuse has blown or is whole again.
     """
 
     def __init__(
@@ -136,12 +145,11 @@ class Limiter:
         self.blocks = 0
         self.blocks_unreported = 0
         self.news: deque[Block] = deque(maxlen=_MAX_NEWS)
-        self.on_block: Callable[[Block], object] = lambda block: None
-        self.on_lift: Callable[[Lift], object] = lambda lift: None
-        self.on_hidden: Callable[[Block], object] = lambda block: None
-        self.on_gone: Callable[[str, str], object] = lambda limit, key: None
-        self.on_taken: Callable[[Entry], object] = lambda entry: None
-        self.on_fuse: Callable[[Limit, bool], object] = lambda limit, blown: None
+        self.on_made: list[Callable[[Entry], object]] = []
+        self.on_taken: list[Callable[[Entry], object]] = []
+        self.on_block: list[Callable[[Block], object]] = []
+        self.on_gone: list[Callable[[Block, bool], object]] = []
+        self.on_fuse: list[Callable[[Limit, bool], object]] = []
         self.lists = lists or Lists()
         self._rules = {rule.limit.name: rule for rule in self.engine.rules}
         self._widths = _widths(limits)
@@ -250,7 +258,7 @@ class Limiter:
             for number, block in enumerate(self.blocklist.of(name), 1):
                 hidden = self.kept(block)
                 if hidden != block and self.blocklist.put(hidden, self.engine.table.now):
-                    self.on_hidden(hidden)
+                    _tell(self.on_made, hidden)
                 if number % _UPDATED == 0:
                     yield
 
@@ -352,24 +360,30 @@ class Limiter:
             return False
         rule.blow(False)
         rule.refused = rule.refused_before = 0
-        self.on_fuse(rule.limit, False)
+        _tell(self.on_fuse, rule.limit, False)
         return True
 
     def apply(self, block: Block) -> bool:
-        """Merge an entry made elsewhere; true if that changes what is known of the client.
+        """Merge an entry that no limit made here; true if that changes what is known.
 
         It does not if what is known is newer, or if there is no room.
         """
         block = self.kept(block)
+        if not self._take(block):
+            return False
+        _tell(self.on_block, block)
+        return True
+
+    def _take(self, block: Block) -> bool:
         if not self.blocklist.take(block, self.engine.table.now):
             return False
         if block.limit == EVERY_LIMIT and self._bars(block.key):
             self._changed()
         self._update(block.limit, block.key)
-        self.on_taken(block)
+        _tell(self.on_taken, block)
         return True
 
-    def lift(self, lift: Lift) -> bool:
+    def lift(self, lift: Lift, news: bool = True) -> bool:
         """Merge a lift made elsewhere; true if that changes what is known of the client.
 
         A client whose block it ends may come at once, and its strikes are forgotten.
@@ -378,9 +392,9 @@ class Limiter:
         known = self.blocklist.get(lift.limit, lift.key)
         if not self._lift(lift):
             return False
-        self.on_taken(lift)
+        _tell(self.on_taken, lift)
         if known is not None and self.blocklist.get(lift.limit, lift.key) is None:
-            self.on_gone(lift.limit, lift.key)
+            _tell(self.on_gone, known, news)
         return True
 
     def lift_now(self, limit: str, key: str, now: int) -> Lift:
@@ -410,7 +424,10 @@ class Limiter:
                 if room <= 0:
                     room = _COMPARED
                     yield
-                changed = self.lift(entry) if isinstance(entry, Lift) else self.apply(entry)
+                if isinstance(entry, Lift):
+                    changed = self.lift(entry, news=False)
+                else:
+                    changed = self._take(self.kept(entry))
                 room -= _COMPARED // _UPDATED if changed else 1
         finally:
             self._loading -= 1
@@ -525,7 +542,7 @@ class Limiter:
         seen = max(max(one.seen, one.seen_before) for one in self.engine.rules)
         if _too_many(limit, seen, max(rule.refused, rule.refused_before)):
             rule.blow(True)
-            self.on_fuse(limit, True)
+            _tell(self.on_fuse, limit, True)
             return 0
         if kind == TEXT and not self.keyed:
             return 0
@@ -534,7 +551,7 @@ class Limiter:
         last = self.blocklist.get(limit.name, key) if limit.shadow else None
         if last is not None and not last.shadow:
             # To which a block in shadow would give way, here and on all other nodes.
-            self.on_lift(self.lift_now(limit.name, key, now))
+            _tell(self.on_made, self.lift_now(limit.name, key, now))
         # Up to the next whole second, so that no block is shorter than the ladder says.
         block = self.blocklist.strike(limit, key, -(-now // SECOND), now, shown)
         if block is None:
@@ -542,8 +559,14 @@ class Limiter:
         self.blocks += 1
         self.blocks_unreported += 1
         self.news.append(block)
-        self.on_block(block)
+        _tell(self.on_made, block)
+        _tell(self.on_block, block)
         return block.until
+
+
+def _tell(listeners: Iterable[Callable[_P, object]], *args: _P.args, **kwargs: _P.kwargs) -> None:
+    for listener in listeners:
+        listener(*args, **kwargs)
 
 
 def _too_many(limit: Limit, seen: int, refused: int) -> bool:

@@ -27,12 +27,12 @@ from ratelimit.limiter.forwarders import Forwarders
 from ratelimit.limiter.keys import counted_key, wider_keys
 from ratelimit.limiter.limiter import ClientState
 from ratelimit.limiter.typed import Given
-from ratelimit.model import EVERY_LIMIT, Block, Lift, Limit
+from ratelimit.model import EVERY_LIMIT, Block, Limit
 from ratelimit.node.reload import Reloader, ReloadResult
 from ratelimit.node.top import Busiest
 from ratelimit.process.supervisor import Supervisor
 from ratelimit.steps import Steps
-from ratelimit.store import Events, Node, Store, StoreError
+from ratelimit.store import Node, Store
 from ratelimit.turns import paced
 
 # Work of a step.
@@ -100,13 +100,11 @@ class Control:
         self.ready = False
         self.metrics: Callable[[str], tuple[bytes, str]] = lambda accept: (b"", "text/plain")
         self.reloader = Reloader(config, self.limiter, self.sync)
-        # Keys of blocks that wait for the store and have a place reserved on the list.
-        self._reserved: set[str] = set()
-        self._put = self.limiter.on_block
-        self.limiter.on_block = self._made
-        self.limiter.on_fuse = self._fuse
-        # Lifted elsewhere, be it while this node heard nothing: no edge may go on refusing these.
-        self.limiter.on_gone = lambda limit, key: self.edges.tell(key)
+        self.limiter.on_block.append(self._blocked)
+        self.limiter.on_gone.append(self._gone)
+        self.limiter.on_fuse.append(self._fuse)
+        self.sync.on_lost.append(self._lost)
+        self.sync.on_back.append(self._back)
 
     @property
     def store(self) -> Store:
@@ -123,48 +121,27 @@ class Control:
         """Return the epoch second by the time that all nodes go by."""
         return self.sync.now() // SECOND
 
-    # What the store tells.
+    # What is told to operators and to HAProxy.
 
-    def follow(self, events: Events) -> Events:
-        """Return the events of a store that go to their owner, and from there to operators."""
-
-        def on_block(block: Block) -> None:
-            block = self.limiter.kept(block)
-            if block.limit == EVERY_LIMIT:
-                self._release(block.key)
-            if events.on_block(block):
-                self._heard(block)
-
-        def on_lift(lift: Lift) -> None:
-            lift = self.limiter.kept(lift)
-            limit, key = lift.limit, lift.key
-            known = self.limiter.blocklist.get(limit, key)
-            if not events.on_lift(lift) or self.limiter.blocklist.get(limit, key) is not None:
-                return
-            if known is not None:
-                self.bus.publish("unblock", limit=limit, key=known.shown, by="", node="")
-
-        def on_lost() -> None:
-            events.on_lost()
-            self.bus.publish("store.lost", problem=self.store.problem, node=self.about.id)
-
-        def on_back() -> None:
-            events.on_back()
-            # Much may have been lifted meanwhile.
-            self.edges.compare()
-            self.bus.publish("store.back", node=self.about.id)
-
-        return dataclasses.replace(
-            events,
-            on_block=on_block,
-            on_lift=on_lift,
-            on_lost=on_lost,
-            on_back=on_back,
-        )
-
-    def _made(self, block: Block) -> None:
-        self._put(block)
+    def _blocked(self, block: Block) -> None:
         self.bus.publish("block", **_told(block))
+        # Of an automatic block HAProxy hears with its client's next request.
+        if block.limit == EVERY_LIMIT and block.until > self.now():
+            self.edges.tell(block.key)
+
+    def _gone(self, block: Block, news: bool) -> None:
+        # Though this node heard nothing at the time, no edge may go on refusing the client.
+        self.edges.tell(block.key)
+        if news:
+            self.bus.publish("unblock", limit=block.limit, key=block.shown, by="", node="")
+
+    def _lost(self) -> None:
+        self.bus.publish("store.lost", problem=self.store.problem, node=self.about.id)
+
+    def _back(self) -> None:
+        # Much may have been lifted meanwhile.
+        self.edges.compare()
+        self.bus.publish("store.back", node=self.about.id)
 
     def _fuse(self, limit: Limit, blown: bool) -> None:
         if blown:
@@ -178,12 +155,6 @@ class Control:
             log.warning("the fuse is whole again, the limit blocks", limit=limit.name)
         self.bus.publish("fuse", limit=limit.name, blown=blown, node=self.about.id)
 
-    def _heard(self, block: Block) -> None:
-        self.bus.publish("block", **_told(block))
-        # Of an automatic block HAProxy hears with its client's next request.
-        if block.limit == EVERY_LIMIT and block.until > self.now():
-            self.edges.tell(block.key)
-
     # Blocks.
 
     async def block(
@@ -193,14 +164,16 @@ class Control:
 
         The key is as the blocklist has it, and ``text`` what is shown of a string.
 
+        The block is in force at once on this node, and on the others as soon as the store has it.
         The edges beside this node that do not know it then are named; they are told later.
 
-        Raises ListFullError, and nothing has happened; or StoreError if the store does not say so
-        in time. Unless that says ``unsent``, the block is in force on this node, and on the others
-        as soon as the store is back.
+        Raises ListFullError, or StoreError that says ``unsent``, and nothing has happened; or
+        StoreError if the store does not have it in time.
         """
         blocklist = self.limiter.blocklist
         now = -(-self.sync.now() // SECOND)
+        if not blocklist.has_room(EVERY_LIMIT, key, now):
+            raise ListFullError(f"all {len(blocklist)} entries of the blocklist are in force")
         block = Block(
             key=key,
             limit=EVERY_LIMIT,
@@ -213,33 +186,9 @@ class Control:
             order=blocklist.next_order(EVERY_LIMIT, key, self.sync.now()),
             text=text,
         )
-        self._release(key)
-        if blocklist.reserve(now):
-            self._reserved.add(key)
-        elif blocklist.get(EVERY_LIMIT, key) is None:
-            raise ListFullError(f"all {len(blocklist)} entries of the blocklist are in force")
-        failure = None
-        try:
-            block = await self.store.save(block)
-        except StoreError as error:
-            failure = error
-        finally:
-            self._release(key)
-        if failure is not None and failure.unsent:
-            raise failure
-        # What is newer than it has been taken meanwhile, and stays.
-        if self.limiter.apply(block):
-            self._heard(block)
-        faults = await self.edges.told(key)
-        if failure is not None:
-            raise failure
+        saved = self.store.save(block)
+        faults, block = await asyncio.gather(self.edges.told(key), saved)
         return block, faults
-
-    def _release(self, key: str) -> None:
-        """Give back the place that is reserved for a key, if there is one."""
-        if key in self._reserved:
-            self._reserved.remove(key)
-            self.limiter.blocklist.reserved -= 1
 
     def shown(self, given: Given) -> str:
         """Return what is shown of a string that somebody gave; empty for an address."""

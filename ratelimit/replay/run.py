@@ -77,7 +77,7 @@ class _Replay:
         self.limit = next(limit for limit in config.limits_in_force() if limit.name == name)
         self._grain = grain
         self._limiter = _limiter(config, self.limit)
-        self._limiter.on_block = self._block
+        self._limiter.on_block.append(self._block)
         self._made: Block | None = None
         demand = replace(self.limit, rate=MAX_RATE, block=(), strict=False, headers=False)
         self._demand = Limiter([demand], config.agent.max_clients)

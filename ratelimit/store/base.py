@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -104,8 +104,9 @@ class Events:
     """What a store tells and asks its owner; all are called in the event loop and must not block.
 
     Attributes:
-        on_block: an entry as the store now has it, which may be one's own.
-        on_lift: a lift as the store now has it, which may be one's own.
+        on_block: an entry as the store now has it, or as a person of this node has just made it;
+            the same one may be told several times.
+        on_lift: a lift, likewise.
         merge: called at the start and after any gap, to merge the whole list with the owner's.
         on_hot: the clients that some node, or this one, has declared hot.
         on_lost: an outage begins; not called again before ``on_back``.
@@ -120,6 +121,13 @@ class Events:
     on_lost: Callable[[], object] = lambda: None
     on_back: Callable[[], object] = lambda: None
     forget: Callable[[str], int] = lambda limit: 86_400
+
+    def tell(self, entry: Entry) -> None:
+        """Tell of a block or a lift."""
+        if isinstance(entry, Lift):
+            self.on_lift(entry)
+        else:
+            self.on_block(entry)
 
 
 class Store(ABC):
@@ -217,27 +225,36 @@ class Store(ABC):
         """Keep an entry that others have made and the owner has taken, where nodes do so."""
         return None  # noqa: RET501 - a store of one node has it already
 
-    async def save(self, block: Block, timeout: float = 1) -> Block:
-        """Write an entry, and return it when it can't be lost any more, as it then is.
+    def save(self, block: Block, timeout: float = 1) -> Coroutine[Any, Any, Block]:
+        """Write an entry that a person has made; the owner is told at once, as of any other.
 
-        Raises StoreError after ``timeout`` seconds without that; it is still written later, unless
-        the error says ``unsent``.
+        Raises StoreError, ``unsent``, if it can't be written ever; nothing has happened then.
+
+        To await the result returns the entry when it can't be lost any more, as it then is. It
+        raises StoreError after ``timeout`` seconds without that; the entry is still written later.
         """
-        entry, _ = await self._written(block, timeout)
-        return entry if isinstance(entry, Block) else block
+        written = self._submit(block, timeout)
+
+        async def saved() -> Block:
+            entry, _ = await written
+            return entry if isinstance(entry, Block) else block
+
+        return saved()
 
     async def lift(self, lift: Lift, timeout: float = 1) -> bool:
         """Take an entry off the list of all nodes, its strikes too; true if there was one.
 
-        Raises StoreError as ``save()`` does.
+        Raises StoreError as ``save()`` and its result do.
         """
-        _, found = await self._written(lift, timeout)
+        _, found = await self._submit(lift, timeout)
         return found
 
-    async def _written(self, entry: Entry, timeout: float) -> tuple[Entry, bool]:
+    def _submit(self, entry: Entry, timeout: float) -> Coroutine[Any, Any, tuple[Entry, bool]]:
+        """Have an entry written, and tell the owner; return what waits until it is."""
         check(entry)
         change = self.outbox.submit(entry)
-        return await self.outbox.written(change, timeout, lambda: self.problem)
+        self.events.tell(entry)
+        return self.outbox.written(change, timeout, lambda: self.problem)
 
 
 class SharedStore(Store):

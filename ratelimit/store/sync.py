@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -68,7 +68,8 @@ class Sync:
     answered without it all the same, though it was up: it did not answer within ``_DEADLINE``, or
     more was read than may wait. ``failures`` counts the exchanges that failed. ``times`` has how
     long each took, and ``records`` counts the clients in them. ``flying`` says that checks have a
-    time of their own, for the store has heard of them and they have no answer yet.
+    time of their own, for the store has heard of them and they have no answer yet. ``on_lost`` and
+    ``on_back`` are called when an outage of the store begins and ends.
     """
 
     def __init__(self, limiter: Limiter, interval: float, share: bool) -> None:
@@ -90,22 +91,24 @@ class Sync:
         self._told = (0, -math.inf)  # how many late ones the log has, and since when
         self.store: Store | None = None
         self._node: Node | None = None
+        self.on_lost: list[Callable[[], object]] = []
+        self.on_back: list[Callable[[], object]] = []
         self._ticked = (time.monotonic(), 0, 0)
         self.events = Events(
             on_block=limiter.apply,
             on_lift=limiter.lift,
             merge=self._merge,
             on_hot=self._warm,
-            on_lost=self._divide,
-            on_back=self._resume,
+            on_lost=self._lost,
+            on_back=self._back,
             forget=limiter.forget,
         )
         self._urgent = asyncio.Event()
         self._last = 0.0  # when the last exchange began, and when the next one is to, in loop time
         self._next = math.inf
         self._timer: asyncio.TimerHandle | None = None
-        limiter.on_block = limiter.on_lift = limiter.on_hidden = self.put
-        limiter.on_taken = self._keep
+        limiter.on_made.append(self.put)
+        limiter.on_taken.append(self._keep)
         self.reloaded()
 
     def attach(self, store: Store, node: Node) -> None:
@@ -225,9 +228,16 @@ class Sync:
         self._next = math.inf
         self._urgent.set()
 
-    def _resume(self) -> None:
+    def _lost(self) -> None:
+        self._divide()
+        for listener in self.on_lost:
+            listener()
+
+    def _back(self) -> None:
         self._divide()
         self._urgent.set()
+        for listener in self.on_back:
+            listener()
 
     async def _flush(self, store: SharedStore) -> None:
         """Answer all that is held, after the store has heard of it or when the time is over."""

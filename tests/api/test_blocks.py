@@ -13,6 +13,7 @@ import pytest
 from ratelimit.model import Block
 from ratelimit.steps import finish
 from ratelimit.store import StoreError
+from ratelimit.store.pending import Outbox
 from tests.helpers.running import EDGE, block, lift, listed, running, until
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from httpx import Response
 
     from ratelimit.haproxy.api import Fault, Telling
+    from ratelimit.model import Entry
+    from ratelimit.store.pending import Change
     from tests.helpers.running import Running
 
 pytestmark = pytest.mark.integration
@@ -478,13 +481,11 @@ def test_a_wrong_query(tmp_path: Path, query: str, field: str) -> None:
 def test_the_store_must_confirm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with running(tmp_path) as api:
-            unsent = False
 
-            async def fails(*_: object) -> bool:
-                raise StoreError("the disk is full", unsent=unsent)
+            async def fails(*_: object) -> tuple[Entry, bool]:
+                raise StoreError("the disk is full")
 
-            monkeypatch.setattr(api.control.store, "save", fails)
-            monkeypatch.setattr(api.control.store, "lift", fails)
+            monkeypatch.setattr(api.control.store.outbox, "written", fails)
             body = {"key": "192.0.2.7", "ttl": 60}
             answer = await api.client.post("/v1/blocks", json=body)
             assert answer.status_code == 503
@@ -496,9 +497,10 @@ def test_the_store_must_confirm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             assert answer.status_code == 503
             assert await pages(api) == [[]]
 
-            unsent = True
+            api.control.store.outbox = Outbox(size=0)
             answer = await api.client.post("/v1/blocks", json=body)
-            assert answer.json()["detail"] == "nothing was blocked: the disk is full"
+            problem = "nothing was blocked: too many changes wait for the store"
+            assert answer.json()["detail"] == problem
             assert await pages(api) == [[]]
 
     asyncio.run(main())
@@ -522,7 +524,7 @@ def test_a_full_list_refuses_a_block_and_nothing_happens(tmp_path: Path) -> None
             assert await pages(api) == [["192.0.2.3", "192.0.2.1", "192.0.2.2"]]
             assert await listed(api.control.store) == ["192.0.2.3"]
             assert {key for key, _ in api.edges.told} <= {"192.0.2.3"}
-            assert api.control.bus.published == {"block": 1}
+            assert api.control.bus.published == {"block": 3}
             longer = await api.client.post("/v1/blocks", json={"key": "192.0.2.3", "ttl": 90})
             assert longer.status_code == 201, "it has its place"
             finish(
@@ -530,46 +532,59 @@ def test_a_full_list_refuses_a_block_and_nothing_happens(tmp_path: Path) -> None
             )
             made = await api.client.post("/v1/blocks", json={"key": "192.0.2.4", "ttl": 60})
             assert made.status_code == 201, "one has ended"
-            assert limiter.blocklist.reserved == 0
 
     asyncio.run(main())
 
 
-def test_the_place_of_a_block_that_waits_for_the_store_is_kept(
+class Slow:
+    """Has the changes that wait for a store written when a test says so."""
+
+    def __init__(self, api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._api = api
+        self.changes: list[tuple[Block, asyncio.Future[None]]] = []
+        monkeypatch.setattr(api.control.store.outbox, "written", self._written)
+
+    async def block(
+        self, key: str, ttl: int = 60
+    ) -> tuple[Block, asyncio.Future[None], asyncio.Task[tuple[Block, list[Fault]]]]:
+        """Block a key; return the block when it waits, what ends that, and what is done then."""
+        count = len(self.changes)
+        task = asyncio.create_task(self._api.control.block(key, ttl, "", "ann"))
+        await until(lambda: len(self.changes) > count)
+        return *self.changes[-1], task
+
+    async def _written(self, change: Change, *_: object) -> tuple[Entry, bool]:
+        if isinstance(change.entry, Block):
+            self.changes.append((change.entry, asyncio.get_running_loop().create_future()))
+            await self.changes[-1][1]
+        return change.entry, True
+
+
+def test_a_block_by_hand_is_in_force_while_it_waits_for_the_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
         async with running(tmp_path) as api:
+            store = Slow(api, monkeypatch)
             limiter = api.control.limiter
             limiter.blocklist.max_entries = 2
             limiter.apply(block("192.0.2.1", LATER))
-            written = asyncio.get_running_loop().create_future()
-            saved: list[Block] = []
-
-            async def save(block: Block) -> Block:
-                saved.append(block)
-                await written
-                return block
-
-            monkeypatch.setattr(api.control.store, "save", save)
-            task = asyncio.create_task(api.control.block("192.0.2.2", 60, "", "ann"))
-            await until(lambda: saved)
-            assert not limiter.apply(block("192.0.2.3", LATER)), "it is promised"
-            api.events.on_block(saved[0])
+            mine, written, task = await store.block("192.0.2.2")
+            await until(lambda: api.edges.told)
+            assert not limiter.apply(block("192.0.2.3", LATER)), "it has its place"
+            api.events.on_block(mine)
             written.set_result(None)
-            await task
+            assert await task == (mine, [])
+            assert api.edges.told == [("192.0.2.2", mine.until)], "no store tells it twice"
+            assert api.control.bus.published == {"block": 2}
             assert await pages(api) == [["192.0.2.2", "192.0.2.1"]]
-            assert limiter.blocklist.reserved == 0
             await api.control.unblock("192.0.2.2", "ann")
 
-            # One that fails, or is given up, gives its place back.
-            written = asyncio.get_running_loop().create_future()
-            saved.clear()
-            task = asyncio.create_task(api.control.block("192.0.2.2", 60, "", "ann"))
-            await until(lambda: saved)
+            # Nor is it taken back if the caller goes away: the store has it soon.
+            mine, _, task = await store.block("192.0.2.2")
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            assert limiter.apply(block("192.0.2.3", LATER))
+            assert mine in list(limiter.blocklist)
 
     asyncio.run(main())
 
@@ -579,45 +594,30 @@ def test_what_is_newer_than_a_block_that_waits_for_the_store_stays(
 ) -> None:
     async def main() -> None:
         async with running(tmp_path) as api:
-            saves: list[tuple[Block, asyncio.Future[None]]] = []
-
-            async def save(block: Block) -> Block:
-                saves.append((block, asyncio.get_running_loop().create_future()))
-                await saves[-1][1]
-                return block
-
-            async def asked(
-                ttl: int,
-            ) -> tuple[Block, asyncio.Future[None], asyncio.Task[tuple[Block, list[Fault]]]]:
-                count = len(saves)
-                task = asyncio.create_task(api.control.block("192.0.2.7", ttl, "", "ann"))
-                await until(lambda: len(saves) > count)
-                return *saves[-1], task
-
-            monkeypatch.setattr(api.control.store, "save", save)
+            store = Slow(api, monkeypatch)
             held = api.control.limiter.blocklist
             # Another node blocks it after this one, or lifts it.
-            mine, written, task = await asked(60)
+            mine, written, task = await store.block("192.0.2.7")
             theirs = replace(mine, until=LATER, node="there", order=mine.order + 1)
             api.events.on_block(mine)
             api.events.on_block(theirs)
             written.set_result(None)
             await task
             assert list(held) == [theirs]
-            mine, written, task = await asked(60)
+            mine, written, task = await store.block("192.0.2.7")
             api.events.on_block(mine)
             api.events.on_lift(lift("*", "192.0.2.7"))
             written.set_result(None)
             await task
             assert list(held) == []
             # So does somebody here.
-            _, written, task = await asked(60)
+            _, written, task = await store.block("192.0.2.7")
             await api.control.unblock("192.0.2.7", "ann")
             written.set_result(None)
             await task
             assert list(held) == []
-            _, first, before = await asked(60)
-            newer, second, task = await asked(90)
+            _, first, before = await store.block("192.0.2.7")
+            newer, second, task = await store.block("192.0.2.7", 90)
             second.set_result(None)
             await task
             first.set_result(None)
@@ -625,7 +625,7 @@ def test_what_is_newer_than_a_block_that_waits_for_the_store_stays(
             assert list(held) == [newer]
             # What is older than the block does not count.
             api.events.on_lift(lift("*", "192.0.2.7"))
-            mine, written, task = await asked(60)
+            mine, written, task = await store.block("192.0.2.7")
             api.events.on_block(theirs)
             written.set_result(None)
             await task

@@ -89,7 +89,7 @@ async def running(folder: Path, config: str = "", clients: int = 1000) -> AsyncI
     edges = Edges()
     control = Control(loaded, Agent(limiter, sync), about, edges)
     server = Server(control)
-    events = control.follow(sync.events)
+    events = sync.events
     store = MemoryStore(str(folder / "state"), events, about)
     sync.attach(store, about)
     address = await server.start()

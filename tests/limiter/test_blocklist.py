@@ -117,16 +117,14 @@ def test_a_changed_memory_counts_for_what_is_there() -> None:
     assert kept.drop(NOW + 50, 16) == 1
 
 
-def test_a_reserved_place_is_kept_free() -> None:
+def test_a_list_has_room_for_what_it_has_and_in_place_of_what_has_ended() -> None:
     kept = Blocklist(max_entries=2)
     assert kept.put(block("a", NOW + 10), NOW)
-    assert kept.reserve(NOW)
-    assert not kept.reserve(NOW)
-    assert not kept.put(block("b", NOW + 10), NOW)
-    kept.reserved -= 1
+    assert kept.has_room("default", "c", NOW)
     assert kept.put(block("c", NOW + 10), NOW)
-    assert not kept.reserve(NOW)
-    assert kept.reserve(NOW + 10), "a and c have ended"
+    assert not kept.has_room("default", "b", NOW)
+    assert kept.has_room("default", "a", NOW)
+    assert kept.has_room("default", "b", NOW + 10), "a and c have ended"
     assert len(kept) == 1
 
 

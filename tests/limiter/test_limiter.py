@@ -32,7 +32,7 @@ class Node:
         self.now = 0.0
         self.fuses: list[tuple[str, bool]] = []
         self.limiter = Limiter(limits or [Limit()], max_clients, lists=lists, node="here")
-        self.limiter.on_fuse = lambda limit, blown: self.fuses.append((limit.name, blown))
+        self.limiter.on_fuse.append(lambda limit, blown: self.fuses.append((limit.name, blown)))
         self.tick()
 
     def tick(self, now: float | None = None) -> None:
@@ -267,10 +267,10 @@ def test_a_list_is_merged_with_what_changes_meanwhile() -> None:
 def test_lifts_of_a_list_take_blocks_off_in_small_steps() -> None:
     node = Node()
     since = START // SECOND
-    gone: list[tuple[str, str]] = []
+    gone: list[tuple[Block, bool]] = []
     taken: list[Entry] = []
-    node.limiter.on_gone = lambda limit, key: gone.append((limit, key))
-    node.limiter.on_taken = taken.append
+    node.limiter.on_gone.append(lambda block, news: gone.append((block, news)))
+    node.limiter.on_taken.append(taken.append)
     blocks = [
         Block(f"10.0.0.{n}", "default", "", 1, since, since + 60, order=n + 1) for n in range(200)
     ]
@@ -281,7 +281,7 @@ def test_lifts_of_a_list_take_blocks_off_in_small_steps() -> None:
     assert max(before - after for before, after in pairwise([200, *left])) <= 20
     assert left[-1] <= 20
     assert len(node.limiter.blocklist) == 0
-    assert len(gone) == 200
+    assert gone == [(block, False) for block in blocks]
     assert taken == [*blocks, *lifts]
     finish(node.limiter.load([*lifts, *blocks]))
     assert (len(gone), len(taken)) == (200, 400), "all of it was known"
@@ -294,7 +294,7 @@ def test_the_strikes_of_a_lifted_block_are_forgotten_everywhere() -> None:
     ladder = Limit(rate=1, block=(10, 600))
     node, other = Node(ladder), Node(ladder)
     made: list[Block] = []
-    node.limiter.on_block = made.append
+    node.limiter.on_block.append(made.append)
     for now in (0, 20):
         node.tick(now)
         assert [node.ask("192.0.2.1") for _ in range(2)] == ["allow", "block"]
@@ -314,7 +314,7 @@ def test_a_strike_in_shadow_lifts_the_one_before_it() -> None:
     shadow, ladder = (Limit(rate=1, block=(10, 600), shadow=shadow) for shadow in (True, False))
     node, other = Node(ladder), Node(shadow)
     told: list[Entry] = []
-    node.limiter.on_block = node.limiter.on_lift = told.append
+    node.limiter.on_made.append(told.append)
     assert [node.ask("192.0.2.1") for _ in range(2)] == ["allow", "block"]
     node.reload(shadow)
     node.tick(60)

@@ -15,7 +15,7 @@ from ratelimit.limiter.keys import client_key, hash_key
 from ratelimit.limiter.limiter import Limiter
 from ratelimit.limiter.strings import masked, string_text
 from ratelimit.limiter.typed import MAX_GIVEN, Given, reach, read, told, too_wide
-from ratelimit.model import EVERY_LIMIT, Block, Lift, Limit
+from ratelimit.model import EVERY_LIMIT, Block, Entry, Lift, Limit
 from ratelimit.steps import finish
 from tests.helpers import wire
 from tests.helpers.forms import responder
@@ -45,7 +45,7 @@ def strike(made: Limiter, key: bytes, limit: str = "default") -> Block:
     """Have a client exceed a limit of one hit; return its block."""
     frame = wire.notify(wire.message(limit, key=key, hits=wire.int64(2)))
     blocks: list[Block] = []
-    made.on_block = blocks.append
+    made.on_block.append(blocks.append)
     assert responder(made.engine).answer(frame, 0, 16380) == len(frame)
     responder(made.engine).take()
     [block] = blocks
@@ -232,15 +232,15 @@ def test_a_limit_that_becomes_secret_hides_what_it_showed() -> None:
     made = limiter(names)
     strikes = [strike(made, wire.text(name)) for name in ("alice", KEY.decode())]
     made.apply(Block(made.string_key(b"bob"), EVERY_LIMIT, "", 0, START, START + 60, text="bob"))
-    hidden: list[Block] = []
-    made.on_hidden = hidden.append
+    hidden: list[Entry] = []
+    made.on_made.append(hidden.append)
     finish(finish(made.reload([replace(names, secret=True)], made.lists)))
     assert {block.shown for block in made.blocklist} == {
         made.string_key(b"alice"),
         "sk_l" + made.string_key(KEY),
         made.string_key(b"bob"),
     }
-    assert {block.key: block.shown for block in hidden} == {
+    assert {one.key: one.shown for one in hidden if isinstance(one, Block)} == {
         block.key: block.shown for block in made.blocklist
     }, "so that the store does not show them either"
     for block in strikes:

@@ -119,7 +119,7 @@ def make_node(
     journal = SlotFile(state, target, prefix, seen.events.forget) if state else None
     node = Node(name, "1.0", int(time.time()))
     store = RedisStore(target, prefix, seen.events, node=node, journal=journal, **options)
-    seen.list.on_taken = store.keep
+    seen.list.on_taken.append(store.keep)
     return store, seen
 
 

@@ -64,6 +64,18 @@ def test_blocks_outlive_the_process(tmp_path: Path) -> None:
     assert (tmp_path / "deep").stat().st_mode & 0o777 in (0o700, 0o755)
 
 
+def test_the_owner_is_told_what_a_person_has_made(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(tmp_path) as (store, seen):
+            saved = store.save(block("a"))
+            assert seen.clients() == {"a"}, "before the store has it"
+            await saved
+            assert await store.lift(lift("a", after=1))
+            assert seen.clients() == set()
+
+    run(main)
+
+
 CHILD = """
 import sys, time
 from ratelimit.model import Block

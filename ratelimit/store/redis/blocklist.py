@@ -67,7 +67,7 @@ class SharedBlocklist:
         self._replicas = replicas
         self.signer = Signer(secret, prefix)
         self._writer = EntryWriter(
-            self.keys, channel, self.signer, self.new_era, events.forget, self._learn
+            self.keys, channel, self.signer, self.new_era, events.forget, events.tell
         )
         self._era = b""
         self.changes = 0
@@ -220,12 +220,6 @@ class SharedBlocklist:
             except (ValueError, TypeError, AttributeError) as error:
                 damage.note(str(field), str(error))
         return damage.count == 0
-
-    def _learn(self, entry: Entry) -> None:
-        if isinstance(entry, Lift):
-            self._events.on_lift(entry)
-        else:
-            self._events.on_block(entry)
 
     def _block(self, field: bytes, value: bytes) -> Entry:
         """Return an entry of the first hash."""

@@ -27,16 +27,17 @@ import math
 import random
 import re
 import time
+from collections.abc import Coroutine
 from dataclasses import replace
+from typing import Any
 
 import structlog
 
 from ratelimit.engine.layout import ANSWER_BYTES, RECORD_BYTES, SECOND
 from ratelimit.exceptions import ConfigError, StartError
-from ratelimit.model import Entry, Lift
+from ratelimit.model import Entry
 from ratelimit.steps import Steps
 from ratelimit.store.base import Events, Node, SharedStore, StoreError
-from ratelimit.store.entries import check
 from ratelimit.store.journal import Journal
 from ratelimit.store.redis.blocklist import SharedBlocklist
 from ratelimit.store.redis.nodes import HEARTBEAT, Members, nodes_key
@@ -209,22 +210,24 @@ class RedisStore(SharedStore):
         if self._journal is not None:
             self._journal.put(entry)
 
-    async def _written(self, entry: Entry, timeout: float) -> tuple[Entry, bool]:
+    def _submit(self, entry: Entry, timeout: float) -> Coroutine[Any, Any, tuple[Entry, bool]]:
         """Write to the store and to the journal; if that is away, the store alone decides."""
-        check(entry)
-        deadline = time.monotonic() + timeout
-        change = self.outbox.submit(entry)
+        stored = super()._submit(entry, timeout)
         journal, kept = self._journal, None
         if journal is not None:
             # One that is too far behind compares the whole list soon.
             with contextlib.suppress(StoreError):
                 kept = journal.submit(entry)
-        held, found = await self.outbox.written(change, timeout, lambda: self.problem)
-        if journal is not None and kept is not None and journal.up:
-            if held != entry:
-                kept = journal.submit(held)
-            await journal.written(kept, max(0.0, deadline - time.monotonic()))
-        return held, found
+        deadline = time.monotonic() + timeout
+
+        async def written() -> tuple[Entry, bool]:
+            held, found = await stored
+            if journal is not None and kept is not None and journal.up:
+                change = kept if held == entry else journal.submit(held)
+                await journal.written(change, max(0.0, deadline - time.monotonic()))
+            return held, found
+
+        return written()
 
     def announce(self, node: Node) -> None:
         self._members.node = replace(node, id=self._members.node.id)
@@ -380,10 +383,7 @@ class RedisStore(SharedStore):
         if not known and seconds:
             # Blocks of before the first contact have times of this machine's clock.
             for entry in self.outbox.shift(seconds, self.events.forget):
-                if isinstance(entry, Lift):
-                    self.events.on_lift(entry)
-                else:
-                    self.events.on_block(entry)
+                self.events.tell(entry)
         self.nodes = self._members.live
         if self._blocklist.learn(era, changes, before):
             if self.up:

@@ -33,6 +33,18 @@ BLOCKS, LIFTS = "test:{fleet}:blocks", "test:{fleet}:lifts"
 RECORD = struct.pack("<16sIQI64x", b"0123456789abcdef", 0, 1000, 1)
 
 
+def test_the_owner_is_told_what_a_person_has_made(server: Server) -> None:
+    async def main() -> None:
+        async with nodes(server.url) as [(store, seen)]:
+            saved = store.save(block("a"))
+            assert seen.clients() == {"a"}, "before the store has it"
+            await saved
+            assert await store.lift(lift("a", after=1))
+            assert seen.clients() == set()
+
+    run(main)
+
+
 def test_a_block_is_known_to_all_nodes(server: Server, secret: bytes) -> None:
     async def main() -> None:
         async with nodes(server.url, 3, secret=secret) as fleet:
