@@ -155,7 +155,7 @@ class Metrics(Collector):
         yield _labelled(
             GaugeMetricFamily,
             "fuse_blown",
-            "1 while a limit only watches, for it would have blocked too many.",
+            "1 while a fuse is blown: the limit throttles and blocks no further client.",
             ("limit",),
             [((rule.limit.name,), getattr(rule, "fused", False)) for rule in engine.rules],
         )
