@@ -1,11 +1,11 @@
 #!/bin/sh
-# Makes one Redis Cluster of the hosts that are named, or has its nodes find each other again when
-# their addresses have changed. Needs the password in /run/secrets/redis_password.
+# Makes one Redis Cluster of the named hosts, or makes its nodes find each other again after their
+# addresses have changed. Needs the password in /run/secrets/redis_password.
 set -eu
 REDISCLI_AUTH=$(cat /run/secrets/redis_password)
 export REDISCLI_AUTH
 
-# until_info NODE WORD: wait, for a minute at most, until "cluster info" of the node has the word.
+# until_info NODE WORD: wait at most a minute until "cluster info" of the node has the word.
 until_info() {
     tries=0
     until redis-cli -h "$1" cluster info | tr -d '\r' | grep -qx "$2"; do

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Makes the secrets of docker-compose.yml in the folder secrets/, or in another one that is named.
-# Those that are there stay. The files can be read by all, for the users inside the containers are
-# others than the one outside; the folder can be entered by its owner alone.
+# Makes the missing secrets of docker-compose.yml in the folder secrets/, or in the folder of the
+# argument. All users can read the files, because the users in the containers are other users; only
+# the owner can enter the folder.
 set -eu
 folder=${1:-$(dirname "$0")/../secrets}
 mkdir -p "$folder"
