@@ -31,6 +31,7 @@ from ratelimit.limiter.limiter import Limiter, Sharing
 from ratelimit.model import Address
 from ratelimit.node.metrics import Metrics
 from ratelimit.node.operations import Control
+from ratelimit.node.reload import Reloader
 from ratelimit.process.handover import RELEASE_TIMEOUT, Predecessor, Successor, hand_over
 from ratelimit.process.supervisor import Task
 from ratelimit.process.systemd import Manager, Sockets
@@ -160,13 +161,7 @@ async def run_node(
     servers = functools.partial(_servers_up, runtime)
     alerts = Alerts(limiter, store, node, webhooks, load, servers, control.bus.publish)
     control.bus.taps.append(alerts.hear)
-    control.reloader.parts += [
-        lambda new: functools.partial(setattr, runtime, "prefixes", prefixes(new)),
-        lambda new: functools.partial(webhooks.renew, new.receivers()),
-        lambda new: functools.partial(
-            load.change, new.load.high, new.load.low, new.load.hold / SECOND
-        ),
-    ]
+    own(control.reloader, runtime, webhooks, load)
     control.metrics = Metrics(control, webhooks).exposition
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(runtime.close)
@@ -230,6 +225,17 @@ async def run_node(
                 manager.tell("STOPPING=1")
             engine = agent.limiter.engine
             log.info("agent stops", checks=engine.checks, blocks=agent.limiter.blocks)
+
+
+def own(reloader: Reloader, runtime: Runtime, webhooks: Webhooks, load: Load) -> None:
+    """Have a reload change what these take of the configuration."""
+    change = functools.partial
+    reloader.own(lambda new: change(setattr, runtime, "prefixes", prefixes(new)))
+    reloader.own(lambda new: change(webhooks.renew, new.receivers()), "webhooks")
+    reloader.own(
+        lambda new: change(load.change, new.load.high, new.load.low, new.load.hold / SECOND),
+        "load",
+    )
 
 
 def prefixes(config: Config) -> Prefixes:

@@ -121,7 +121,7 @@ class Server:
             auto_decompress=False,
             shutdown_timeout=_CLOSE_TIMEOUT,
         )
-        control.reloader.parts.append(self._reload)
+        control.reloader.own(self._reload, "ops.token_file")
 
     async def start(self, passed: Sequence[Passed] = ()) -> Address:
         """Listen; return where. Raises ConfigError if that is not possible.

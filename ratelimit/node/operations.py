@@ -68,7 +68,6 @@ class Control:
     """The node as its operators see it.
 
     Attributes:
-        config: what was taken at the start.
         agent, limiter, sync, about: of this node.
         runtime: the HAProxy processes beside it.
         busiest: finds the busiest clients of this node.
@@ -85,7 +84,6 @@ class Control:
     def __init__(
         self, config: Config, agent: Agent, about: Node, runtime: Runtime | None = None
     ) -> None:
-        self.config = config
         self.agent = agent
         self.limiter = agent.limiter
         self.sync = agent.sync
@@ -111,6 +109,11 @@ class Control:
         """The store; there is one as soon as the node runs."""
         assert self.sync.store is not None  # noqa: S101 - service.py attaches it first
         return self.sync.store
+
+    @property
+    def config(self) -> Config:
+        """What was taken at the start."""
+        return self.reloader.config
 
     @property
     def reloaded(self) -> ReloadResult | None:

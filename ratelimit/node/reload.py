@@ -37,15 +37,10 @@ SWITCH_INTERVAL = 0.0005
 READ_TIMEOUT = 10.0
 """Seconds for all files to be read; a disk may hang."""
 
-_SECTIONS = ("agent", "ops", "store", "haproxy")
-"""What is taken at the start only, but for ``_TAKEN``."""
-
-_TAKEN = ("ops.token_file",)
-
 log = structlog.get_logger()
 
 
-Part: TypeAlias = "Callable[[Config], Callable[[], object]]"
+Prepare: TypeAlias = "Callable[[Config], Callable[[], object]]"
 _Read: TypeAlias = (
     "tuple[Config, tuple[list[ListFile], list[ListFile]], list[Callable[[], object]]]"
 )
@@ -71,22 +66,42 @@ class ReloadResult:
 
 
 class Reloader:
-    """Reloads limits, lists and what ``parts`` are for; one time after the other.
+    """Reloads limits, lists and what else has an owner; one time after the other.
 
-    ``config`` is what was taken at the start, ``last`` what became of the last reload. A part is
-    called in a thread. It reads what it needs for the new configuration and returns what puts that
-    in force, which must not fail; or it raises ConfigError.
+    ``config`` is what was taken at the start, ``last`` what became of the last reload, and
+    ``owned`` has the tables and fields that a reload changes. Every other field needs a restart.
     """
 
     def __init__(self, config: Config, limiter: Limiter, sync: Sync) -> None:
         self.config = config
         self.last: ReloadResult | None = None
-        self.parts: list[Part] = []
+        self.owned = {"limits", "lists"}
+        self._owners: list[Prepare] = []
         self._limiter = limiter
         self._sync = sync
         self._lock = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "reload")
         sys.setswitchinterval(SWITCH_INTERVAL)
+
+    def own(self, prepare: Prepare, *fields: str) -> None:
+        """Have an owner of tables or fields, such as ``ops.token_file``, reloaded as well.
+
+        ``prepare`` is called in a thread. It reads what it needs for the new configuration and
+        returns what puts that in force, which must not fail; or it raises ConfigError.
+        """
+        self._owners.append(prepare)
+        self.owned.update(fields)
+
+    def restart(self, new: Config) -> tuple[str, ...]:
+        """Return the fields, such as ``store.url``, that differ and that no owner takes."""
+        changed = [
+            f"{section}.{field}"
+            for section, values in new
+            if section not in self.owned
+            for field, value in values
+            if value != getattr(getattr(self.config, section), field)
+        ]
+        return tuple(field for field in changed if field not in self.owned)
 
     async def reload(self) -> ReloadResult:
         """Read the configuration again, and put it in force if nothing is wrong with it."""
@@ -94,7 +109,7 @@ class Reloader:
             try:
                 config, files, changes = await self._read()
                 lists = await paced(config.list_steps(*files))
-                limits, restart = config.limits_in_force(), _restart(self.config, config)
+                limits, restart = config.limits_in_force(), self.restart(config)
                 restore = await paced(self._limiter.reload(limits, lists))
             except ConfigError as error:
                 return self._failed(error.problems, invalid=True)
@@ -125,7 +140,7 @@ class Reloader:
         """Return all that the files say."""
         try:
             reading = asyncio.get_running_loop().run_in_executor(
-                self._thread, _read, self.config.path, tuple(self.parts)
+                self._thread, _read, self.config.path, tuple(self._owners)
             )
         except RuntimeError as error:
             raise OSError(f"no thread can be started to read the files: {error}") from error
@@ -141,16 +156,6 @@ class Reloader:
         return self.last
 
 
-def _read(path: Path | None, parts: tuple[Part, ...]) -> _Read:
+def _read(path: Path | None, owners: tuple[Prepare, ...]) -> _Read:
     config = load(path)
-    return config, config.read_list_files(), [part(config) for part in parts]
-
-
-def _restart(before: Config, after: Config) -> tuple[str, ...]:
-    """Return the fields, such as ``store.redis.url``, that a process takes at its start only."""
-    return tuple(
-        f"{section}.{field}"
-        for section in _SECTIONS
-        for field, value in getattr(after, section)
-        if value != getattr(getattr(before, section), field) and f"{section}.{field}" not in _TAKEN
-    )
+    return config, config.read_list_files(), [prepare(config) for prepare in owners]
