@@ -9,7 +9,7 @@ import gc
 import resource
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 
 import structlog
@@ -28,16 +28,18 @@ from ratelimit.exceptions import StartError
 from ratelimit.haproxy.api import Prefixes, Runtime
 from ratelimit.haproxy.stats import AGENT_BACKEND
 from ratelimit.limiter.limiter import Limiter, Sharing
-from ratelimit.model import Address
+from ratelimit.model import Address, Entry
 from ratelimit.node.metrics import Metrics
 from ratelimit.node.operations import Control
 from ratelimit.node.reload import Reloader
 from ratelimit.process.handover import RELEASE_TIMEOUT, Predecessor, Successor, hand_over
 from ratelimit.process.supervisor import Task
 from ratelimit.process.systemd import Manager, Sockets
+from ratelimit.steps import Steps
 from ratelimit.store import MEMORY, Node, open_store
 from ratelimit.store.entries import entry_from_json, entry_to_json
 from ratelimit.store.sync import Sync
+from ratelimit.turns import paced
 
 DRAIN_TIMEOUT = 0.8
 """Seconds from SIGTERM until connections that are still open are cut."""
@@ -79,13 +81,7 @@ class Running:
 
     async def take(self, lines: list[bytes]) -> None:
         """Take what the process before has left."""
-        entries = []
-        for line in lines:
-            try:
-                entries.append(entry_from_json(line))
-            except ValueError as error:
-                log.warning("a change of the process before can't be read", why=str(error))
-        await self.control.sync.take(entries)
+        await self.control.sync.take(await paced(_entries(lines)))
 
     async def stop_answering(self) -> None:
         """End all connections; leave the successor what it can't know."""
@@ -98,6 +94,18 @@ class Running:
         await agent.close(DRAIN_TIMEOUT, handed_over=True)
         entries = self.control.store.outbox.entries()
         await successor.leave(entry_to_json(entry).encode() for entry in entries)
+
+
+def _entries(lines: Iterable[bytes]) -> Steps[list[Entry]]:
+    """Return the changes in these lines, and log those that can't be read."""
+    entries = []
+    for line in lines:
+        try:
+            entries.append(entry_from_json(line))
+        except ValueError as error:
+            log.warning("a change of the process before can't be read", why=str(error))
+        yield
+    return entries
 
 
 @contextlib.asynccontextmanager

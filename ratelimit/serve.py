@@ -26,6 +26,9 @@ from ratelimit.process.systemd import Manager
 STOP_TIMEOUT = 7.0
 """Seconds from the signal to stop to the end of the process, whatever hangs; systemd waits 10."""
 
+LEAVE_TIMEOUT = 2.0
+"""Seconds from the stop signal until a predecessor must have left what it knows."""
+
 log = structlog.get_logger()
 
 
@@ -105,7 +108,14 @@ async def _hand_over(
 ) -> None:
     """Have the predecessor end; then, at the signal, go on until a successor has taken over."""
     if predecessor is not None:
-        await predecessor.replace(running.take)
+        replacing = asyncio.create_task(predecessor.replace(running.take))
+        try:
+            await asyncio.shield(replacing)
+        except asyncio.CancelledError:
+            # The process stops. What the predecessor leaves is in no file yet.
+            await asyncio.wait([replacing], timeout=LEAVE_TIMEOUT)
+            replacing.cancel()
+            raise
         running.control.store.adopt()
     while running.successor is None:
         await follow.wait()

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -26,6 +26,7 @@ from ratelimit.histogram import Histogram
 from ratelimit.limiter.limiter import Limiter, Sharing
 from ratelimit.limiter.merge import Merge
 from ratelimit.model import SUB_WINDOWS, Entry
+from ratelimit.steps import Steps
 from ratelimit.store.base import Events, Node, SharedStore, Store, StoreError
 from ratelimit.turns import paced
 
@@ -350,10 +351,15 @@ class Sync:
 
     async def take(self, entries: Sequence[Entry]) -> None:
         """Merge what another process has known of this node's list, and have the store keep it."""
+        # First, because the process may stop before all of it is merged.
+        await paced(self._put_all(entries))
         await paced(self._merge().take(entries))
         await paced(self.limiter.cut())
+
+    def _put_all(self, entries: Iterable[Entry]) -> Steps[None]:
         for entry in entries:
             self.put(entry)
+            yield
 
     def _keep(self, entry: Entry) -> None:
         if self.store is not None:
