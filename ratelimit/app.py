@@ -1,4 +1,4 @@
-"""A node: its parts put together, started, and taken down again."""
+"""Assembles, starts and stops a node."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import structlog
 from ratelimit import __version__
 from ratelimit.agent.server import Agent
 from ratelimit.agent.trust import Trusted
-from ratelimit.api.server import Server
+from ratelimit.api.server import ApiServer
 from ratelimit.config import Config
 from ratelimit.engine import compiled
 from ratelimit.engine.layout import CLIENT_BYTES, SECOND
@@ -42,34 +42,35 @@ from ratelimit.store.sync import Sync
 from ratelimit.turns import paced
 
 DRAIN_TIMEOUT = 0.8
-"""Seconds from SIGTERM until connections that are still open are cut."""
+"""Seconds from SIGTERM until open connections are closed."""
 
 SOON = 1.0
-"""Seconds until a task is started again at the latest, if others wait for it."""
+"""Longest pause in seconds before the restart of a task on which others depend."""
 
 GC_THRESHOLD = (130, 5, 110)
-"""For ``gc.set_threshold()``: a collection of the middle generation looks at some 1,000 objects,
-and not at 7,000; those that look at all are as rare as by default."""
+"""For ``gc.set_threshold()``: a collection of the middle generation visits about 1,000 objects
+instead of 7,000, and full collections are as rare as by default.
+"""
 
 log = structlog.get_logger()
 
 
 @dataclass(slots=True)
 class Running:
-    """A node that listens on ``addresses``, its API on ``ops``.
+    """A node that listens on ``addresses``, with its API on ``ops``.
 
-    ``handed_over`` is set when a ``successor`` goes on with its sockets.
+    ``handed_over`` is set when a ``successor`` has taken over the sockets.
     """
 
     addresses: list[Address]
     ops: Address
     control: Control
-    server: Server
+    server: ApiServer
     handed_over: asyncio.Event
     successor: Successor | None = None
 
     async def hand_over(self) -> None:
-        """Have a successor follow, if that is possible; its log says why not."""
+        """Start a successor if possible; a failure is logged."""
         store = self.control.store
         self.successor = await hand_over(
             [*self.control.agent.sockets, *self.server.sockets],
@@ -80,16 +81,16 @@ class Running:
             self.handed_over.set()
 
     async def take(self, lines: list[bytes]) -> None:
-        """Take what the process before has left."""
+        """Apply the last changes of the predecessor."""
         await self.control.sync.take(await paced(_entries(lines)))
 
     async def stop_answering(self) -> None:
-        """End all connections; leave the successor what it can't know."""
+        """Close all connections; send the successor the last changes."""
         agent, successor = self.control.agent, self.successor
         if successor is None:
             await agent.close(DRAIN_TIMEOUT)
             return
-        # First, for whatever it would change after that would be lost.
+        # Close the API first: later changes through it would be lost.
         await self.server.close()
         await agent.close(DRAIN_TIMEOUT, handed_over=True)
         entries = self.control.store.outbox.entries()
@@ -112,10 +113,10 @@ def _entries(lines: Iterable[bytes]) -> Steps[list[Entry]]:
 async def run_node(
     config: Config, manager: Manager, *stats: str, predecessor: Predecessor | None = None
 ) -> AsyncIterator[Running]:
-    """Run a node, and all that it does next to the answers; yield it.
+    """Run a node and its background tasks; yield it.
 
-    ``stats`` are sockets of HAProxy that the configuration can't name. A ``predecessor`` goes on
-    answering until this node does, and then ends.
+    ``stats`` are HAProxy sockets in addition to those of the configuration. A ``predecessor``
+    continues to answer until this node does, and then ends.
     """
     passed = Sockets.inherited(trusted=predecessor is not None)
     sockets = [passed.take(address) for address in config.agent.listen]
@@ -124,7 +125,7 @@ async def run_node(
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    # In a thread, for a disk may hang and the signal to stop come.
+    # In a thread: a disk may hang, and the process must react to signals.
     lists = await asyncio.to_thread(config.read_lists)
     limits, node = config.limits_in_force(), secrets.token_hex(8)
     if config.store.url == MEMORY:
@@ -144,13 +145,13 @@ async def run_node(
         )
     except (OSError, MemoryError) as error:
         size = clients * CLIENT_BYTES >> 20
-        raise config.wrong("agent.max_clients", f"there are no {size} MiB of memory") from error
+        raise config.wrong("agent.max_clients", f"not enough memory: {size} MiB needed") from error
     sync = Sync(limiter, config.store.sync_interval / SECOND, config.store.on_outage == "share")
     about = Node(node, __version__, int(time.time()))
     agent = Agent(limiter, sync, Trusted(config.agent.trusted))
     runtime = Runtime([*config.haproxy.sockets, *stats], prefixes=prefixes(config))
     control = Control(config, agent, about, runtime)
-    server = Server(control)
+    server = ApiServer(control)
     store = open_store(
         config.store.url,
         prefix=config.store.prefix,
@@ -175,24 +176,24 @@ async def run_node(
         stack.push_async_callback(runtime.close)
         stack.push_async_callback(server.close)
         if predecessor is None:
-            # First, so that who asks while the store is waited for is told that the node starts.
+            # First, so that the API answers "starting" while the node waits for the store.
             ops = await server.start(ops_sockets)
         elif config.store.url == MEMORY:
             await predecessor.release()  # only one process can have the file open
         await store.start()
         if predecessor is not None:
-            ops = await server.start(ops_sockets)  # until now the other one has answered
+            ops = await server.start(ops_sockets)  # until now the predecessor has answered
         running = Running([], ops, control, server, asyncio.Event())
         if store.up:
             control.edges.compare()
         if not limiter.keyed:
             log.warning(
-                "clients known by a string are throttled, not blocked, until the store was reached"
+                "clients with string keys are throttled, not blocked, until the store was reached"
             )
         stack.push_async_callback(store.close)
         stack.push_async_callback(running.stop_answering)
-        # The garbage collector stops all answers. What the start made stays, so it need not walk
-        # through that each time; and of what came since it looks at little at a time.
+        # A garbage collection stops all answers. Objects from the start are frozen, so that
+        # collections skip them, and later ones are visited in small portions.
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLD)
@@ -247,13 +248,13 @@ def own(reloader: Reloader, runtime: Runtime, webhooks: Webhooks, load: Load) ->
 
 
 def prefixes(config: Config) -> Prefixes:
-    """Return what is a client at the edges: they remember the blocks of this limit alone."""
+    """Return the prefix lengths of the edge tables, which store blocks of this limit only."""
     limit = config.limits["default"]
     return Prefixes(limit.ipv4_prefix, limit.ipv6_prefix)
 
 
 async def _servers_up(runtime: Runtime) -> int | None:
-    """Return how many servers of the application are up, as the HAProxy sees it that has most."""
+    """Return how many servers of the application are up, according to the HAProxy with the most."""
     up = [
         sum(
             server.status.startswith("UP")
@@ -274,7 +275,7 @@ async def _tick(agent: Agent, task: Task) -> None:
 
 
 def written(address: Address) -> str:
-    """Return an address as HAProxy's ``bind`` and ``server`` lines, and URLs, have it."""
+    """Return an address as in HAProxy's ``bind`` and ``server`` lines and in URLs."""
     if address.path:
         return f"unix@{address.path}"
     host = f"[{address.host}]" if ":" in address.host else address.host

@@ -1,7 +1,8 @@
-"""The HTTP API for operators: view and change the blocklist, see what the fleet does.
+"""The HTTP API for operators: read and change the blocklist, read the state of a node and its
+fleet.
 
-``routes`` has every path once, with the models of ``models`` for what is asked and answered; the
-server and its OpenAPI description are made from the same table. ``access`` says who may do what,
-``blocks``, ``servers`` and ``handlers`` do it through ``node.operations``, ``server`` owns the
-socket and ``connections`` what comes in by it.
+``routes`` lists every path with its models from ``models``; the server and the OpenAPI description
+are built from this list. ``access`` checks the caller, ``handlers``, ``blocks`` and ``servers``
+answer through ``node.operations``, ``server`` owns the listening socket, and ``connections`` limits
+the connections.
 """

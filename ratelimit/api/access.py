@@ -1,9 +1,10 @@
-"""Who is let in: bearer tokens, and no page of another origin in an operator's browser.
+"""Access control: bearer tokens, and protection against other sites open in an operator's browser.
 
-A browser on the operator's machine reaches loopback for any page it shows. Three things keep such a
-page out: changes need a JSON content type, which a page can't send elsewhere unasked; requests that
-the browser marks as cross-site are refused (Fetch Metadata, Origin); and on loopback only local
-names are answered to, so that a foreign name pointed at 127.0.0.1 is none of ours (DNS rebinding).
+A page of any site can make a browser on the operator's machine send requests to loopback. Three
+checks stop such requests: changes need a JSON content type, which a page can't send to another
+origin without permission; requests that the browser marks as cross-site are refused (Fetch
+Metadata, Origin); and on loopback only local names are accepted in Host, which prevents DNS
+rebinding.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ from ratelimit.api.tokens import STRANGER, Caller, Role, Tokens
 from ratelimit.config import OpsSection
 
 OPERATOR = "operator"
-"""Who a caller is where no token is asked for."""
+"""Name of the caller if the API has no tokens."""
 
 _REALM = {"WWW-Authenticate": 'Bearer realm="ratelimit"'}
 
 
 class Access:
-    """Lets requests in, or not.
+    """Decides which requests are accepted.
 
-    ``tokens`` is None where none is asked for; ``refused`` counts requests that were not let in.
+    ``tokens`` is None if the API has none; ``refused`` counts refused requests.
 
     Args:
-        config: ``[ops]``, of which ``hosts`` and ``origins`` are those of a proxy in front.
-        proxies: the peers whose ``X-Forwarded-For`` is believed.
-        pause: has a request wait for some seconds.
+        config: ``[ops]``; ``hosts`` and ``origins`` are those of a proxy in front.
+        proxies: peers whose ``X-Forwarded-For`` is trusted.
+        pause: delays a request by a number of seconds.
     """
 
     def __init__(
@@ -55,9 +56,9 @@ class Access:
         self._guesses = Guesses()
 
     def attempt(self, request: web.Request, path: str) -> Attempt:
-        """Return what is known of a request before anybody has looked at it.
+        """Return what is known of a request before it is checked.
 
-        ``path`` is as it may be logged.
+        ``path`` must be in the form for the log.
         """
         peer = request.remote or ""
         forwarded = request.headers.getall("X-Forwarded-For", [])
@@ -65,7 +66,7 @@ class Access:
         return Attempt(request.method, path, peer, client)
 
     async def admit(self, request: web.Request, role: Role, attempt: Attempt) -> Caller:
-        """Return who asks, and note it in the attempt; raises ProblemError unless they may."""
+        """Return the caller and store it in the attempt. Raises ProblemError without access."""
         try:
             if self._hosts is not None:
                 _check_host(request, self._hosts)
@@ -85,7 +86,7 @@ class Access:
         given = request.headers.getall("Authorization", [])
         scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
         if scheme.lower() != "bearer":
-            raise ProblemError(401, "Authorization: a bearer token is needed", headers=_REALM)
+            raise ProblemError(401, "Authorization: must be a bearer token", headers=_REALM)
         peer = attempt.forwarded or attempt.peer
         if wait := self._guesses.wait(peer, time.monotonic()):
             await self._pause(request, wait)
@@ -94,15 +95,15 @@ class Access:
             self._guesses.note(peer, time.monotonic())
             header = _REALM["WWW-Authenticate"] + ', error="invalid_token"'
             raise ProblemError(
-                401, "Authorization: the token is not known", headers={"WWW-Authenticate": header}
+                401, "Authorization: unknown token", headers={"WWW-Authenticate": header}
             )
         return caller
 
 
 def client_of(forwarded: str, proxies: Trusted) -> str:
-    """Return whom ``X-Forwarded-For`` names: the last address that is no trusted proxy.
+    """Return the client that ``X-Forwarded-For`` names: the last address that is no trusted proxy.
 
-    Empty if that is no address.
+    Returns an empty string if the header has an invalid address or none but trusted proxies.
     """
     for text in reversed(forwarded.split(",")):
         try:
@@ -136,10 +137,10 @@ def _check_host(request: web.Request, hosts: Collection[str]) -> None:
 
 def _check_origin(request: web.Request, origins: Collection[str]) -> None:
     site = request.headers.get("Sec-Fetch-Site", "none")
-    # A link to us on another page may be followed: what it opens the other page can't read.
+    # A link from another site may open the page: that site can't read the answer.
     link = request.method == "GET" and request.headers.get("Sec-Fetch-Mode") == "navigate"
     if site not in ("none", "same-origin") and not link:
-        raise ProblemError(403, "Sec-Fetch-Site: pages of other sites may ask nothing here")
+        raise ProblemError(403, "Sec-Fetch-Site: requests from other sites are refused")
     origin = request.headers.get("Origin")
     if origin is not None and origin.lower() not in origins:
         try:
@@ -147,9 +148,7 @@ def _check_origin(request: web.Request, origins: Collection[str]) -> None:
         except ValueError:
             own = False
         if not own:
-            raise ProblemError(
-                403, "Origin: it must be this host's, as Host has it, or one of ops.origins"
-            )
+            raise ProblemError(403, "Origin: must match Host or be one of ops.origins")
 
 
 def _host_of(header: str) -> str:

@@ -1,8 +1,8 @@
-"""The audit log: who asked for what, and what became of it.
+"""The audit log: each change with its caller and its result.
 
-A request that changes something, or would have, has a line of its own whatever happens to it: no
-limit of lines applies, so that no flood can hide one. Reads have a line only if they are refused.
-Those without a valid token come in any number, so beyond a few a second they are only counted.
+A request that changes something, or tried to, always has its own line, without a rate limit, so
+that a flood of other requests can't hide it. A read has a line only if it is refused. Refused reads
+without a valid token have at most ``LINES_PER_SECOND`` lines; the rest are counted.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from ratelimit.api.tokens import STRANGER, Caller, Role
 from ratelimit.process.log import AUDIT
 
 LINES_PER_SECOND = 10
-"""Lines for refused reads without a valid token; the rest are one line with their number."""
+"""Lines per second for refused reads without a valid token; the rest share one line with a count.
+"""
 
 READS = ("GET", "HEAD", "OPTIONS")
 """Methods that change nothing (RFC 9110, section 9.2.1)."""
 
 GONE = 499
-"""The status of a request whose client went before it was answered."""
+"""Status of a request whose client disconnected before the answer."""
 
-_SHOWN = 200  # characters of a path, or of a method that is none of ours
+_SHOWN = 200  # characters of a path, or of an unknown method
 
 log = structlog.get_logger()
 
@@ -35,15 +36,15 @@ class Attempt:
     """A request, as far as it is known.
 
     Attributes:
-        path: as it may be logged, as are the keys in ``names`` and ``asked``.
-        peer: the address that it came from.
-        forwarded: whom a trusted proxy says that it asks for, or empty.
-        caller: whose token it has; without a name before that is known, or if it has none.
-        what: the operation, or empty if it is none.
-        names: parts of the path.
-        asked: what the body says.
+        path: in the form for the log, as are the keys in ``names`` and ``asked``.
+        peer: source address of the connection.
+        forwarded: client named by a trusted proxy, or empty.
+        caller: owner of the token; without a name if unknown or if there is no token.
+        what: name of the operation, or empty if there is none.
+        names: parameters in the path.
+        asked: fields of the body.
         status: of the answer.
-        why: what was wrong with it, or empty.
+        why: error text, or empty.
     """
 
     method: str
@@ -59,13 +60,13 @@ class Attempt:
 
 
 class Audit:
-    """Writes the lines; ``tick()`` is to be called once a second."""
+    """Writes the audit lines; call ``tick()`` once a second."""
 
     def __init__(self) -> None:
         self._reads = 0
 
     def record(self, attempt: Attempt) -> None:
-        """Write what became of a request, unless it is a read that was answered."""
+        """Write the line of a request; an answered read has none."""
         if attempt.method in READS:
             if attempt.status not in (400, 401, 403, 405, 421):
                 return
@@ -90,7 +91,7 @@ class Audit:
         log.info(AUDIT, **(asked | told))
 
     def tick(self) -> None:
-        """Write how many refused reads had no line since the last time."""
+        """Write the number of refused reads without a line since the last call."""
         if (more := self._reads - LINES_PER_SECOND) > 0:
             log.info(AUDIT, what="refused reads without a valid token", count=more)
         self._reads = 0

@@ -1,4 +1,4 @@
-"""The blocklist over the API: read a page at a time, blocked and lifted by hand."""
+"""The blocklist over the API: pages of it, blocks by hand, unblocking."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ratelimit.turns import paced
 
 
 async def list_blocks(call: Call) -> Reply:
-    """Answer with a page."""
+    """Answer with a page of the blocklist."""
     query: models.BlocksQuery = call.query
     after = _read_cursor(query.cursor)
     steps = call.control.page(after, query.limit, query.q, query.ended)
@@ -39,19 +39,19 @@ async def add_block(call: Call) -> Reply:
     limiter = call.control.limiter
     given = read_key(call, body.key, body.force)
     if given.key.startswith("~") and not limiter.keyed:
-        detail = "strings can't be hashed before the store was reached once: nothing was blocked"
+        detail = "nothing was blocked: strings can't be hashed until the store was reached once"
         raise ProblemError(503, detail, headers={"Retry-After": "1"})
     wide = too_wide(given.key)
     if wide and not body.force:
         raise ProblemError.field(422, "key", wide)
-    # The block itself will have the table know a string.
+    # Read this first: the block itself adds the string to the table.
     note = ". ".join(filter(None, (given.note, reach(limiter, given.key))))
     try:
         block, faults = await call.control.block(
             given.key, body.ttl, body.reason, call.caller.name, call.control.shown(given)
         )
     except ListFullError as error:
-        what = f"nothing was blocked: {error}; lift some, or block whole networks"
+        what = f"nothing was blocked: {error}; unblock some keys or block networks instead"
         raise ProblemError(507, what) from error
     except StoreError as error:
         raise _store_problem(error, "blocked") from error
@@ -62,7 +62,7 @@ async def add_block(call: Call) -> Reply:
 
 
 async def show_block(call: Call) -> Reply:
-    """Answer with all entries of a key."""
+    """Answer with all blocks of a key."""
     given = key_of(call)
     blocks = await call.control.blocks_of(given.key)
     if not blocks:
@@ -72,12 +72,12 @@ async def show_block(call: Call) -> Reply:
 
 
 async def lift_block(call: Call) -> Reply:
-    """Lift all blocks of a key."""
+    """Remove all blocks of a key."""
     key = key_of(call).key
     try:
         found, faults = await call.control.unblock(key, call.caller.name)
     except StoreError as error:
-        raise _store_problem(error, "lifted") from error
+        raise _store_problem(error, "unblocked") from error
     if not found:
         raise _not_blocked(call.control, key)
     if faults:
@@ -86,7 +86,7 @@ async def lift_block(call: Call) -> Reply:
 
 
 async def show_key(call: Call) -> Reply:
-    """Answer with a key as it is shown."""
+    """Answer with a key as the API shows it."""
     given = read_key(call, call.body.key)
     return Reply(models.ShownKey(key=call.control.shown(given) or given.key, note=given.note))
 
@@ -103,7 +103,7 @@ def _not_blocked(control: Control, key: str) -> ProblemError:
     for wider in wider_keys(key):
         if control.limiter.blocklist.get(EVERY_LIMIT, wider) is not None:
             return ProblemError.field(
-                404, "key", f"no block is its own; the network {wider} that it is in is blocked"
+                404, "key", f"has no block of its own; it is in the blocked network {wider}"
             )
     return ProblemError.field(404, "key", "is not on the blocklist")
 
@@ -113,13 +113,13 @@ def _store_problem(error: StoreError, done: str) -> ProblemError:
         return ProblemError(503, f"nothing was {done}: {error}", headers={"Retry-After": "1"})
     return ProblemError(
         503,
-        f"{done} on this node; the others follow when the store is back: {error}",
+        f"{done} on this node only; the other nodes follow when the store is up again: {error}",
         headers={"Retry-After": "1"},
     )
 
 
 def entries(control: Control, blocks: list[Block]) -> list[models.BlockEntry]:
-    """Return blocks as they are shown."""
+    """Return blocks as the API shows them."""
     now = control.now()
     return [
         models.BlockEntry(
@@ -152,7 +152,7 @@ def _read_cursor(text: str) -> tuple[str, str]:
     except (ValueError, TypeError, RecursionError, binascii.Error):
         limit = key = None
     if not isinstance(limit, str) or not isinstance(key, str):
-        raise ProblemError.field(422, "cursor", "is not one that was given here")
+        raise ProblemError.field(422, "cursor", "must be the next of an earlier answer")
     return limit, key
 
 
@@ -162,7 +162,7 @@ def key_of(call: Call) -> Given:
 
 
 def read_key(call: Call, text: str, force: bool = False) -> Given:
-    """Return what a text means as a key. Raises ProblemError."""
+    """Return the key that a text means. Raises ProblemError."""
     try:
         return read(call.control.limiter, text, force)
     except ValueError as error:

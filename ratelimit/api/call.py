@@ -1,4 +1,4 @@
-"""A request that was let in, and its answer."""
+"""An accepted request and its answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ratelimit.node.operations import Control
 
 @dataclass(slots=True)
 class Call:
-    """A request that was let in, with what it says as models of its route."""
+    """An accepted request; ``query`` and ``body`` are models of its route."""
 
     control: Control
     request: web.Request
@@ -22,12 +22,12 @@ class Call:
     query: Any = None
     body: Any = None
     names: dict[str, str] = field(default_factory=dict)
-    """Parts of the path."""
+    """Parameters in the path."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What is answered: JSON, from a model or written already, or nothing."""
+    """An answer: a model, JSON that is already encoded, or no body."""
 
     body: BaseModel | bytes | None = None
     status: int = 200

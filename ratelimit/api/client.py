@@ -1,4 +1,4 @@
-"""The caller's side of the HTTP API, for the commands."""
+"""The client of the HTTP API, used by the commands."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _MAX_ANSWER = 64 << 20  # bytes
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """The API sends none; a token must not follow one elsewhere."""
+    """Refuses redirects: the API sends none, and a token must not follow one to another host."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
 
 
 class Client:
-    """Speaks to one node; every call raises ApiError if it does not answer as it should."""
+    """Sends requests to one node; raises ApiError for an error or an invalid answer."""
 
     def __init__(self, url: str = DEFAULT_URL, token: str = "") -> None:
         try:
@@ -37,32 +37,32 @@ class Client:
         except ValueError:
             good = False
         if "@" in url:
-            raise ApiError("the URL of the API has no user or password", 422)
+            raise ApiError("the URL of the API must have no user or password", 422)
         if not good:
             raise ApiError(f"{url}: must be http://HOST:PORT", 422)
         token = token.strip()
         if not re.fullmatch("[!-~]*", token):
-            raise ApiError("a token has printable signs of ASCII only, and no spaces", 422)
+            raise ApiError("a token must consist of printable ASCII characters without spaces", 422)
         self.url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-        # No proxy: what listens on loopback is beside us.
+        # No proxy: an agent on loopback is on this machine.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects())
 
     def get(self, path: str, **query: object) -> Any:
-        """Return what is there."""
+        """Return the answer to a GET."""
         return self._ask("GET", f"{path}?{urlencode(query)}" if query else path)
 
     def post(self, path: str, body: dict[str, object]) -> Any:
-        """Send something; return the answer."""
+        """Return the answer to a POST."""
         return self._ask("POST", path, json.dumps(body).encode())
 
     def delete(self, path: str) -> Any:
-        """Take something away; return the answer, empty if there is nothing to say."""
+        """Return the answer to a DELETE; an empty dictionary if it has no body."""
         return self._ask("DELETE", path)
 
     def _ask(self, method: str, path: str, body: bytes | None = None) -> Any:
         headers = self._headers | ({"Content-Type": "application/json"} if body else {})
-        request = urllib.request.Request(  # noqa: S310 - the scheme was looked at
+        request = urllib.request.Request(  # noqa: S310 - __init__ has checked the scheme
             self.url + path, body, headers, method=method
         )
         try:
@@ -76,10 +76,10 @@ class Client:
             reason = getattr(error, "reason", error)
             if isinstance(reason, ConnectionRefusedError):
                 raise ApiError(
-                    f"nobody listens on {self.url}; is ratelimit running? "
-                    "--url or RATELIMIT_URL says where its API is"
+                    f"nothing listens on {self.url}; is ratelimit running? "
+                    "--url or RATELIMIT_URL sets the address of its API"
                 ) from None
-            problem = tls_problem(error, "name its CA by SSL_CERT_FILE=FILE")
+            problem = tls_problem(error, "set its CA with SSL_CERT_FILE=FILE")
             raise ApiError(f"{self.url}: {problem or reason}") from None
         if not isinstance(known, dict):
             raise ApiError(f"{self.url}: is this the API of ratelimit?")
@@ -96,7 +96,7 @@ class Client:
         except (ValueError, TypeError, KeyError):
             return f"{self.url}: {error.code} {error.reason}; is this the API of ratelimit?"
         if error.code == 401:
-            detail += "; --token-file or RATELIMIT_TOKEN gives one"
+            detail += "; set it with --token-file or RATELIMIT_TOKEN"
         return str(detail)
 
 
@@ -106,7 +106,7 @@ def path_of(folder: str, key: str) -> str:
 
 
 def read_token(path: Path) -> str:
-    """Return the token of a file: its first line, or the last part of ``name:role:token``."""
+    """Return the token in a file: its first line, or the last part of ``name:role:token``."""
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -115,4 +115,4 @@ def read_token(path: Path) -> str:
         text = line.strip()
         if text and not text.startswith("#"):
             return re.sub(r"^[A-Za-z0-9_.-]+:(view|blocks|operate):", "", text)
-    raise ApiError(f"{path}: there is no token in it")
+    raise ApiError(f"{path}: contains no token")

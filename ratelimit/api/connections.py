@@ -1,9 +1,9 @@
-"""The connections of the API: how many there may be, and what each may take.
+"""The connections of the API: their number, their timeouts, and their share of the event loop.
 
-One whose client is waited for, be it for a request, the rest of one or to read an answer, is cut
-after a few seconds, and at once when its place is needed: slow clients can't keep operators out,
-however many they are. Of all that is read and asked, a turn of the loop has one piece, and a
-connection has one answer that its client has not read: so no number of requests delays a check.
+A connection whose client is slow to send a request or to read an answer is closed after some
+seconds, and at once when a new connection needs its place, so that slow clients can't keep
+operators out. Each turn of the event loop handles one piece of input or one request, and each
+connection has at most one unread answer, so that API requests do not delay checks.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from ratelimit.turns import call, turn
 MAX_CONNECTIONS = 256
 
 HEAD_TIMEOUT = 5.0
-"""Seconds from connecting, or from a request's first byte, to the end of its headers."""
+"""Seconds from the connection, or from a request's first byte, to the end of its headers."""
 
 REQUEST_TIMEOUT = 20.0
-"""Seconds for everything else, the store's answer included."""
+"""Seconds for the rest of a request, including the store's answer."""
 
 IDLE_TIMEOUT = 30.0
 """Seconds between requests."""
 
 WRITE_TIMEOUT = 5.0
-"""Seconds in which a client reads nothing of an answer."""
+"""Seconds in which a client must read part of its answer."""
 
 _READ = 4096  # bytes
-_UNREAD = 1 << 16  # bytes that the kernel keeps for a client, besides what is unsent
+_UNREAD = 1 << 16  # bytes that the kernel buffers for a client
 
 
 class Http(Protocol):
-    """What reads requests and calls for their answers; ``full`` says that it wants no more yet."""
+    """Reads requests and calls their handlers; ``full`` is true while it accepts no more input."""
 
     @property
     def full(self) -> bool: ...
@@ -48,32 +48,32 @@ class Http(Protocol):
 
 
 class Connections:
-    """All of them.
+    """The open connections.
 
-    ``protocol`` makes a new connection's HTTP; ``cut`` counts those that were ended because they
-    were slow, or in the way of others.
+    ``protocol`` makes the HTTP protocol of a new connection; ``cut`` counts connections that were
+    closed because they were slow or because another one needed their place.
     """
 
     def __init__(self, protocol: Callable[[], Http]) -> None:
         self.protocol = protocol
         self.cut = 0
-        self.buffer = bytearray(_READ)  # of whichever is read
-        self._open: dict[asyncio.BaseTransport, Connection] = {}
+        self.buffer = bytearray(_READ)  # shared by all reads
+        self._open: dict[asyncio.BaseTransport, HttpConnection] = {}
 
     def __len__(self) -> int:
-        """How many are open."""
+        """Return the number of open connections."""
         return len(self._open)
 
-    def open(self) -> list[Connection]:
-        """Return all of them."""
+    def open(self) -> list[HttpConnection]:
+        """Return the open connections."""
         return list(self._open.values())
 
-    def of(self, transport: asyncio.BaseTransport | None) -> Connection | None:
-        """Return the connection of a transport, unless it has been ended."""
+    def of(self, transport: asyncio.BaseTransport | None) -> HttpConnection | None:
+        """Return the connection of a transport, or None if it is closed."""
         return None if transport is None else self._open.get(transport)
 
-    def joined(self, transport: asyncio.BaseTransport, connection: Connection) -> bool:
-        """Take a connection, in the place of a slower one if there is no other; false if full."""
+    def joined(self, transport: asyncio.BaseTransport, connection: HttpConnection) -> bool:
+        """Add a connection, if necessary in place of the slowest; return false if all are busy."""
         if len(self._open) >= MAX_CONNECTIONS:
             slow = [one for one in self._open.values() if one.stuck or not one.busy]
             if not slow:
@@ -86,24 +86,24 @@ class Connections:
         return True
 
     def left(self, transport: asyncio.BaseTransport) -> None:
-        """Forget a connection."""
+        """Remove a connection."""
         self._open.pop(transport, None)
 
     def cut_overdue(self, now: float) -> None:
-        """End those that take too long, by a time of ``time.monotonic``."""
+        """Close overdue connections; ``now`` is a time of ``time.monotonic``."""
         for connection in self.open():
             if connection.overdue(now):
                 self.cut += 1
                 connection.abort()
 
     def abort(self) -> None:
-        """End all of them at once."""
+        """Close all connections."""
         for connection in self.open():
             connection.abort()
 
 
-class Connection(asyncio.BufferedProtocol):
-    """Stands between a socket and aiohttp, and knows how long either has kept the other waiting."""
+class HttpConnection(asyncio.BufferedProtocol):
+    """Passes data between a socket and aiohttp, and measures how long the client is waited for."""
 
     __slots__ = (
         "_all",
@@ -129,30 +129,30 @@ class Connection(asyncio.BufferedProtocol):
         self._written = asyncio.Event()
         self._written.set()
         self.since = time.monotonic()
-        self.busy = (
-            False  # a request is being answered, and it is not the client that is waited for
-        )
-        self.stream: asyncio.Task[object] | None = None  # sends events, for as long as it lasts
-        self.reading = True  # its headers are to come
-        self.stuck = False  # its client has not read all that it was sent
+        self.busy = False  # a request is being answered, and the client is not waited for
+        self.stream: asyncio.Task[object] | None = None  # the task of an event stream
+        self.reading = True  # waits for headers
+        self.stuck = False  # the client has not read all of its answer
 
     async def begin(self) -> bool:
-        """Wait until it is this connection's turn to have a request answered; false if it ended."""
+        """Wait for this connection's turn to have a request answered; return false if it has
+        closed.
+        """
         await self._written.wait()
         await turn()
         self.go_on()
         return not self.transport.is_closing()
 
     def go_on(self) -> None:
-        """It is no longer the client that is waited for."""
+        """Mark that the connection no longer waits for its client."""
         self.busy, self.reading, self.since = True, False, time.monotonic()
 
     def end(self) -> None:
-        """The request is answered, or the client is waited for."""
+        """Mark that the request is answered or the connection waits for its client."""
         self.busy, self.stream, self.since = False, None, time.monotonic()
 
     def overdue(self, now: float) -> bool:
-        """Tell whether this takes too long."""
+        """Return whether the connection has exceeded its time limit."""
         if self.stuck:
             unsent = self.transport.get_write_buffer_size()
             if unsent < self._unsent:
@@ -168,16 +168,16 @@ class Connection(asyncio.BufferedProtocol):
         return now - self.since > limit
 
     def abort(self) -> None:
-        """End it at once."""
+        """Close the connection at once."""
         self.transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports do not derive from asyncio.Transport, but are such.
+        # uvloop's transports behave like asyncio.Transport but do not derive from it.
         self.transport = cast(asyncio.Transport, transport)
         if not self._all.joined(transport, self):
             self.abort()
             return
-        # The kernel would take megabytes for a client that does not read.
+        # Otherwise the kernel buffers megabytes for a client that does not read.
         transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_SNDBUF, _UNREAD)
         self.transport.set_write_buffer_limits(high=0)
         self.transport.pause_reading()
@@ -215,7 +215,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._inner is not None:
             self._inner.resume_writing()
 
-    # In turns of the loop of their own.
+    # Each call has its own turn of the event loop.
 
     def _open(self) -> None:
         if not self.transport.is_closing():

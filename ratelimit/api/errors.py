@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 has them."""
+"""Error answers (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ratelimit.api.models import FieldProblem, Problem
 
 _MESSAGES = {
     "extra_forbidden": "unknown field",
-    "missing": "is needed",
+    "missing": "is required",
     "model_type": "must be an object",
     "model_attributes_type": "must be an object",
 }
@@ -20,7 +20,7 @@ CONTENT_TYPE = "application/problem+json"
 
 
 class ProblemError(Exception):
-    """A request that can't be answered as it was meant; becomes the answer."""
+    """A request that can't be answered; ``response()`` makes the error answer."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class ProblemError(Exception):
 
     @classmethod
     def of(cls, error: ValidationError) -> ProblemError:
-        """Return what a model found wrong, field by field."""
+        """Return the errors of a model's validation, one for each field."""
         found = []
         for one in error.errors(include_url=False, include_input=False):
             field = ".".join(str(part) for part in one["loc"]) or "body"
@@ -48,11 +48,11 @@ class ProblemError(Exception):
 
     @classmethod
     def field(cls, status: int, field: str, message: str) -> ProblemError:
-        """Return what is wrong with one field."""
+        """Return the error of one field."""
         return cls(status, f"{field}: {message}", [FieldProblem(field=field, message=message)])
 
     def response(self) -> web.Response:
-        """Return the answer."""
+        """Return the HTTP response."""
         body = Problem(
             title=HTTPStatus(self.status).phrase,
             status=self.status,
@@ -68,5 +68,5 @@ class ProblemError(Exception):
 
 
 def _shown(text: str) -> str:
-    # The name of an unknown field is whatever was sent, be it half a surrogate pair.
+    # The name of an unknown field is arbitrary input, possibly half a surrogate pair.
     return text[:100] if text.isprintable() else ascii(text[:100])

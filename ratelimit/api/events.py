@@ -11,18 +11,18 @@ from ratelimit.events.bus import Bus, Event, Full
 from ratelimit.turns import turn
 
 HEARTBEAT = 15.0
-"""Seconds without an event after which a comment says that the stream still lives."""
+"""Seconds without an event after which a comment keeps the stream alive."""
 
-_WRITE_TIMEOUT = 5.0  # seconds for a listener to read what it was sent
-_JOINED = 15  # events that are sent with another one
-_RETRY = 1000  # milliseconds after which a browser connects again
+_WRITE_TIMEOUT = 5.0  # seconds for a listener to read data
+_JOINED = 15  # events that are sent together with another one
+_RETRY = 1000  # milliseconds after which a browser reconnects
 
 
 async def send_events(request: web.Request, bus: Bus) -> web.StreamResponse:
-    """Send events until the listener goes or does not keep up. Raises Full.
+    """Send events until the listener disconnects or falls behind. Raises Full.
 
-    A ``gap`` event comes first if some that followed ``Last-Event-ID`` are no longer known: what
-    is shown should be read anew then, and after ``store.back``.
+    The first event is ``gap`` if events after ``Last-Event-ID`` are lost. A client should read the
+    full state again after ``gap`` and after ``store.back``.
     """
     last = request.headers.get("Last-Event-ID", "")
     after = int(last) if last.isascii() and last.isdigit() and len(last) < 20 else None
@@ -35,7 +35,8 @@ async def send_events(request: web.Request, bus: Bus) -> web.StreamResponse:
         await response.prepare(request)
         opening = f"retry: {_RETRY}\n\n"
         if after is None:
-            opening = f"id: {latest}\n{opening}"  # to go on from, should it be cut before an event
+            # Where to resume if the stream ends before its first event.
+            opening = f"id: {latest}\n{opening}"
         if listener.missed:
             opening += "event: gap\ndata: {}\n\n"
         await _write(response, opening)
@@ -48,12 +49,12 @@ async def send_events(request: web.Request, bus: Bus) -> web.StreamResponse:
                 continue
             except StopAsyncIteration:
                 return response
-            # However many have come up: a turn of the loop for each few of them.
+            # However many events wait: each turn of the loop sends a few.
             await turn()
             texts = [_text(event), *map(_text, listener.ready(_JOINED))]
             await _write(response, "".join(texts))
     except (ConnectionError, TimeoutError):
-        # It has gone, or does not read: there is nobody to tell.
+        # The listener has disconnected or does not read.
         if request.transport is not None:
             request.transport.abort()
         return response

@@ -1,4 +1,4 @@
-"""What each path of the API does; ``routes`` says which is whose."""
+"""The handlers of the API's paths; ``routes`` assigns them."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from ratelimit.store import StoreError
 from ratelimit.turns import paced
 
 DESCRIPTION = web.AppKey("description", bytes)
-"""The OpenAPI description, which ``openapi`` makes of the routes."""
+"""The OpenAPI description, made by ``openapi`` from the routes."""
 
 
 # Clients.
 
 
 async def list_clients(call: Call) -> Reply:
-    """Answer with the busiest."""
+    """Answer with the busiest clients."""
     query: models.ClientsQuery = call.query
     found = await call.control.busiest.find(query.n, query.sort)
     return Reply(await paced(listing(models.BusyClients(clients=[]), "clients", found)))
@@ -71,7 +71,7 @@ async def explain(call: Call) -> Reply:
 
 
 def _counted(given: Given, state: ClientState) -> str:
-    """Return what a limit counts a client as, in the form in which that is shown."""
+    """Return the key under which a limit counts a client, as the API shows it."""
     if state.block is not None:
         return state.block.shown
     return given.shown(state.limit.secret) if state.key == given.key else state.key
@@ -103,7 +103,7 @@ async def list_limits(call: Call) -> Reply:
 
 
 async def clear_fuse(call: Call) -> Reply:
-    """Let a limit block again."""
+    """Reset the fuse of a limit."""
     try:
         cleared = call.control.clear_fuse(call.names["name"])
     except KeyError:
@@ -114,7 +114,7 @@ async def clear_fuse(call: Call) -> Reply:
 
 
 async def status(call: Call) -> Reply:
-    """Answer with this node's state."""
+    """Answer with the state of this node."""
     control = call.control
     agent, store, sync, engine = (
         control.agent,
@@ -167,7 +167,7 @@ async def status(call: Call) -> Reply:
             entries=len(blocklist), made=control.limiter.blocks, refused=blocklist.refused
         ),
         store=models.StoreState(
-            # Never the URL: there may be a password in it.
+            # Not the URL: it may contain a password.
             kind=control.config.store.url.partition(":")[0],
             up=store.up,
             problem=store.problem,
@@ -205,7 +205,7 @@ async def nodes(call: Call) -> Reply:
     try:
         found = await call.control.nodes()
     except StoreError as error:
-        raise ProblemError(503, f"the store can't say: {error}") from error
+        raise ProblemError(503, f"the store is not available: {error}") from error
     here = call.control.about.id
     return Reply(
         models.Nodes(
@@ -218,24 +218,24 @@ async def nodes(call: Call) -> Reply:
 
 
 async def haproxy(call: Call) -> Reply:
-    """Answer with what the HAProxy processes say of themselves."""
+    """Answer with the state of the HAProxy processes."""
     return Reply(models.Haproxy(haproxy=await call.control.runtime.report()))
 
 
 async def reload(call: Call) -> Reply:
-    """Read the configuration again."""
+    """Reload the configuration."""
     result = await call.control.reload()
     if not result.ok:
         raise ProblemError(
             422 if result.invalid else 503,
-            "the configuration in force stays",
+            "the configuration is unchanged",
             [_configured(problem) for problem in result.problems],
         )
     return Reply(_reload(result))
 
 
 def _configured(problem: str) -> models.FieldProblem:
-    """Return a line of ConfigError, ``source: field: what is wrong``, as a problem."""
+    """Return a line of ConfigError, ``source: field: problem``, as a problem."""
     parts = problem.split(": ", 2)
     if len(parts) < 3:
         return models.FieldProblem(field="", message=problem)
@@ -243,45 +243,45 @@ def _configured(problem: str) -> models.FieldProblem:
 
 
 async def events(call: Call) -> web.StreamResponse:
-    """Send events until the listener goes."""
+    """Send events until the listener disconnects."""
     try:
         return await send_events(call.request, call.control.bus)
     except Full:
-        raise ProblemError(503, "too many listen already", headers={"Retry-After": "10"}) from None
+        raise ProblemError(503, "too many listeners", headers={"Retry-After": "10"}) from None
 
 
 # Health.
 
 
 async def alive(_call: Call) -> Reply:
-    """Answer that the process lives, whatever else does."""
+    """Answer that the process is alive."""
     return Reply(models.Health(status="ok"))
 
 
 async def ready(call: Call) -> Reply:
-    """Answer whether requests should come here."""
+    """Answer whether the node accepts requests."""
     control = call.control
     if not control.ready:
         raise ProblemError(503, "starting or draining", headers={"Retry-After": "1"})
     if not control.store.up:
-        return Reply(models.Health(status="degraded", detail="the store is away"))
+        return Reply(models.Health(status="degraded", detail="the store is down"))
     return Reply(models.Health(status="ready"))
 
 
 async def metrics(call: Call) -> web.Response:
-    """Answer with what Prometheus scrapes."""
+    """Answer with the metrics for Prometheus."""
     body, content_type = call.control.metrics(call.request.headers.get("Accept", ""))
     return web.Response(body=body, headers={"Content-Type": content_type})
 
 
 async def openapi(call: Call) -> web.Response:
-    """Answer with the description of the API."""
+    """Answer with the OpenAPI description."""
     return web.Response(
         body=call.request.app[DESCRIPTION], content_type="application/vnd.oai.openapi+json"
     )
 
 
 async def page(_call: Call) -> web.Response:
-    """Answer with the page for people."""
+    """Answer with the web page."""
     policy = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
     return web.Response(text=PAGE, content_type="text/html", headers=policy)

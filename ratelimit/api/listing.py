@@ -1,4 +1,4 @@
-"""Answers that hold a long list, written in steps."""
+"""Answers with a long list, encoded in steps."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pydantic_core import to_json
 
 from ratelimit.steps import Steps
 
-_WRITTEN = 32  # entries of a step
+_WRITTEN = 32  # entries per step
 
 
 def listing(model: BaseModel, field: str, entries: Iterable[object]) -> Steps[bytes]:
-    """Return the JSON of a model with these entries in the list ``field``, which is empty in it."""
+    """Return the JSON of a model with these entries in its list ``field``, which must be empty."""
     before, after = model.model_dump_json().encode().split(f'"{field}":[]'.encode(), 1)
     written: list[bytes] = []
     for number, entry in enumerate(entries, 1):

@@ -1,7 +1,6 @@
-"""What is asked and answered, as typed and checked models; OpenAPI is generated from them.
+"""The requests and answers of the API as typed models; OpenAPI is generated from them.
 
-Times are epoch seconds by the time that all nodes go by, durations are text as in the
-configuration.
+Times are epoch seconds of the fleet's common clock; durations are text as in the configuration.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ Ttl = Annotated[
                 {"type": "integer", "minimum": 1, "maximum": MAX_TTL},
             ],
             "examples": ["10m", 600],
-            "description": "How long: 1 s to 30 days.",
+            "description": "Duration, 1 s to 30 days.",
         }
     ),
 ]
@@ -65,26 +64,26 @@ Key = Annotated[
     str,
     StringConstraints(min_length=1, max_length=MAX_GIVEN),
     Field(
-        description="An address, a network, any other string that is counted, or a key as shown.",
+        description="An address, a network, another string that a limit counts, or a key as shown.",
         examples=["192.0.2.7", "2001:db8::/64"],
     ),
 ]
 
 
 class Asked(BaseModel):
-    """What somebody sends; anything unknown in it is an error."""
+    """Input from a client; unknown fields are an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Answer(BaseModel):
-    """What is answered."""
+    """Output of the API."""
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
 
 
 class NewBlock(Asked):
-    """A block to be made by hand."""
+    """A block by hand."""
 
     model_config = ConfigDict(strict=True)
 
@@ -92,7 +91,7 @@ class NewBlock(Asked):
     ttl: Ttl
     reason: Annotated[str, StringConstraints(max_length=200), AfterValidator(_printable)] = ""
     force: bool = Field(
-        False, description="Also a very wide network, or a string that is nearly an address."
+        False, description="Accept a very wide network or a string that resembles an address."
     )
 
 
@@ -105,31 +104,29 @@ class GivenKey(Asked):
 
 
 class Nothing(Asked):
-    """An empty object, for what needs no arguments."""
+    """An empty object, for operations without arguments."""
 
 
 class BlocksQuery(Asked):
-    """Which part of the blocklist."""
+    """Selects a part of the blocklist."""
 
-    limit: int = Field(100, ge=1, le=1000, description="Entries of a page.")
-    cursor: str = Field("", max_length=2048, description="`next` of the page before.")
+    limit: int = Field(100, ge=1, le=1000, description="Entries per page.")
+    cursor: str = Field("", max_length=2048, description="`next` of the previous page.")
     q: str = Field(
         "",
         max_length=2048,
-        description="Only what has this in its key, limit, reason or by, or is of this string.",
+        description="Only entries with this text in key, limit, reason or by, or of this string.",
     )
-    ended: bool = Field(
-        False, description="Also those that have ended and whose strikes still count."
-    )
+    ended: bool = Field(False, description="Include ended blocks whose strikes still count.")
 
 
 class ClientsQuery(Asked):
-    """Which of the busiest clients."""
+    """Selects the busiest clients."""
 
-    n: int = Field(20, ge=1, le=MAX_BUSIEST, description="How many.")
+    n: int = Field(20, ge=1, le=MAX_BUSIEST, description="Number of clients.")
     sort: Literal["rate", "share", "blocked"] = Field(
         "rate",
-        description="By hits a second, by hits to the limit, or the blocked by the end of it.",
+        description="By hits per second, by share of the limit, or blocked clients only.",
     )
 
 
@@ -138,25 +135,25 @@ class NoQuery(Asked):
 
 
 class BlockEntry(Answer):
-    """An entry of the blocklist; `limit` is `*` for one that a person made."""
+    """An entry of the blocklist; `limit` is `*` for a block by hand."""
 
     key: str = Field(
-        description="An address or a network; of another string its hash, behind a hint, unless "
-        "the limit says `secret = false`. Any key that is shown can be given back."
+        description="An address or a network; for another string a hint and its hash, unless the "
+        "limit has `secret = false`. Every key that is shown is accepted as input."
     )
     limit: str
     reason: str
-    strikes: int = Field(description="Blocks that are not forgotten yet, this one included.")
+    strikes: int = Field(description="Blocks that are not forgotten yet, including this one.")
     since: int
     until: int
-    by: str = Field(description="The person who made it; empty for a limit's own.")
+    by: str = Field(description="Caller who made a block by hand; empty for a limit's block.")
     node: str
-    active: bool = Field(description="It has not ended.")
-    shadow: bool = Field(description="The limit only watches: this refuses nothing.")
+    active: bool = Field(description="Whether the block has not ended.")
+    shadow: bool = Field(description="Whether the block has no effect (shadow mode).")
 
 
 class EdgeAnswer(Answer):
-    """Whether a HAProxy beside the node has taken a change; `problem` says why not."""
+    """Whether an HAProxy of the node applied a change; `problem` says why not."""
 
     socket: str
     ok: bool
@@ -164,40 +161,39 @@ class EdgeAnswer(Answer):
 
 
 class MadeBlock(BlockEntry):
-    """The block that was made."""
+    """A new block."""
 
     note: str = Field(
-        description="What was corrected in the key, and how the block differs from what the limits "
-        "count, if it does."
+        description="Corrections of the key, and how the block differs from what the limits count."
     )
     edges: list[EdgeAnswer] = Field(
-        description="The HAProxy processes beside the node. One that has not taken it asks the "
-        "agent, which refuses."
+        description="The HAProxy processes of the node. One that did not store the block asks the "
+        "agent about the client, and the agent refuses."
     )
 
 
 class Lifted(Answer):
-    """What was lifted, while some HAProxy beside the node may go on refusing."""
+    """A key that was unblocked although some HAProxy of the node may still block it."""
 
     edges: list[EdgeAnswer]
 
 
 class ShownKey(Answer):
-    """A key as it is shown, and what was corrected in it."""
+    """A key as the API shows it, and corrections of the key."""
 
     key: str
     note: str
 
 
 class BlocksPage(Answer):
-    """A part of the blocklist, in the order of limit and key."""
+    """A page of the blocklist, ordered by limit and key."""
 
     blocks: list[BlockEntry]
-    next: str = Field(description="`cursor` of the next page; empty on the last.")
+    next: str = Field(description="`cursor` of the next page; empty on the last page.")
 
 
 class KeyBlocks(Answer):
-    """All entries of a key, those included that have ended and whose strikes still count."""
+    """All entries of a key, including ended blocks whose strikes still count."""
 
     key: str
     blocks: list[BlockEntry]
@@ -210,15 +206,15 @@ class BusyClients(Answer):
 
 
 class LimitOf(Answer):
-    """How a client stands with a limit, on this node."""
+    """The state of a client in a limit, on this node."""
 
     limit: str
-    key: str = Field(description="What the limit counts it as.")
+    key: str = Field(description="Key under which the limit counts the client.")
     hits: int
     rate: int
     window: str
     remaining: int
-    until: int = Field(description="When its block ends or ended; 0 without one.")
+    until: int = Field(description="End of the block, also if past; 0 without a block.")
     strikes: int
     block: BlockEntry | None
 
@@ -228,14 +224,14 @@ class Explained(Answer):
 
     key: str
     note: str
-    lists: str = Field(description="`allow` or `deny` if a list has it.")
+    lists: str = Field(description="`allow` or `deny` if the key is on a list.")
     limits: list[LimitOf]
-    by_hand: list[BlockEntry] = Field(description="Blocks by hand of it or a network it is in.")
-    edge: list[EdgeEntry] = Field(description="What HAProxy's edge tables hold.")
+    by_hand: list[BlockEntry] = Field(description="Blocks by hand of the key or of its networks.")
+    edge: list[EdgeEntry] = Field(description="Entries of HAProxy's edge tables.")
 
 
 class LimitInForce(Answer):
-    """A limit as the configuration has it."""
+    """A limit of the configuration."""
 
     name: str
     rate: int
@@ -243,12 +239,12 @@ class LimitInForce(Answer):
     block: list[str]
     forget: str
     strict: bool
-    shadow: bool = Field(description="It only watches.")
+    shadow: bool = Field(description="Whether verdicts are only counted (shadow mode).")
     headers: bool
     fuse: float
     ipv4_prefix: int
     ipv6_prefix: int
-    secret: bool = Field(description="Keys that are not addresses are shown as hashes.")
+    secret: bool = Field(description="Whether keys that are not addresses are shown as hashes.")
 
 
 class Limits(Answer):
@@ -258,14 +254,14 @@ class Limits(Answer):
 
 
 class LimitCounters(Answer):
-    """What a limit has decided on this node since the start; one in shadow refuses nobody."""
+    """Verdicts of a limit on this node since the start; in shadow mode they are not applied."""
 
     name: str
     allowed: int
     throttled: int
     blocked: int
     denied: int = Field(description="By the deny list.")
-    fuse_blown: bool = Field(description="It would have blocked too many, and only throttles.")
+    fuse_blown: bool = Field(description="Whether the fuse has blown: the limit only throttles.")
 
 
 class TableFill(Answer):
@@ -284,30 +280,30 @@ class StoreState(Answer):
     up: bool
     problem: str
     outages: int
-    unwritten: int = Field(description="Changes of the blocklist that wait for it.")
-    dropped: int = Field(description="Changes that found no room to wait.")
+    unwritten: int = Field(description="Changes of the blocklist that are not written yet.")
+    dropped: int = Field(description="Changes that were dropped because the queue was full.")
     sync_failures: int
-    late: int = Field(description="Checks that were answered without it, for it was too slow.")
-    journal: str = Field(description="The file in which this node keeps blocks and lifts.")
-    journal_problem: str = Field(description="Why that file can't be written, or is not there.")
-    unsigned: int = Field(description="Entries without a valid signature, which were ignored.")
+    late: int = Field(description="Checks answered without the store, which was too slow.")
+    journal: str = Field(description="File in which this node keeps its changes of the blocklist.")
+    journal_problem: str = Field(description="Why the journal can't be written or does not exist.")
+    unsigned: int = Field(description="Entries ignored because their signature is invalid.")
 
 
 class BlocklistState(Answer):
     """The blocklist."""
 
-    entries: int = Field(description="With those that have ended and whose strikes still count.")
-    made: int = Field(description="By this node since the start.")
-    refused: int = Field(description="Clients throttled instead, since the list was full.")
+    entries: int = Field(description="Includes ended blocks whose strikes still count.")
+    made: int = Field(description="Blocks made by this node since its start.")
+    refused: int = Field(description="Clients only throttled because the list was full.")
 
 
 class EdgeState(Answer):
-    """What HAProxy was told."""
+    """Changes sent to HAProxy."""
 
-    faults: int = Field(description="Changes that an HAProxy did not take at once.")
-    dropped: int = Field(description="Of these, those that found no room to wait.")
+    faults: int = Field(description="Changes that an HAProxy did not apply at once.")
+    dropped: int = Field(description="Changes that were dropped because the queue was full.")
     corrected: int = Field(
-        description="Entries of edge tables that were not as the blocklist says, and are now."
+        description="Entries of edge tables that differed from the blocklist and were corrected."
     )
 
 
@@ -319,44 +315,42 @@ class EventState(Answer):
 
 
 class ReloadState(Answer):
-    """How a reload went."""
+    """The result of a reload."""
 
     ok: bool
     at: float
     problems: list[str]
-    restart: list[str] = Field(
-        description="Fields that differ from what runs and are taken at the next start only."
-    )
+    restart: list[str] = Field(description="Changed fields that need a restart.")
 
 
 class LogState(Answer):
     """The log."""
 
-    dropped: int = Field(description="Lines that could not be written and found no room to wait.")
-    waiting: int = Field(description="Bytes that are not written yet.")
-    problem: str = Field(description="Why nothing can be written at present.")
+    dropped: int = Field(description="Lines that were dropped because the queue was full.")
+    waiting: int = Field(description="Bytes that wait to be written.")
+    problem: str = Field(description="Why the log can't be written, or empty.")
 
 
 class TaskState(Answer):
-    """Something that the node does next to the answers."""
+    """A background task of the node."""
 
     name: str
-    failures: int = Field(description="Since the start; after each it was started again.")
-    problem: str = Field(description="Why it failed, if that was within the last minute.")
-    failed_at: float = Field(description="When it failed last; 0 if it never did.")
+    failures: int = Field(description="Failures since the start; the task restarts after each.")
+    problem: str = Field(description="Error text of a failure within the last minute, or empty.")
+    failed_at: float = Field(description="Time of the last failure; 0 if none.")
 
 
 class Unchecked(Answer):
-    """Why questions of HAProxy's could not be checked; `message` is a SPOE message's name."""
+    """Why messages of HAProxy could not be checked; `message` is the name of the SPOE message."""
 
     problem: str
     message: str
 
 
 class Forwarder(Answer):
-    """A peer that is in no list of trusted proxies and speaks for many clients."""
+    """A peer that is in no list of trusted proxies and sends requests of many clients."""
 
-    key: str = Field(description="Its address, which is counted as one client.")
+    key: str = Field(description="Address of the peer; all its clients are counted as one.")
     since: int
 
 
@@ -367,15 +361,15 @@ class Status(Answer):
     compiled: bool
     node: str
     ready: bool
-    degraded: bool = Field(description="Requests are answered, by this node's own counts only.")
+    degraded: bool = Field(description="Whether the store is down: only local counts are used.")
     started: float
     uptime: float
     checks: int
-    unknown: int = Field(description="Questions that named no limit.")
-    keyless: int = Field(description="Questions without a key that can be counted.")
-    unchecked: list[Unchecked] = Field(description="The first of either, by name.")
+    unknown: int = Field(description="Messages that named no limit.")
+    keyless: int = Field(description="Messages without a valid key.")
+    unchecked: list[Unchecked] = Field(description="The first of these messages, by name.")
     forwarders: list[Forwarder] = Field(
-        description="Peers in no list of trusted proxies that speak for many clients."
+        description="Peers in no list of trusted proxies that send requests of many clients."
     )
     connections: int
     connections_refused: int
@@ -397,43 +391,43 @@ class Status(Answer):
 
 
 class NodeState(Answer):
-    """A node of the fleet."""
+    """A node."""
 
     id: str
     version: str
     since: int
-    checks: float = Field(description="A second, lately.")
-    here: bool = Field(description="The node that answers.")
+    checks: float = Field(description="Recent checks per second.")
+    here: bool = Field(description="Whether this is the node that answers.")
 
 
 class Nodes(Answer):
-    """The live nodes of the fleet."""
+    """The live nodes."""
 
     nodes: list[NodeState]
 
 
 class Haproxy(Answer):
-    """The HAProxy processes beside this node."""
+    """The HAProxy processes of this node."""
 
     haproxy: list[Report]
 
 
 class Health(Answer):
-    """Whether the node lives, or takes requests."""
+    """Whether the process is alive, or accepts requests."""
 
     status: Literal["ok", "ready", "degraded"]
     detail: str = ""
 
 
 class FieldProblem(Answer):
-    """What is wrong with a field."""
+    """What is wrong with one field."""
 
     field: str
     message: str
 
 
 class Problem(Answer):
-    """What went wrong (RFC 9457)."""
+    """An error (RFC 9457)."""
 
     type: str = "about:blank"
     title: str

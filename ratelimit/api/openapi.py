@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 description of the API, made of its routes and their models."""
+"""The OpenAPI 3.1 description of the API, generated from the routes and their models."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ratelimit.limiter.typed import MAX_GIVEN
 _Mode = Literal["validation", "serialization"]
 
 _ALWAYS = {
-    400: "The request can't be read.",
-    403: "A page of another site asks, or the token's role may not.",
-    408: "The request did not come in time.",
-    421: "On loopback: the Host is not a local name.",
+    400: "The request is malformed.",
+    403: "The request comes from another site, or the token's role does not permit it.",
+    408: "The request did not arrive in time.",
+    421: "On loopback: Host is not a local name.",
 }
-_WITH_TOKEN = {401: "A token is needed, or it is not known."}
+_WITH_TOKEN = {401: "The token is missing or unknown."}
 _WITH_BODY = {413: "The body is too large.", 415: "The body is not application/json."}
 
 
@@ -78,10 +78,10 @@ def _operation(route: Route, refs: Any) -> dict[str, Any]:
     operation["responses"] = {str(route.status): _answer(route, refs)}
     if route.partly is not None:
         content = {"application/json": {"schema": refs[route.partly, "serialization"]}}
-        what = "Done, but not by each HAProxy beside the node."
+        what = "Done, but not by every HAProxy of the node."
         operation["responses"]["200"] = {"description": what, "content": content}
     if route.cached:
-        operation["responses"]["304"] = {"description": "It is what If-None-Match says."}
+        operation["responses"]["304"] = {"description": "The answer still matches If-None-Match."}
     problems = _ALWAYS | route.problems
     if route.role is not Role.NOBODY:
         problems |= _WITH_TOKEN

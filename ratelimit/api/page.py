@@ -1,7 +1,7 @@
-"""The page for people: one file, without anything from elsewhere.
+"""The web page: one file without external resources.
 
-There is nothing of the node in it. It asks the API, with the token that a person gives it, and so
-may do what the token may. Its script and style are allowed by their hashes, and nothing else is.
+The page contains no data of the node. It queries the API with the token that the operator enters.
+Its policy allows its own script and style, by their hashes, and nothing else.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 
 
 def _hashes(tag: str) -> str:
-    """Return the sources of a policy that allow what stands inside an element."""
+    """Return the sources of a policy that allow the content of an element."""
     inside = re.findall(rf"<{tag}>(.*?)</{tag}>", PAGE, re.DOTALL)
     digests = (hashlib.sha256(text.encode()).digest() for text in inside)
     return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
@@ -26,7 +26,7 @@ POLICY = "; ".join(
         "default-src 'none'",
         f"script-src {_hashes('script')}",
         f"style-src {_hashes('style')}",
-        "img-src data:",  # the empty icon, which no browser then asks us for
+        "img-src data:",  # the empty icon, so that browsers do not request one
         "connect-src 'self'",
         "base-uri 'none'",
         "form-action 'none'",

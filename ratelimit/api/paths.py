@@ -1,4 +1,4 @@
-"""Paths as they may be logged: a key in one may be a string that must not be seen."""
+"""Paths in the form for the log: a key in a path may be a secret string."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from ratelimit.api.routes import ROUTES
 from ratelimit.limiter.limiter import Limiter
 from ratelimit.limiter.typed import told
 
-_LONGEST = 200  # characters of a path that is none of ours
-_WORDS = {"", *"/".join(route.path for route in ROUTES).split("/")}  # of our own paths
+_LONGEST = 200  # characters of an unknown path
+_WORDS = {"", *"/".join(route.path for route in ROUTES).split("/")}  # of known paths
 
 
 def loggable(limiter: Limiter, request: web.Request) -> str:
-    """Return the path of a request, with all that may be a key as it is told.
+    """Return the path of a request with every possible key in the form for the log.
 
-    That is so of a path that is none of ours, too: it may be ours with a slip of the finger.
+    This includes unknown paths, which may be known paths with a typing error.
     """
     resource = request.match_info.route.resource
     if resource is None:

@@ -1,4 +1,4 @@
-"""Every path of the API, once: the server and the OpenAPI description are made from this."""
+"""The routes of the API; the server and the OpenAPI description are built from them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Route:
     """A path and a method.
 
     Attributes:
-        role: who may.
-        query, body: what is asked; without ``body`` none is read.
-        answer: what is answered, or its content type where that is not JSON; None for nothing.
+        role: least role that the caller needs.
+        query, body: models of the input; without ``body`` the request must have none.
+        answer: model of the answer, or its content type if it is not JSON; None for no body.
         status: of that answer.
-        partly: what is answered, with 200, where HAProxy has not taken all of it.
-        problems: the other statuses that it may have, and what they mean.
-        cached: the answer changes seldom and has an ETag.
+        partly: model of the answer, with status 200, if not every HAProxy applied the change.
+        problems: other possible statuses and their meaning.
+        cached: whether the answer changes seldom and has an ETag.
     """
 
     method: str
@@ -43,19 +43,19 @@ class Route:
 
     @property
     def name(self) -> str:
-        """The operation's name."""
+        """The name of the operation."""
         return self.handler.__name__
 
 
-_INVALID = "A field is wrong; `errors` names it."
-_STORE = "The store can't be used; `detail` says what is in force."
+_INVALID = "A field is invalid; `errors` names it."
+_STORE = "The store is not available; `detail` says what was done."
 
 ROUTES = (
     Route(
         method="GET",
         path="/v1/blocks",
         handler=blocks.list_blocks,
-        summary="The blocklist, a page at a time",
+        summary="Read a page of the blocklist",
         query=models.BlocksQuery,
         answer=models.BlocksPage,
         problems={422: _INVALID},
@@ -72,33 +72,33 @@ ROUTES = (
         problems={
             422: _INVALID,
             503: _STORE,
-            507: "The blocklist is full and all its entries are in force; nothing was done.",
+            507: "The blocklist is full of active blocks; nothing was done.",
         },
     ),
     Route(
         method="GET",
         path="/v1/blocks/{key}",
         handler=blocks.show_block,
-        summary="The blocks of a key",
+        summary="Read the blocks of a key",
         answer=models.KeyBlocks,
-        problems={404: "It has none.", 422: _INVALID},
+        problems={404: "The key has no block.", 422: _INVALID},
     ),
     Route(
         method="DELETE",
         path="/v1/blocks/{key}",
         handler=blocks.lift_block,
-        summary="Lift all blocks of a key, on every node and in every edge table",
+        summary="Unblock a key on every node and in every edge table",
         role=Role.BLOCKS,
         answer=None,
         status=204,
         partly=models.Lifted,
-        problems={404: "It has none.", 422: _INVALID, 503: _STORE},
+        problems={404: "The key has no block.", 422: _INVALID, 503: _STORE},
     ),
     Route(
         method="POST",
         path="/v1/keys",
         handler=blocks.show_key,
-        summary="A key as it is shown, for one that should not be in a path",
+        summary="Convert a key to the form in which it may be in a path",
         body=models.GivenKey,
         answer=models.ShownKey,
         problems={422: _INVALID},
@@ -107,7 +107,7 @@ ROUTES = (
         method="GET",
         path="/v1/clients",
         handler=handlers.list_clients,
-        summary="The busiest clients of this node",
+        summary="List the busiest clients of this node",
         query=models.ClientsQuery,
         answer=models.BusyClients,
         problems={422: _INVALID},
@@ -116,7 +116,7 @@ ROUTES = (
         method="GET",
         path="/v1/clients/{key}",
         handler=handlers.explain,
-        summary="Everything known about a key",
+        summary="Explain everything known about a key",
         answer=models.Explained,
         problems={422: _INVALID},
     ),
@@ -124,7 +124,7 @@ ROUTES = (
         method="GET",
         path="/v1/limits",
         handler=handlers.list_limits,
-        summary="The limits in force",
+        summary="List the limits in force",
         answer=models.Limits,
         problems={422: _INVALID},
         cached=True,
@@ -133,17 +133,17 @@ ROUTES = (
         method="DELETE",
         path="/v1/limits/{name}/fuse",
         handler=handlers.clear_fuse,
-        summary="Let a limit whose fuse has blown block again",
+        summary="Reset the fuse of a limit",
         role=Role.OPERATE,
         answer=None,
         status=204,
-        problems={404: "There is no such limit, or its fuse has not blown.", 422: _INVALID},
+        problems={404: "The limit does not exist, or its fuse has not blown.", 422: _INVALID},
     ),
     Route(
         method="GET",
         path="/v1/status",
         handler=handlers.status,
-        summary="This node",
+        summary="Read the state of this node",
         answer=models.Status,
         problems={422: _INVALID},
     ),
@@ -151,15 +151,15 @@ ROUTES = (
         method="GET",
         path="/v1/nodes",
         handler=handlers.nodes,
-        summary="The live nodes of the fleet",
+        summary="List the live nodes of the fleet",
         answer=models.Nodes,
-        problems={422: _INVALID, 503: "The store can't say."},
+        problems={422: _INVALID, 503: "The store is not available."},
     ),
     Route(
         method="GET",
         path="/v1/haproxy",
         handler=handlers.haproxy,
-        summary="The HAProxy processes beside this node",
+        summary="Read the state of the HAProxy processes of this node",
         answer=models.Haproxy,
         problems={422: _INVALID},
     ),
@@ -167,40 +167,40 @@ ROUTES = (
         method="POST",
         path="/v1/haproxy/servers/{backend}/{server}",
         handler=haproxy.change_server,
-        summary="Drain a server, make it ready, or set its weight, at every HAProxy",
+        summary="Drain a server, make it ready, or set its weight in every HAProxy of this node",
         role=Role.OPERATE,
         body=haproxy.ServerChange,
         answer=haproxy.ChangedServer,
         problems={
-            403: "It would take the agents away, and with them the limits.",
+            403: "The change would disable the agents and with them the limits.",
             404: "HAProxy has no such server.",
             422: _INVALID,
-            503: "No HAProxy did it; `detail` says why.",
+            503: "No HAProxy applied the change; `detail` says why.",
         },
     ),
     Route(
         method="GET",
         path="/v1/events",
         handler=handlers.events,
-        summary="What happens, as server-sent events; Last-Event-ID resumes",
+        summary="Stream events as server-sent events; Last-Event-ID resumes",
         answer="text/event-stream",
-        problems={422: _INVALID, 503: "Too many listen already."},
+        problems={422: _INVALID, 503: "Too many listeners."},
     ),
     Route(
         method="POST",
         path="/v1/reload",
         handler=handlers.reload,
-        summary="Read the configuration again",
+        summary="Reload the configuration",
         role=Role.OPERATE,
         body=models.Nothing,
         answer=models.ReloadState,
-        problems={422: "It is wrong, and the one in force stays; `errors` says why."},
+        problems={422: "The configuration is invalid and not applied; `errors` says why."},
     ),
     Route(
         method="GET",
         path="/healthz",
         handler=handlers.alive,
-        summary="Whether the process lives",
+        summary="Check that the process is alive",
         role=Role.NOBODY,
         answer=models.Health,
         problems={422: _INVALID},
@@ -209,16 +209,16 @@ ROUTES = (
         method="GET",
         path="/readyz",
         handler=handlers.ready,
-        summary="Whether requests should come here; they may while the store is away",
+        summary="Check that the node accepts requests; true also while the store is down",
         role=Role.NOBODY,
         answer=models.Health,
-        problems={422: _INVALID, 503: "It starts or drains."},
+        problems={422: _INVALID, 503: "The node is starting or draining."},
     ),
     Route(
         method="GET",
         path="/metrics",
         handler=handlers.metrics,
-        summary="What Prometheus scrapes",
+        summary="Read the metrics for Prometheus",
         answer="text/plain",
         problems={422: _INVALID},
     ),
@@ -226,7 +226,7 @@ ROUTES = (
         method="GET",
         path="/openapi.json",
         handler=handlers.openapi,
-        summary="This description",
+        summary="Read this description",
         answer="application/vnd.oai.openapi+json",
         problems={422: _INVALID},
         cached=True,
@@ -235,7 +235,7 @@ ROUTES = (
         method="GET",
         path="/",
         handler=handlers.page,
-        summary="A page for people, with nothing of the node in it; it asks the API",
+        summary="The web page; it contains no data and queries the API",
         role=Role.NOBODY,
         answer="text/html",
         problems={422: _INVALID},

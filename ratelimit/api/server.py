@@ -1,4 +1,4 @@
-"""The server of the API: its socket, its limits, and what every call meets."""
+"""The server of the API: its socket, its limits, and the steps common to all requests."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from ratelimit.api.call import Call
 from ratelimit.api.connections import (
     IDLE_TIMEOUT,
     MAX_CONNECTIONS,
-    Connection,
     Connections,
     Http,
+    HttpConnection,
 )
 from ratelimit.api.errors import ProblemError
 from ratelimit.api.handlers import DESCRIPTION
@@ -41,12 +41,12 @@ from ratelimit.node.operations import Control
 from ratelimit.process.systemd import Passed
 
 MAX_BODY = 65_536
-"""Bytes."""
+"""Largest body in bytes."""
 
 BODY_TIMEOUT = 5.0
-"""Seconds for the body."""
+"""Seconds for a body to arrive."""
 
-_MAX_HEAD = 8190  # bytes of a line, as aiohttp has it
+_MAX_HEAD = 8190  # bytes per line, aiohttp's default
 _CLOSE_TIMEOUT = 1.0
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -58,11 +58,11 @@ _NOT_ENCODED = {"Accept-Encoding": "identity"}  # RFC 9110, section 15.5.16
 
 log = structlog.get_logger()
 
-# aiohttp tells there of every broken request; what matters of them is logged here.
+# aiohttp logs every malformed request to this logger; what matters is logged here instead.
 _SILENT = logging.getLogger("ratelimit.api.http")
 _SILENT.disabled = True
 
-# The request that a task answers, as the log is to have it.
+# The request that the current task answers, for the audit log.
 _attempt: ContextVar[Attempt] = ContextVar("attempt")
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def tokens_of(config: Config) -> Tokens | None:
-    """Return the tokens that the configuration asks for. Raises ConfigError."""
+    """Return the tokens of the configuration; None if it has none. Raises ConfigError."""
     if not config.ops.token_file:
         return None
     try:
@@ -80,14 +80,14 @@ def tokens_of(config: Config) -> Tokens | None:
         raise config.wrong("ops.token_file", str(error)) from error
 
 
-class Server:
+class ApiServer:
     """The API of a node.
 
     Attributes:
-        access: who is let in.
-        audit: writes who asked for what.
-        connections: those that are open.
-        sockets: those that it listens on.
+        access: decides which requests are accepted.
+        audit: writes the audit log.
+        connections: the open connections.
+        sockets: the listening sockets.
     """
 
     def __init__(self, control: Control) -> None:
@@ -106,8 +106,7 @@ class Server:
         for route in ROUTES:
             path = route.path.replace("{key}", "{key:(?s:.+)}")
             answer = self._answering(route)
-            # What can be got can be asked for its headers alone (RFC 9110, section 9.3.2); aiohttp
-            # leaves out the content then.
+            # GET implies HEAD (RFC 9110, section 9.3.2); aiohttp omits the content.
             for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
                 app.router.add_route(method, path, answer, expect_handler=_expect)
         self._runner = web.AppRunner(
@@ -124,9 +123,9 @@ class Server:
         control.reloader.own(self._reload, "ops.token_file")
 
     async def start(self, passed: Sequence[Passed] = ()) -> Address:
-        """Listen; return where. Raises ConfigError if that is not possible.
+        """Listen; return the address. Raises ConfigError on failure.
 
-        ``passed`` are sockets of the address that somebody else has bound.
+        ``passed`` are sockets of this address that another process has bound.
         """
         listen = self.control.config.ops.listen
         places: list[dict[str, Any]] = [{"sock": one.sock} for one in passed]
@@ -134,7 +133,7 @@ class Server:
         try:
             for place in places or [{"host": listen.host, "port": listen.port}]:
                 server = await asyncio.get_running_loop().create_server(
-                    lambda: Connection(self.connections), **place, backlog=MAX_CONNECTIONS
+                    lambda: HttpConnection(self.connections), **place, backlog=MAX_CONNECTIONS
                 )
                 self._servers.append(server)
         except OSError as error:
@@ -147,14 +146,14 @@ class Server:
         return Address(listen.host, self.sockets[0].address.port)
 
     async def run(self) -> None:
-        """Keep the time limits, until cancelled."""
+        """Enforce the time limits until cancelled."""
         while True:
             await asyncio.sleep(1)
             self.audit.tick()
             self.connections.cut_overdue(time.monotonic())
 
     async def close(self) -> None:
-        """Stop listening and end what is open, within a second or so."""
+        """Stop listening and close all connections, within about a second."""
         for server in self._servers:
             server.close()
         self.control.bus.close()
@@ -164,11 +163,11 @@ class Server:
     def _reload(self, config: Config) -> Callable[[], object]:
         tokens = tokens_of(config)
         if tokens is None and not self.control.config.ops.listen.is_loopback:
-            raise config.wrong("ops.token_file", "is needed beyond loopback")
+            raise config.wrong("ops.token_file", "is required unless listen is on loopback")
 
         def change() -> None:
             if tokens != self.access.tokens:
-                # Who listens has to show a token anew, and misses nothing by it.
+                # Listeners must authenticate again; they resume where they stopped.
                 self.control.bus.close()
             self.access.tokens = tokens
 
@@ -177,22 +176,22 @@ class Server:
     # Connections.
 
     def _protocol(self) -> Http:
-        """Return a new connection's HTTP, which is aiohttp's."""
+        """Return the HTTP protocol of a new connection, which is aiohttp's."""
         server = self._runner.server
         if server is None:
             raise ConfigError(["ops.listen: not started"])
         http = server()
-        http.__class__ = _Http  # aiohttp makes them by itself
+        http.__class__ = _Http  # aiohttp offers no other way
         return cast(_Http, http)
 
     # Requests.
 
     @web.middleware
     async def _meet(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        """Answer a request or say why not; whatever happens, as the API answers."""
+        """Answer a request, errors included, when it is the connection's turn."""
         connection = self.connections.of(request.transport)
         if connection is None or not await connection.begin():
-            return web.Response(status=408)  # which is not sent: the client has gone
+            return web.Response(status=408)  # not sent: the client has disconnected
         try:
             return await self._try(request, handler)
         finally:
@@ -213,7 +212,7 @@ class Server:
     ) -> web.StreamResponse:
         try:
             if request.match_info.http_exception is not None:
-                # No path of ours; who may not know that is told that first.
+                # An unknown path: tell this only to callers with access.
                 await self.access.admit(request, Role.VIEW, attempt)
             return await handler(request)
         except ProblemError as problem:
@@ -227,26 +226,26 @@ class Server:
             raise
         except Exception:
             log.exception("an API request failed", path=attempt.path)
-            attempt.why = "a fault of this program"
-            return ProblemError(500, "a fault of this program; its log says more").response()
+            attempt.why = "internal error"
+            return ProblemError(500, "internal error; see the log").response()
 
     async def _pause(self, request: web.Request, seconds: float) -> None:
         await self._wait(request, asyncio.sleep(seconds))
 
     async def _wait(self, request: web.Request, what: Awaitable[T]) -> T:
-        """Wait for something, on a connection that is cut if its place is needed."""
+        """Wait for ``what``; meanwhile the connection may be closed if its place is needed."""
         connection = self.connections.of(request.transport)
         if connection is not None:
             connection.end()
         result = await what
         connection = self.connections.of(request.transport)
         if connection is None:
-            raise ProblemError(408, "the client has gone")
+            raise ProblemError(408, "the client has disconnected")
         connection.go_on()
         return result
 
     def _answering(self, route: Route) -> _Handler:
-        """Return what aiohttp calls for a route."""
+        """Return the handler of a route for aiohttp."""
 
         async def answer(request: web.Request) -> web.StreamResponse:
             attempt = _attempt.get()
@@ -262,7 +261,7 @@ class Server:
         return answer
 
     def _loggable(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what was given as it may be logged."""
+        """Return parameters in the form for the log."""
         limiter = self.control.limiter
         return {
             name: told(limiter, value) if name == "key" else value for name, value in given.items()
@@ -274,10 +273,11 @@ class Server:
             raw = await self._wait(call.request, _body(call.request))
             call.body = _parse(route.body, raw)
         elif call.request.body_exists:
-            raise ProblemError(400, "there is nothing to be read from a body here")
+            raise ProblemError(400, "this request must have no body")
         if route.answer == "text/event-stream":
             if call.request.method == "HEAD":
-                return web.Response(content_type=route.answer)  # which has no end to wait for
+                # An event stream has no end to wait for.
+                return web.Response(content_type=route.answer)
             connection = self.connections.of(call.request.transport)
             if connection is not None:
                 connection.stream = asyncio.current_task()
@@ -300,13 +300,13 @@ class Server:
 
 
 class _Http(web.RequestHandler):
-    """aiohttp's HTTP, whose answer to what it can't read is a problem like all others."""
+    """aiohttp's HTTP protocol, with error answers in the format of this API."""
 
     __slots__ = ()
 
     @property
     def full(self) -> bool:
-        """Whether it has paused reading, until it has dealt with what it was given."""
+        """Whether reading is paused until earlier input is processed."""
         return bool(self._reading_paused or getattr(self, "_buffer_paused", False))
 
     def handle_error(
@@ -317,7 +317,7 @@ class _Http(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         super().handle_error(request, status, exc, message)
-        detail = "the request can't be read: it is no HTTP, or its first line or headers are long"
+        detail = "malformed HTTP request, or its first line or headers are too long"
         response = ProblemError(status, detail).response()
         response.headers.update(_HEADERS)
         response.force_close()
@@ -331,9 +331,9 @@ async def _add_headers(_request: web.Request, response: web.StreamResponse) -> N
 
 
 async def _expect(request: web.Request) -> web.StreamResponse | None:
-    """Have a client go on that waits before its body (RFC 9110, section 10.1.1)."""
+    """Tell a client that waits before its body to continue (RFC 9110, section 10.1.1)."""
     if request.headers.get("Expect", "").lower() != "100-continue":
-        return ProblemError(417, "Expect: may be 100-continue").response()
+        return ProblemError(417, "Expect: must be 100-continue").response()
     if request.version >= HttpVersion11 and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     return None
@@ -360,11 +360,11 @@ async def _body(request: web.Request) -> bytes:
         async with asyncio.timeout(BODY_TIMEOUT):
             return await request.read()
     except TimeoutError:
-        raise ProblemError(408, "the body did not come in time") from None
+        raise ProblemError(408, "the body did not arrive in time") from None
     except web.HTTPRequestEntityTooLarge:
-        raise ProblemError(413, f"the body has at most {MAX_BODY} bytes") from None
+        raise ProblemError(413, f"the body is larger than {MAX_BODY} bytes") from None
     except (ConnectionError, web.RequestPayloadError):
-        raise ProblemError(400, "the body ended before its end") from None
+        raise ProblemError(400, "the body is incomplete") from None
 
 
 def _parse(model: type[BaseModel], raw: bytes) -> BaseModel:
@@ -378,7 +378,7 @@ def _parse(model: type[BaseModel], raw: bytes) -> BaseModel:
 
 
 def _unless_known(request: web.Request, response: web.Response) -> web.Response:
-    """Return an answer with an ETag, or that it is still the same (RFC 9110, section 13.1.2)."""
+    """Return an answer with an ETag, or status 304 if it matches (RFC 9110, section 13.1.2)."""
     body = response.body if isinstance(response.body, bytes) else b""
     etag = hashlib.sha256(body).hexdigest()[:32]
     known = request.if_none_match or ()

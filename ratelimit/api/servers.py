@@ -1,4 +1,4 @@
-"""HAProxy over the API: its figures, and changes to one of its servers."""
+"""HAProxy's servers over the API: change the state or weight of one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = structlog.get_logger()
 
 
 class ServerChange(models.Asked):
-    """One change to a server."""
+    """One change of a server."""
 
     state: Literal["drain", "ready"] | None = Field(
         None, description="`drain`: no new requests; `ready`: back to normal."
@@ -34,24 +34,24 @@ class ServerChange(models.Asked):
 
     @property
     def action(self) -> Action:
-        """The change as it is made."""
+        """The change as an action for HAProxy."""
         if self.weight is not None:
             return Weight(self.weight)
         return Drain() if self.state == "drain" else Ready()
 
 
 class ChangedServer(models.Answer):
-    """What became of the server, at each HAProxy that has it or can't be asked."""
+    """The server after the change, for each HAProxy that has it or did not answer."""
 
     haproxy: list[Acted]
 
 
 async def change_server(call: Call) -> Reply:
-    """Change a server at every HAProxy beside this node."""
+    """Change a server in every HAProxy of this node."""
     change: ServerChange = call.body
     backend, server = call.names["backend"], call.names["server"]
     if backend == AGENT_BACKEND and (change.state == "drain" or change.weight == 0):
-        raise ProblemError(403, "this would take the agents away, and with them the limits")
+        raise ProblemError(403, "this would disable the agents and with them the limits")
     name = f"{backend}/{server}"
     try:
         acted = await call.control.runtime.act(name, change.action)
@@ -59,7 +59,7 @@ async def change_server(call: Call) -> Reply:
         raise ProblemError.field(404, "server", str(error)) from None
     problems = [f"{one.socket}: {one.problem}" for one in acted if one.problem]
     if problems:
-        log.warning("a server was not changed everywhere", server=ascii(name), problems=problems)
+        log.warning("not every HAProxy changed the server", server=ascii(name), problems=problems)
     if len(problems) == len(acted):
         raise ProblemError(503, f"nothing was changed: {'; '.join(problems)}")
     return Reply(ChangedServer(haproxy=acted))

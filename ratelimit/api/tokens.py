@@ -1,7 +1,7 @@
-"""Who may use the API: the tokens of a file, one ``name:role:token`` a line.
+"""The tokens of the API: a file with one ``name:role:token`` per line.
 
-Several tokens may have one name, so that one can be replaced while the other still works. Only
-their hashes stay in memory.
+Several tokens may have the same name, so that a new token can be added before the old one is
+removed. Only hashes of the tokens stay in memory.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ _MAX_FILE = 1 << 20
 
 
 class Role(enum.IntEnum):
-    """What a caller may do; the higher one may do more."""
+    """What a caller may do; a higher role includes the lower ones."""
 
     NOBODY = 0
     VIEW = 1
     BLOCKS = 2
-    """May also block and lift blocks."""
+    """May block and unblock."""
     OPERATE = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks; ``name`` is that of the token, empty without one."""
+    """The caller of a request; ``name`` is that of its token, empty without a token."""
 
     name: str
     role: Role
 
 
 STRANGER = Caller("", Role.NOBODY)
-"""Who has not shown a token."""
+"""A caller without a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Tokens:
     callers: tuple[tuple[bytes, Caller], ...]
 
     def find(self, token: str) -> Caller | None:
-        """Return whose token it is, in a time that tells nothing of the tokens there are."""
+        """Return the caller of a token, in a time that reveals nothing about the tokens."""
         digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
         found = None
         for known, caller in self.callers:
@@ -59,14 +59,14 @@ class Tokens:
 
 
 def read_tokens(path: Path) -> Tokens:
-    """Return the tokens of a file. Raises ValueError, which never shows any of them."""
+    """Return the tokens of a file. Raises ValueError, whose text never contains a token."""
     try:
         with path.open("rb") as file:
             raw = file.read(_MAX_FILE + 1)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     if len(raw) > _MAX_FILE:
-        raise ValueError(f"{path}: more than {_MAX_FILE} bytes")
+        raise ValueError(f"{path}: larger than {_MAX_FILE} bytes")
     callers: dict[bytes, Caller] = {}
     for number, line in enumerate(raw.decode("utf-8-sig", "replace").splitlines(), 1):
         text = line.strip()
@@ -83,5 +83,5 @@ def read_tokens(path: Path) -> Tokens:
             raise ValueError(f"{path}: line {number} has the token of another line")
         callers[digest] = Caller(match[1], Role[match[2].upper()])
     if not callers:
-        raise ValueError(f"{path}: there is no token in it")
+        raise ValueError(f"{path}: contains no token")
     return Tokens(tuple(callers.items()))

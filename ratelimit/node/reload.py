@@ -117,7 +117,7 @@ class Reloader:
                 return self._failed([str(error) or repr(error)])
             except Exception as error:
                 log.exception("a reload failed")
-                return self._failed([f"a fault of this program; its log says more: {error!r}"])
+                return self._failed([f"internal error; see the log: {error!r}"])
             self._sync.reloaded()
             for change in changes:
                 change()

@@ -76,8 +76,8 @@ def test_tokens_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "there is no token in it"),
-        ("# ann:operate:" + ANN, "there is no token in it"),
+        ("", "contains no token"),
+        ("# ann:operate:" + ANN, "contains no token"),
         (ANN, "line 1 is not NAME:view:TOKEN, NAME:blocks:TOKEN or NAME:operate:TOKEN"),
         (f"\nann:admin:{ANN}", "line 2 is not NAME:view:TOKEN"),
         (f"an n:view:{ANN}", "line 1 is not"),

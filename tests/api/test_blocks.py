@@ -490,7 +490,8 @@ def test_the_store_must_confirm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             answer = await api.client.post("/v1/blocks", json=body)
             assert answer.status_code == 503
             assert answer.json()["detail"] == (
-                "blocked on this node; the others follow when the store is back: the disk is full"
+                "blocked on this node only; the other nodes follow when the store is up again: "
+                "the disk is full"
             )
             assert await pages(api) == [["192.0.2.7"]]
             answer = await api.client.delete("/v1/blocks/192.0.2.7")

@@ -59,7 +59,7 @@ def test_a_person_looks_blocks_and_lifts(tmp_path: Path) -> None:
             await page.look(WIDE)
             await page.open(base)
             await page.shows(LOGIN)
-            await page.shows(state("a bearer token is needed"))
+            await page.shows(state("must be a bearer token"))
             text = await page.find("document.body.innerText")
             assert "here" not in text.split()  # the node's id
             assert EVIL not in text
@@ -101,7 +101,7 @@ def test_a_person_looks_blocks_and_lifts(tmp_path: Path) -> None:
                 assert await page.find(FITS)
                 assert await page.find(IN_SIGHT)
                 await page.click(unblock("192.0.2.0/24"))
-                await page.shows(said("192.0.2.0/24 is lifted"))
+                await page.shows(said("192.0.2.0/24 is unblocked"))
                 await page.shows(f"!({row('192.0.2.0/24')})")
                 assert not await api.control.blocks_of("192.0.2.0/24")
                 assert not page.complaints
@@ -111,6 +111,6 @@ def test_a_person_looks_blocks_and_lifts(tmp_path: Path) -> None:
                 "", "v1/status", "v1/blocks", "v1/clients", "v1/nodes", "v1/blocks/192.0.2.0%2F24"
             }  # fmt: skip
             await api.server.close()
-            await page.shows(state("does not answer"))
+            await page.shows(state("no answer"))
 
     asyncio.run(main())

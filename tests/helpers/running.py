@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 
 from ratelimit.agent.server import Agent
-from ratelimit.api.server import Server
+from ratelimit.api.server import ApiServer
 from ratelimit.config import load
 from ratelimit.haproxy.api import Runtime, Telling
 from ratelimit.limiter.limiter import Limiter
@@ -67,7 +67,7 @@ class Edges(Runtime):
 @dataclass
 class Running:
     control: Control
-    server: Server
+    server: ApiServer
     client: httpx.AsyncClient
     port: int
     edges: Edges
@@ -88,7 +88,7 @@ async def running(folder: Path, config: str = "", clients: int = 1000) -> AsyncI
     about = Node("here", "0", 0)
     edges = Edges()
     control = Control(loaded, Agent(limiter, sync), about, edges)
-    server = Server(control)
+    server = ApiServer(control)
     events = sync.events
     store = MemoryStore(str(folder / "state"), events, about)
     sync.attach(store, about)

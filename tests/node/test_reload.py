@@ -44,7 +44,7 @@ def failing(error: Exception) -> Callable[[Config], Callable[[], object]]:
         (ConfigError(["file: field: is wrong"]), 422, "is wrong"),
         (OSError(24, "Too many open files"), 503, "Too many open files"),
         (MemoryError(), 503, "MemoryError"),
-        (TypeError("not thought of"), 503, "a fault of this program"),
+        (TypeError("not thought of"), 503, "internal error"),
     ],
 )
 def test_whatever_fails_nothing_is_in_force_and_the_api_says_so(
