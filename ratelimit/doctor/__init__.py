@@ -1,7 +1,7 @@
-"""Proves the wiring end to end: HAProxy, the agent, the store, the edge tables, the ops API.
+"""Checks a running installation: HAProxy, the agent, the store, the edge tables, the API.
 
-``facts`` asks all of them, ``checks`` says what the answers mean. Other people's files are not
-read: what counts is what runs.
+``gather`` collects facts from the running programs, ``judge`` turns them into checks. Configuration
+files of other programs are not read.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = ["Check", "State", "diagnose"]
 async def diagnose(
     config: Config, client: Client, probe: str = "", clock: Callable[[], float] = time.time
 ) -> list[Check]:
-    """Return what is well and what is not.
+    """Return the checks of an installation.
 
     Args:
-        config: what the agent runs with.
-        client: of its ops API.
-        probe: a URL of the application, to which one request is sent through HAProxy.
-        clock: the time here, in epoch seconds.
+        config: the agent's configuration.
+        client: of its API.
+        probe: URL of the application for one request through HAProxy, or empty.
+        clock: returns the local time in epoch seconds.
     """
     return judge(await gather(config, Api(client), probe, clock), config.limits_in_force())

@@ -1,4 +1,4 @@
-"""What a check is."""
+"""The result of a check."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ CLOCK_TOLERANCE = 1.0
 """Seconds by which clocks may differ: a block ends at a whole second."""
 
 SHOWN = 5
-"""Names that a sentence lists."""
+"""Names that a sentence lists at most."""
 
 
 class State(enum.StrEnum):
-    """How something is."""
+    """The result of a check in one word."""
 
     OK = "ok"
     BROKEN = "broken"
     UNSURE = "unsure"
-    """Nothing speaks against it, but it can't be told from here."""
+    """No fault was found, but the check was not complete."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at.
+    """One check.
 
     Attributes:
-        subject: what it is about, such as ``store``.
-        state: how it is.
-        finding: what was seen, in a sentence.
-        mend: what to do; empty if there is nothing to.
+        subject: part of the installation, such as ``store``.
+        state: the result.
+        finding: what was found, in a sentence.
+        mend: how to fix it; empty if nothing is wrong.
     """
 
     subject: str
@@ -39,13 +39,15 @@ class Check:
 
 
 def clock_check(subject: str, ahead: float, error: float, why: str) -> Check:
-    """Return the check of a clock that is ``ahead`` of ours by seconds, give or take ``error``."""
-    off = f"{abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} the clock here"
+    """Return the check of a clock that is ``ahead`` seconds ahead of the local one, within
+    ``error``.
+    """
+    off = f"{abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} the local clock"
     if abs(ahead) <= CLOCK_TOLERANCE + error:
-        return Check(subject, State.OK, "agrees with the clock here")
+        return Check(subject, State.OK, "agrees with the local clock")
     return Check(
         subject,
         State.BROKEN,
         f"is {off}: {why}",
-        "see on both machines whether NTP runs: `timedatectl`, `chronyc tracking`",
+        "check that NTP runs on both machines: `timedatectl`, `chronyc tracking`",
     )

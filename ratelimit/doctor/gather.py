@@ -1,4 +1,4 @@
-"""What can be found out about a running installation, without changing any of it."""
+"""Collects facts about a running installation, almost without changing it."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ if TYPE_CHECKING:
     from ratelimit.config import Config
 
 TIMEOUT = 1.0
-"""Seconds that anything is waited for; a request to the application 5."""
+"""Timeout in seconds of each query; that of a request to the application is 5 s."""
 
 SAMPLE = 20
 """Entries of an edge table that are compared with the blocklist."""
 
 _PROBE_TIMEOUT = 5
-_UNROUTED = "100::1"  # of the discard-only prefix (RFC 6666): nobody's address
+_UNROUTED = "100::1"  # in the discard-only prefix (RFC 6666), which no client uses
 
 
 class Note(BaseModel):
-    """A message of HAProxy's that could not be checked, as the agent saw it."""
+    """A message of HAProxy that the agent could not check."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -58,8 +58,8 @@ class Note(BaseModel):
     message: str
 
 
-class Forwarder(BaseModel):
-    """A peer in no list of trusted proxies that speaks for many clients."""
+class UnlistedProxy(BaseModel):
+    """A peer in no list of trusted proxies that sends requests of many clients."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -67,7 +67,7 @@ class Forwarder(BaseModel):
 
 
 class Counts(BaseModel):
-    """A limit, and what became of the questions about it."""
+    """A limit and the numbers of its verdicts."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -79,12 +79,12 @@ class Counts(BaseModel):
 
     @property
     def asked(self) -> int:
-        """All of them."""
+        """The number of checks."""
         return self.allowed + self.throttled + self.blocked + self.denied
 
 
-class Status(BaseModel):
-    """What we need of ``GET /v1/status``."""
+class AgentStatus(BaseModel):
+    """The fields of ``GET /v1/status`` that the checks use."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -94,7 +94,7 @@ class Status(BaseModel):
     unknown: int = 0
     keyless: int = 0
     unchecked: list[Note] = []
-    forwarders: list[Forwarder] = []
+    forwarders: list[UnlistedProxy] = []
     limits: list[Counts] = []
 
 
@@ -105,7 +105,7 @@ class _Limit(BaseModel):
 
 
 class _Explained(BaseModel):
-    """What we need of ``GET /v1/clients/{key}``."""
+    """The fields of ``GET /v1/clients/{key}`` that the checks use."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -124,16 +124,16 @@ class Spop:
 
 @dataclass(frozen=True, slots=True)
 class EdgeTable:
-    """How an edge table took an entry that refuses nobody, and was rid of it again.
+    """The result of writing a test entry to an edge table, and the contents of the table.
 
     Attributes:
-        problem: why it did not.
-        kept: seconds for which a new entry is kept.
-        stale: keys that the edge refuses and the agent knows no block of.
-        compared: how many entries were compared with the agent's blocklist.
-        prefixes: what is a client there, as far as the environment of HAProxy says so.
-        maps: how many entries each map has, those that there are.
-        maps_problem: why that can't be seen.
+        problem: why the test failed, or empty.
+        kept: seconds for which the table keeps a new entry.
+        stale: entries that HAProxy blocks although the agent has no block.
+        compared: number of entries that were compared with the agent's blocklist.
+        prefixes: prefix lengths of the edge table, as far as HAProxy's environment shows them.
+        maps: number of entries of each map.
+        maps_problem: why the maps can't be read, or empty.
     """
 
     problem: str = ""
@@ -147,17 +147,19 @@ class EdgeTable:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """HAProxy's figures and the agent's, taken together; ``ahead`` is HAProxy's clock to ours."""
+    """State of HAProxy and the agent at one time; ``ahead`` are HAProxy's clocks minus the local
+    one.
+    """
 
     reports: tuple[Report, ...]
     ahead: tuple[float, ...]
-    status: Status | None
+    status: AgentStatus | None
     status_problem: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """All of it; ``before`` and ``after`` are the same without a request to the application."""
+    """All facts; ``before`` and ``after`` are the same without a request to the application."""
 
     spop: tuple[Spop, ...]
     api: str
@@ -172,34 +174,34 @@ class Facts:
 
 
 class Api:
-    """The ops API of the agent, without waiting for it in the loop."""
+    """The API of the agent, called in a thread."""
 
     def __init__(self, client: Client) -> None:
         self.url = client.url
         self._client = client
 
-    async def status(self) -> Status:
-        """Return the agent's state; RatelimitError says why not."""
+    async def status(self) -> AgentStatus:
+        """Return the agent's state. Raises RatelimitError."""
         answer = await asyncio.to_thread(self._client.get, "/v1/status")
         try:
-            return Status.model_validate(answer)
+            return AgentStatus.model_validate(answer)
         except ValidationError:
-            raise ApiError("the answer is not that of a ratelimit agent") from None
+            raise ApiError("the answer does not come from a ratelimit agent") from None
 
     async def refuses(self, key: str) -> bool:
-        """Tell whether the agent knows a reason to refuse this client; RatelimitError if unsure."""
+        """Return whether the agent has a reason to block this client. Raises RatelimitError."""
         answer = await asyncio.to_thread(self._client.get, path_of("/v1/clients", key))
         try:
             known = _Explained.model_validate(answer)
         except ValidationError:
-            raise ApiError("the answer is not that of a ratelimit agent") from None
+            raise ApiError("the answer does not come from a ratelimit agent") from None
         return bool(known.lists or known.by_hand or any(one.block for one in known.limits))
 
 
 async def gather(config: Config, api: Api, probe: str, clock: Callable[[], float]) -> Facts:
-    """Ask everybody. Nothing is changed but one entry of each edge table, for a moment.
+    """Collect all facts; writes and removes one entry of each edge table and nothing else.
 
-    ``clock`` returns the time here, in epoch seconds.
+    ``clock`` returns the local time in epoch seconds.
     """
     runtime = Runtime(config.haproxy.sockets, TIMEOUT)
     try:
@@ -233,7 +235,7 @@ async def gather(config: Config, api: Api, probe: str, clock: Callable[[], float
 
 
 async def _spop(address: Address) -> Spop:
-    """Ask an agent for its health as HAProxy does."""
+    """Send a health check to an agent, as HAProxy does."""
     try:
         async with asyncio.timeout(TIMEOUT):
             if address.path:
@@ -244,7 +246,7 @@ async def _spop(address: Address) -> Spop:
                 writer.write(write_health_check())
                 size = int.from_bytes(await reader.readexactly(4))
                 if size > MAX_FRAME_SIZE:
-                    return Spop(address, "what answers there does not speak SPOP")
+                    return Spop(address, "the program at this address does not speak SPOP")
                 return Spop(address, read_health(await reader.readexactly(size)))
             finally:
                 writer.close()
@@ -253,9 +255,9 @@ async def _spop(address: Address) -> Spop:
     except TimeoutError:
         return Spop(address, f"no answer within {TIMEOUT:g} s")
     except asyncio.IncompleteReadError:
-        return Spop(address, "what listens there closes the connection without an answer")
+        return Spop(address, "the program at this address closes the connection without an answer")
     except SpopError as error:
-        return Spop(address, f"what answers there does not speak SPOP: {error}")
+        return Spop(address, f"the program at this address does not speak SPOP: {error}")
     except OSError as error:
         return Spop(address, error.strerror or str(error))
 
@@ -272,7 +274,7 @@ async def _store(config: Config, clock: Callable[[], float]) -> tuple[Sight | No
 
 async def _moment(runtime: Runtime, api: Api, clock: Callable[[], float]) -> Moment:
     began = clock()
-    status: Status | None = None
+    status: AgentStatus | None = None
     problem = ""
     reports, answer = await asyncio.gather(runtime.report(), api.status(), return_exceptions=True)
     if isinstance(reports, BaseException):
@@ -289,7 +291,7 @@ async def _moment(runtime: Runtime, api: Api, clock: Callable[[], float]) -> Mom
 
 
 async def _request(url: str) -> str:
-    """Send one request through HAProxy; return why there was no answer."""
+    """Send one request through HAProxy; return why there was no answer, or an empty string."""
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(_PROBE_TIMEOUT)) as session,
@@ -304,7 +306,7 @@ async def _request(url: str) -> str:
 
 
 async def _edge_table(report: Report, api: Api | None) -> EdgeTable:
-    """Write an entry, read it, remove it; compare some entries with the agent's blocklist."""
+    """Write, read and remove an entry; compare some entries with the agent's blocklist."""
     if report.problem or report.edge is None:
         return EdgeTable(report.problem)
     edge = Edge(report.socket, TIMEOUT)
@@ -312,7 +314,7 @@ async def _edge_table(report: Report, api: Api | None) -> EdgeTable:
         answer = await edge.ask(f"{set_entry(_UNROUTED, 0)};{show_entries([_UNROUTED])}")
         entries = [entry for entry in read_entries(answer) if entry.key == _UNROUTED]
         if not entries:
-            return EdgeTable(refusal(answer) or "it did not keep what was written to it")
+            return EdgeTable(refusal(answer) or "HAProxy did not keep the entry")
         await edge.ask(clear_entry(_UNROUTED))
         prefixes = read_prefixes(await edge.ask(show_prefixes()))
         shown = await edge.ask("show map")
@@ -329,7 +331,7 @@ async def _edge_table(report: Report, api: Api | None) -> EdgeTable:
 
 
 async def _live(edge: Edge, now: int) -> list[Entry]:
-    """Return the first entries whose block ends after an epoch second."""
+    """Return the first entries whose block ends after ``now`` in epoch seconds."""
     live: list[Entry] = []
     async with contextlib.aclosing(edge.entries()) as pieces:
         async for lines in pieces:

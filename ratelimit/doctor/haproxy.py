@@ -1,4 +1,4 @@
-"""What a HAProxy's facts mean: its socket, its clock, its agent, its questions, its edge table."""
+"""The checks of an HAProxy: its socket, clock, agent, messages, edge table and maps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from ratelimit.doctor.findings import CLOCK_TOLERANCE, SHOWN, Check, State, clock_check
-from ratelimit.doctor.gather import TIMEOUT, EdgeTable, Facts, Status
+from ratelimit.doctor.gather import TIMEOUT, AgentStatus, EdgeTable, Facts
 from ratelimit.haproxy.api import Report
 from ratelimit.haproxy.commands import TABLE
 from ratelimit.haproxy.maps import NAMES
@@ -21,8 +21,8 @@ def judge_haproxy(facts: Facts, limits: Sequence[Limit]) -> Iterator[Check]:
         yield Check(
             "haproxy",
             State.UNSURE,
-            "no socket of a HAProxy is configured, so nothing of it can be seen",
-            "name its `stats socket` in `[haproxy] sockets`",
+            "no HAProxy socket is configured, so HAProxy can't be checked",
+            "add its `stats socket` to `[haproxy] sockets`",
         )
     moments = zip(
         facts.before.reports, facts.after.reports, facts.after.ahead, facts.edges, strict=True
@@ -34,13 +34,13 @@ def judge_haproxy(facts: Facts, limits: Sequence[Limit]) -> Iterator[Check]:
                 subject,
                 State.BROKEN,
                 report.problem,
-                "compare `[haproxy] sockets` with the `stats socket` line of HAProxy, which has to "
-                "let the user of the agent in",
+                "compare `[haproxy] sockets` with the `stats socket` line of HAProxy, which must "
+                "let the user of the agent connect",
             )
             continue
         yield Check(subject, State.OK, f"HAProxy {report.version}, level {report.level}")
         yield clock_check(
-            f"{subject}: clock", ahead, TIMEOUT, "blocks end too early or too late at this edge"
+            f"{subject}: clock", ahead, TIMEOUT, "blocks end too early or too late at this HAProxy"
         )
         yield _seen(subject, facts, report)
         if report.agent.startswith("UP"):
@@ -51,23 +51,23 @@ def judge_haproxy(facts: Facts, limits: Sequence[Limit]) -> Iterator[Check]:
 
 
 def _maps(haproxy: str, edge: EdgeTable) -> Check:
-    """Judge the maps of the lists and of what is blocked by hand."""
+    """Check the maps of the lists and of blocks by hand."""
     subject = f"{haproxy}: maps"
-    effect = "lists, and networks blocked by hand, do not hold at this edge without the agent"
+    effect = "without the agent, this HAProxy applies neither lists nor blocks of networks"
     if edge.maps_problem:
         return Check(
             subject,
             State.UNSURE,
             f"{edge.maps_problem}: {effect}",
             "give the socket `level admin` (RATELIMIT_STATS_LEVEL=admin) and reload HAProxy; the "
-            "files of `[haproxy] maps_dir` hold at its next reload either way",
+            "files of `[haproxy] maps_dir` are read at its next reload in any case",
         )
     if missing := [name for name in NAMES if name not in edge.maps]:
         return Check(
             subject,
             State.UNSURE,
             f"HAProxy has no map {' and no map '.join(missing)}: {effect}",
-            "copy the files and the lines with `map_ip` from what comes with ratelimit "
+            "copy the files and the lines with `map_ip` that ratelimit ships "
             '(haproxy/README.md, "Lists"), and reload HAProxy',
         )
     said = ", ".join(f"{edge.maps[name]} entries in {name}" for name in NAMES)
@@ -75,7 +75,7 @@ def _maps(haproxy: str, edge: EdgeTable) -> Check:
 
 
 def _seen(haproxy: str, facts: Facts, report: Report) -> Check:
-    """Judge the agent as HAProxy's health checks see it."""
+    """Check the agent as seen by HAProxy's health checks."""
     subject = f"{haproxy}: agent"
     backend = next((one for one in report.backends if one.name == AGENT_BACKEND), None)
     if backend is None:
@@ -83,7 +83,7 @@ def _seen(haproxy: str, facts: Facts, report: Report) -> Check:
             subject,
             State.BROKEN,
             f"HAProxy has no backend {AGENT_BACKEND}, so it can't ask an agent",
-            f"copy the backend {AGENT_BACKEND} from the haproxy.cfg that comes with ratelimit, and "
+            f"copy the backend {AGENT_BACKEND} from the haproxy.cfg that ratelimit ships, and "
             "reload HAProxy",
         )
     servers = "; ".join(
@@ -94,20 +94,21 @@ def _seen(haproxy: str, facts: Facts, report: Report) -> Check:
     if backend.status.startswith("UP"):
         return Check(subject, State.OK, servers)
     if any(server.status.startswith(("DRAIN", "MAINT")) for server in backend.servers):
-        mend = f"somebody took it out: `ratelimit haproxy ready {AGENT_BACKEND}/SERVER`"
+        mend = f"an operator disabled it; run `ratelimit haproxy ready {AGENT_BACKEND}/SERVER`"
     elif all(spop.problem for spop in facts.spop):
-        mend = "the agent is down; once it runs, HAProxy takes it back within a second"
+        mend = "the agent is down; start it, and HAProxy uses it within a second"
     else:
         listen = ", ".join(str(spop.address) for spop in facts.spop)
         mend = (
-            f"the agent is well, on {listen}: see whether the `server` line of backend "
-            f"{AGENT_BACKEND} (RATELIMIT_SPOP) names the same, and HAProxy can reach it"
+            f"the agent runs on {listen}: check that the `server` line of backend "
+            f"{AGENT_BACKEND} (RATELIMIT_SPOP) has the same address and HAProxy can reach it"
         )
-    return Check(subject, State.BROKEN, f"HAProxy asks no agent and counts alone: {servers}", mend)
+    finding = f"HAProxy can't ask the agent and counts alone: {servers}"
+    return Check(subject, State.BROKEN, finding, mend)
 
 
 def _asked(haproxy: str, facts: Facts, before: Report, after: Report) -> Check:
-    """Judge whether HAProxy's requests come to the agent."""
+    """Check that HAProxy asks the agent about its requests."""
     subject = f"{haproxy}: questions"
     answered = sum(frontend.answered for frontend in after.frontends)
     if facts.probe:
@@ -116,28 +117,28 @@ def _asked(haproxy: str, facts: Facts, before: Report, after: Report) -> Check:
                 subject,
                 State.UNSURE,
                 f"{facts.probe} gave no answer: {facts.probe_problem}",
-                "give the URL of a frontend of this HAProxy",
+                "use the URL of a frontend of this HAProxy",
             )
         if _requests(after) == _requests(before):
-            return Check(subject, State.UNSURE, f"{facts.probe} is not answered by this HAProxy")
+            return Check(subject, State.UNSURE, f"{facts.probe} was not answered by this HAProxy")
         old, new = facts.before.status, facts.after.status
         if old is not None and new is not None:
             if _questions_of(new) > _questions_of(old):
                 return Check(subject, State.OK, f"the agent was asked about {facts.probe}")
             return _not_asked(subject, after, f"the agent was not asked about {facts.probe}")
     if _sessions(after):
-        return Check(subject, State.OK, "HAProxy has asked the agent since its start")
+        return Check(subject, State.OK, "HAProxy has asked the agent since HAProxy's start")
     if answered:
         return _not_asked(
             subject,
             after,
-            f"{answered} requests were answered since HAProxy's start, and the agent was never "
+            f"{answered} requests were answered since HAProxy's start, but the agent was never "
             "asked",
         )
     return Check(
         subject,
         State.UNSURE,
-        "no request since HAProxy's start, so it can't be told whether the agent would be asked",
+        "no request since HAProxy's start, so it is unknown whether HAProxy asks the agent",
         "send one: `ratelimit doctor --probe http://...`",
     )
 
@@ -147,10 +148,10 @@ def _not_asked(subject: str, report: Report, finding: str) -> Check:
     return Check(
         subject,
         State.BROKEN,
-        f"{finding}: the engine is not loaded, or no group is sent",
+        f"{finding}: the SPOE filter is not loaded, or no group is sent",
         "the frontend needs both `filter spoe engine rl config spoe.conf` and `http-request "
         f"send-spoe-group rl check if {{ nbsrv({AGENT_BACKEND}) gt 0 }}`, the second with no other "
-        f"condition; this shows which it lacks: grep -nE 'filter spoe|send-spoe-group' {files}",
+        f"condition; find the missing one with: grep -nE 'filter spoe|send-spoe-group' {files}",
     )
 
 
@@ -158,7 +159,7 @@ def _requests(report: Report) -> int:
     return sum(frontend.requests for frontend in report.frontends)
 
 
-def _questions_of(status: Status) -> int:
+def _questions_of(status: AgentStatus) -> int:
     return status.checks + status.unknown + status.keyless
 
 
@@ -174,8 +175,8 @@ def _edge(
         yield Check(
             subject,
             State.BROKEN,
-            f"HAProxy has no stick table {TABLE}, so it can't remember who is blocked",
-            f"copy the backend {TABLE} from the haproxy.cfg that comes with ratelimit, and reload "
+            f"HAProxy has no stick table {TABLE}, so it can't store blocks",
+            f"copy the backend {TABLE} from the haproxy.cfg that ratelimit ships, and reload "
             "HAProxy",
         )
         return
@@ -184,7 +185,7 @@ def _edge(
             subject,
             State.BROKEN,
             f"an entry could not be written and read: {edge.problem}",
-            "blocks made and lifted by hand do not reach this edge; set the level with "
+            "blocks by hand do not reach this HAProxy; set the level with "
             "RATELIMIT_STATS_LEVEL, or on the `stats socket` line, and reload HAProxy",
         )
         return
@@ -197,7 +198,7 @@ def _edge(
             State.BROKEN,
             f"{TABLE} forgets an entry after {_shown(edge.kept)}, but the longest block of limit "
             f"{name} is {_shown(ladder)}: the agent is asked again in between",
-            f"write `expire {_shown(ladder)}` or more on the `stick-table` line of {TABLE}",
+            f"set `expire {_shown(ladder)}` or more on the `stick-table` line of {TABLE}",
         )
         return
     if edge.stale:
@@ -205,11 +206,11 @@ def _edge(
         yield Check(
             subject,
             State.BROKEN,
-            f"{len(edge.stale)} of {edge.compared} entries that were compared are refused by "
-            f"HAProxy and not by the agent: {keys}",
-            "`ratelimit blocks remove KEY` has HAProxy forget one, though it says that the "
-            "blocklist has none; a lift that HAProxy missed leaves such entries, and so does a "
-            "blocklist that was lost",
+            f"{len(edge.stale)} of {edge.compared} compared entries are blocked by "
+            f"HAProxy but not by the agent: {keys}",
+            "`ratelimit blocks remove KEY` removes one, although it reports that the "
+            "blocklist has none; causes are a change that HAProxy missed or a "
+            "lost blocklist",
         )
         return
     counted = next((limit for limit in limits if limit.name == "default"), Limit())
@@ -220,10 +221,10 @@ def _edge(
             yield Check(
                 subject,
                 State.UNSURE,
-                f"limits.default.{kind}_prefix is {wanted}, and HAProxy's {variable} {bits}: the "
-                "edge remembers other clients than the agent blocks",
-                f"set {variable}={wanted} where HAProxy is started, and restart it; nothing is "
-                "wrong if a haproxy.cfg of your own has the number in its `ipmask()`",
+                f"limits.default.{kind}_prefix is {wanted}, but HAProxy's {variable} is {bits}: "
+                "the edge table stores other clients than the agent blocks",
+                f"set {variable}={wanted} in HAProxy's environment and restart it; nothing is "
+                "wrong if your own haproxy.cfg has the number in its `ipmask()`",
             )
             return
     full = report.edge.used / report.edge.size

@@ -1,4 +1,4 @@
-"""What the facts mean: for each thing whether it is well, what is broken, and how to mend it."""
+"""Turns facts into checks: what is broken, and how to fix it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 
 from ratelimit import __version__
 from ratelimit.doctor.findings import SHOWN, Check, State, clock_check
-from ratelimit.doctor.gather import Counts, Facts, Moment, Status
+from ratelimit.doctor.gather import AgentStatus, Counts, Facts, Moment
 from ratelimit.doctor.haproxy import judge_haproxy
 from ratelimit.model import UNKNOWN, Limit
 
 
 def judge(facts: Facts, limits: Sequence[Limit]) -> list[Check]:
-    """Return all checks, in the order in which one looks for a fault."""
+    """Return all checks, in the order in which to search for a fault."""
     return [
         *_agent(facts),
         _api(facts.after, facts.api),
@@ -34,12 +34,12 @@ def _agent(facts: Facts) -> Iterator[Check]:
             yield Check(
                 subject,
                 State.BROKEN,
-                f"no agent answers HAProxy there: {spop.problem}",
-                "start it with `ratelimit serve`, with the same --config as here, and look into "
-                "its log if it ends again; meanwhile HAProxy counts alone",
+                f"no agent answers at this address: {spop.problem}",
+                "start it with `ratelimit serve` and the same --config as here; see "
+                "its log if it ends; until then HAProxy counts alone",
             )
         else:
-            yield Check(subject, State.OK, "answers a health check as HAProxy sends it")
+            yield Check(subject, State.OK, "answers HAProxy's health check")
 
 
 def _api(moment: Moment, url: str) -> Check:
@@ -48,14 +48,14 @@ def _api(moment: Moment, url: str) -> Check:
             "ops API",
             State.BROKEN,
             moment.status_problem,
-            "see whether the agent runs, with this `[ops] listen`; --url names another address, "
-            "--token-file a token that may view",
+            "check that the agent runs with this `[ops] listen`; --url sets another address, "
+            "--token-file a token with the role view",
         )
     return Check("ops API", State.OK, f"{url} answers, node {moment.status.node}")
 
 
 def _questions(facts: Facts) -> Iterator[Check]:
-    """Look for questions that reached the agent and could not be checked."""
+    """Report messages that reached the agent and could not be checked."""
     status, before = facts.after.status, facts.before.status
     if status is None:
         return
@@ -69,26 +69,26 @@ def _questions(facts: Facts) -> Iterator[Check]:
         yield Check(
             "groups",
             State.BROKEN,
-            f"HAProxy asks for limits that the agent does not have: {unknown} questions {since}"
-            f"{f', for {names}' if names else ''}; they were let through unchecked",
-            "the name of a SPOE message is the name of a limit: see which group `http-request "
-            "send-spoe-group rl GROUP` sends and which message of spoe.conf is in it, or add "
+            f"HAProxy uses limits that the agent does not have: {unknown} messages {since}"
+            f"{f', for {names}' if names else ''}; the requests were allowed",
+            "the name of a SPOE message is the name of a limit: check which group `http-request "
+            "send-spoe-group rl GROUP` sends and which messages of spoe.conf it has, or add "
             "[limits.NAME]",
         )
     elif keyless > 0:
         yield Check(
             "groups",
             State.UNSURE,
-            f"{keyless} questions {since} had no key that can be counted; they were let through",
-            "see `args key=...` of the messages in spoe.conf; a header that a request lacks is "
-            "such a key, so send the group only if it is there",
+            f"{keyless} messages {since} had no valid key; the requests were allowed",
+            "check `args key=...` of the messages in spoe.conf; a missing header is "
+            "not a valid key, so send the group only if the header exists",
         )
     elif status.checks:
-        yield Check("groups", State.OK, "every question named a limit and a key")
+        yield Check("groups", State.OK, "every message had a limit and a key")
 
 
-def _unasked(status: Status | None) -> Iterator[Check]:
-    """Look for limits that HAProxy does not ask about, among those that it might."""
+def _unasked(status: AgentStatus | None) -> Iterator[Check]:
+    """Report limits about which HAProxy has not asked."""
     if status is None or not status.checks:
         return
     unasked = [limit.name for limit in status.limits if limit.name != UNKNOWN and not limit.asked]
@@ -97,16 +97,17 @@ def _unasked(status: Status | None) -> Iterator[Check]:
         yield Check(
             "limits",
             State.UNSURE,
-            f"HAProxy has not asked about {fields} since the agent's start, so nobody is limited "
-            "by that",
-            "nothing is wrong if no such request came; else spoe.conf needs a message of that "
-            "name in a group, and haproxy.cfg an `http-request send-spoe-group rl GROUP`; the "
-            "shipped one sends login with RATELIMIT_LOGIN_PATH and api_key with RATELIMIT_API_KEYS",
+            f"HAProxy has not asked about {fields} since the agent's start, so no client is "
+            "limited by them",
+            "nothing is wrong if there was no such request; otherwise spoe.conf needs a message of "
+            "this name in a group, and haproxy.cfg an `http-request send-spoe-group rl GROUP`; "
+            "the shipped files send login with RATELIMIT_LOGIN_PATH, api_key with "
+            "RATELIMIT_API_KEYS",
         )
 
 
-def _unknown_clients(status: Status | None) -> Iterator[Check]:
-    """Look for requests whose client no trusted proxy named."""
+def _unknown_clients(status: AgentStatus | None) -> Iterator[Check]:
+    """Report requests whose client no trusted proxy named."""
     if status is None:
         return
     limit = next((one for one in status.limits if one.name == UNKNOWN), Counts(name=UNKNOWN))
@@ -118,14 +119,14 @@ def _unknown_clients(status: Status | None) -> Iterator[Check]:
         State.UNSURE,
         f"{limit.asked} of {status.checks} requests since the agent's start came through a trusted "
         f"proxy that did not name their client, and {refused} of them were refused",
-        "a load balancer's own health checks are such requests; else see whether the proxies of "
-        "lb.lst append to X-Forwarded-For, whether the CDN of cdn.lst is the one that is in front, "
-        'and how to shut its other customers out (haproxy/README.md, "Trusted proxies")',
+        "health checks of a load balancer are such requests; otherwise check that the proxies of "
+        "lb.lst append to X-Forwarded-For and that the CDN of cdn.lst is the one in front; "
+        'to keep out other customers of the CDN see haproxy/README.md, "Trusted proxies"',
     )
 
 
-def _forwarders(status: Status | None) -> Iterator[Check]:
-    """Look for proxies that are in no list, whose clients are counted as one."""
+def _forwarders(status: AgentStatus | None) -> Iterator[Check]:
+    """Report proxies that are in no list, whose clients are counted as one."""
     if status is None or not status.forwarders:
         return
     keys = [one.key for one in status.forwarders]
@@ -135,12 +136,12 @@ def _forwarders(status: Status | None) -> Iterator[Check]:
         State.UNSURE,
         f"peers in no list of trusted proxies send many different X-Forwarded-For: "
         f"{', '.join(keys[:SHOWN])}{more}; the clients of each are counted as one",
-        "if one is a load balancer of yours, add it to lb.lst and reload HAProxy; others are "
-        "proxies of strangers, or clients that forge the header, and need nothing",
+        "if one is your load balancer, add it to lb.lst and reload HAProxy; others are "
+        "foreign proxies or clients that forge the header and need no change",
     )
 
 
-def _noted(status: Status, word: str) -> str:
+def _noted(status: AgentStatus, word: str) -> str:
     found = [ascii(note.message) for note in status.unchecked if word in note.problem]
     return ", ".join(found[:SHOWN])
 
@@ -151,17 +152,17 @@ def _store(facts: Facts) -> Iterator[Check]:
             "store",
             State.BROKEN,
             facts.store_problem,
-            "see whether Redis runs and `[store] url` is right; until then each agent counts alone",
+            "check that Redis runs and `[store] url` is right; until then each agent counts alone",
         )
     elif facts.sight is None:
-        yield Check("store", State.OK, "memory://, so this node counts alone")
+        yield Check("store", State.OK, "memory://: this node counts alone")
     else:
         yield Check("store", State.OK, f"{facts.sight.server} answers")
         yield clock_check(
             "clock of the store",
             facts.sight.ahead,
             facts.sight.error,
-            "the nodes go by the store's clock, but a block ends at the edge by the clock here",
+            "nodes use the store's clock, but HAProxy ends blocks by the local clock",
         )
 
 
@@ -171,7 +172,7 @@ def _secrets(facts: Facts) -> Iterator[Check]:
             "secrets",
             State.UNSURE,
             f"every user of this machine can read {'; '.join(facts.exposed)}",
-            "give each to the user or the group of the agent: chown, chmod 640",
+            "make the agent's user or group the owner: chown, chmod 640",
         )
 
 
@@ -191,8 +192,8 @@ def _versions(facts: Facts) -> Iterator[Check]:
         yield Check(
             "versions",
             State.BROKEN,
-            f"the fleet runs several versions: {listed}",
-            "install the same version on all nodes and restart those with another",
+            f"the nodes run different versions: {listed}",
+            "install the same version on all nodes and restart them",
         )
     elif nodes or status is not None:
         count = max(1, len(nodes))

@@ -83,7 +83,7 @@ def test_engine_not_loaded_or_group_not_sent(plant: Plant, lines: tuple[str, ...
                 broken = await made.broken(probe)
                 assert list(broken) == ["haproxy: questions"]
                 check = broken["haproxy: questions"]
-                assert "the engine is not loaded, or no group is sent" in check.finding
+                assert "the SPOE filter is not loaded, or no group is sent" in check.finding
                 assert "filter spoe engine rl" in check.mend and "send-spoe-group rl" in check.mend
                 assert f"grep -nE 'filter spoe|send-spoe-group' {plant.folder}" in check.mend
 
@@ -339,7 +339,7 @@ def test_clocks_off(plant: Plant, tmp_path: Path, ahead: float) -> None:
                 assert list(broken) == ["clock of the store", "haproxy: clock"]
                 word = "behind" if ahead > 0 else "ahead of"
                 for check in broken.values():
-                    found = re.search(rf"([\d.]+) s {word} the clock here", check.finding)
+                    found = re.search(rf"([\d.]+) s {word} the local clock", check.finding)
                     # As exact as a machine that is busy with other tests answers.
                     assert found and float(found[1]) == pytest.approx(90, abs=5), check.finding
                     assert "NTP" in check.mend
@@ -438,7 +438,7 @@ def test_a_probe_that_says_nothing(plant: Plant) -> None:
             for site, words in (
                 (f"http://127.0.0.1:{free_port()}/", "gave no answer"),
                 ("not a URL", "gave no answer"),
-                (f"{made.url}/healthz", "not answered by this HAProxy"),
+                (f"{made.url}/healthz", "was not answered by this HAProxy"),
             ):
                 checks = await diagnose(load(made.config), Client(made.url), site)
                 [check] = [one for one in checks if one.subject.endswith("questions")]
@@ -486,7 +486,7 @@ async def spop_finding(listener: Callable[..., Awaitable[None]], path: Path) -> 
 @pytest.mark.parametrize(
     ("answer", "finding"),
     [
-        (write_agent_hello(16380), "answers a health check"),
+        (write_agent_hello(16380), "answers HAProxy's health check"),
         (write_agent_disconnect(13, "full"), "full (status 13)"),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak SPOP"),
         (b"\0\0\0\1\xff", "does not speak SPOP"),
