@@ -1,7 +1,7 @@
-"""What happens on this node, told to whoever listens; telling never waits.
+"""The event bus of a node: passes events to listeners without waiting for them.
 
-The latest events are kept, so that a listener that was away can have those it missed. One that
-does not keep up is dropped rather than waited for.
+The bus keeps the latest events, so that a listener can resume after a gap. A listener that falls
+behind is dropped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HISTORY = 1000
 QUEUE = 1000
 """Events that wait for a listener before it is dropped."""
 
-_IDS = 1000  # ids that each millisecond since the epoch stands for
+_IDS = 1000  # ids for each millisecond since the epoch
 
 log = structlog.get_logger()
 
@@ -32,11 +32,11 @@ class Event:
     """Something that happened.
 
     Attributes:
-        id: greater than that of every event before it, whichever process made that one.
+        id: greater than that of every earlier event, also of earlier processes.
         name: ``block``, ``unblock``, ``store.lost``, ``store.back``, ``fuse``, ``load.high``,
             ``load.low`` or ``reload``.
         at: epoch seconds.
-        data: what there is to say about it.
+        data: details.
     """
 
     id: int
@@ -46,13 +46,13 @@ class Event:
 
 
 class Full(Exception):  # noqa: N818 - a state, as asyncio.QueueFull is
-    """There are ``MAX_LISTENERS`` already."""
+    """There are ``MAX_LISTENERS`` listeners already."""
 
 
 class Subscription:
-    """The events for one listener, as an asynchronous iterator; it ends when ``dropped``.
+    """The events of one listener, as an asynchronous iterator that ends when ``dropped``.
 
-    ``missed`` says that events before the first one are no longer known.
+    ``missed`` is true if events before the first one were lost.
     """
 
     def __init__(self, maxsize: int) -> None:
@@ -63,12 +63,12 @@ class Subscription:
         self._woken = asyncio.Event()
 
     def fill(self, events: Iterable[Event]) -> None:
-        """Queue what comes before all others, whatever its number."""
+        """Queue earlier events, whatever their number."""
         self._events.extend(events)
         self._maxsize += len(self._events)
 
     def put(self, event: Event) -> bool:
-        """Queue an event; false if the listener is too far behind, which ends it."""
+        """Queue an event; return false and end the listener if it is too far behind."""
         if len(self._events) >= self._maxsize:
             self._events.clear()
             self.end()
@@ -78,11 +78,11 @@ class Subscription:
         return True
 
     def ready(self, count: int) -> list[Event]:
-        """Return up to ``count`` events that have come up already."""
+        """Return up to ``count`` events that are queued already."""
         return [self._events.popleft() for _ in range(min(count, len(self._events)))]
 
     def end(self) -> None:
-        """Let the listener come to its end."""
+        """End the iteration of the listener."""
         self.dropped = True
         self._woken.set()
 
@@ -99,10 +99,10 @@ class Subscription:
 
 
 class Bus:
-    """Takes events and passes them on.
+    """Passes events to listeners.
 
-    ``latest`` is the id of the last one, ``published`` counts them by name, ``dropped`` the
-    listeners that did not keep up. ``taps`` are called with each event's name and data; they must
+    ``latest`` is the id of the last event, ``published`` counts events by name, ``dropped`` counts
+    listeners that fell behind. ``taps`` are called with the name and data of each event and must
     not wait.
     """
 
@@ -112,16 +112,16 @@ class Bus:
         self.taps: list[Callable[[str, Mapping[str, object]], object]] = []
         self._history: deque[Event] = deque(maxlen=HISTORY)
         self._ids = itertools.count(time.time_ns() // 1_000_000 * _IDS)
-        # Ids up to this one are no longer known; at first those of an earlier process.
+        # Ids up to this one are not kept; initially those of earlier processes.
         self._forgotten = self.latest = next(self._ids)
         self._listeners: set[Subscription] = set()
 
     def __len__(self) -> int:
-        """How many listen."""
+        """Return the number of listeners."""
         return len(self._listeners)
 
     def publish(self, name: str, **data: object) -> Event:
-        """Tell all listeners; never waits and never fails."""
+        """Pass an event to all listeners; never waits and never fails."""
         event = Event(next(self._ids), name, time.time(), data)
         self.latest = event.id
         self.published[name] = self.published.get(name, 0) + 1
@@ -132,17 +132,17 @@ class Bus:
             try:
                 tap(name, data)
             except Exception:
-                # The publisher may be the request path.
-                log.exception("an event was not passed on", name=name)
+                # The caller may be the request path.
+                log.exception("event handler failed", name=name)
         for listener in [one for one in self._listeners if not one.put(event)]:
             self.dropped += 1
             self.unsubscribe(listener)
         return event
 
     def subscribe(self, maxsize: int = QUEUE, after: int | None = None) -> Subscription:
-        """Return the events from now on; with ``after``, those that followed that id as well.
+        """Return a subscription to new events; with ``after``, also to those that followed that id.
 
-        Raises Full. ``unsubscribe()`` is the caller's to call.
+        Raises Full. The caller must call ``unsubscribe()``.
         """
         if len(self._listeners) >= MAX_LISTENERS:
             raise Full
@@ -154,11 +154,11 @@ class Bus:
         return listener
 
     def unsubscribe(self, listener: Subscription) -> None:
-        """Pass nothing more on to a listener."""
+        """Stop passing events to a listener."""
         self._listeners.discard(listener)
 
     def close(self) -> None:
-        """End all listeners."""
+        """End all subscriptions."""
         for listener in self._listeners:
             listener.end()
         self._listeners.clear()

@@ -1,8 +1,8 @@
-"""Finds out what webhooks tell of, and sees to it that one node tells it, not each.
+"""Detects the events for webhooks and ensures that only one node sends each.
 
-A block is told by the node that made it, a lift by the node that was asked for it. What all nodes
-see is told by the one that first claims it in the store. While the store is away nobody can claim,
-so then the node with the lowest id of those known last tells.
+A block or an unblock is sent by the node that made it. An event that all nodes see is sent by the
+first node that claims it in the store. While the store is down, the node with the lowest id of the
+last known nodes sends it.
 """
 
 from __future__ import annotations
@@ -11,27 +11,27 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
-from ratelimit.events.load import Change, Load
+from ratelimit.events.load import Load, LoadChange
 from ratelimit.events.webhooks import Webhooks
 from ratelimit.limiter.limiter import Limiter
 from ratelimit.store import Node, Store, StoreError
 
-_LOOK = 1.0  # seconds between looks
-_BACK = 10.0  # seconds in which all nodes find the store again
+_LOOK = 1.0  # seconds between checks
+_BACK = 10.0  # seconds in which all nodes reconnect to the store
 _DAY = 86_400.0
 
 
 async def unknown_servers() -> int | None:
-    """Stand for HAProxy's runtime API where none is configured."""
+    """Return None, for a node without HAProxy's runtime API."""
     return None
 
 
 class Alerts:
-    """The events of a node.
+    """Detects the events of a node.
 
     Args:
-        servers: asked how many servers of the application are up; None if that is not known.
-        publish: told of a change of the load, on each node.
+        servers: returns how many servers of the application are up, or None if unknown.
+        publish: called on each node when the load changes.
     """
 
     def __init__(
@@ -56,23 +56,23 @@ class Alerts:
         self._fused: set[str] = set()
 
     def hear(self, name: str, data: Mapping[str, object]) -> None:
-        """Take an event of this node; a block or lift that was made here is told.
+        """Take an event of this node; send a block or unblock that was made here.
 
-        ``data`` has the ``node`` of it. What a limit in shadow would have blocked is nobody's news.
+        ``data["node"]`` is the node that made it. Blocks in shadow mode are not sent.
         """
         if name in ("block", "unblock") and data["node"] == self._node and not data.get("shadow"):
             self._webhooks.send(name, data)
 
     async def run(self) -> None:
-        """Look once a second until cancelled, while there is anything to look for."""
+        """Check once a second until cancelled."""
         while True:
             await asyncio.sleep(_LOOK)
-            # A reload may have set either.
+            # A reload may change both.
             if self._webhooks.hooks or self._load.high:
                 await self.look(time.time())
 
     async def look(self, now: float) -> None:
-        """See what has changed by a time in epoch seconds."""
+        """Detect changes at ``now`` in epoch seconds."""
         await self._look_at_store(now)
         await self._look_at_fuses()
         if self._store.up:
@@ -104,7 +104,7 @@ class Alerts:
             if await self._first(f"fuse:{limit}", "blown" if blown else "cleared", _DAY):
                 self._webhooks.send("fuse", {"limit": limit, "blown": blown})
 
-    async def _tell_load(self, change: Change) -> None:
+    async def _tell_load(self, change: LoadChange) -> None:
         name = f"load.{change.name}"
         data = {
             "allowed_per_second": change.rate,
@@ -118,7 +118,7 @@ class Alerts:
             self._webhooks.send(name, data)
 
     async def _first(self, name: str, value: str, ttl: float) -> bool:
-        """Return whether this node is the one to tell that ``name`` has become ``value``."""
+        """Return whether this node must report that ``name`` has become ``value``."""
         try:
             return await self._store.claim(name, value, ttl)
         except StoreError:

@@ -1,8 +1,7 @@
-"""When the load of the fleet has been high, or low again, for long enough to say so.
+"""Detects that the load of the fleet is high, or low again.
 
-There is one event when the load has stayed above ``high`` for ``hold`` seconds, and then none until
-it has stayed below ``low`` for as long. A fleet begins calm: it is never told that the load is low
-before it was high.
+The load is high once it has stayed above ``high`` for ``hold`` seconds, and low again once it has
+stayed below ``low`` for as long. Each change is reported once; the initial state is low.
 """
 
 from __future__ import annotations
@@ -10,18 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GAP = 5.0
-"""Seconds without an observation after which what came before says nothing about now."""
+"""Seconds between observations after which earlier ones are ignored."""
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """The load has become another.
+class LoadChange:
+    """A change of the load.
 
     Attributes:
         name: ``high`` or ``low``.
-        rate: allowed requests a second of the fleet, lately.
-        threshold: what it is above or below.
-        since: epoch seconds from which on it has been.
+        rate: allowed requests per second of the fleet.
+        threshold: the limit that was crossed, in requests per second.
+        since: epoch seconds since when the rate has been beyond it.
     """
 
     name: str
@@ -34,8 +33,8 @@ class Load:
     """Watches a rate.
 
     Args:
-        high: requests a second; 0 to say nothing ever.
-        low: requests a second, less than ``high``; 0 never to say that it is low.
+        high: requests per second; 0 disables all changes.
+        low: requests per second, less than ``high``; 0 disables ``low``.
         hold: seconds.
     """
 
@@ -48,13 +47,13 @@ class Load:
         self._seen = 0.0
 
     def change(self, high: int, low: int, hold: float) -> None:
-        """Watch for other rates from now on."""
+        """Set new thresholds."""
         self.high = high
         self.low = low
         self.hold = hold
 
-    def observe(self, now: float, rate: float) -> Change | None:
-        """Take the rate at a time in epoch seconds; return what has changed by it."""
+    def observe(self, now: float, rate: float) -> LoadChange | None:
+        """Take the rate at ``now`` in epoch seconds; return a change, or None."""
         if not 0 <= now - self._seen <= GAP:
             self._since = None
         self._seen = now
@@ -68,4 +67,4 @@ class Load:
         since, self._since = self._since, None
         self.is_high = not self.is_high
         name, threshold = ("high", self.high) if self.is_high else ("low", self.low)
-        return Change(name, rate, threshold, since)
+        return LoadChange(name, rate, threshold, since)

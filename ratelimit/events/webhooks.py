@@ -1,8 +1,8 @@
-"""Tells other programs of events: one POST of JSON for each, signed, in order.
+"""Sends events to webhooks: a signed POST of JSON for each event, in order.
 
-Each receiver has a queue of its own, of fixed size, and a task that empties it. A receiver that
-fails is tried again a few times, later and later; then the event is given up and counted.
-``docs/webhooks.md`` says what a receiver gets and how it checks that it is from us.
+Each receiver has its own queue of fixed size and its own task. A failed event is retried with
+growing pauses, then dropped and counted. ``docs/webhooks.md`` describes the requests and how a
+receiver verifies them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ratelimit import __version__
 from ratelimit.tls import tls_problem
 
 EventName = Literal["block", "unblock", "store.lost", "store.back", "fuse", "load.high", "load.low"]
-"""What a webhook may ask for."""
+"""Events that a webhook may subscribe to."""
 
 EVENTS: tuple[EventName, ...] = get_args(EventName)
 
@@ -36,17 +36,18 @@ SIGNATURE = "X-Ratelimit-Signature"
 """Header ``t=EPOCH_SECONDS,v1=HEX``: HMAC-SHA256 of ``EPOCH_SECONDS.BODY``."""
 
 QUEUE = 1000
-"""Events that wait for one receiver; then the oldest block or unblock is dropped for a new one."""
+"""Events that wait for one receiver; a new one then replaces the oldest block or unblock."""
 
 TRIES = 6
-"""Times that an event is sent before it is given up."""
+"""Attempts to send an event before it is dropped."""
 
 TIMEOUT = 5.0
-"""Seconds for each."""
+"""Seconds for each attempt."""
 
 BACKOFF = (1.0, 30.0)
-"""Seconds before the second try, doubled for each later one up to the second; each is shortened by
-a random part of up to a half."""
+"""First and longest pause between attempts, in seconds. The pause doubles after each attempt and is
+shortened by a random part of up to a half.
+"""
 
 _OFTEN = ("block", "unblock")
 _RETRIED = (408, 425, 429)
@@ -55,8 +56,8 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
-    """Something that happened once, at ``at`` epoch seconds; receivers know it by its ``id``."""
+class WebhookEvent:
+    """An event at ``at`` epoch seconds; receivers use ``id`` to recognise repeats."""
 
     name: str
     data: Mapping[str, object]
@@ -65,7 +66,7 @@ class Event:
     id: str = field(default_factory=lambda: secrets.token_hex(16))
 
     def body(self) -> bytes:
-        """Return it as it is sent; all that is not ASCII is escaped."""
+        """Return the JSON of the event in ASCII."""
         at = datetime.fromtimestamp(self.at, UTC).isoformat(timespec="milliseconds")
         return json.dumps(
             {
@@ -80,7 +81,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Receiver:
-    """Who is told of what; ``secret`` empty means that nothing is signed."""
+    """A receiver and its events; without ``secret`` requests are not signed."""
 
     url: str = field(repr=False)
     events: Collection[str] = EVENTS
@@ -88,18 +89,17 @@ class Receiver:
 
 
 def sign(secret: bytes, timestamp: int, body: bytes) -> str:
-    """Return the value of ``SIGNATURE``."""
+    """Return the value of the header ``SIGNATURE``."""
     signed = hmac.new(secret, b"%d." % timestamp + body, hashlib.sha256)
     return f"t={timestamp},v1={signed.hexdigest()}"
 
 
 class Hook:
-    """One receiver.
+    """A receiver with its queue.
 
     Attributes:
-        name: for logs and metrics: its place among the webhooks and its host, for the rest of a URL
-            may be a secret.
-        sent, failed, dropped: events taken by it, given up, and put off the queue.
+        name: number and host, for logs and metrics; the rest of a URL may be secret.
+        sent, failed, dropped: events delivered, given up, and dropped from the full queue.
     """
 
     name: str
@@ -110,23 +110,23 @@ class Hook:
         self.sent = 0
         self.failed = 0
         self.dropped = 0
-        self._queue: deque[Event] = deque()
-        self._flying: Event | None = None
+        self._queue: deque[WebhookEvent] = deque()
+        self._flying: WebhookEvent | None = None
         self._work = asyncio.Event()
         self._fails = False
 
     def take(self, number: int, receiver: Receiver) -> None:
-        """Tell this receiver from the next try on; ``number`` is its place."""
+        """Use this receiver from the next attempt on; ``number`` is its position."""
         self.name = f"{number}:{urlsplit(receiver.url).hostname}"
         self.receiver = receiver
 
     @property
     def waiting(self) -> int:
-        """Events not yet delivered, the one under way included."""
+        """Events not yet delivered, including the one in progress."""
         return len(self._queue) + (self._flying is not None)
 
-    def put(self, event: Event) -> None:
-        """Send an event as soon as those before it are dealt with, if it is asked for."""
+    def put(self, event: WebhookEvent) -> None:
+        """Queue an event if the receiver has subscribed to it."""
         if event.name not in self.receiver.events:
             return
         if len(self._queue) >= QUEUE:
@@ -141,7 +141,7 @@ class Hook:
         self._work.set()
 
     async def run(self, session: aiohttp.ClientSession) -> None:
-        """Deliver until cancelled."""
+        """Deliver events until cancelled."""
         while True:
             while not self._queue:
                 self._work.clear()
@@ -150,10 +150,10 @@ class Hook:
             try:
                 why = await self._deliver(session, event)
             except asyncio.CancelledError:
-                self._queue.appendleft(event)  # for the next task, if there is one
+                self._queue.appendleft(event)  # # for the next task, if any
                 raise
             except Exception as error:
-                log.exception("an event can't be sent", webhook=self.name)
+                log.exception("internal error while sending an event", webhook=self.name)
                 why = repr(error)
             finally:
                 self._flying = None
@@ -167,13 +167,15 @@ class Hook:
                     log.info("webhook works again", webhook=self.name)
             self._fails = bool(why)
 
-    async def _deliver(self, session: aiohttp.ClientSession, event: Event) -> str:
-        """Try until it is taken or given up; return why it was given up, or nothing."""
+    async def _deliver(self, session: aiohttp.ClientSession, event: WebhookEvent) -> str:
+        """Try until the event is delivered or given up; return why it was given up, or an empty
+        string.
+        """
         body = event.body()
         delay = BACKOFF[0]
         for left in reversed(range(TRIES)):
             if event.name not in self.receiver.events:
-                return ""  # by a reload since
+                return ""  # unsubscribed by a reload
             why, again = await self._post(session, body)
             if not why or not again or not left:
                 break
@@ -182,7 +184,7 @@ class Hook:
         return why
 
     async def _post(self, session: aiohttp.ClientSession, body: bytes) -> tuple[str, bool]:
-        """Send it once; return what is wrong, and whether that may pass."""
+        """Send once; return the problem, or an empty string, and whether a retry may help."""
         receiver = self.receiver
         headers = {"Content-Type": "application/json", "User-Agent": f"ratelimit/{__version__}"}
         if receiver.secret:
@@ -195,7 +197,7 @@ class Hook:
         except TimeoutError:
             return f"no answer within {TIMEOUT:g} s", True
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            # Its text may show the URL.
+            # The text of the error may contain the URL.
             return tls_problem(error) or type(error).__name__, True
         if 200 <= status < 300:
             return "", False
@@ -203,7 +205,7 @@ class Hook:
 
 
 class Webhooks:
-    """All receivers, and the node in whose name they are told."""
+    """All receivers of a node."""
 
     def __init__(self, receivers: Sequence[Receiver], node: str) -> None:
         self.node = node
@@ -211,17 +213,17 @@ class Webhooks:
         self._changed = asyncio.Event()
 
     def send(self, name: str, data: Mapping[str, object]) -> None:
-        """Tell those who asked for it; returns at once."""
+        """Queue an event for all receivers; returns at once."""
         if self.hooks:
-            event = Event(name, data, self.node)
+            event = WebhookEvent(name, data, self.node)
             for hook in self.hooks:
                 hook.put(event)
 
     def renew(self, receivers: Sequence[Receiver]) -> None:
-        """Tell these receivers from now on.
+        """Replace the receivers.
 
-        What waits for a receiver goes on waiting if the URL is still there, at whatever place, or
-        if its place has another URL now.
+        The queue of a receiver is kept if its URL remains, at any position, or if its position has
+        a new URL.
         """
         before = dict(enumerate(self.hooks))
         hooks: dict[int, Hook] = {}
@@ -260,7 +262,7 @@ class Webhooks:
                 await self._changed.wait()
 
     def close(self) -> None:
-        """Say what is lost."""
+        """Log how many events are lost."""
         waiting = sum(hook.waiting for hook in self.hooks)
         if waiting:
-            log.warning("events are lost, for the agent stops first", count=waiting)
+            log.warning("events were lost because the agent stopped", count=waiting)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ratelimit.events.load import GAP, Change, Load
+from ratelimit.events.load import GAP, Load, LoadChange
 
 
 def told(load: Load, rates: Sequence[float], start: float = 1000) -> list[tuple[float, str]]:
@@ -26,10 +26,10 @@ def test_the_change_says_what_a_scaler_needs() -> None:
     load = Load(100, 40, 2)
     assert load.observe(10, 150) is None
     assert load.observe(11, 160) is None
-    assert load.observe(12, 170) == Change("high", 170, 100, 10)
+    assert load.observe(12, 170) == LoadChange("high", 170, 100, 10)
     for now in (13, 14):
         assert load.observe(now, 39) is None
-    assert load.observe(15, 38) == Change("low", 38, 40, 13)
+    assert load.observe(15, 38) == LoadChange("low", 38, 40, 13)
 
 
 def test_a_dip_begins_the_hold_anew() -> None:
@@ -65,7 +65,7 @@ def test_what_was_not_seen_does_not_count_as_held() -> None:
     assert load.observe(0, 101) is None
     assert load.observe(GAP + 1, 101) is None
     assert load.observe(GAP + 3, 101) is None
-    assert load.observe(GAP + 4, 101) == Change("high", 101, 100, GAP + 1)
+    assert load.observe(GAP + 4, 101) == LoadChange("high", 101, 100, GAP + 1)
 
 
 def test_a_clock_set_back_begins_anew() -> None:
@@ -74,4 +74,4 @@ def test_a_clock_set_back_begins_anew() -> None:
     load.observe(1002, 101)
     assert load.observe(500, 101) is None
     assert load.observe(502, 101) is None
-    assert load.observe(503, 101) == Change("high", 101, 100, 500)
+    assert load.observe(503, 101) == LoadChange("high", 101, 100, 500)

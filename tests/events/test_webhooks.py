@@ -25,8 +25,8 @@ from ratelimit.events.webhooks import (
     QUEUE,
     SIGNATURE,
     TRIES,
-    Event,
     Receiver,
+    WebhookEvent,
     Webhooks,
     sign,
 )
@@ -158,7 +158,7 @@ def test_the_documented_check_accepts_ours_and_nothing_else() -> None:
     exec(code, names)  # noqa: S102 - our own page
     is_genuine = names["is_genuine"]
     now = int(time.time())
-    body = Event("fuse", {}, "n1").body()
+    body = WebhookEvent("fuse", {}, "n1").body()
     header = sign(SECRET, now, body)
     assert is_genuine(SECRET, header, body)
     assert not is_genuine(SECRET, header, body + b" ")
@@ -293,7 +293,7 @@ def test_a_dead_receiver_does_not_disturb_another(logs: list[Any]) -> None:
 
     run(test)
     (line,) = logs
-    assert (line["event"], line["count"]) == ("events are lost, for the agent stops first", 50)
+    assert (line["event"], line["count"]) == ("events were lost because the agent stopped", 50)
 
 
 def test_a_new_secret_holds_from_the_next_try_on() -> None:
@@ -360,7 +360,7 @@ def test_an_event_that_can_not_be_written_is_one_failure(logs: list[Any]) -> Non
         assert box.numbers() == [1]
 
     run(test)
-    assert logs[0]["event"] == "an event can't be sent"
+    assert logs[0]["event"] == "internal error while sending an event"
 
 
 def test_an_endless_answer_is_not_read() -> None:
