@@ -1,13 +1,13 @@
-"""Access logs: who asked when, out of HAProxy's HTTP log and the common and combined formats.
+"""Reads access logs: HAProxy's HTTP log and the common and combined formats.
 
-HAProxy's format is that of ``option httplog`` (configuration manual, section 8.2.3), whatever
-follows the request, so the shipped haproxy.cfg's and ``option httpslog`` are read too. The common
-format (Apache's mod_log_config) is also the start of the combined one, of nginx's and of HAProxy's
-``option httplog clf``. The header of a syslog daemon in front (RFC 3164, RFC 5424) is passed over.
+HAProxy's format is that of ``option httplog`` (configuration manual, section 8.2.3). Anything may
+follow the request, so that the log of the shipped haproxy.cfg and ``option httpslog`` are read too.
+The common format (Apache's mod_log_config) is also the start of the combined format, of nginx's log
+and of HAProxy's ``option httplog clf``. A syslog header (RFC 3164, RFC 5424) is skipped.
 
-HAProxy's times have milliseconds and no time zone; they are taken as UTC. The others are whole
-seconds: HAProxy's clf has a field of milliseconds, but on a kept-alive connection it is that of the
-request before.
+HAProxy's times have milliseconds and no time zone; they are taken as UTC. Times of the other
+formats are whole seconds: HAProxy's clf has a field for milliseconds, but on a kept-alive
+connection the field belongs to the previous request.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ STDIN = "-"
 
 _GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 20
-_LONGEST = 1 << 16  # bytes of a line that are looked at
-_SNIFFED = 1000  # lines, to find out the format
+_LONGEST = 1 << 16  # bytes of a line that are parsed
+_SNIFFED = 1000  # lines used to detect the format
 LONGEST_CLIENT = 255  # bytes, of an address or a host name
-_SHOWN = 200  # characters of a line that could not be read
+_SHOWN = 200  # characters shown of an unreadable line
 _SECONDS_KNOWN = 4096
 
-# HAProxy's log targets (section 4.2, "log"), syslog daemons and "docker compose logs".
+# Headers of HAProxy's log targets (section 4.2, "log"), of syslog and of "docker compose logs".
 _HEADER = rb"""
     (?: [\w.-]+ [ ]+ \| [ ] )?
     (?: <\d{1,3}> )?
@@ -54,7 +54,7 @@ _HAPROXY = rb"""
     ([^ ]{1,255}) : \d+ [ ] \[ (%b) \. (\d{3}) \] [ ]
     [^ ]+ [ ] [^ /]+ / [^ ]+ [ ] -?\d+ (?: / [+]? -?\d+ ){4} [ ] -?\d+ [ ] [^"]* " (<BADREQ>)?
 """
-# A user's name may hold blanks.
+# A user name may contain spaces.
 _COMMON = rb"""
     ([^ ]{1,255}) [ ] [^ ]+ [ ] .*? [ ]? \[ (%b [ ] [+-]\d{4}) \] [ ] " () ()
 """
@@ -65,9 +65,9 @@ _DAYS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A format; ``grain`` is its unit of time in nanoseconds.
+    """A log format; ``grain`` is its unit of time in nanoseconds.
 
-    ``pattern`` finds the client, the second, the milliseconds, and a mark of what was no request.
+    ``pattern`` matches the client, the second, the milliseconds, and a mark of invalid requests.
     """
 
     name: str
@@ -87,23 +87,22 @@ FORMATS = (
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """A line that could not be read: its number, from 1, and the start of its text."""
+    """An unreadable line: its number, from 1, and the start of its text."""
 
     line: int
     text: str
 
 
 class AccessLog:
-    """A log that is open; iterating yields lists of requests as (nanoseconds, client), unsorted.
+    """An open log; iterating yields lists of requests as (nanoseconds, client), unsorted.
 
     Args:
         path: of the file, plain or gzip; ``-`` is standard input.
 
-    Raises LogError if it can't be opened or read, is empty, or of no known format. ``lines`` counts
-    those passed so far, ``unread`` those of them that the format doesn't fit, and ``invalid`` those
-    that HAProxy logged as no valid request, which no limit ever sees. ``zone`` is the first line's
-    distance from UTC in seconds, None where the format tells none. ``done`` and ``size`` are bytes
-    of the file; ``size`` is 0 if unknown.
+    Raises LogError if it can't be read, is empty, or has an unknown format. ``lines`` counts the
+    lines read so far, ``unread`` those that do not match the format, and ``invalid`` requests that
+    HAProxy logged as invalid, which no limit counts. ``zone`` is the offset from UTC of the first
+    line in seconds, or None. ``done`` and ``size`` are bytes of the file; ``size`` is 0 if unknown.
     """
 
     def __init__(self, path: str) -> None:
@@ -148,7 +147,7 @@ class AccessLog:
         if path == STDIN:
             if sys.stdin is None:
                 raise LogError(f"{self.name}: closed")
-            # A file object of its own: closing it leaves the interpreter's as it is.
+            # A separate file object: closing it does not close the interpreter's.
             return open(sys.stdin.fileno(), "rb", closefd=False)
         try:
             return open(path, "rb")
@@ -156,7 +155,7 @@ class AccessLog:
             raise LogError(f"{path}: {error.strerror}") from error
 
     def _lines(self) -> Iterator[list[bytes]]:
-        """Yield lists of lines without their ends; a line that is too long is cut."""
+        """Yield lists of lines without line ends; a line that is too long is cut."""
         raw = cast("io.BufferedReader", self._raw)
         rest = b""
         try:
@@ -167,16 +166,16 @@ class AccessLog:
                 rest = lines.pop()[:_LONGEST]
                 yield lines
         except EOFError as error:
-            raise LogError(f"{self.name}: the gzip file is cut off") from error
+            raise LogError(f"{self.name}: the gzip file is truncated") from error
         except (gzip.BadGzipFile, zlib.error) as error:
-            raise LogError(f"{self.name}: not a sound gzip file: {error}") from error
+            raise LogError(f"{self.name}: invalid gzip file: {error}") from error
         except OSError as error:
             raise LogError(f"{self.name}: {error.strerror}") from error
         if rest:
             yield [rest]
 
     def _sniffable(self) -> list[list[bytes]]:
-        """Return the first lines, enough to tell the format by."""
+        """Return enough lines to detect the format."""
         head: list[list[bytes]] = []
         for lines in self._batches:
             head.append(lines)
@@ -191,8 +190,8 @@ class AccessLog:
         read = [sum(map(bool, map(form.pattern.match, lines))) for form in FORMATS]
         if not any(read):
             raise LogError(
-                f"{self.name}: of no known format; HAProxy's HTTP log and the common and combined "
-                f"formats are known. The first line: {_shown(lines[0])}"
+                f"{self.name}: unknown format; HAProxy's HTTP log and the common and combined "
+                f"formats are supported. First line: {_shown(lines[0])}"
             )
         return FORMATS[read.index(max(read))]
 
@@ -225,9 +224,9 @@ class AccessLog:
 
 @lru_cache(_SECONDS_KNOWN)
 def _second(text: bytes) -> int:
-    """Return the nanoseconds since the epoch of ``24/Nov/2026:09:10:03``, then perhaps `` +0100``.
+    """Return the epoch nanoseconds of ``24/Nov/2026:09:10:03``, with an optional `` +0100``.
 
-    Raises ValueError for a time that there is not, or that is of another century.
+    Raises ValueError for an invalid time or a year outside 1971 to 2099.
     """
     day, month, year = int(text[:2]), _MONTH.get(text[3:6], 0), int(text[7:11])
     hour, minute, second = int(text[12:14]), int(text[15:17]), int(text[18:20])
@@ -239,7 +238,7 @@ def _second(text: bytes) -> int:
 
 
 def _offset(text: bytes) -> int:
-    """Return the seconds by which the time of a line is ahead of UTC."""
+    """Return the offset from UTC of a time, in seconds."""
     zone = text[20:].strip()
     if not zone:
         return 0
@@ -250,10 +249,10 @@ def _offset(text: bytes) -> int:
 
 
 def _shown(line: bytes) -> str:
-    """Return the start of a line as it may be written to a terminal."""
+    """Return the start of a line, escaped for a terminal."""
     return printable(line[: _SHOWN + 1])[:_SHOWN]
 
 
 def printable(text: bytes) -> str:
-    """Return bytes of a log as printable ASCII, all else as ``\\xNN``."""
+    """Return bytes of a log as printable ASCII, other bytes as ``\\xNN``."""
     return ascii(text.decode("ascii", "backslashreplace"))[1:-1].replace("\\\\x", "\\x")

@@ -1,4 +1,4 @@
-"""What a replay found, for people and for programs."""
+"""The report of a replay, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from ratelimit.model import Limit
     from ratelimit.replay.accesslog import AccessLog, Unread
 
-_PATIENCE = 2  # seconds without a sign of progress
-_UNBOUNDED = 200  # columns, where there is no terminal to fit
+_PATIENCE = 2  # seconds before progress is shown
+_UNBOUNDED = 200  # columns without a terminal
 
 
 @dataclass(slots=True)
 class Offender:
-    """A client that would have been refused; times in nanoseconds since the epoch.
+    """A client that the limit would have refused; times in nanoseconds since the epoch.
 
-    ``blocked_for`` is the length of all its blocks, in seconds; ``peak`` the most hits that it
-    made in a window, refused ones too.
+    ``blocked_for`` is the total length of its blocks in seconds; ``peak`` the most hits in a
+    window, including refused hits.
     """
 
     key: str
@@ -45,13 +45,13 @@ class Offender:
 
 
 @dataclass(slots=True)
-class Report:
-    """What came out; ``offenders`` are the most refused ones, at most as many as asked for.
+class ReplayReport:
+    """The result of a replay; ``offenders`` are the most refused clients.
 
-    ``grain`` is the log's unit of time in nanoseconds, ``zone`` its distance from UTC in seconds.
-    ``late`` requests were too far out of order and left out of ``requests``. ``clients`` is the
-    least if the table could not hold all. ``nameless`` refusals are those of clients beyond the
-    number that is listed.
+    ``grain`` is the log's unit of time in nanoseconds, ``zone`` its offset from UTC in seconds.
+    ``late`` counts requests that were too far out of order and are not in ``requests``. ``clients``
+    is a lower bound unless ``clients_exact``. ``nameless`` counts refusals of clients that exceeded
+    the number of offenders.
     """
 
     log: str
@@ -81,7 +81,7 @@ class Report:
         return self.throttled + self.blocked
 
     def json(self) -> dict[str, Any]:
-        """Return it as plain values; durations in seconds, times as ISO 8601.
+        """Return the report as plain values; durations in seconds, times as ISO 8601.
 
         Without a request, ``first`` and ``last`` are the epoch.
         """
@@ -98,7 +98,7 @@ class Report:
         return found
 
     def summary(self) -> list[str]:
-        """Return what people read below the table."""
+        """Return the lines below the table."""
         share = f" ({self.refused / self.requests:.1%})" if self.requests else ""
         more = "" if self.clients_exact else " or more"
         span = f", {self._shown(self.first)} to {self._shown(self.last)}" if self.requests else ""
@@ -110,15 +110,17 @@ class Report:
         ]
         if self.offending > len(self.offenders):
             lines.append(
-                f"the {len(self.offenders):,} most refused of {self.offending:,} clients are shown"
+                f"showing the {len(self.offenders):,} most refused of {self.offending:,} clients"
             )
         if self.nameless:
-            lines.append(f"{self.nameless:,} refusals are of more clients than are told apart")
+            lines.append(
+                f"{self.nameless:,} refusals belong to clients that have no entry of their own"
+            )
         if self.invalid:
-            lines.append(f"{self.invalid:,} lines of invalid requests, which no limit sees")
+            lines.append(f"{self.invalid:,} lines of invalid requests, which no limit counts")
         if self.late:
             lines.append(
-                f"{self.late:,} requests left out: too far out of order; give the oldest log first"
+                f"{self.late:,} requests ignored: too far out of order; give the oldest log first"
             )
         if self.first_unread is not None:
             lines.append(
@@ -128,7 +130,7 @@ class Report:
         return lines
 
     def table(self) -> Table:
-        """Return the offenders as people see them."""
+        """Return the table of offenders."""
         table = Table("client", box=None, header_style="bold", pad_edge=False)
         for name in ("throttled", "blocked", "blocks", "blocked for", "first", "last"):
             table.add_column(name, justify="right")
@@ -147,7 +149,7 @@ class Report:
         return table
 
     def show(self) -> None:
-        """Print table and summary on standard output."""
+        """Print the table and the summary."""
         console = Console(soft_wrap=True, highlight=False)
         if not console.is_terminal:
             console.width = _UNBOUNDED
@@ -158,7 +160,7 @@ class Report:
             console.print(Text(line))
 
     def _time(self, now: int) -> datetime:
-        """Return a time in the log's own zone, without one if the log tells none."""
+        """Return a time in the log's time zone, or a naive time if the log has none."""
         milliseconds = timedelta(milliseconds=now // MILLISECOND)
         if self.zone is None:
             return datetime.fromtimestamp(0, UTC).replace(tzinfo=None) + milliseconds
@@ -169,7 +171,7 @@ class Report:
 
 
 class Watch:
-    """Shows on a terminal how far a log is read, once that takes a while."""
+    """Shows the progress of reading a log on a terminal if it takes more than two seconds."""
 
     def __init__(self, log: AccessLog) -> None:
         self._log = log
@@ -185,7 +187,7 @@ class Watch:
             self._progress.stop()
 
     def __call__(self) -> None:
-        """Note that something was done."""
+        """Update the display."""
         if not self._console.is_terminal or time.monotonic() - self._started < _PATIENCE:
             return
         if self._progress is None:

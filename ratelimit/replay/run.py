@@ -1,12 +1,12 @@
-"""What the limiter would have done to the requests of an access log, by the log's own times.
+"""Replays an access log against a limit, with the times of the log.
 
-The requests go through a ``Limiter``, as those of HAProxy do. A second limiter that refuses none
-counts what each client demanded, for the peak rates.
+The requests pass through a ``Limiter``. A second limiter that never refuses counts all hits of each
+client, for the peak rates.
 
-A log is written as requests end, so its times are slightly out of order. Requests are held back and
-sorted, ``_HELD`` at a time; one that comes later still is left out and counted: its moment has
-passed. Times in whole seconds are spread evenly over their second, in the log's order: as one
-instant they would look like a burst, and a steady client would be refused.
+A log is written when requests end, so its times are slightly out of order. The replay holds
+``_HELD`` requests back and sorts them; a request that comes later than that is ignored and counted.
+Times in whole seconds are spread evenly over their second, in the log's order; otherwise they would
+look like a burst.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ratelimit.limiter.limiter import Limiter
 from ratelimit.model import MAX_RATE, Verdict
 from ratelimit.notation import SECOND
 from ratelimit.replay.accesslog import printable
-from ratelimit.replay.report import Offender, Report
+from ratelimit.replay.report import Offender, ReplayReport
 from ratelimit.steps import finish
 
 if TYPE_CHECKING:
@@ -43,17 +43,17 @@ def run(
     name: str = "default",
     rows: int = 20,
     progress: Callable[[], object] = lambda: None,
-) -> Report:
-    """Replay a log against the limit ``name``, which the configuration has.
+) -> ReplayReport:
+    """Replay a log against the configured limit ``name``.
 
-    ``progress`` is called now and then. Raises LogError.
+    ``progress`` is called from time to time. Raises LogError.
     """
     replay = _Replay(config, name, log.format.grain)
     for requests in log:
         replay.take(requests)
         progress()
     replay.finish()
-    report = Report(
+    report = ReplayReport(
         log=log.name,
         format=log.format.name,
         grain=log.format.grain,
@@ -67,7 +67,7 @@ def run(
 
 
 def _limiter(config: Config, limit: Limit) -> Limiter:
-    # A limit in shadow is tried as if it were in force: that is what a replay is for.
+    # A replay shows the effect of the limit, so that shadow mode is off.
     limit = replace(limit, shadow=False, headers=False)
     return Limiter([limit], config.agent.max_clients, lists=config.read_lists())
 
@@ -94,14 +94,14 @@ class _Replay:
         self._ticked = 0
 
     def take(self, requests: list[tuple[int, bytes]]) -> None:
-        """Hold some more requests back, and ask about those held for long enough."""
+        """Hold more requests back; replay those that were held long enough."""
         self._held += requests
         if len(self._held) < 2 * _HELD:
             return
         self._held.sort(key=itemgetter(0))
         cut = len(self._held) - _HELD
         if self._grain == SECOND:
-            # A second is spread as a whole, unless it has more requests than are held.
+            # Spread a second as a whole, unless it has more requests than are held.
             while cut > 0 and self._held[cut - 1][0] == self._held[cut][0]:
                 cut -= 1
             cut = cut or len(self._held)
@@ -109,7 +109,7 @@ class _Replay:
         del self._held[:cut]
 
     def finish(self) -> None:
-        """Ask about those still held."""
+        """Replay the remaining requests."""
         self._held.sort(key=itemgetter(0))
         self._pass(self._held)
         self._held = []
@@ -168,13 +168,13 @@ class _Replay:
         offender.peak = max(offender.peak, demand)
 
     def _network(self, client: bytes) -> str:
-        """Return the key that counts this client, as the blocklist would write it."""
+        """Return the key under which this client is counted, as the blocklist writes it."""
         return counted_key(printable(client), self.limit)
 
     def _block(self, block: Block) -> None:
         self._made = block
 
-    def tell(self, report: Report, rows: int) -> None:
+    def tell(self, report: ReplayReport, rows: int) -> None:
         table = self._demand.engine.table
         report.late, report.requests = self._late, self._requests
         report.clients, report.clients_exact = table.entries, not table.evictions
@@ -187,7 +187,7 @@ class _Replay:
 
 
 def _spread(requests: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
-    """Spread sorted requests of whole seconds over their second."""
+    """Spread sorted requests of whole seconds evenly over their second."""
     spread = []
     for second, group in groupby(requests, key=itemgetter(0)):
         clients = [client for _, client in group]

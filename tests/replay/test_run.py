@@ -298,7 +298,7 @@ def test_what_people_see(desk: Desk) -> None:
         "272 lines, 272 requests of 2 clients\n"
         "71 refused (26.1%) of 2 clients\n"
         "0 throttled, 71 blocked in 2 blocks\n"
-        "the 1 most refused of 2 clients are shown\n"
+        "showing the 1 most refused of 2 clients\n"
     )
 
 
@@ -323,7 +323,7 @@ def test_offenders_are_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> N
     lines = [haproxy(n * 1000, f"192.0.2.{n}") for n in range(3) for _ in range(101)]
     found = desk.found(lines)
     assert (found["offending"], found["nameless"], found["refused"]) == (2, 1, 3)
-    assert "1 refusals are of more clients" in run(str(desk.log)).stdout
+    assert "1 refusals belong to clients that" in run(str(desk.log)).stdout
 
 
 def test_a_table_that_is_too_small_is_told(desk: Desk) -> None:
@@ -375,7 +375,7 @@ def test_a_log_that_can_not_be_read(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress("\n".join(ATTACK).encode())[:-4])
     result = run(str(path))
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == f"ratelimit: {path}: the gzip file is cut off\n"
+    assert result.stderr == f"ratelimit: {path}: the gzip file is truncated\n"
 
 
 @pytest.mark.parametrize(
