@@ -1,8 +1,8 @@
-"""The agent: SPOP connections on TCP and unix sockets, over asyncio.
+"""The agent: accepts SPOP connections on TCP and unix sockets.
 
-This file owns sockets, the clock and nothing else. Every read is answered in the same turn of the
-loop with one write; what can't be waited for is bounded: connections by number, a handshake and a
-silence by time, unsent answers by size.
+This module owns the sockets and the clock. Each read is answered by one write in the same turn of
+the event loop. The number of connections, the time of handshakes and idle connections, and the size
+of unsent answers are bounded.
 """
 
 from __future__ import annotations
@@ -30,37 +30,37 @@ from ratelimit.spop.notify import Responder
 from ratelimit.store.sync import Sync
 
 MAX_CONNECTIONS = 4096
-"""More than one HAProxy needs for 50,000 requests at once, at 20 streams a connection (3.1)."""
+"""More than one HAProxy 3.1 needs for 50,000 requests at once, at 20 streams per connection."""
 
 HANDSHAKE_TIMEOUT = 5
-"""Seconds from connecting to a whole HAPROXY-HELLO."""
+"""Seconds from the connection to a complete HAPROXY-HELLO."""
 
 IDLE_TIMEOUT = 600
-"""Seconds without a byte; HAProxy's own ``timeout idle`` and ``timeout server`` come before."""
+"""Seconds without a byte; longer than HAProxy's ``timeout idle`` and ``timeout server``."""
 
 FRAME_TIMEOUT = 5
-"""Seconds without a byte in the middle of a frame."""
+"""Seconds without a byte inside a frame."""
 
 CLOSE_TIMEOUT = 5
-"""Seconds for a peer to read what it was sent, or to close."""
+"""Seconds for a peer to read data or to close."""
 
-_WRITE_LIMIT = 1 << 18  # bytes unsent to a peer that does not read; then its reading stops as well
+_WRITE_LIMIT = 1 << 18  # unsent bytes above which the peer's requests are not read
 _BACKLOG = 1024
-_SILENCE = 0.002  # seconds without a frame after which none is likely to be on its way
+_SILENCE = 0.002  # seconds without a frame after which none is probably under way
 _LINES_PER_SECOND = 10
-_UNTIMED = 15  # of 16 reads: to take the time of each costs a read of few checks some percent
+_UNTIMED = 15  # of 16 reads: timing each one makes a read of few checks several percent slower
 
 log = structlog.get_logger()
 
 
 class Agent:
-    """Listens, keeps the connections, and ends them.
+    """Accepts, keeps and closes connections.
 
-    ``trusted`` are the peers that may connect from beyond loopback. ``sockets`` are those that
-    listen, ``peers`` the open connections; ``refused`` counts those over ``MAX_CONNECTIONS``,
-    ``untrusted`` those of peers that may not connect, ``protocol_errors`` those that ended by a
-    broken protocol. ``answer_times`` has the time from a read to its answer, of each 16th read of a
-    connection.
+    ``trusted`` are the peers that may connect from other machines. ``sockets`` are the listening
+    sockets, ``peers`` the open connections. ``refused`` counts connections beyond
+    ``MAX_CONNECTIONS``, ``untrusted`` those of untrusted peers, ``protocol_errors`` those closed by
+    a protocol error. ``answer_times`` measures the time from a read to its answer, for each 16th
+    read of a connection.
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class Agent:
         self._quiet = asyncio.Event()
 
     async def listen(self, address: Address, passed: Sequence[Passed] = ()) -> Address:
-        """Accept connections; return the address with the port that was given for port 0.
+        """Accept connections; return the address with the actual port for port 0.
 
-        ``passed`` are sockets of the address that somebody else has bound; without any, it is bound
-        here. Raises StartError if that can't be done.
+        ``passed`` are sockets of this address that another process has bound; without them, the
+        agent binds one. Raises StartError.
         """
         try:
             sockets = passed or [_bind(address)]
@@ -99,13 +99,13 @@ class Agent:
     async def _accept(self, one: Passed) -> None:
         loop = asyncio.get_running_loop()
         if one.address.path:
-            # Whose the file is, is for close() to say; later Pythons would remove it in any case.
+            # close() decides whether to remove the socket file; Python 3.13 would always remove it.
             keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
             server = await loop.create_unix_server(
                 lambda: _Peer(self), sock=one.sock, backlog=_BACKLOG, **keep
             )
         else:
-            # Accepted connections inherit it: a peer that vanished without a word is found out.
+            # Accepted connections inherit keepalive, which detects peers that vanished.
             one.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             server = await loop.create_server(lambda: _Peer(self), sock=one.sock, backlog=_BACKLOG)
         self._servers.append(server)
@@ -114,9 +114,9 @@ class Agent:
             self._paths.append((one.address.path, os.stat(one.address.path).st_ino))
 
     def tick(self, attempt: Callable[[Callable[[], object]], object] = lambda step: step()) -> None:
-        """Do what is due about once a second: time limits, and what the limiter has to do.
+        """Enforce time limits and run the limiter's periodic work; call about once a second.
 
-        ``attempt`` calls each step, so that one that fails need not keep the others from theirs.
+        ``attempt`` calls each step, so that a failure of one does not stop the others.
         """
         for peer in tuple(self.peers):
             attempt(peer.look)
@@ -125,24 +125,25 @@ class Agent:
         attempt(self._report)
 
     def _tick_limiter(self) -> None:
-        if not self.sync.flying:  # the checks under way have a time of their own
+        if not self.sync.flying:  # checks in progress have their own time
             self.limiter.tick(self.sync.now())
 
     async def close(self, timeout: float, handed_over: bool = False) -> None:
-        """Stop accepting, tell every peer, and close; at most ``timeout`` seconds.
+        """Stop accepting, send each peer a disconnect, and close, within ``timeout`` seconds.
 
-        What has been read is answered already: a read and its answer are one turn of the loop.
-        ``handed_over`` says that another process goes on with the sockets.
+        All data read so far is answered already. ``handed_over`` is true if another process
+        continues with the sockets.
         """
         for server in self._servers:
             server.close()
         for path, inode in [] if handed_over else self._paths:
-            # Somebody else may have put another socket there.
+            # Another process may have bound a new socket there.
             if os.path.exists(path) and os.stat(path).st_ino == inode:
                 os.unlink(path)
         self.sync.release()
-        # What HAProxy has sent when it hears of the end gets no answer, and from 3.1 on waits for
-        # one: so a connection ends in a moment in which nothing comes, if there is one in time.
+        # HAProxy gets no answer for frames that it sends before it sees the disconnect, and since
+        # 3.1 it waits for the answer. So each connection is closed in a moment without input, if
+        # possible.
         began = time.monotonic()
         for peer in self.peers:
             peer.seen = False
@@ -169,13 +170,13 @@ class Agent:
             self._quiet.set()
 
     def ended(self, peer: str, error: SpopError) -> None:
-        """Log why a connection ended that should not have."""
+        """Log why a connection was closed with an error."""
         self.lines += 1
         if self.lines <= _LINES_PER_SECOND:
             log.warning("connection ended", peer=peer, status=int(error.status), why=str(error))
 
     def admits(self, host: str) -> bool:
-        """Tell whether a peer with this address may connect; one that may not is counted."""
+        """Return whether a peer with this address may connect; count it if not."""
         if is_loopback(host) or host in self.trusted:
             return True
         self.untrusted += 1
@@ -185,7 +186,7 @@ class Agent:
         return False
 
     def _report(self) -> None:
-        """Log what came up since the last second, in a number of lines that load can't raise."""
+        """Log the events of the last second, with a bounded number of lines."""
         if self.lines > _LINES_PER_SECOND:
             log.warning("more connections ended", count=self.lines - _LINES_PER_SECOND)
         self.lines = 0
@@ -216,7 +217,7 @@ class Agent:
 
 
 class _Peer(asyncio.Protocol):
-    """One connection; feeds the state machine and sends what it returns."""
+    """One connection; passes data between the transport and the protocol object."""
 
     __slots__ = (
         "_agent",
@@ -239,11 +240,11 @@ class _Peer(asyncio.Protocol):
         self._spop = Connection(agent.responder)
         self._reads = 0
         self.age = 0  # seconds in the present state
-        self.seen = False  # a byte has come since the last look
-        self.stuck = False  # nothing more is read: the peer does not, or all is said
+        self.seen = False  # data has arrived since the last look()
+        self.stuck = False  # reading has stopped: the peer does not read, or it is closed
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports do not derive from asyncio.Transport, but are such.
+        # uvloop's transports behave like asyncio.Transport but do not derive from it.
         self._transport = cast(asyncio.Transport, transport)
         peername = transport.get_extra_info("peername")
         if isinstance(peername, tuple):
@@ -269,11 +270,11 @@ class _Peer(asyncio.Protocol):
             sync.hurry()
 
     def reserve(self, data: bytes) -> None:
-        """Have the store hear of what ``answer(data)`` will count."""
+        """Announce to the store the hits that ``answer(data)`` will count."""
         self._spop.reserve(data)
 
     def answer(self, data: bytes, now: int) -> None:
-        """Take what was read, as of ``now``, and send the answers."""
+        """Process data as of ``now`` and send the answers."""
         if self._spop.closed:
             return
         answer = self._spop.receive_data(data, now)
@@ -281,14 +282,14 @@ class _Peer(asyncio.Protocol):
             self._transport.write(answer)
             self._reads += 1
             if not self._reads & _UNTIMED:
-                # While answers wait for the store, time may be set anew.
+                # The clock may be adjusted while answers wait for the store.
                 took = time.monotonic_ns() + self._agent.sync.epoch - now
                 self._agent.answer_times.add(max(0, took))
         if self._spop.closed:
             self._finish()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        # HAProxy 3.1 and later may reset a connection that it no longer needs: no error.
+        # HAProxy 3.1 and later may reset connections that they no longer need.
         self._agent.left(self)
 
     def pause_writing(self) -> None:
@@ -302,24 +303,24 @@ class _Peer(asyncio.Protocol):
         self._transport.resume_reading()
 
     def _fail(self, status: int, message: str) -> None:
-        """End the connection, and say so in the log."""
+        """Log an error and close the connection."""
         self._agent.ended(self._name, SpopError(status, message))
         self.close(status, message)
 
     def close(self, status: int, message: str) -> None:
-        """End the connection from this side."""
+        """Close the connection."""
         farewell = self._spop.close(status, message)
         if farewell:
             self._transport.write(farewell)
             self._finish()
 
     def look(self) -> None:
-        """End what takes too long; called about once a second."""
+        """Close the connection if it takes too long; called about once a second."""
         self.age += 1
         if self.stuck:
             if self.age > CLOSE_TIMEOUT:
                 if not self._spop.closed:
-                    error = SpopError(Status.TIMEOUT, "HAProxy does not read what it is sent")
+                    error = SpopError(Status.TIMEOUT, "HAProxy does not read the answers")
                     self._agent.ended(self._name, error)
                 self.abort()
         elif self._spop.hello is None:
@@ -328,13 +329,13 @@ class _Peer(asyncio.Protocol):
         elif self.seen:
             self.age = 0
         elif self._spop.in_frame and self.age > FRAME_TIMEOUT:
-            self._fail(Status.TIMEOUT, "the rest of a frame did not come in time")
+            self._fail(Status.TIMEOUT, "incomplete frame: timeout")
         elif self.age > IDLE_TIMEOUT:
-            self.close(Status.TIMEOUT, "silent for too long")
+            self.close(Status.TIMEOUT, "idle timeout")
         self.seen = False
 
     def abort(self) -> None:
-        """Close without sending what is unsent."""
+        """Close without sending unsent data."""
         self._transport.abort()
 
     def _finish(self) -> None:
@@ -343,8 +344,8 @@ class _Peer(asyncio.Protocol):
             self._agent.ended(self._name, self._spop.error)
         self.stuck = True
         self.age = 0
-        # Half-closed, and what still comes is read and dropped until the peer closes: a close with
-        # bytes unread would reset the connection, and the peer lose what it was sent last.
+        # Half-close, then read and drop data until the peer closes: closing with unread bytes would
+        # reset the connection, and the peer would lose the last frame.
         if not self._transport.is_closing():
             self._transport.write_eof()
 
@@ -364,7 +365,7 @@ def _bind(address: Address) -> Passed:
 
 
 def _bind_unix(path: str) -> socket.socket:
-    """Bind a socket file of mode 0660, in place of one that nobody listens on any more."""
+    """Bind a socket file of mode 0660; replace one on which no process listens."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
@@ -375,7 +376,7 @@ def _bind_unix(path: str) -> socket.socket:
                 except ConnectionRefusedError:
                     os.unlink(path)
                 except BlockingIOError:
-                    pass  # a full backlog: somebody listens
+                    pass  # a full backlog: a process listens
         umask = os.umask(0o117)
         try:
             sock.bind(path)

@@ -1,4 +1,4 @@
-"""Which peers are trusted: networks from the configuration."""
+"""Trusted peers: networks of the configuration."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from ratelimit.limiter.keys import network_text, parse_network
 
 
 def trusted_network(text: str) -> str:
-    """Return a network or an address in its shortest form. Raises ValueError."""
+    """Return a network or address in its shortest form. Raises ValueError."""
     return network_text(parse_network(text))
 
 
 class Trusted:
-    """Peers in one of these networks; an address in a network is ``in`` it."""
+    """A set of networks; ``address in trusted`` tests an address."""
 
     def __init__(self, networks: Iterable[str] = ()) -> None:
         self._networks = tuple(parse_network(text) for text in networks)
 
     def __contains__(self, host: str) -> bool:
-        """Tell whether an address, as the kernel names a peer, is in one of the networks."""
+        """Return whether a peer's address, as the kernel writes it, is in one of the networks."""
         try:
             address = ip_address(host.partition("%")[0])  # fe80::1%eth0
         except ValueError:
             return False
         if address.version == 6 and address.ipv4_mapped is not None:
-            address = address.ipv4_mapped  # a peer by IPv4 on a socket of both kinds
+            address = address.ipv4_mapped  # an IPv4 peer on a dual-stack socket
         return any(address in network for network in self._networks)
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a peer is on this machine, by its address."""
+    """Return whether the address of a peer is on this machine."""
     return host in _LOOPBACK
 
 
