@@ -1,15 +1,15 @@
-"""A process ends, and another one of the same command line takes its place without a gap.
+"""Replaces the process by a new one with the same command line, without a gap.
 
-At SIGUSR2 the process starts its successor and passes it the listening sockets, as systemd would.
-A pair of sockets joins the two:
+At SIGUSR2 the process starts its successor and passes it the listening sockets, as systemd would. A
+pair of sockets connects the two processes:
 
-1. Where only one process can have the store open, the successor asks for it. Its predecessor
-   writes what waits, lets go of the store, says so, and goes on answering from memory.
-2. The successor opens the store, answers, and says so.
-3. The predecessor ends its connections, sends what has changed since it let go of the store, a
-   line for each change, and ends. The end of the stream tells the successor.
+1. If only one process can have the store open, the successor requests it. The predecessor writes
+its queue, closes the store, confirms, and continues to answer from memory.
+2. The successor opens the store, answers requests, and confirms.
+3. The predecessor closes its connections, sends the changes since step 1, one per line, and ends.
+The end of the stream tells the successor.
 
-Whatever fails before step 2 is done, the predecessor takes its store back and goes on.
+If anything fails before step 2 is complete, the predecessor opens its store again and continues.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ from ratelimit.process.signals import HELD
 from ratelimit.process.systemd import FIRST_FD, OURS, Passed
 
 START_TIMEOUT = 60
-"""Seconds for the successor to answer."""
+"""Seconds for the successor to start answering."""
 
 RELEASE_TIMEOUT = 5
-"""Seconds for the predecessor to let go of its store."""
+"""Seconds for the predecessor to close its store."""
 
 END_TIMEOUT = 10
-"""Seconds without a word in which a process must have ended."""
+"""Seconds without a message after which a process is considered hung."""
 
-_VARIABLE = "RATELIMIT_PREDECESSOR"  # its file descriptor of the pair
+_VARIABLE = "RATELIMIT_PREDECESSOR"  # file descriptor of its socket of the pair
 _LONGEST_FD = 6  # digits
-_LOOK = 0.02  # seconds between looks for the end of a child
-_READ = 1 << 13  # bytes; the lines in them are dealt with in less than a millisecond
+_LOOK = 0.02  # seconds between checks for the end of a child
+_READ = 1 << 13  # bytes; their lines take less than a millisecond
 
-_RELEASE, _ANSWERS = b"r", b"\n"  # what the successor says
-_RELEASED, _KEPT = b"r", b"k"  # what its predecessor does
+_RELEASE, _ANSWERS = b"r", b"\n"  # messages of the successor
+_RELEASED, _KEPT = b"r", b"k"  # messages of the predecessor
 
 log = structlog.get_logger()
 
 
 class Predecessor:
-    """The process whose sockets this one was given."""
+    """The process that passed its sockets to this one."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -59,7 +59,7 @@ class Predecessor:
 
     @classmethod
     def of_environment(cls) -> Predecessor | None:
-        """Return it, if there is one."""
+        """Return the predecessor, if there is one."""
         fd = os.environ.pop(_VARIABLE, "")
         if not fd.isascii() or not fd.isdigit() or len(fd) > _LONGEST_FD:
             return None
@@ -67,7 +67,7 @@ class Predecessor:
         return cls(socket.socket(fileno=int(fd)))
 
     async def release(self) -> None:
-        """Have it let go of the store while it goes on answering; StartError if it does not."""
+        """Make the predecessor close the store while it continues to answer. Raises StartError."""
         loop = asyncio.get_running_loop()
         answer = _KEPT
         with contextlib.suppress(TimeoutError):
@@ -77,14 +77,14 @@ class Predecessor:
                     answer = await loop.sock_recv(self._sock, 1)
                 except ConnectionError:
                     answer = b""
-        # An empty answer: it has ended.
+        # An empty answer: the predecessor has ended.
         if answer not in (_RELEASED, b""):
-            raise StartError("the process before does not let go of the store; its log says why")
+            raise StartError("the previous process does not close the store; see its log")
 
     async def replace(self, take: Callable[[list[bytes]], Awaitable[object]]) -> None:
-        """Have it end, if it has not; return when it has.
+        """Make the predecessor end; return when it has.
 
-        ``take`` is called with the lines that it leaves.
+        ``take`` is called with its last changes, as lines.
         """
         if self._sock.fileno() < 0:
             return
@@ -100,27 +100,28 @@ class Predecessor:
                 *lines, rest = (rest + data).split(b"\n")
                 await take(lines)
         except OSError as error:
-            why = str(error) or f"it has not ended within {END_TIMEOUT} s"
-            log.warning("the process before ended without a word", why=why)
+            why = str(error) or f"no end within {END_TIMEOUT} s"
+            log.warning("the previous process did not end properly", why=why)
         finally:
             self._sock.close()
 
 
 @dataclass(frozen=True, slots=True)
 class Successor:
-    """The process that goes on with the sockets of this one, which holds ``sock`` to its end."""
+    """The process that continues with the sockets; ``sock`` must stay open until this one ends."""
 
     pid: int
     sock: socket.socket
 
     async def leave(self, lines: Iterable[bytes]) -> None:
-        """Tell it what it can't know, as the last thing that this process does."""
+        """Send the last changes to the successor; call it last."""
         data = b"".join(line + b"\n" for line in lines)
         try:
             async with asyncio.timeout(END_TIMEOUT):
                 await asyncio.get_running_loop().sock_sendall(self.sock, data)
         except OSError as error:
-            log.error("changes are lost, for the successor takes none", why=str(error))  # noqa: TRY400
+            why = str(error)
+            log.error("changes were lost because the successor did not read them", why=why)  # noqa: TRY400
 
 
 async def hand_over(
@@ -128,10 +129,10 @@ async def hand_over(
     release: Callable[[], Awaitable[None]],
     reopen: Callable[[], object],
 ) -> Successor | None:
-    """Start a successor with these sockets; return it once it answers, for this process to end.
+    """Start a successor with these sockets; return it once it answers, and this process must end.
 
-    ``release`` lets go of the store, or raises RatelimitError; ``reopen`` undoes it. None if there
-    is no successor, which the log explains; nothing has changed then.
+    ``release`` closes the store or raises RatelimitError; ``reopen`` undoes it. Returns None if the
+    successor failed, which is logged; nothing has changed then.
     """
     successor = None
     try:
@@ -149,25 +150,25 @@ async def hand_over(
                 reopen()
     except OSError as error:
         why = str(error)
-        log.error("no successor can be started, and this process goes on", why=why)  # noqa: TRY400
+        log.error("no successor can be started; this process continues", why=why)  # noqa: TRY400
         return None
     if successor is not None:
-        log.info("the successor answers")
+        log.info("the successor answers requests")
     return successor
 
 
 async def _answers(ours: socket.socket, pid: int, release: Callable[[], Awaitable[None]]) -> bool:
-    """Wait until the successor answers; false if it has failed, and ended."""
+    """Wait until the successor answers; return false if it failed and has ended."""
     answers = False
     try:
         async with asyncio.timeout(START_TIMEOUT):
             answers = await _converse(ours, release)
     except ConnectionError:
-        pass  # it has ended
+        pass  # the successor has ended
     except TimeoutError:
         os.kill(pid, signal.SIGKILL)
     except asyncio.CancelledError:
-        # It has not answered yet, and may have the store open.
+        # The successor does not answer yet but may have the store open.
         os.kill(pid, signal.SIGKILL)
         await _ended(pid)
         raise
@@ -177,7 +178,7 @@ async def _answers(ours: socket.socket, pid: int, release: Callable[[], Awaitabl
     if code is None:
         os.kill(pid, signal.SIGKILL)
         code = await _ended(pid)
-    log.error("the successor failed, and this process goes on", code=code)
+    log.error("the successor failed; this process continues", code=code)
     return False
 
 
@@ -188,14 +189,16 @@ async def _converse(ours: socket.socket, release: Callable[[], Awaitable[None]])
         try:
             await release()
         except RatelimitError as error:
-            log.warning("the store is kept", why=str(error))
+            log.warning("the store was not released", why=str(error))
             answer = _KEPT
         await loop.sock_sendall(ours, answer)
     return word == _ANSWERS
 
 
 async def _ended(pid: int) -> int | None:
-    """Wait for the end of a child; None if it hangs. It takes no thread: there may be none."""
+    """Wait for the end of a child; return None on timeout. Needs no thread, which may be
+    unavailable.
+    """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(END_TIMEOUT):
             while True:
@@ -207,7 +210,7 @@ async def _ended(pid: int) -> int | None:
 
 
 def _spawn(sockets: Sequence[Passed], pair: socket.socket) -> int:
-    """Start this program anew, with its sockets where sd_listen_fds(3) has them."""
+    """Start this program again, with its sockets where sd_listen_fds(3) expects them."""
     files = [*(one.sock.fileno() for one in sockets), pair.fileno()]
     last = FIRST_FD + len(sockets)
     environment = {
@@ -219,13 +222,13 @@ def _spawn(sockets: Sequence[Passed], pair: socket.socket) -> int:
     moved: list[int] = []
     try:
         for fd in files:
-            # Out of the way of those that they become.
+            # Move them out of the way of the target numbers.
             moved.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, last + 1))  # noqa: PERF401
         return os.posix_spawn(
             sys.executable,
             [sys.executable, *sys.orig_argv[1:]],
             environment,
-            setsigmask=HELD,  # until it listens for them
+            setsigmask=HELD,  # until it handles them
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, fd, to) for to, fd in enumerate(moved, start=FIRST_FD)
             ],

@@ -1,10 +1,10 @@
-"""How the log is written: JSON, a line for each entry, or for people where a terminal is.
+"""The log: one line of JSON per entry, or readable text on a terminal.
 
-All of it goes to standard error, what libraries say by ``logging`` too, and a thread writes it (see
-``log_writer``): to log never waits and never fails. Whatever the text of a client holds, an entry
-stays one line and changes nothing on a terminal; passwords in URLs are left out; and no cause can
-fill the disk: of one event at most ``LINES`` are written in ``PERIOD`` seconds, and the next one
-says how many were left out. Only what operators do is written in full.
+The log goes to standard error, including messages of libraries from ``logging``. A thread writes it
+(see ``log_writer``), so that logging never waits and never fails. An entry is always one line
+without control characters, whatever a client sent. Passwords in URLs are removed. At most ``LINES``
+entries of one event are written in ``PERIOD`` seconds; the next entry has the number of omitted
+ones. Audit entries are always written.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from typing import Any, TextIO, cast
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from ratelimit.process.log_writer import Writer, stand_in
+from ratelimit.process.log_writer import LogWriter, stand_in
 
 LINES = 20
-"""Entries of one cause in a ``PERIOD``."""
+"""Entries of one event in a ``PERIOD``."""
 
 PERIOD = 1.0
 """Seconds."""
 
 AUDIT = "audit"
-"""The event that is never left out: somebody changed something, or tried to."""
+"""The event that is never omitted: a change by an operator, or an attempt."""
 
 END_TIMEOUT = 1.0
-"""Seconds at the end of the process for what waits to be written."""
+"""Seconds to write the queue when the process ends."""
 
 _MAX_CAUSES = 1000
 _PASSWORD = re.compile(r"(?<=://)([^/@\s]*):[^/@\s]*@")
 
 
 class Bound:
-    """Leaves out entries that come too often; ``clock`` in seconds.
+    """Omits entries that come too often; ``clock`` returns seconds.
 
-    It is a processor for what we say and a filter for what libraries say. Of the latter a cause is
-    what their text is before the values are put in.
+    Works as a structlog processor and as a filter for ``logging``. For ``logging``, entries with
+    the same format string are the same event.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -65,14 +65,14 @@ class Bound:
         return entry
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Say whether to write what a library says."""
+        """Return whether to write a record of a library."""
         left_out = self._admit(f"{record.name}: {record.msg}")
         if left_out:
             record.left_out = left_out
         return left_out is not None
 
     def _admit(self, cause: str) -> int | None:
-        """Return None to leave an entry out, else how many were since the last."""
+        """Return None to omit an entry, otherwise the number of omitted ones since the last."""
         now = self._clock()
         if now - self._began >= PERIOD:
             self._began = now
@@ -88,17 +88,17 @@ class Bound:
 
 
 def hide_passwords(_: WrappedLogger, __: str, entry: EventDict) -> EventDict:
-    """Put ``***`` for the passwords of URLs, wherever they are."""
+    """Replace the passwords of URLs by ``***``."""
     for name, value in entry.items():
         if isinstance(value, BaseException):
-            value = repr(value)  # noqa: PLW2901 - what is shown of it
+            value = repr(value)  # noqa: PLW2901 - the text in the log
         if isinstance(value, str) and name != "_record":
             entry[name] = _PASSWORD.sub(r"\1:***@", value)
     return entry
 
 
 def escape(_: WrappedLogger, __: str, entry: EventDict) -> EventDict:
-    """Write as escapes what a terminal could take for more than text; structlog quotes the rest."""
+    """Escape control characters for a terminal; structlog quotes the rest."""
     trace = entry.get("exception")
     shown = {
         _printable(name): _printable(value) if isinstance(value, str) else value
@@ -110,7 +110,7 @@ def escape(_: WrappedLogger, __: str, entry: EventDict) -> EventDict:
 
 
 class _Safe:
-    """Processors of which none fails: what can't be shown is left out of its entry."""
+    """Runs processors; if one fails, writes a short entry instead."""
 
     def __init__(self, *processors: Processor) -> None:
         self._processors = processors
@@ -118,7 +118,7 @@ class _Safe:
     def __call__(
         self, logger: WrappedLogger, method: str, entry: EventDict
     ) -> tuple[tuple[str], dict[str, bool]]:
-        """Return what ``_Logger`` is called with."""
+        """Return the arguments for ``_Logger``."""
         event = entry["event"]
         made: Any = entry
         try:
@@ -131,7 +131,7 @@ class _Safe:
 
 
 class _Logger:
-    """What structlog calls with a line; ``keep`` takes those that are never left out."""
+    """The logger for structlog; ``keep`` writes lines that must not be dropped."""
 
     def __init__(self, write: Callable[[str], object], keep: Callable[[str], object]) -> None:
         self._write = write
@@ -145,41 +145,41 @@ class _Logger:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """How the log is: lines that were dropped, bytes that wait, and why they do."""
+class LogStatus:
+    """State of the log: dropped lines, waiting bytes, and why they wait."""
 
     dropped: int = 0
     waiting: int = 0
     problem: str = ""
 
 
-_writers: list[Writer] = []
+_writers: list[LogWriter] = []
 
 
-def state() -> State:
-    """Return how the log is."""
+def state() -> LogStatus:
+    """Return the state of the log."""
     for writer in _writers:
-        return State(writer.dropped, writer.waiting, writer.problem)
-    return State()
+        return LogStatus(writer.dropped, writer.waiting, writer.problem)
+    return LogStatus()
 
 
 def begin(*more: str) -> None:
-    """Have threads write the log, and other streams of ``sys``, until the process ends."""
+    """Write the log, and other streams of ``sys``, in threads until the process ends."""
     _writers.extend(stand_in(name) for name in ("stderr", *more))
     atexit.register(flush)
     configure(cast(TextIO, _writers[0]), _writers[0].keep)
 
 
 def flush() -> None:
-    """Write what waits, within ``END_TIMEOUT``; nothing is written after that."""
+    """Write the queue within ``END_TIMEOUT``; later text is lost."""
     for writer in _writers:
         writer.close(END_TIMEOUT)
 
 
 def configure(stream: TextIO | None = None, keep: Callable[[str], object] | None = None) -> None:
-    """Write all entries to a stream, standard error by default, in the form that suits it.
+    """Write all entries to a stream, by default standard error.
 
-    ``keep`` is called for lines that are never left out.
+    ``keep`` writes lines that must not be dropped.
     """
     stream = stream or sys.stderr
     bound = Bound()
@@ -209,7 +209,7 @@ def configure(stream: TextIO | None = None, keep: Callable[[str], object] | None
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    # A line for each request would be news to nobody.
+    # Requests of the API are in the audit log.
     logging.getLogger("aiohttp.access").disabled = True
 
 

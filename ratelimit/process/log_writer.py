@@ -1,8 +1,8 @@
-"""A stream that a thread writes, so that whoever logs never waits for it and never fails by it.
+"""A text stream that a thread writes, so that writing to the log never waits and never fails.
 
-The reader of a log may hang or be gone, and its disk may be full. Lines then wait in a queue of a
-fixed size; what finds no room in it is dropped and counted. Writing is tried again until it works,
-and a line in the log says how many others are missing.
+The reader of a log may hang, and a disk may be full. Text waits in a queue of fixed size; text that
+does not fit is dropped and counted. Writing is retried until it works; then a line reports the
+number of dropped lines.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from typing import TextIO
 import structlog
 
 ROOM = 4 << 20
-"""Bytes that wait to be written."""
+"""Bytes that may wait to be written."""
 
 KEPT_ROOM = 2 * ROOM
-"""The same for lines that must not be lost to those that may; see ``Writer.keep()``."""
+"""The same for lines that are dropped last; see ``LogWriter.keep()``."""
 
 RETRY = 0.5
-"""Seconds after which what could not be written is tried again."""
+"""Seconds between attempts to write."""
 
 PATIENCE = 5.0
-"""Seconds without a byte taken after which a reader counts as hanging."""
+"""Seconds without progress after which a reader counts as hung."""
 
 log = structlog.get_logger()
 
 
-class Writer:
-    """Stands in for standard output or standard error.
+class LogWriter:
+    """Replaces standard output or standard error.
 
     Attributes:
-        dropped: pieces of text that found no room, a line for each entry of the log.
-        encoding, errors: as a text stream has them.
+        dropped: pieces of text that were dropped, one per log entry.
+        encoding, errors: as in a text stream.
     """
 
     encoding = "utf-8"
@@ -48,62 +48,61 @@ class Writer:
         self._fd = fd
         self._terminal = terminal
         self._queue: SimpleQueue[bytes | None] = SimpleQueue()
-        # Not to be waited for by the thread that writes. Re-entrant, since whatever is freed
-        # meanwhile may log.
+        # The writing thread does not hold this lock. Re-entrant, because a finalizer may log.
         self._lock = threading.RLock()
         self._put = 0
         self._taken = 0
         self._told = 0
-        self._began = 0.0  # of the write under way
+        self._began = 0.0  # of the write in progress
         self._why = ""
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._thread.start()
 
     @classmethod
-    def of(cls, stream: TextIO | None) -> Writer:
-        """Return one for a stream, which may have been closed before this process began."""
+    def of(cls, stream: TextIO | None) -> LogWriter:
+        """Return a writer for a stream; None is a stream that was closed before the start."""
         if stream is None:
-            # Its number may be that of another file now.
+            # Its file descriptor may belong to another file now.
             return cls(os.open(os.devnull, os.O_WRONLY))
         stream.flush()
         return cls(stream.fileno(), stream.isatty())
 
     @property
     def waiting(self) -> int:
-        """Bytes that are not written yet."""
+        """Bytes not yet written."""
         return self._put - self._taken
 
     @property
     def problem(self) -> str:
-        """Why nothing can be written; empty while all is well."""
+        """Why writing fails; empty if it works."""
         began = self._began
         if began and time.monotonic() - began > PATIENCE:
-            return "the reader takes nothing"
+            return "the reader does not read"
         return self._why
 
     def write(self, text: str) -> int:
-        """Have a text written soon; never waits."""
+        """Queue text; never waits."""
         return self._add(text, ROOM)
 
     def keep(self, text: str) -> int:
-        """Have a text written that is dropped for want of room later than others."""
+        """Queue text that is dropped later than other text if there is no room."""
         return self._add(text, KEPT_ROOM)
 
     def flush(self) -> None:
-        """Do nothing: what waits is written as soon as that is possible."""
+        """Do nothing: text is written as soon as possible."""
 
     def isatty(self) -> bool:
-        """Tell whether a person reads it."""
+        """Return whether the stream is a terminal."""
         return self._terminal
 
     def fileno(self) -> int:
         return self._fd
 
     def close(self, timeout: float) -> None:
-        """Write what waits, for so many seconds at most; the rest is lost.
+        """Write the queue for at most ``timeout`` seconds; the rest is lost.
 
-        What else writes there after that can't hang any more.
+        Later writes to the file descriptor go to /dev/null if it hangs.
         """
         self._closing.set()
         self._queue.put(None)
@@ -124,7 +123,7 @@ class Writer:
                 self._queue.put(data)
         return len(text)
 
-    # The thread.
+    # Methods of the thread.
 
     def _run(self) -> None:
         while (data := self._queue.get()) is not None:
@@ -133,7 +132,7 @@ class Writer:
             if self.dropped > self._told and self._queue.empty() and not self._why:
                 count, self._told = self.dropped - self._told, self.dropped
                 log.warning(
-                    "lines of the log were dropped, for they could not be written", count=count
+                    "lines of the log were dropped because they could not be written", count=count
                 )
 
     def _write(self, data: bytes) -> None:
@@ -152,8 +151,8 @@ class Writer:
                 return
 
 
-def stand_in(name: str) -> Writer:
-    """Have a thread write what goes to ``sys.stdout`` or ``sys.stderr`` from now on."""
-    writer = Writer.of(getattr(sys, name))
+def stand_in(name: str) -> LogWriter:
+    """Replace ``sys.stdout`` or ``sys.stderr`` by a writer."""
+    writer = LogWriter.of(getattr(sys, name))
     setattr(sys, name, writer)
     return writer

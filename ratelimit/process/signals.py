@@ -1,7 +1,7 @@
-"""Signals that come while the process starts.
+"""Holds signals back while the process starts.
 
-SIGHUP and SIGUSR2 would end a process that does not know them yet, and to import what the agent
-needs takes some tenths of a second. So they are held back until it listens for them.
+SIGHUP and SIGUSR2 end a process that does not handle them yet, and imports take some tenths of a
+second. The kernel keeps them until the process handles them.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ HELD = (signal.SIGHUP, signal.SIGUSR2)
 
 
 def hold() -> None:
-    """Have the kernel keep these signals, one of each kind."""
+    """Block these signals; the kernel keeps one of each."""
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
 
 
 def let_through() -> None:
-    """Take those that were kept, and all that come."""
+    """Unblock them; signals that were kept are delivered."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)

@@ -1,8 +1,8 @@
-"""Runs what goes on next to the request path; a failure there ends no more than itself.
+"""Runs background tasks; a failure of one does not affect the others or the request path.
 
-Each task has a name. One that fails is counted, logged and started again after a pause, which
-doubles with each failure up to a limit. What an operator can see to, such as a file that can't be
-opened, is a plain line in the log; a fault of this program comes with its traceback.
+A failed task is counted, logged and restarted after a pause, which doubles with each failure up to
+a limit. An expected error, such as a file that can't be opened, is logged in one line; an internal
+error has a traceback.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ import structlog
 from ratelimit.exceptions import RatelimitError
 
 FIRST_PAUSE = 0.1
-"""Seconds from the first failure of a task to its next start; doubled with each one after it."""
+"""Seconds from the first failure of a task to its restart; doubled with each further failure."""
 
 LONGEST_PAUSE = 30.0
-"""Seconds that the pause grows to."""
+"""Longest pause in seconds."""
 
 STEADY = 60.0
-"""Seconds without a failure after which a task counts as well again, and its pause starts over."""
+"""Seconds without a failure after which a task counts as healthy and its pause is reset."""
 
 EXPECTED = (OSError, MemoryError, RatelimitError)
-"""Failures whose text says all; any other is a fault of this program."""
+"""Errors whose text is sufficient; any other is an internal error."""
 
 LOOP = "callbacks"
-"""The name under which the event loop's own callbacks are counted, the connections' among them."""
+"""Name under which failed callbacks of the event loop are counted."""
 
 log = structlog.get_logger()
 
 
 class Task:
-    """What is known of a task; ``failures`` counts since the start, ``failed_at`` is epoch seconds.
+    """State of a task; ``failures`` counts since the start, ``failed_at`` is in epoch seconds.
 
-    ``why`` is the reason of the last failure, empty before the first.
+    ``why`` is the text of the last failure, empty before the first.
     """
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -51,11 +51,11 @@ class Task:
 
     @property
     def problem(self) -> str:
-        """Why it failed; empty once there has been no failure for ``STEADY`` seconds."""
+        """Text of the last failure; empty after ``STEADY`` seconds without a failure."""
         return self.why if self._clock() - self._failed < STEADY else ""
 
     def failed(self, error: BaseException) -> None:
-        """Count a failure, and log it unless the same one was logged within ``STEADY`` seconds."""
+        """Count a failure; log it unless the same one was logged within ``STEADY`` seconds."""
         expected = isinstance(error, EXPECTED)
         self.failures += 1
         self.failed_at = time.time()
@@ -65,7 +65,7 @@ class Task:
         if why != self.why or self._failed - at >= STEADY:
             self._told = self.why, self._failed
             log.error(
-                "a task failed, and goes on",
+                "a task failed and will be restarted",
                 task=self.name,
                 why=self.why,
                 failures=self.failures,
@@ -73,7 +73,7 @@ class Task:
             )
 
     def attempt(self, step: Callable[[], object]) -> None:
-        """Call a step; a failure is counted, and keeps no other step from its turn."""
+        """Call a step; count a failure instead of raising it."""
         try:
             step()
         except Exception as error:  # noqa: BLE001 - failed() logs it
@@ -81,7 +81,7 @@ class Task:
 
 
 class Supervisor:
-    """The tasks of a node by name. ``sleep`` and ``clock`` count seconds."""
+    """The tasks of a node by name; ``sleep`` and ``clock`` use seconds."""
 
     def __init__(
         self,
@@ -94,25 +94,25 @@ class Supervisor:
         self._running: list[asyncio.Task[None]] = []
 
     def task(self, name: str) -> Task:
-        """Return what is known of a task, of a new one too."""
+        """Return the state of a task; create it if necessary."""
         return self.tasks.setdefault(name, Task(name, self._clock))
 
     def start(
         self, name: str, run: Callable[[], Awaitable[object]], longest: float = LONGEST_PAUSE
     ) -> None:
-        """Run a task until it returns or ``close()`` ends it; the pause grows to ``longest``."""
+        """Run a task until it returns or ``close()``; pauses grow up to ``longest`` seconds."""
         keep = self._keep(self.task(name), run, longest)
         self._running.append(asyncio.create_task(keep, name=name))
 
     async def close(self) -> None:
-        """End all tasks."""
+        """Cancel all tasks."""
         for running in self._running:
             running.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
         self._running.clear()
 
     def unhandled(self, loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
-        """Take what the loop says of a callback that failed; see ``loop.set_exception_handler``."""
+        """Handle a failed callback; for ``loop.set_exception_handler``."""
         error = context.get("exception")
         if error is None or isinstance(error, EXPECTED):
             loop.default_exception_handler(dict(context))
@@ -129,7 +129,7 @@ class Supervisor:
                 current = asyncio.current_task()
                 if current is None or current.cancelling():
                     raise
-                # Something inside was cancelled, by mistake, and not this.
+                # The task itself was not cancelled; something inside it was.
                 task.failed(error)
             except Exception as error:  # noqa: BLE001 - failed() logs it
                 task.failed(error)

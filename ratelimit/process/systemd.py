@@ -1,7 +1,7 @@
-"""What a service manager gives a process and hears of it: sockets, readiness, a watchdog.
+"""The interface to a service manager: passed sockets, readiness, watchdog.
 
-The protocols are those of sd_listen_fds(3) and sd_notify(3). They are so small that they take less
-than a library would; without systemd, nothing here does anything.
+Implements sd_listen_fds(3) and sd_notify(3); the code is smaller than a library's. Without systemd
+it does nothing.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ FIRST_FD = 3
 """SD_LISTEN_FDS_START."""
 
 OURS = "ours"
-"""Name of a socket whose file is ours to remove; systemd's own are called by their unit."""
+"""Name of a socket whose file this program must remove; systemd names sockets after their unit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """A listening socket that was passed to this process; ``ours`` as of ``OURS``."""
+    """A listening socket that was passed to this process; ``ours`` if its name is ``OURS``."""
 
     sock: socket.socket
     ours: bool = False
@@ -43,9 +43,9 @@ class Passed:
 
 
 class Sockets:
-    """The sockets that were passed to this process, until somebody takes them.
+    """The sockets that were passed to this process and are not taken yet.
 
-    ``trusted`` is whether they were a process of the same configuration's.
+    ``trusted`` is true if they come from a predecessor with the same configuration.
     """
 
     def __init__(self, passed: list[Passed], trusted: bool = False) -> None:
@@ -54,10 +54,10 @@ class Sockets:
 
     @classmethod
     def inherited(cls, trusted: bool = False) -> Sockets:
-        """Return those of the environment, and remove the variables, which are for nobody else.
+        """Return the sockets of the environment and remove its variables.
 
-        ``trusted`` takes them without ``LISTEN_PID``, which whoever began this process could not
-        know. Raises StartError if they are none to listen with.
+        ``trusted`` accepts them without ``LISTEN_PID``, which a predecessor can't know. Raises
+        StartError if they are not listening sockets.
         """
         pid = os.environ.pop("LISTEN_PID", "")
         count = os.environ.pop("LISTEN_FDS", "")
@@ -65,7 +65,7 @@ class Sockets:
         if not count or (pid != str(os.getpid()) and not trusted):
             return cls([])
         if not count.isascii() or not count.isdigit() or len(count) > 4:
-            raise StartError(f"LISTEN_FDS: {count!r} is no number of sockets")
+            raise StartError(f"LISTEN_FDS: {count!r} is not a number of sockets")
         names += [""] * int(count)
         passed = []
         for fd, name in zip(range(FIRST_FD, FIRST_FD + int(count)), names, strict=False):
@@ -73,9 +73,9 @@ class Sockets:
         return cls(passed, trusted)
 
     def take(self, address: Address) -> list[Passed]:
-        """Return the sockets of an address, which the caller then owns.
+        """Return the sockets of an address and pass their ownership to the caller.
 
-        Port 0 stands for the port that the process before was given.
+        Port 0 means the port of the predecessor.
         """
         if not address.path and address.port == 0:
             ports = [one.address.port for one in self._left] if self._trusted else []
@@ -85,9 +85,9 @@ class Sockets:
         return found
 
     def done(self) -> None:
-        """Let go of sockets that nobody has taken: StartError if they are a service manager's.
+        """Close the remaining sockets; raise StartError if they come from a service manager.
 
-        Those of a process before are of addresses that the configuration no longer has.
+        Those of a predecessor belong to addresses that the configuration no longer has.
         """
         if self._trusted:
             for one in self._left:
@@ -95,16 +95,15 @@ class Sockets:
         elif self._left:
             names = ", ".join(str(one.address) for one in self._left)
             raise StartError(
-                f"the service manager passes a socket on {names}, which is neither in agent.listen"
-                f" nor ops.listen; name it there too, or not in the socket unit"
+                f"the service manager passed a socket on {names}, which is neither in agent.listen"
+                f" nor in ops.listen; add it there or remove it from the socket unit"
             )
 
 
 class Manager:
-    """The service manager, as the environment names it; without one, nothing here does anything.
+    """The service manager of the environment; without one, all methods do nothing.
 
-    Its socket is opened once, so that the manager hears of the process also while there is no file
-    descriptor to be had.
+    Its socket is opened once, so that notifications work without a free file descriptor.
     """
 
     def __init__(self, path: str = "", watchdog: float = 0) -> None:
@@ -116,7 +115,7 @@ class Manager:
 
     @classmethod
     def of_environment(cls) -> Manager:
-        """Return the manager that ``NOTIFY_SOCKET`` and ``WATCHDOG_USEC`` name."""
+        """Return the manager of ``NOTIFY_SOCKET`` and ``WATCHDOG_USEC``."""
         path = os.environ.get("NOTIFY_SOCKET", "")
         wait = os.environ.get("WATCHDOG_USEC", "")
         ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
@@ -126,13 +125,13 @@ class Manager:
         )
 
     def tell(self, *lines: str) -> None:
-        """Say something, such as ``READY=1``; it may not be heard."""
+        """Send a notification such as ``READY=1``; errors are ignored."""
         if self._sock is not None:
             with contextlib.suppress(OSError):
                 self._sock.sendto("\n".join(lines).encode(), self._path)
 
     async def watch(self) -> None:
-        """Feed the watchdog from this loop, until cancelled; a loop that hangs is found by it."""
+        """Feed the watchdog from the event loop until cancelled, to detect a hung loop."""
         if not self._watchdog:
             return
         while True:
@@ -140,7 +139,7 @@ class Manager:
             await asyncio.sleep(self._watchdog / 3)
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Close the socket."""
         if self._sock is not None:
             self._sock.close()
 
@@ -149,10 +148,10 @@ def _listening(fd: int) -> socket.socket:
     """Return the socket of a file descriptor."""
     try:
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-            raise StartError(f"LISTEN_FDS: file descriptor {fd} is no socket")
+            raise StartError(f"LISTEN_FDS: file descriptor {fd} is not a socket")
         sock = socket.socket(fileno=fd)
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise StartError(f"LISTEN_FDS: the socket {fd} does not listen; is it Accept=no?")
+            raise StartError(f"LISTEN_FDS: the socket {fd} does not listen; is Accept=no set?")
     except OSError as error:
         raise StartError(f"LISTEN_FDS: file descriptor {fd}: {error.strerror}") from error
     os.set_inheritable(fd, False)

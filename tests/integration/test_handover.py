@@ -134,7 +134,7 @@ def test_a_successor_that_can_not_open_the_store_changes_nothing(it: Heirs, fold
     before = it.pid
     (folder / "no-open").touch()
     os.kill(before, signal.SIGUSR2)
-    said(it, "the successor failed, and this process goes on")
+    said(it, "the successor failed; this process continues")
     assert it.ask(CLIENT, 2).reason == BLOCKED
     until(lambda: not status(it)["store"]["up"], "the disk hangs for this one, too")
     assert "the disk does not answer" in status(it)["store"]["problem"]
@@ -149,8 +149,8 @@ def test_a_disk_that_hangs_before_it_leaves_one_that_answers(it: Heirs, folder: 
     until(lambda: not status(it)["store"]["up"], "it is shown")
     assert "the disk does not answer" in status(it)["store"]["problem"]
     os.kill(it.pid, signal.SIGUSR2)
-    said(it, "the store is kept")
-    said(it, "the successor failed, and this process goes on")
+    said(it, "the store was not released")
+    said(it, "the successor failed; this process continues")
     assert it.ask(CLIENT, 2).reason == BLOCKED
     assert it._process is not None
     it._process.send_signal(signal.SIGTERM)
@@ -166,7 +166,7 @@ def test_a_successor_that_is_killed_changes_nothing(it: Heirs, folder: Path) -> 
     (successor,) = Path(f"/proc/{first}/task/{first}/children").read_text().split()
     os.kill(int(successor), signal.SIGKILL)
     (folder / "no-open").unlink()
-    said(it, "the successor failed, and this process goes on")
+    said(it, "the successor failed; this process continues")
     until(lambda: has_file(first), "it has taken the file back")
     assert it.ask(CLIENT, 2).reason == BLOCKED
     until(lambda: not status(it)["store"]["unwritten"], "it is written")

@@ -121,7 +121,7 @@ def test_the_reader_hangs_and_goes_on(
             return bool(it.state()["log"]["waiting"] > 2 * PIPE)
 
         until(full, "nothing is taken")
-        until(lambda: it.state()["log"]["problem"] == "the reader takes nothing", "it is shown")
+        until(lambda: it.state()["log"]["problem"] == "the reader does not read", "it is shown")
         assert it.ask("192.0.2.1").reason is None
         os.close(pipe[1])
         blocks = it.state()["blocklist"]["made"]

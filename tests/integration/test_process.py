@@ -103,7 +103,7 @@ def test_the_signal_to_stop_ends_it_while_a_thread_waits_for_the_disk(folder: Pa
         assert it.ask("192.0.2.1").reason is None
         it._process.send_signal(signal.SIGTERM)
         assert it._process.wait(PATIENCE) == 1
-        assert "the process did not end in time, and is ended" in it.log()
+        assert "the process did not end in time and was terminated" in it.log()
         assert '"agent stops"' in it.log()
     finally:
         it.stop(signal.SIGKILL)
@@ -127,7 +127,7 @@ def test_the_signal_to_stop_ends_it_while_it_starts(folder: Path) -> None:
         until(lambda: holds(process.pid, signal.SIGTERM), "it listens for signals")
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 1
-        assert "the process did not end in time, and is ended" in log.read_text()
+        assert "the process did not end in time and was terminated" in log.read_text()
     finally:
         process.kill()
         process.wait()

@@ -131,7 +131,7 @@ def test_a_socket_of_systemd_that_the_configuration_does_not_name(folder: Path) 
     with activated(folder, config, f"127.0.0.1:{port}") as process:
         socket.create_connection(("127.0.0.1", port)).close()
         _, said = process.communicate(timeout=PATIENCE)
-        assert f"passes a socket on tcp://127.0.0.1:{port}, which is neither in agent" in said
+        assert f"passed a socket on tcp://127.0.0.1:{port}, which is neither in agent" in said
         assert process.returncode == 1
 
 
@@ -217,7 +217,7 @@ def test_a_successor_that_fails_changes_nothing(folder: Path) -> None:
         good = node._file.read_text()
         node._file.write_text(good + "rate = 1\n")
         os.kill(node.pid, signal.SIGUSR2)
-        until(lambda: "the successor failed, and this process goes on" in node.log(), "it fails")
+        until(lambda: "the successor failed; this process continues" in node.log(), "it fails")
         assert node.ask(CLIENT).reason is None, "on the connection that was open"
         node._file.write_text(good)
         node.hand_over()

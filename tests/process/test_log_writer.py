@@ -14,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from ratelimit.process import log_writer as module
-from ratelimit.process.log_writer import Writer
+from ratelimit.process.log_writer import LogWriter
 
 PIPE = 4096
 
@@ -57,7 +57,7 @@ def read(fd: int, size: int) -> bytes:
 
 
 def test_what_is_written_comes_in_order(pipe: tuple[int, int]) -> None:
-    writer = Writer(pipe[1])
+    writer = LogWriter(pipe[1])
     for number in range(2000):
         assert writer.write(f"{number:09}\n") == 10
     assert read(pipe[0], 20_000) == b"".join(b"%09d\n" % number for number in range(2000))
@@ -72,19 +72,19 @@ def test_a_reader_that_hangs_is_not_waited_for(
     monkeypatch.setattr(module, "ROOM", 10 * PIPE)
     monkeypatch.setattr(module, "KEPT_ROOM", 20 * PIPE)
     monkeypatch.setattr(module, "PATIENCE", 0.01)
-    writer = Writer(pipe[1])
+    writer = LogWriter(pipe[1])
     for _ in range(100):
         writer.write("x" * (PIPE - 1) + "\n")
     assert writer.dropped == 90
     assert 8 * PIPE <= writer.waiting <= 10 * PIPE
     writer.keep("kept\n")
     assert writer.dropped == 90, "it has room of its own"
-    until(lambda: writer.problem == "the reader takes nothing")
+    until(lambda: writer.problem == "the reader does not read")
     assert logs == []
     whole = read(pipe[0], 10 * PIPE + 5)
     assert whole == (b"x" * (PIPE - 1) + b"\n") * 10 + b"kept\n"
     until(lambda: logs)
-    assert (logs[0]["event"][:32], logs[0]["count"]) == ("lines of the log were dropped, f", 90)
+    assert (logs[0]["event"][:32], logs[0]["count"]) == ("lines of the log were dropped be", 90)
     assert writer.problem == ""
     writer.close(5)
 
@@ -106,7 +106,7 @@ def test_what_can_not_be_written_is_tried_again(
     make: Callable[[], int], problem: str, tmp_path: Path
 ) -> None:
     fd = make()
-    writer = Writer(fd)
+    writer = LogWriter(fd)
     writer.write("one\n")
     until(lambda: writer.problem == problem)
     writer.write("two\n")
@@ -121,7 +121,7 @@ def test_what_can_not_be_written_is_tried_again(
 
 
 def test_the_end_waits_for_what_can_be_written(pipe: tuple[int, int]) -> None:
-    writer = Writer(pipe[1])
+    writer = LogWriter(pipe[1])
     got: list[bytes] = []
     reader = threading.Thread(target=lambda: got.append(read(pipe[0], 100 * PIPE)))
     for _ in range(100):
@@ -134,7 +134,7 @@ def test_the_end_waits_for_what_can_be_written(pipe: tuple[int, int]) -> None:
 
 
 def test_the_end_does_not_wait_for_a_reader_that_hangs(pipe: tuple[int, int]) -> None:
-    writer = Writer(pipe[1])
+    writer = LogWriter(pipe[1])
     for _ in range(3):
         writer.write("x" * PIPE)
     writer.close(0.05)
@@ -144,7 +144,7 @@ def test_the_end_does_not_wait_for_a_reader_that_hangs(pipe: tuple[int, int]) ->
 
 def test_the_end_does_not_wait_for_a_disk_that_is_full() -> None:
     fd = os.open("/dev/full", os.O_WRONLY)
-    writer = Writer(fd)
+    writer = LogWriter(fd)
     for _ in range(3):
         writer.write("x\n")
     writer.close(20)
@@ -153,7 +153,7 @@ def test_the_end_does_not_wait_for_a_disk_that_is_full() -> None:
 
 
 def test_a_stream_that_was_closed_before_the_start_is_nowhere(tmp_path: Path) -> None:
-    writer = Writer.of(None)
+    writer = LogWriter.of(None)
     writer.write("x\n")
     until(lambda: writer.waiting == 0)
     writer.close(5)
@@ -161,7 +161,7 @@ def test_a_stream_that_was_closed_before_the_start_is_nowhere(tmp_path: Path) ->
 
 
 def test_it_is_a_text_stream(pipe: tuple[int, int]) -> None:
-    writer = Writer(pipe[1])
+    writer = LogWriter(pipe[1])
     with pytest.raises(TypeError):
         writer.write(b"x")  # type: ignore[arg-type]
     print("\udcff", file=writer, flush=True)

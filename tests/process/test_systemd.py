@@ -82,7 +82,7 @@ def test_a_socket_that_nobody_asks_for_is_an_error(listener: socket.socket) -> N
     port = listener.getsockname()[1]
     program = f"from ratelimit.process.systemd import Sockets; Sockets.inherited().done() # {port}"
     ran = inherit(program, listener.fileno(), LISTEN_FDS="1", LISTEN_PID="$$")
-    assert f"passes a socket on tcp://127.0.0.1:{port}, which is neither in agent.listen" in (
+    assert f"passed a socket on tcp://127.0.0.1:{port}, which is neither in agent.listen" in (
         ran.stderr
     )
 
@@ -98,7 +98,7 @@ def test_a_wrong_count_is_an_error(listener: socket.socket, count: str, problem:
 
 def test_what_does_not_listen_is_an_error(tmp_path: Path) -> None:
     with socket.socket() as sock, (tmp_path / "file").open("w") as file:
-        for fd, problem in ((sock.fileno(), "does not listen"), (file.fileno(), "is no socket")):
+        for fd, problem in ((sock.fileno(), "does not listen"), (file.fileno(), "is not a socket")):
             ran = inherit(TAKE.format(port=1), fd, LISTEN_FDS="1", LISTEN_PID="$$")
             assert problem in ran.stdout, ran.stderr
 
