@@ -6,7 +6,7 @@ from ratelimit.process.signals import hold
 
 
 def main() -> None:
-    """Run the command; before all that takes long to import, hold early signals back."""
+    """Run the command; block early signals before the long imports."""
     if sys.argv[1:2] in (["serve"], ["up"]):
         hold()
     from ratelimit.cli.main import main as command

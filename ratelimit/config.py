@@ -1,8 +1,7 @@
-"""The configuration: a TOML file, overridden by the environment, as typed and checked models.
+"""The configuration: a TOML file, overridden by environment variables, as typed models.
 
-``load()`` is the way in. What the file may hold is in the models below; what is wrong comes out as
-one ``ConfigError`` with a line for each mistake, ``source: field: what is wrong``. A value is never
-repeated in such a line unless it can't be a secret.
+``load()`` reads it. All mistakes are reported in one ``ConfigError``, one line per mistake,
+``source: field: problem``. Lines do not repeat values that may be secret.
 """
 
 from __future__ import annotations
@@ -59,13 +58,13 @@ _ENV_PREFIX = "RATELIMIT_"
 _ENV_DELIMITER = "__"
 _ENV_LEVELS = 3  # LIMITS__LOGIN__RATE
 _MEMORY = "memory://"
-_MAX_PROBLEMS = 20  # lines of one error
-_MAX_LINE = 500  # characters of one
-_MAX_TRUSTED = 1000  # networks, which are looked through at each connection
+_MAX_PROBLEMS = 20  # lines per error
+_MAX_LINE = 500  # characters per line
+_MAX_TRUSTED = 1000  # networks, which are searched at each connection
 
 
 def _duration(value: object) -> int:
-    # A variable that says 0 arrives as a number.
+    # A variable with the value 0 arrives as a number.
     if value == 0 and type(value) is int:
         return 0
     return parse_duration(value if isinstance(value, str) else "")
@@ -109,9 +108,9 @@ def _webhook_url(url: str) -> str:
     except ValueError:
         named = False
     if not url.startswith(("http://", "https://")) or not named or not url.isprintable():
-        raise ValueError("must be https://HOST[:PORT]/PATH, or http:// where nobody else listens")
+        raise ValueError("must be https://HOST[:PORT]/PATH, or http:// in a trusted network")
     if "@" in parts.netloc:
-        raise ValueError("must have no user or password; what a receiver checks is the signature")
+        raise ValueError("must have no user or password; receivers verify the signature")
     return url
 
 
@@ -122,7 +121,7 @@ def _host_name(name: str) -> str:
 
 
 def _origin(text: str) -> str:
-    """Return an origin as browsers write it (RFC 6454, section 6.2)."""
+    """Return an origin in the form that browsers send (RFC 6454, section 6.2)."""
     found = re.fullmatch(
         r"(https?)://([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?", text
     )
@@ -137,7 +136,7 @@ def _path(path: str) -> str:
     try:
         Path(path).expanduser()
     except RuntimeError:
-        raise ValueError("names the home folder of no user") from None
+        raise ValueError("names the home directory of an unknown user") from None
     return path
 
 
@@ -152,7 +151,7 @@ def _secret_file(path: str) -> str:
 
 
 Duration = Annotated[int, BeforeValidator(_duration)]
-"""Written as text, held in nanoseconds."""
+"""Text in the file, nanoseconds in memory."""
 
 Listen = Annotated[Address, BeforeValidator(_listen)]
 HostPort = Annotated[Address, NoDecode, BeforeValidator(_host_port)]
@@ -167,14 +166,13 @@ FilePath = Annotated[str, AfterValidator(_path)]
 TrustedNetwork = Annotated[str, AfterValidator(trusted_network)]
 StatsSocket = Annotated[str, AfterValidator(parse_unix_path)]
 LimitName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
-"""What HAProxy takes as the name of a SPOE message, of at most 64 characters."""
+"""A name that HAProxy accepts for a SPOE message, of at most 64 characters."""
 
 
 class _Section(BaseModel):
     """A table of the file.
 
-    ``later`` names the fields of the contract whose feature is still to come: they may be written
-    down with their default, and anything else would be a promise that nobody keeps.
+    ``later`` names fields that are reserved for a later version; only their default is accepted.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -185,12 +183,12 @@ class _Section(BaseModel):
     def _is_available(cls, value: object, info: ValidationInfo) -> object:
         name = str(info.field_name)
         if name in cls.later and value != cls.model_fields[name].get_default():
-            raise ValueError("not available in this version, leave it at its default")
+            raise ValueError("not available in this version; leave it at its default")
         return value
 
 
 class AgentSection(_Section):
-    """``[agent]``: where HAProxy asks, and how many clients are remembered."""
+    """``[agent]``: the listening addresses for HAProxy and the number of clients in memory."""
 
     later = frozenset({"http_listen"})
 
@@ -215,7 +213,7 @@ class AgentSection(_Section):
         beyond = [str(one) for one in info.data.get("listen", ()) if not one.is_loopback]
         if beyond and not trusted:
             raise ValueError(
-                f"must name the networks of the HAProxies, because {beyond[0]} is beyond loopback "
+                f"must name the networks of the HAProxies, because {beyond[0]} is not on loopback "
                 "and every peer can block any client"
             )
         return trusted
@@ -233,7 +231,7 @@ class OpsSection(_Section):
     @classmethod
     def _is_safe(cls, listen: Address, info: ValidationInfo) -> Address:
         if not listen.is_loopback and not info.data.get("token_file"):
-            raise ValueError("beyond loopback needs ops.token_file, for anybody could unblock")
+            raise ValueError("needs ops.token_file unless it is on loopback")
         return listen
 
 
@@ -254,7 +252,7 @@ class StoreSection(_Section):
     @classmethod
     def _has_replicas(cls, replicas: int, info: ValidationInfo) -> int:
         if replicas and info.data.get("url") == _MEMORY:
-            raise ValueError("memory:// has none, leave it at 0")
+            raise ValueError("must be 0 with memory://, which has none")
         return replicas
 
     @field_validator("secret_file")
@@ -303,16 +301,16 @@ class LimitSection(_Section):
     def _outlasts_the_window(cls, strict: bool, info: ValidationInfo) -> bool:
         window, ladder = info.data.get("window", 0), info.data.get("block", ())
         if strict and ladder and ladder[0] < window:
-            # Who comes back from a block has the whole rate again.
+            # After a block a client has its whole rate again.
             shown = format_duration(window)
             raise ValueError(f"needs blocks of at least the window, {shown}, or block = []")
         return strict
 
 
 class ListsSection(_Section):
-    """``[lists]``: who is never counted, and who is always refused.
+    """``[lists]``: networks that are always allowed or always denied.
 
-    What the entries are, ``read_lists()`` finds out.
+    ``read_lists()`` validates the entries.
     """
 
     allow: tuple[str, ...] = Field((), strict=False)
@@ -322,7 +320,7 @@ class ListsSection(_Section):
 
 
 class HaproxySection(_Section):
-    """``[haproxy]``: the HAProxy processes beside this agent."""
+    """``[haproxy]``: the HAProxy processes of this node."""
 
     sockets: tuple[StatsSocket, ...] = Field((), strict=False, max_length=64)
     maps_dir: str = ""
@@ -331,7 +329,7 @@ class HaproxySection(_Section):
     @classmethod
     def _is_a_folder(cls, folder: str) -> str:
         if folder and (not folder.startswith("/") or "\0" in folder):
-            raise ValueError('must be the whole path of a folder, such as "/run/ratelimit"')
+            raise ValueError('must be the absolute path of a directory, such as "/run/ratelimit"')
         return folder
 
     @field_validator("sockets")
@@ -343,7 +341,7 @@ class HaproxySection(_Section):
 
 
 class WebhookSection(_Section):
-    """``[[webhooks]]``: a program that is told of events."""
+    """``[[webhooks]]``: a receiver of events."""
 
     url: Annotated[str, AfterValidator(_webhook_url)] = Field(repr=False)
     events: tuple[EventName, ...] = Field(EVENTS, strict=False)
@@ -358,7 +356,7 @@ class WebhookSection(_Section):
 
 
 class LoadSection(_Section):
-    """``[load]``: when to say that the load is high."""
+    """``[load]``: thresholds of the events for high and low load."""
 
     high: int = Field(0, ge=0)
     low: int = Field(0, ge=0)
@@ -373,7 +371,7 @@ class LoadSection(_Section):
 
 
 class _Environment(EnvSettingsSource):
-    """Variables, of which a list may be JSON or just ``one,two``."""
+    """Environment variables; a list may be JSON or ``one,two``."""
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: str) -> Any:
         try:
@@ -387,18 +385,18 @@ class _Environment(EnvSettingsSource):
         try:
             return super().explode_env_vars(field_name, field, env_vars)
         except (ValueError, RecursionError):
-            # A number of too many digits, or JSON that is nested too deeply. Of which variable?
+            # A number with too many digits, or deeply nested JSON. Find the variable.
             for name, value in env_vars.items():
                 try:
                     super().explode_env_vars(field_name, field, {name: value})
                 except (ValueError, RecursionError):
-                    what = "not a value of this field: too long, or nested too deeply"
+                    what = "invalid value: too long or nested too deeply"
                     raise ConfigError([_short(f"environment: {name.upper()}: {what}")]) from None
             raise
 
 
 class Config(BaseSettings):
-    """All of it; every field has a default. ``limits`` always has ``default`` and ``unknown``."""
+    """The configuration; every field has a default, ``limits`` has ``default`` and ``unknown``."""
 
     model_config = SettingsConfigDict(
         strict=True,
@@ -422,7 +420,7 @@ class Config(BaseSettings):
     @field_validator("limits", mode="before")
     @classmethod
     def _unknown_blocks_no_client(cls, limits: object) -> object:
-        # One address of a proxy stands for many clients, so no ladder unless one is asked for.
+        # One address of a proxy may stand for many clients, so the default has no blocks.
         given = limits.get(UNKNOWN, {}) if isinstance(limits, dict) else None
         if isinstance(limits, dict) and isinstance(given, dict):
             return limits | {UNKNOWN: {"block": []} | given}
@@ -442,23 +440,23 @@ class Config(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment before the file; nothing else, a .env file least of all."""
+        """Environment variables, then the file; no .env file."""
         return _Environment(settings_cls), init_settings
 
     @property
     def path(self) -> Path | None:
-        """The file that it was read from."""
+        """The file of the configuration."""
         return self._path
 
     def wrong(self, field: str, what: str) -> ConfigError:
-        """Return the error for a field, such as ``agent.listen``, that shows only in use."""
+        """Return the error for a field, such as ``agent.listen``, that fails only in use."""
         return ConfigError([self._line(field, what)])
 
     def _line(self, field: str, what: str) -> str:
         return _line(self._path, tuple(field.split(".")), what)
 
     def read_list_files(self) -> tuple[list[ListFile], list[ListFile]]:
-        """Return the files of the lists, of those who are allowed and of those who are denied."""
+        """Read the files of the allow list and of the deny list."""
         lists = self.lists
         return (
             [ListFile.read(path) for path in lists.allow_files],
@@ -466,15 +464,15 @@ class Config(BaseSettings):
         )
 
     def list_steps(self, allow: list[ListFile], deny: list[ListFile]) -> Steps[Lists]:
-        """Return the lists with these files; ConfigError with all that is wrong in them."""
+        """Return the steps that build the lists. The steps raise ConfigError with all mistakes."""
         return read_lists(self.lists.allow, self.lists.deny, allow, deny, self._line)
 
     def read_lists(self) -> Lists:
-        """Read the lists and their files; ConfigError with all that is wrong in them."""
+        """Read the lists and their files. Raises ConfigError with all mistakes."""
         return finish(self.list_steps(*self.read_list_files()))
 
     def receivers(self) -> tuple[Receiver, ...]:
-        """Return who is told of events; ConfigError if a secret can't be read any more."""
+        """Return the receivers of webhooks. Raises ConfigError if a secret can't be read."""
         found = []
         for number, hook in enumerate(self.webhooks):
             try:
@@ -485,7 +483,7 @@ class Config(BaseSettings):
         return tuple(found)
 
     def exposed_files(self) -> list[str]:
-        """Return the files with a secret that every user of this machine can read, with fields."""
+        """Return the secret files that every user of this machine can read, with their fields."""
         files = [("ops.token_file", self.ops.token_file)]
         for number, hook in enumerate(self.webhooks):
             files.append((f"webhooks.{number}.secret_file", hook.secret_file))
@@ -498,7 +496,7 @@ class Config(BaseSettings):
         return [f"{field}: {path}" for field, path in files if path and is_exposed(path)]
 
     def fleet_secret(self) -> bytes:
-        """Return what signs the blocklist; ConfigError if it can't be read any more."""
+        """Return the key that signs the blocklist, or nothing. Raises ConfigError."""
         if not self.store.secret_file:
             return b""
         try:
@@ -507,7 +505,7 @@ class Config(BaseSettings):
             raise self.wrong("store.secret_file", str(error)) from error
 
     def _fuse(self, limit: LimitSection) -> float:
-        """Return the fuse of a limit; one that is stricter than the default must ask for it."""
+        """Return the fuse of a limit; one that is stricter than the default has none unless set."""
         if "fuse" in limit.model_fields_set:
             return limit.fuse
         default = self.limits["default"]
@@ -536,9 +534,9 @@ class Config(BaseSettings):
 
 
 def load(path: Path | None = None) -> Config:
-    """Return the configuration of the file, of the environment, and of the defaults.
+    """Read the configuration from the file, the environment and the defaults.
 
-    Raises ConfigError with everything that is wrong.
+    Raises ConfigError with all mistakes.
     """
     tables = {} if path is None else _read(path)
     problems = [
@@ -546,24 +544,24 @@ def load(path: Path | None = None) -> Config:
     ]
     deep = False
     for variable in os.environ:
-        # Others are switches of the build, of the client, or, in a cluster, of whoever sets them.
+        # Other variables belong to the build, to the client, or to Kubernetes.
         if variable.upper().startswith(_ENV_PREFIX) and _ENV_DELIMITER in variable:
             section, *levels = variable[len(_ENV_PREFIX) :].split(_ENV_DELIMITER)
             if section.lower() not in Config.model_fields or len(levels) >= _ENV_LEVELS:
                 problems.append(_short(f"environment: {variable}: unknown field"))
                 deep = deep or len(levels) >= _ENV_LEVELS
     if deep:
-        raise ConfigError(problems)  # the models would follow all its levels
+        raise ConfigError(problems)  # the models would recurse through all levels
     try:
         config = Config(**{name: tables[name] for name in tables if name in Config.model_fields})
     except ValidationError as error:
         details = error.errors(include_url=False)
         problems += [_explain(path, detail) for detail in details[:_MAX_PROBLEMS]]
         if (more := len(details) - _MAX_PROBLEMS) > 0:
-            problems.append(f"{path or 'environment'}: {more} more mistakes")
+            problems.append(f"{path or 'environment'}: {more} more errors")
     if problems:
         raise ConfigError(problems)
-    config._path = path  # noqa: SLF001 - not a field, hence no argument of the constructor
+    config._path = path  # noqa: SLF001 - a private attribute is no constructor argument
     return config
 
 
@@ -575,12 +573,12 @@ def _read(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: not UTF-8 at byte {error.start}"]) from error
     except (ValueError, RecursionError) as error:
-        # ValueError: TOMLDecodeError, which tells the line, and numbers too long for Python.
+        # ValueError: TOMLDecodeError, which names the line, and numbers too long for Python.
         raise ConfigError([f"{path}: not TOML: {error}"]) from error
 
 
 def _explain(path: Path | None, detail: ErrorDetails) -> str:
-    """Return the line for one mistake that the models found."""
+    """Return the line for one error of the models."""
     loc = tuple(part for part in detail["loc"] if part != "[key]")
     message = _MESSAGES.get(detail["type"]) or detail["msg"].removeprefix("Value error, ")
     return _line(path, loc, re.sub("^Input should be", "must be", message))
@@ -588,7 +586,7 @@ def _explain(path: Path | None, detail: ErrorDetails) -> str:
 
 _MESSAGES = {
     "extra_forbidden": "unknown field",
-    "missing": "must be given",
+    "missing": "is required",
     "model_type": "must be a table",
     "dict_type": "must be a table",
     "tuple_type": "must be a list",
@@ -597,12 +595,12 @@ _MESSAGES = {
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
     "string_type": "must be text",
-    "string_pattern_mismatch": "a name has 1 to 64 of the characters A-Z a-z 0-9 _ . : -",
+    "string_pattern_mismatch": "must have 1 to 64 of the characters A-Z a-z 0-9 _ . : -",
 }
 
 
 def _line(path: Path | None, loc: tuple[int | str, ...], message: str) -> str:
-    """Return ``source: field: message``, where the source is the one that can be mended."""
+    """Return ``source: field: message``; the source is the file or variable to correct."""
     variable = _variable(loc)
     if variable is not None:
         return _short(f"environment: {variable}: {message}")
@@ -610,13 +608,13 @@ def _line(path: Path | None, loc: tuple[int | str, ...], message: str) -> str:
 
 
 def _short(line: str) -> str:
-    """Return a line of printable characters, without the middle of one that is too long."""
+    """Escape a line, and shorten it in the middle if it is too long."""
     shown = line if line.isprintable() else ascii(line)[1:-1]
     return shown if len(shown) <= _MAX_LINE else f"{shown[:300]} ... {shown[-190:]}"
 
 
 def _variable(loc: tuple[int | str, ...]) -> str | None:
-    """Return the variable that set a field, or a part of it, or the table it is in, if one did."""
+    """Return the environment variable that set a field, a part of it, or its table, or None."""
     names = {name.upper(): name for name in os.environ}
     for size in range(len(loc), 0, -1):
         wanted = _ENV_PREFIX + _ENV_DELIMITER.join(str(part) for part in loc[:size]).upper()
@@ -627,6 +625,6 @@ def _variable(loc: tuple[int | str, ...]) -> str | None:
 
 
 def _dotted(loc: tuple[int | str, ...]) -> str:
-    """Return ``limits.default.rate``; a name that TOML would quote is quoted."""
+    """Return ``limits.default.rate``; names are quoted where TOML requires it."""
     parts = (str(part) for part in loc)
     return ".".join(p if re.fullmatch("[A-Za-z0-9_-]+", p) else ascii(p) for p in parts)

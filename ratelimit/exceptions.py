@@ -1,25 +1,25 @@
-"""Every error that ratelimit raises on purpose.
+"""The exceptions of ratelimit.
 
 RatelimitError
-├── ConfigError      a file or a variable says something impossible
+├── ConfigError      the configuration is invalid
 ├── LogError         an access log can't be read
-├── ApiError         the HTTP API can't be reached, or refuses
-├── StartError       what is needed to run is missing: a free address, HAProxy
-├── StoreError       the store can't be used now; says whether what was asked can have happened
-└── SpopError        a peer broke the SPOP; carries the status that it is told
+├── ApiError         the HTTP API is unreachable or answered with an error
+├── StartError       a requirement is missing: a free address, HAProxy
+├── StoreError       the store is not available; ``unsent`` says that nothing was done
+└── SpopError        a peer violated SPOP; carries the status for AGENT-DISCONNECT
 """
 
 from __future__ import annotations
 
 
 class RatelimitError(Exception):
-    """Base of all others; its text is fit to be shown to an operator."""
+    """Base class; the text is suitable for operators."""
 
 
 class ConfigError(RatelimitError):
-    """The configuration is wrong.
+    """The configuration is invalid.
 
-    ``problems`` holds one ``source: field: what is wrong`` for each mistake, all of them at once.
+    ``problems`` has one line ``source: field: problem`` for each mistake.
     """
 
     def __init__(self, problems: list[str]) -> None:
@@ -28,13 +28,13 @@ class ConfigError(RatelimitError):
 
 
 class LogError(RatelimitError):
-    """An access log can't be read, or is of no known format."""
+    """An access log can't be read or has an unknown format."""
 
 
 class ApiError(RatelimitError):
-    """The API of a node gave no answer, or one that is an error.
+    """The API of a node gave no answer or an error.
 
-    ``status`` is the HTTP status, 0 without one.
+    ``status`` is the HTTP status, 0 without an answer.
     """
 
     def __init__(self, message: str, status: int = 0) -> None:
@@ -43,14 +43,14 @@ class ApiError(RatelimitError):
 
 
 class StartError(RatelimitError):
-    """Something outside of the configuration keeps the program from starting."""
+    """The program can't start for a reason outside of its configuration."""
 
 
 class StoreError(RatelimitError):
-    """The store can't be used now, or gave no answer in time.
+    """The store is not available or did not answer in time.
 
-    ``unsent`` is true if nothing of what was asked can have happened, so that it may be asked
-    again without being counted twice.
+    ``unsent`` is true if the store has certainly done nothing, so that a retry counts nothing
+    twice.
     """
 
     def __init__(self, message: str, unsent: bool = False) -> None:
@@ -59,9 +59,9 @@ class StoreError(RatelimitError):
 
 
 class SpopError(RatelimitError):
-    """The peer broke the protocol, and the connection ends.
+    """The peer violated the protocol; the connection must be closed.
 
-    ``status`` is the code sent in AGENT-DISCONNECT (SPOE.txt, sections 3.2.9 and 3.5).
+    ``status`` is the code for AGENT-DISCONNECT (SPOE.txt, sections 3.2.9 and 3.5).
     """
 
     def __init__(self, status: int, message: str) -> None:

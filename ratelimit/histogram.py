@@ -1,15 +1,15 @@
-"""How long things took, counted in a fixed number of buckets, cheaply enough for each read."""
+"""A histogram of durations, cheap enough for each read of a socket."""
 
 from __future__ import annotations
 
-_FIRST = 12  # the first bound is 2^12 ns, 4.1 µs,
-_LAST = 32  # and the last 2^32 ns, 4.3 s; each is twice the one before
+_FIRST = 12  # the first bound is 2^12 ns, 4.1 µs;
+_LAST = 32  # the last is 2^32 ns, 4.3 s; each is twice the previous one
 
 
 class Histogram:
-    """Durations in nanoseconds, told apart by their number of bits.
+    """Durations in nanoseconds, in buckets by number of bits.
 
-    ``total`` is the sum of all, in nanoseconds.
+    ``total`` is their sum in nanoseconds.
     """
 
     __slots__ = ("_counts", "total")
@@ -25,9 +25,9 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """How many there were."""
+        """The number of durations."""
         return sum(self._counts)
 
     def buckets(self) -> list[tuple[int, int]]:
-        """Return bounds in nanoseconds, and how many durations were below each."""
+        """Return the bounds in nanoseconds, and the number of durations below each."""
         return [(1 << bits, sum(self._counts[: bits + 1])) for bits in range(_FIRST, _LAST + 1)]

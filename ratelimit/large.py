@@ -1,8 +1,9 @@
-"""Collections of hundreds of thousands that never take long: no operation more than some 20 us.
+"""Collections for hundreds of thousands of items, in which no operation takes more than about 20
+us.
 
-A dictionary of 200,000 takes milliseconds when it grows, in which nothing is answered: so it has
-parts. The garbage collector looks at each item of a list, and of a tuple once. So texts in order
-are packed into bytes, some tens together, and the collector has nothing to look at.
+A dictionary of 200,000 items takes milliseconds when it grows, which would delay answers; so it is
+split into parts. The garbage collector visits each item of a list, and of a tuple once; so ordered
+texts are packed into bytes, some tens together, which the collector does not visit.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from typing import Generic, TypeVar
 V = TypeVar("V")
 
 _PARTS = 64
-_MOST = 64  # texts of a leaf
-_FEW = 16  # with fewer, a leaf is joined to the next one
+_MOST = 64  # texts per leaf, at most
+_FEW = 16  # a leaf with fewer texts is merged with the next one
 
 
 class LargeDict(Generic[V]):
-    """Values by text."""
+    """A dictionary from text to values."""
 
     def __init__(self) -> None:
         self._parts: list[dict[str, V]] = [{} for _ in range(_PARTS)]
@@ -30,7 +31,7 @@ class LargeDict(Generic[V]):
         return sum(map(len, self._parts))
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the texts, while nothing changes."""
+        """Yield the keys; the dictionary must not change meanwhile."""
         return itertools.chain.from_iterable(self._parts)
 
     def __contains__(self, text: str) -> bool:
@@ -40,25 +41,25 @@ class LargeDict(Generic[V]):
         self._parts[hash(text) % _PARTS][text] = value
 
     def get(self, text: str) -> V | None:
-        """Return the value of a text; None if there is none."""
+        """Return the value of a key, or None."""
         return self._parts[hash(text) % _PARTS].get(text)
 
     def pop(self, text: str) -> V | None:
-        """Take a text off and return its value; None if there is none."""
+        """Remove a key and return its value, or None."""
         return self._parts[hash(text) % _PARTS].pop(text, None)
 
     def clear(self) -> Iterator[None]:
-        """Drop everything in small steps, for to free so much takes long too."""
+        """Remove everything in small steps, because freeing takes long too."""
         for part in self._parts:
             part.clear()
             yield
 
 
 class OrderedSet:
-    """Texts in order."""
+    """A sorted set of texts."""
 
     def __init__(self) -> None:
-        # Of each leaf its texts, packed, how many they are, and the last one.
+        # For each leaf: its packed texts, their number, and the last text.
         self._leaves: list[bytes] = []
         self._counts: list[int] = []
         self._lasts: list[str] = []
@@ -71,7 +72,7 @@ class OrderedSet:
         return next(self.since(text), None) == text
 
     def add(self, text: str) -> bool:
-        """Take a text; false if it is there already."""
+        """Add a text; return false if it is present."""
         at = min(bisect_left(self._lasts, text), len(self._lasts) - 1)
         leaf = self._read(at) if at >= 0 else []
         place = bisect_left(leaf, text)
@@ -83,7 +84,7 @@ class OrderedSet:
         return True
 
     def discard(self, text: str) -> bool:
-        """Take a text off; false if it is not there."""
+        """Remove a text; return false if it is absent."""
         at = bisect_left(self._lasts, text)
         leaf = self._read(at) if at < len(self._leaves) else []
         place = bisect_left(leaf, text)
@@ -95,33 +96,33 @@ class OrderedSet:
         return True
 
     def since(self, text: str) -> Iterator[str]:
-        """Yield those that are not before a text, while nothing changes."""
+        """Yield the texts from ``text`` on; the set must not change meanwhile."""
         for at in range(bisect_left(self._lasts, text), len(self._leaves)):
             leaf = self._read(at)
             yield from leaf[bisect_left(leaf, text) :]
 
     def after(self, text: str, count: int) -> list[str]:
-        """Return up to ``count`` texts that follow one."""
+        """Return up to ``count`` texts after ``text``."""
         found = itertools.islice(self.since(text), count + 1)
         return [one for one in found if one != text][:count]
 
     def first(self) -> str | None:
-        """Return the first one; None if there is none."""
+        """Return the first text, or None."""
         return self._read(0)[0] if self._leaves else None
 
     def count_since(self, text: str) -> int:
-        """Return how many are not before a text."""
+        """Return the number of texts from ``text`` on."""
         at = bisect_left(self._lasts, text)
         if at == len(self._leaves):
             return 0
         return sum(self._counts[at:]) - bisect_left(self._read(at), text)
 
     def _read(self, at: int) -> list[str]:
-        leaf: list[str] = marshal.loads(self._leaves[at])  # noqa: S302 - written here
+        leaf: list[str] = marshal.loads(self._leaves[at])  # noqa: S302 - data of this class
         return leaf
 
     def _write(self, at: int, leaf: list[str]) -> None:
-        """Put a leaf in the place of another: one, two, or none if it is empty."""
+        """Replace a leaf by one, two or no leaves."""
         end = at + 1
         if len(leaf) < _FEW and end < len(self._leaves):
             leaf += self._read(end)

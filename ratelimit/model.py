@@ -1,4 +1,4 @@
-"""The words that every floor shares: what a limit is, what a check answers, what a block is."""
+"""Types that all packages share: limits, verdicts, blocks, addresses."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ SUB_WINDOWS = 16
 """Parts into which a window is divided; see ``engine.table``."""
 
 EVERY_LIMIT = "*"
-"""What a block names that holds whatever the limit; no limit can have this name."""
+"""``limit`` of a block that applies to every limit; no limit can have this name."""
 
 UNKNOWN = "unknown"
-"""The limit of requests whose client a trusted proxy did not name."""
+"""Name of the limit for requests whose client no trusted proxy named."""
 
 MAX_RATE = 10_000_000
 """Highest rate of a limit, in hits per window."""
 
 SHARED_CLIENTS = 16_384
-"""Clients of each limit that a node shares with others at a time, unless it is told otherwise."""
+"""Default number of clients per limit that a node shares with other nodes at a time."""
 
 
 class Verdict(enum.IntEnum):
-    """What becomes of a request; the higher one is the more severe."""
+    """The result of a check; a higher one is more severe."""
 
     ALLOW = 0
     THROTTLE = 1
@@ -31,30 +31,30 @@ class Verdict(enum.IntEnum):
 
 
 FUSE = 0.2
-"""Share of all clients of the site above which a limit is likely to be wrong; see ``Limit``."""
+"""Default share of all clients above which a limit is probably wrong; see ``Limit``."""
 
 VERDICTS = ("allowed", "throttled", "blocked", "denied")
-"""What is counted of each limit; counters of ``engine.rule.Rule``."""
+"""Verdicts that are counted for each limit; counters of ``engine.rule.Rule``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A named rule: at most ``rate`` hits of one client in any ``window``.
+    """A limit: at most ``rate`` hits of one client in any ``window``.
 
     Attributes:
-        name: the name of the SPOE message that asks for it; 1 to 64 bytes of ASCII.
+        name: name of its SPOE message; 1 to 64 bytes of ASCII.
         rate: hits per window, 1 to ``MAX_RATE``.
         window: nanoseconds; a multiple of ``SUB_WINDOWS``, from 100 ms to 24 h.
-        block: block lengths in seconds, by strikes; empty means that the client is throttled only.
+        block: block lengths in seconds, by strikes; empty to throttle only.
         forget: seconds after the end of a block in which strikes still count.
-        strict: count the oldest sub-window whole, so that no window ever holds more than ``rate``.
-        ipv4_prefix: bits of an IPv4 address that make the client, 1 to 32.
-        ipv6_prefix: bits of an IPv6 address that make the client, 1 to 128.
-        shadow: count, evaluate and show, but refuse nothing.
-        headers: tell allowed requests, too, what is left.
-        fuse: share of all clients of the site, 0 to 1, above which so many are refused at once that
-            no more are blocked; 0 for never.
-        secret: keys that are not addresses are kept and shown as hashes; see ``limiter.strings``.
+        strict: count the oldest sub-window whole, so that no window has more than ``rate`` hits.
+        ipv4_prefix: prefix length of a client's IPv4 network, 1 to 32.
+        ipv6_prefix: prefix length of a client's IPv6 network, 1 to 128.
+        shadow: count and show verdicts, but allow every request.
+        headers: set the variables of the ``RateLimit`` fields for allowed requests too.
+        fuse: share of all clients, 0 to 1; if more than that are refused at once, the limit only
+            throttles; 0 disables it.
+        secret: keys that are not addresses are stored and shown as hashes; see ``limiter.strings``.
     """
 
     name: str = "default"
@@ -75,13 +75,12 @@ class Limit:
 class Block:
     """An entry of the blocklist; times are whole epoch seconds.
 
-    Whole seconds, because that is what HAProxy's ``date`` compares at the edge: agent and edge see
-    a block end at the same moment. ``strikes`` counts the blocks of this client that are not yet
-    forgotten, this one included; 0 for a block that a person made. ``by`` is that person, and
-    ``node`` the node that made the entry. ``limit`` is ``EVERY_LIMIT`` for a block by hand. A
-    ``shadow`` block is one that a limit would have made, was it not in shadow: it refuses nothing.
-    ``order`` says which of two facts about a client is the newer; see ``limiter.orders``.
-    ``text`` is what people see of a key that is a hash; empty for an address.
+    HAProxy's ``date`` has whole seconds, so that the agent and HAProxy end a block at the same
+    time. ``limit`` is ``EVERY_LIMIT`` for a block by hand. ``strikes`` counts the client's blocks
+    that are not forgotten yet, including this one; 0 for a block by hand. ``by`` is the caller who
+    made a block by hand, ``node`` the node that made the entry. A ``shadow`` block is made by a
+    limit in shadow mode and has no effect. ``order`` decides which of two entries of a client is
+    newer; see ``limiter.orders``. ``text`` is shown instead of a hashed key; empty for an address.
     """
 
     key: str
@@ -98,16 +97,16 @@ class Block:
 
     @property
     def shown(self) -> str:
-        """The key as people see it."""
+        """The key to show."""
         return self.text or self.key
 
 
 @dataclass(frozen=True, slots=True)
 class Lift:
-    """What remains of a block that was lifted; the strikes before it are forgotten, too.
+    """The record of an unblocked client; its earlier strikes are forgotten too.
 
-    It ends every block of the client whose ``order`` is not higher. Kept until the epoch second
-    ``until``, when nothing that it ended could be in force or count as a strike any more.
+    It ends every block of the client whose ``order`` is not higher. It is kept until the epoch
+    second ``until``, after which no block that it ended could be active or count as a strike.
     """
 
     key: str
@@ -117,12 +116,12 @@ class Lift:
 
 
 Entry = Block | Lift
-"""A fact about a client, as the nodes, the store and the journals exchange it."""
+"""An entry about a client, as exchanged between nodes, store and journals."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where the agent listens: a host and a port, or the path of a unix socket."""
+    """A listening address: host and port, or the path of a unix socket."""
 
     host: str = ""
     port: int = 0
@@ -130,7 +129,7 @@ class Address:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine reaches it; of names, ``localhost`` alone is known to be so."""
+        """Whether only this machine can connect; of host names only ``localhost`` counts."""
         if self.path or self.host == "localhost":
             return True
         try:

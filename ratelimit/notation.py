@@ -1,4 +1,4 @@
-"""How durations and addresses are written, in the configuration and on the command line."""
+"""Durations and addresses as text, in the configuration and on the command line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def format_duration(nanoseconds: int) -> str:
 def parse_host_port(text: str) -> Address:
     """Return the address of ``HOST:PORT``, with an IPv6 host in brackets. Raises ValueError.
 
-    Port 0 stands for any free one.
+    Port 0 means any free port.
     """
     match = re.fullmatch(r"(?:\[([^]]*)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})", text)
     if match is None:
@@ -53,11 +53,11 @@ def parse_host_port(text: str) -> Address:
         elif not re.search("[A-Za-z]", host):
             host = str(IPv4Address(host))
         elif len(host) > _LONGEST_HOST or not re.fullmatch(r"([^.]{1,63}\.)*[^.]{1,63}", host):
-            raise ValueError("a host name has parts of 1 to 63 characters, 253 in all")
+            raise ValueError("a host name must have parts of 1 to 63 characters, 253 in total")
     except AddressValueError as error:
         raise ValueError(f"not an address: {error}") from error
     if port > 65_535:
-        raise ValueError("a port is at most 65535")
+        raise ValueError("a port must be at most 65535")
     return Address(host, port)
 
 
@@ -78,5 +78,5 @@ def parse_unix_path(text: str) -> str:
     if "\0" in path or path.endswith("/"):
         raise ValueError("not the path of a socket file")
     if len(os.fsencode(path)) > _LONGEST_UNIX_PATH:
-        raise ValueError(f"the path of a socket has at most {_LONGEST_UNIX_PATH} bytes")
+        raise ValueError(f"the path of a socket must have at most {_LONGEST_UNIX_PATH} bytes")
     return path

@@ -1,4 +1,4 @@
-"""Files that hold a secret: read, and whether other users of the machine can read them too."""
+"""Files with secrets: reading them, and checking who else can."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ _MAX_SECRET = 1 << 16
 
 
 def read_secret(path: str) -> bytes:
-    """Return what a file holds, without the end of its line.
+    """Return the content of a file without its line end.
 
-    Raises OSError, and ValueError if it holds less than ``MIN_SECRET`` bytes or is no such file.
+    Raises OSError, or ValueError if it has fewer than ``MIN_SECRET`` bytes or too many.
     """
     with Path(path).open("rb") as file:
         secret = file.read(_MAX_SECRET + 1).rstrip(b"\r\n")
     if len(secret) < MIN_SECRET:
-        raise ValueError(f"must hold at least {MIN_SECRET} bytes")
+        raise ValueError(f"must have at least {MIN_SECRET} bytes")
     if len(secret) > _MAX_SECRET:
-        raise ValueError(f"must hold at most {_MAX_SECRET} bytes")
+        raise ValueError(f"must have at most {_MAX_SECRET} bytes")
     return secret
 
 
 def is_exposed(path: str) -> bool:
-    """Tell whether every user of this machine can read a file, or write to it.
+    """Return whether every user of this machine can read or write a file.
 
-    A file in a folder that they can't enter is safe, and so is one that is mounted by itself: that
-    is how a container engine gives a secret to one container, with the mode that it has outside.
+    A file in a directory that other users can't enter is safe. So is a mounted file: a container
+    engine mounts a secret into one container with its mode from outside.
     """
     try:
         file = Path(path).expanduser().resolve()
@@ -38,4 +38,4 @@ def is_exposed(path: str) -> bool:
             return False
         return all(folder.stat().st_mode & stat.S_IXOTH for folder in file.parents)
     except (OSError, RuntimeError, ValueError):
-        return False  # whoever reads it says what is wrong with it
+        return False  # reading the file reports the error

@@ -1,4 +1,4 @@
-"""The process: what its signals do, and how it ends."""
+"""The process of the agent: its signals and its end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ratelimit.process.signals import let_through
 from ratelimit.process.systemd import Manager
 
 STOP_TIMEOUT = 7.0
-"""Seconds from the signal to stop to the end of the process, whatever hangs; systemd waits 10."""
+"""Seconds from the signal to stop to the end of the process; systemd waits 10."""
 
 LEAVE_TIMEOUT = 2.0
 """Seconds from the stop signal until a predecessor must have left what it knows."""
@@ -33,7 +33,7 @@ log = structlog.get_logger()
 
 
 def serve(config: Config) -> int:
-    """Run the agent until SIGTERM or SIGINT; return the exit code."""
+    """Run the agent until SIGTERM or SIGINT; return the exit status."""
     logs.begin()
     service = functools.partial(_serve, config)
     return run(config, service, STOP_TIMEOUT, signal.SIGTERM, signal.SIGINT)
@@ -45,19 +45,19 @@ def run(
     timeout: float,
     *stop: signal.Signals,
 ) -> int:
-    """Run a service until it ends, or one of the signals ends it; return the exit code.
+    """Run a service until it ends or one of the signals arrives; return the exit status.
 
-    Whatever hangs, the process ends within ``timeout`` seconds of the signal.
+    The process ends within ``timeout`` seconds after the signal, even if something hangs.
     """
     if files := config.exposed_files():
-        log.warning("every user of this machine can read secrets", files=files)
+        log.warning("secrets are readable by every user of this machine", files=files)
     last_resort = LastResort(timeout)
     try:
         uvloop.run(_until(stop, service, last_resort))
     except (RatelimitError, OSError):
         raise
     except Exception:
-        log.exception("the process ends by a fault of its own")
+        log.exception("internal error, the process ends")
         return 1
     return 0
 
@@ -67,7 +67,7 @@ async def _until(
     service: Callable[[], Coroutine[Any, Any, None]],
     last_resort: LastResort,
 ) -> None:
-    """Run a service until it ends or a signal cancels it, also while it starts."""
+    """Run a service until it ends or a signal cancels it, also during its start."""
     running = asyncio.create_task(service())
     stopped = asyncio.create_task(on_signal(*stop).wait())
     await asyncio.wait([running, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -106,7 +106,7 @@ async def _reload(control: Control, manager: Manager, again: asyncio.Event) -> N
 async def _hand_over(
     running: Running, manager: Manager, predecessor: Predecessor | None, follow: asyncio.Event
 ) -> None:
-    """Have the predecessor end; then, at the signal, go on until a successor has taken over."""
+    """Make the predecessor end; then, at each signal, try to hand over to a successor."""
     if predecessor is not None:
         replacing = asyncio.create_task(predecessor.replace(running.take))
         try:
@@ -125,7 +125,7 @@ async def _hand_over(
 
 
 def on_signal(*numbers: signal.Signals) -> asyncio.Event:
-    """Return an event that is set by any of these signals."""
+    """Return an event that each of these signals sets."""
     event = asyncio.Event()
     for number in numbers:
         asyncio.get_running_loop().add_signal_handler(number, event.set)

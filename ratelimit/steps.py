@@ -1,7 +1,7 @@
-"""Long work in small steps, so that whoever does it can let other work go in between.
+"""Long work in small steps, between which other work can run.
 
-A generator that yields after every few items; no step may take more than half a millisecond, and
-``turns`` gives them the event loop one slice at a time.
+A generator that yields after every few items. No step may take more than half a millisecond;
+``turns`` runs steps in the event loop in slices.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 Steps = Generator[None, None, T]
-"""Work that stops after each step, and returns its result in the end."""
+"""Work that yields after each step and returns a result."""
 
 
 def finish(steps: Steps[T]) -> T:
-    """Do all of the work at once."""
+    """Do all steps at once; return the result."""
     while True:
         try:
             next(steps)

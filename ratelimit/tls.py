@@ -1,20 +1,20 @@
-"""TLS to a server: how its certificate is verified, and what an error means."""
+"""TLS connections to a server: verification of certificates, and explanation of errors."""
 
 from __future__ import annotations
 
 import ssl
 
-# What RFC 5280 asks of certificates beyond what was verified before Python 3.13, as OpenSSL numbers
-# it: X509_V_ERR_PATHLEN_INVALID_FOR_NON_CA to X509_V_ERR_EXTENSIONS_REQUIRE_VERSION_3.
+# Checks of RFC 5280 that Python 3.13 enables, as OpenSSL's error numbers:
+# X509_V_ERR_PATHLEN_INVALID_FOR_NON_CA to X509_V_ERR_EXTENSIONS_REQUIRE_VERSION_3.
 _STRICT = range(80, 94)
 _STRICT_HINT = (
-    "Python 3.13 and later insist on it; make the CA again with the extensions "
+    "Python 3.13 and later require it; create the CA with the extensions "
     "basicConstraints=critical,CA:TRUE and keyUsage=critical,keyCertSign,cRLSign"
 )
 
 
 class _Context(ssl.SSLContext):
-    """Verifies certificates by a name of its own, whichever address is connected to."""
+    """Verifies certificates against ``name`` instead of the address of the connection."""
 
     name = ""
 
@@ -31,9 +31,9 @@ class _Context(ssl.SSLContext):
 
 
 def client_context(cacert: str | None = None, name: str = "") -> ssl.SSLContext:
-    """Return what verifies a server: by this CA alone, if one is named, and by this name.
+    """Return a context that verifies a server by this CA, if given, and by this name.
 
-    Without a name, the certificate has to have the address that is connected to. Raises OSError.
+    Without a name, the certificate must have the address of the connection. Raises OSError.
     """
     context = _Context(ssl.PROTOCOL_TLS_CLIENT)
     context.verify_flags = ssl.create_default_context().verify_flags
@@ -46,19 +46,19 @@ def client_context(cacert: str | None = None, name: str = "") -> ssl.SSLContext:
 
 
 def tls_problem(error: BaseException, hint: str = "") -> str:
-    """Return what is wrong with the TLS that an error comes from; empty if it comes from none.
+    """Return the TLS problem behind an error; empty if there is none.
 
-    ``hint`` says what to do about a certificate that is refused.
+    ``hint`` is added for a refused certificate.
     """
     cause: BaseException | None = error
-    # aiohttp's errors about certificates say that they are SSLErrors, and have nothing of them.
+    # aiohttp's certificate errors derive from SSLError without its attributes.
     while cause is not None and not (isinstance(cause, ssl.SSLError) and hasattr(cause, "reason")):
         cause = cause.__cause__ or cause.__context__
     if cause is None:
         return ""
     if not isinstance(cause, ssl.SSLCertVerificationError):
         reason = (cause.reason or str(cause)).replace("_", " ").lower()
-        return f"{reason}; see to the certificates, and that the port speaks TLS"
+        return f"{reason}; check the certificates, and that the port uses TLS"
     hint = _STRICT_HINT if cause.verify_code in _STRICT else hint
     problem = f"the server's certificate is refused: {cause.verify_message}"
     return f"{problem}; {hint}" if hint else problem

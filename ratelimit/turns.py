@@ -1,8 +1,8 @@
-"""Shares the event loop among work that takes long: one slice of it in each turn of the loop.
+"""Shares the event loop among long work: each turn of the loop runs one slice.
 
-Whatever walks over something that grows does so in ``Steps``. However many of them are under way,
-and however many requests of operators wait, a turn of the loop has one slice, so that checks wait
-for one slice at most.
+Everything that walks over a collection of unbounded size does so in ``Steps``. However many walks
+and API requests are in progress, each turn of the loop runs one slice, so that a check waits for
+one slice at most.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import ClassVar
 from ratelimit.steps import Steps, T
 
 SLICE = 0.000_5
-"""Seconds after which the work under way lets other work go; the step that is begun ends first."""
+"""Seconds of a slice; the step in progress is completed."""
 
 
 class _Turns:
-    """Who waits for a turn of a loop, in the order in which they came."""
+    """Work that waits for a turn of a loop, in order of arrival."""
 
     latest: ClassVar[_Turns | None] = None
 
     @classmethod
     def here(cls) -> _Turns:
-        """Return those of the loop that runs."""
+        """Return the instance of the running loop."""
         loop = asyncio.get_running_loop()
         if cls.latest is None or cls.latest.loop is not loop:
             cls.latest = cls(loop)
@@ -54,12 +54,12 @@ class _Turns:
 
 
 def call(work: Callable[[], object]) -> None:
-    """Do something in a turn of the loop of its own; it takes a slice at most, and never waits."""
+    """Run ``work`` in its own turn of the loop; it must take at most a slice and not block."""
     _Turns.here().add(work)
 
 
 async def turn() -> None:
-    """Wait for a turn of the loop of one's own, for a slice of work until one waits again."""
+    """Wait for a turn of the loop; the caller may then work for one slice."""
     mine = asyncio.get_running_loop().create_future()
     call(functools.partial(_wake, mine))
     await mine
@@ -71,13 +71,13 @@ def _wake(waiter: asyncio.Future[None]) -> None:
 
 
 def advance(steps: Steps[None]) -> bool:
-    """Do a slice of the work; true if all of it is done."""
+    """Run steps for one slice; return true if they are finished."""
     end = time.perf_counter() + SLICE
     return all(time.perf_counter() < end for _ in steps)
 
 
 async def paced(steps: Steps[T]) -> T:
-    """Do the work in slices, each in a turn of its own; return its result."""
+    """Run all steps in slices; return the result."""
     with contextlib.closing(steps):
         while True:
             await turn()

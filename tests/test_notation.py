@@ -62,7 +62,9 @@ def test_an_address_is_written_as_it_is_read(text: str) -> None:
     ],
 )
 def test_what_is_no_host_and_port(text: str) -> None:
-    with pytest.raises(ValueError, match=r"must be HOST:PORT|not an address|a port is at most"):
+    with pytest.raises(
+        ValueError, match=r"must be HOST:PORT|not an address|a port must be at most"
+    ):
         parse_host_port(text)
 
 

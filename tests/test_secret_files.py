@@ -131,5 +131,5 @@ def test_the_start_and_check_warn_of_them_in_a_line(
             start()
         (told,) = lines
         assert told["log_level"] == "warning"
-        assert told["event"] == "every user of this machine can read secrets"
+        assert told["event"] == "secrets are readable by every user of this machine"
         assert told["files"] == [line.format(folder) for line in WANTED]

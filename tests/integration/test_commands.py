@@ -246,7 +246,7 @@ def test_a_table_larger_than_the_memory_names_the_field(tmp_path: Path) -> None:
         [*limit, "serve", "--config", str(path)], capture_output=True, text=True, check=False
     )
     assert ran.returncode == 2
-    assert ran.stderr == f"{path}: agent.max_clients: there are no 12207 MiB of memory\n"
+    assert ran.stderr == f"{path}: agent.max_clients: not enough memory: 12207 MiB needed\n"
 
 
 def test_two_agents_do_not_share_a_state_folder(config: Path, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_without_a_thread_or_a_process_more_nothing_changes(folder: Path) -> Non
             client(it).post("/v1/reload", {})
         assert caught.value.status == 503
         assert it.ask(ADDRESS, 50).reason is None, "the limit in force is the one before"
-        asked_to_hand_over(it, "no successor can be started, and this process goes on")
+        asked_to_hand_over(it, "no successor can be started; this process continues")
         assert it.ask(ADDRESS).reason is None
         flag.unlink()
         assert client(it).post("/v1/reload", {})["ok"]
@@ -157,11 +157,11 @@ def test_while_the_interpreter_is_replaced_nothing_changes(folder: Path) -> None
     it.start()
     try:
         interpreter.unlink()
-        asked_to_hand_over(it, "no successor can be started, and this process goes on")
+        asked_to_hand_over(it, "no successor can be started; this process continues")
         interpreter.mkdir()
         (interpreter / "bin").mkdir()
         Path(it.python).write_text("half of it")
-        asked_to_hand_over(it, "no successor can be started, and this process goes on")
+        asked_to_hand_over(it, "no successor can be started; this process continues")
         Path(it.python).chmod(0o755)
         asked_to_hand_over(it, "this process goes on")
         it.configure(config(folder, 1))
@@ -179,7 +179,7 @@ def test_few_file_descriptors_are_enough_and_none_changes_nothing(folder: Path) 
             until(lambda: '"agent started"' in it.log(), "it has started")
             while it.descriptors() < 64:
                 stack.enter_context(spop(str(folder / "node.sock")))
-            asked_to_hand_over(it, "no successor can be started, and this process goes on")
+            asked_to_hand_over(it, "no successor can be started; this process continues")
             it.configure(config(folder, 1))
             until(lambda: '"configuration not reloaded' in it.log(), "it can't be read")
             assert it.ask(ADDRESS, 50).reason is None
