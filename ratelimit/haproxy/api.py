@@ -1,7 +1,7 @@
-"""HAProxy's runtime API: blocks pushed to the edges and lifted there, its figures, its servers.
+"""HAProxy's runtime API: changes of the edge tables, statistics, servers.
 
-All HAProxy processes beside this agent are asked at once, each by its own thread (``edge``). None
-that is dead or hangs makes anybody wait for longer than the time limit: the answers say so.
+All HAProxy processes of this node are queried at the same time, each by its own thread (``Edge``).
+A process that does not answer delays others for at most the time limit; the result names it.
 """
 
 from __future__ import annotations
@@ -66,23 +66,23 @@ __all__ = [
 ]
 
 TIMEOUT = 0.9
-"""Seconds that a HAProxy is waited for, so that nobody waits for an answer longer than one."""
+"""Seconds to wait for an HAProxy, so that an answer of the API takes at most a second."""
 
 SCAN = 5.0
-"""Seconds for a whole edge table to be read."""
+"""Seconds to read a whole edge table."""
 
-_GRACE = 0.05  # seconds for a question that had no answer to say so
+_GRACE = 0.05  # seconds for a query to report its timeout
 
-_LATER = "it is told as soon as it can be"
+_LATER = "it is updated as soon as it answers"
 
 
 class UnknownServerError(RatelimitError):
-    """No HAProxy has a server of this name."""
+    """No HAProxy has a server with this name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What could not be done at one HAProxy, and why."""
+    """A change that failed at one HAProxy, and why."""
 
     socket: str
     problem: str
@@ -90,7 +90,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class EdgeEntry:
-    """What one HAProxy knows of a key; ``until`` is the epoch second at which the block ends."""
+    """An entry of an edge table; ``until`` is the epoch second at which the block ends."""
 
     socket: str
     key: str
@@ -99,7 +99,7 @@ class EdgeEntry:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """No new requests to a server; those that it has may end."""
+    """Send no new requests to a server; requests in progress may end."""
 
     @property
     def setting(self) -> str:
@@ -108,7 +108,7 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Back to normal, from a drain or from maintenance."""
+    """End a drain or maintenance."""
 
     @property
     def setting(self) -> str:
@@ -117,13 +117,13 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A server's share of the load, 0 to 256; ValueError for anything else."""
+    """A server's share of the load, 0 to 256. Raises ValueError."""
 
     weight: int
 
     def __post_init__(self) -> None:
         if type(self.weight) is not int or not 0 <= self.weight <= MAX_WEIGHT:
-            raise ValueError(f"a weight is a whole number from 0 to {MAX_WEIGHT}")
+            raise ValueError(f"a weight must be a whole number from 0 to {MAX_WEIGHT}")
 
     @property
     def setting(self) -> str:
@@ -135,7 +135,7 @@ Action = Drain | Ready | Weight
 
 @dataclass(frozen=True, slots=True)
 class Acted:
-    """What became of a server at one HAProxy; with a ``problem``, ``server`` is as it was."""
+    """The result at one HAProxy; with a ``problem``, ``server`` is unchanged."""
 
     socket: str
     server: Server | None = None
@@ -144,9 +144,10 @@ class Acted:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Telling:
-    """Changes that the edges are told of, in the order in which they were asked for.
+    """Changes of the edge tables, in the order of the calls.
 
-    To await it returns where they failed, or were not done in time; no one has to.
+    Awaiting it, which is optional, returns the failures, including changes that are not done in
+    time.
     """
 
     made: dict[str, list[asyncio.Future[str]]]
@@ -169,15 +170,14 @@ class Telling:
 
 
 class Runtime:
-    """The HAProxy processes beside this agent.
+    """The HAProxy processes of this node.
 
     Args:
         sockets: paths of their ``stats socket``.
-        timeout: seconds that a HAProxy is waited for; that many changes take, but for those of a
-            network, see ``SCAN``.
-        prefixes: what is a client at the edges; may be changed.
+        timeout: seconds to wait for an HAProxy; for changes of a network see ``SCAN``.
+        prefixes: prefix lengths of the edge tables; may be changed later.
 
-    No method raises for a HAProxy that can't be asked.
+    No method raises an error if an HAProxy does not answer.
     """
 
     def __init__(
@@ -191,38 +191,39 @@ class Runtime:
 
     @property
     def sockets(self) -> list[str]:
-        """The paths."""
+        """The paths of the sockets."""
         return [edge.path for edge in self._edges]
 
     @property
     def faults(self) -> list[Fault]:
-        """What is known to be wrong, without asking."""
+        """The known faults, without a query."""
         return [Fault(edge.path, edge.problem) for edge in self._edges if edge.problem]
 
     @property
     def missed(self) -> int:
-        """How many changes some HAProxy did not take at once."""
+        """The number of changes that an HAProxy did not apply at once."""
         return sum(mirror.faults for mirror in self._mirrors)
 
     @property
     def dropped(self) -> int:
-        """How many of these found no room to wait."""
+        """The number of changes that were dropped because the queue was full."""
         return sum(mirror.dropped for mirror in self._mirrors)
 
     @property
     def corrected(self) -> int:
-        """How many entries comparisons have removed, changed or added."""
+        """The number of entries that comparisons have corrected."""
         return sum(mirror.corrected for mirror in self._mirrors)
 
     @property
     def behind(self) -> int:
-        """How many tables may not be as the blocklist says."""
+        """The number of tables that may differ from the blocklist."""
         return sum(mirror.due for mirror in self._mirrors)
 
     async def run(self, truth: Truth) -> None:
-        """Keep the edge tables in step with the blocklist, from ``compare()`` on, until cancelled.
+        """Keep the edge tables equal to the blocklist, from ``compare()`` on, until cancelled.
 
-        Each is compared with it then, and when its HAProxy is another process, or did not answer.
+        A table is compared after ``compare()``, and when its HAProxy has restarted or was
+        unreachable.
         """
         await self._known.wait()
         async with asyncio.TaskGroup() as tasks:
@@ -231,19 +232,19 @@ class Runtime:
             await asyncio.Event().wait()
 
     def compare(self) -> None:
-        """Compare all edge tables: the blocklist is known, or may have changed unseen."""
+        """Compare all edge tables: the blocklist is complete, or has changed without notice."""
         self._known.set()
         for mirror in self._mirrors:
             mirror.compare()
 
     def push(self, key: str, until: int, by_hand: int = 0) -> Telling:
-        """Have every edge refuse a client until an epoch second.
+        """Make every HAProxy block a client until an epoch second.
 
-        ``by_hand`` is until when the key is blocked by hand, which the maps have of any addresses.
+        ``by_hand`` is the end of a block by hand, for the maps, which hold any network.
 
-        A HAProxy that could not be told is told later. A key that is no address or network has no
-        entry at the edge, nor has one of which the edge knows only more than is to be blocked, such
-        as a single IPv6 address: the agent refuses these.
+        A failed change is retried. A key that is not an address or network has no entry in the
+        table; nor has a key whose entry would block more than the key, such as a single IPv6
+        address. The agent refuses these.
         """
         network = parse_key(key)
         entry = None if network is None else entry_to_push(network, self.prefixes)
@@ -251,10 +252,11 @@ class Runtime:
         return self._change(self._timeout, *changes, mark=network, until=by_hand)
 
     def lift(self, key: str, by_hand: int = 0) -> Telling:
-        """Have every edge forget a client, or all clients of a network; ``by_hand`` as in push().
+        """Remove a client, or all clients of a network, from every edge table; ``by_hand`` as in
+        push().
 
-        A HAProxy that could not be told is told later. Of a single address the entry of the
-        client that it is part of goes too, as that refuses it.
+        A failed change is retried. For a single address, the entry of its whole client is removed
+        too, because that entry also blocks the address.
         """
         network = parse_key(key)
         if network is None:
@@ -267,7 +269,7 @@ class Runtime:
         return self._change(SCAN, *changes, mark=network, until=by_hand)
 
     async def edge(self, key: str) -> list[EdgeEntry]:
-        """Return what the edges hold for a key; those that can't be asked are in ``faults``."""
+        """Return the entries of all edge tables for a key; ``faults`` has the failures."""
         network = parse_key(key)
         if network is None:
             return []
@@ -281,18 +283,18 @@ class Runtime:
         ]
 
     async def report(self) -> list[Report]:
-        """Return what each HAProxy says of itself."""
+        """Return the state of each HAProxy."""
         return list(await asyncio.gather(*(_report(edge) for edge in self._edges)))
 
     async def act(self, server: str, action: Action) -> list[Acted]:
-        """Change a server, ``BACKEND/SERVER``, at every HAProxy that has it.
+        """Change a server, ``BACKEND/SERVER``, in every HAProxy that has it.
 
-        Raises UnknownServerError if none of those that answered has one of this name.
+        Raises UnknownServerError if all HAProxies answered and none has the server.
         """
         reports = await self.report()
         chosen = [_find(report, server) for report in reports]
         if not any(chosen) and not any(report.problem for report in reports):
-            raise UnknownServerError("no HAProxy beside this node has such a server")
+            raise UnknownServerError("no HAProxy of this node has such a server")
         doing = [
             _act(edge, report, found, action)
             for edge, report, found in zip(self._edges, reports, chosen, strict=True)
@@ -301,7 +303,7 @@ class Runtime:
         return list(await asyncio.gather(*doing))
 
     async def close(self) -> None:
-        """Let go of all; what was not told by now is not told any more."""
+        """Stop; pending changes are dropped."""
         await asyncio.gather(*(mirror.close() for mirror in self._mirrors))
 
     def _change(
@@ -338,7 +340,7 @@ def _read_report(path: str, answer: Sequence[str]) -> Report:
     try:
         return read_report(path, answer)
     except (TypeError, ValueError, LookupError, csv.Error) as error:
-        return Report(path, problem=f"its answer can't be read: {ascii(str(error))[1:-1]}")
+        return Report(path, problem=f"unreadable answer: {ascii(str(error))[1:-1]}")
 
 
 async def _act(edge: Edge, report: Report, server: Server | None, action: Action) -> Acted:

@@ -1,8 +1,8 @@
-"""The edge table in the words of HAProxy's runtime API; no I/O.
+"""Commands of HAProxy's runtime API for the edge table; no I/O.
 
-Nothing escapes a value on HAProxy's command line: a ``;`` or a line break would begin another
-command. So what goes into a command about blocks is made here, from numbers and from addresses that
-were parsed and are written anew.
+HAProxy's command line has no quoting: a ``;`` or a line break would start another command. So
+commands about blocks are built here only from numbers and from addresses that were parsed and
+formatted again.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ TABLE = "t_block"
 """The stick table of blocked clients; ``gpt0`` is the epoch second at which a block ends."""
 
 MAX_COMMAND = 15_000
-"""Bytes of a command line: HAProxy reads it into a buffer of 16 KiB, and drops what is longer."""
+"""Bytes of a command line: HAProxy's buffer has 16 KiB, and longer lines are dropped."""
 
 _MAPPED = IPv6Network("::ffff:0:0/96")
 _NAT64 = IPv6Network("64:ff9b::/96")
 _SIX_TO_FOUR = IPv6Network("2002::/16")
 _LOOPBACK = IPv6Address("::1")
 _LAST_SECOND = (1 << 32) - 1  # gpt0 has 32 bits
-_DONE = ("Entry currently in use, cannot remove", "Key not found.")  # as good as done
+_DONE = ("Entry currently in use, cannot remove", "Key not found.")  # the result is the same
 _ENTRY = re.compile(r"key=(\S+) .*exp=(\d+) .*gpt0=(\d+)")
 
 Network = IPv4Network | IPv6Network
@@ -31,26 +31,26 @@ Network = IPv4Network | IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Prefixes:
-    """Bits of an address that make a key of the table: a client, as every request counts it."""
+    """Prefix lengths of the keys of the table: a client of the limit ``default``."""
 
     ipv4: int = 32
     ipv6: int = 64
 
     def of(self, network: Network) -> int:
-        """Return the bits for addresses of this kind."""
+        """Return the prefix length for this IP version."""
         return self.ipv4 if network.version == 4 else self.ipv6
 
     def client(self, network: Network) -> Network:
-        """Return the client that the first of these addresses is one of."""
+        """Return the client of the first address of a network."""
         return type(network)((int(network.network_address), self.of(network)), strict=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A key of the edge table.
+    """An entry of the edge table.
 
     Attributes:
-        key: ``192.0.2.1``, or ``2001:db8::``, which stands for the client that begins there.
+        key: ``192.0.2.1``, or ``2001:db8::``, the first address of a client.
         until: epoch second at which the block ends; 0 for none.
         expires_in: milliseconds until HAProxy drops the entry.
     """
@@ -61,16 +61,16 @@ class Entry:
 
     @property
     def written(self) -> str:
-        """The key as a command has it."""
+        """The key in the form for a command."""
         return f"::ffff:{self.key}" if "." in self.key else self.key
 
 
 def parse_key(key: str) -> Network | None:
-    """Return the addresses of a key, a single one as a network of one; None if it is no such.
+    """Return the network of a key, a single address as a network of one; None for other keys.
 
-    An IPv6 address that the agent counts as an IPv4 one (``engine.key``) is that one.
+    An IPv6 address that the agent counts as IPv4 (``engine.key``) becomes IPv4.
     """
-    if "%" in key:  # a scope may hold any sign
+    if "%" in key:  # a scope may contain any character
         return None
     try:
         network = ip_network(key)
@@ -85,7 +85,7 @@ def parse_key(key: str) -> Network | None:
 
 
 def network_key(network: Network) -> str:
-    """Return a network as a map has it, made of its numbers: of one address that address."""
+    """Return a network in the form for a map; a single address has no prefix length."""
     kind = IPv4Address if network.version == 4 else IPv6Address
     address = str(kind(int(network.network_address)))
     single = network.prefixlen == network.max_prefixlen
@@ -93,16 +93,16 @@ def network_key(network: Network) -> str:
 
 
 def entry_to_push(network: Network, prefixes: Prefixes) -> str | None:
-    """Return the key of the table that blocks these addresses or part of them, and no others."""
-    # An address alone in a client of many is none: the first one is the name of the whole.
+    """Return the table key that blocks these addresses or part of them and no others, or None."""
+    # A single address in a client with several addresses has no key of its own.
     return _key(network.network_address) if network.prefixlen <= prefixes.of(network) else None
 
 
 def entries_of(network: Network, prefixes: Prefixes) -> list[str]:
-    """Return the keys of the table that are this network, or the client that it is part of."""
+    """Return the table keys of this network, or of the client that contains it."""
     keys = [_key(network.network_address)]
     if network.prefixlen == 32 and network.version == 4:
-        # HAProxy remembers a client behind a translator by the IPv6 address that it sees.
+        # HAProxy stores a client behind NAT64 under the IPv6 address that it sees.
         keys.append(str(IPv6Address(int(_NAT64.network_address) | int(network.network_address))))
     if network.prefixlen > prefixes.of(network):
         keys.append(_key(network.supernet(new_prefix=prefixes.of(network)).network_address))
@@ -112,10 +112,10 @@ def entries_of(network: Network, prefixes: Prefixes) -> list[str]:
 
 
 def taken_for(network: Network, prefixes: Prefixes) -> IPv4Network | None:
-    """Return the IPv4 clients as which HAProxy 3.0 and later may remember these addresses.
+    """Return the IPv4 clients under which HAProxy 3.0 and later may store these addresses.
 
-    Its ``ipmask()`` looks for an IPv4 address in 6to4 ones (RFC 3056) and in those that were once
-    compatible (RFC 4291, 2.5.5.1). Of the latter only ``::1`` is ever a client.
+    Its ``ipmask()`` takes the IPv4 address from 6to4 addresses (RFC 3056) and from IPv4-compatible
+    ones (RFC 4291, 2.5.5.1). Of the latter, only ``::1`` occurs as a client.
     """
     if network.version == 4:
         return None
@@ -129,7 +129,7 @@ def taken_for(network: Network, prefixes: Prefixes) -> IPv4Network | None:
 
 
 def within(key: str, network: Network) -> bool:
-    """Tell whether the addresses of a key are all of this network; ``::/0`` has IPv4, too."""
+    """Return whether all addresses of a key are in this network; ``::/0`` includes IPv4."""
     other = parse_key(key)
     if other is None:
         return False
@@ -139,31 +139,31 @@ def within(key: str, network: Network) -> bool:
 
 
 def _span(network: Network) -> tuple[int, int]:
-    """Return the first and last address as 128 bits, with IPv4 mapped."""
+    """Return the first and last address as 128 bits; IPv4 is mapped."""
     base = int(_MAPPED.network_address) if network.version == 4 else 0
     return base | int(network.network_address), base | int(network.broadcast_address)
 
 
 def _key(address: IPv4Address | IPv6Address) -> str:
-    # From the number, so that whatever an address object may carry stays behind.
+    # Built from the number, without any other part of the address object.
     number = int(address)
     return f"::ffff:{IPv4Address(number)}" if address.version == 4 else str(IPv6Address(number))
 
 
 def show_prefixes() -> str:
-    """Return the command that shows what the shipped haproxy.cfg counts as one client."""
+    """Return the command that shows the prefix lengths of the shipped haproxy.cfg."""
     return "show env RATELIMIT_IPV4_PREFIX;show env RATELIMIT_IPV6_PREFIX"
 
 
 def set_entry(key: str, until: int) -> str:
-    """Return the command that has a key of the table blocked; ``until`` in epoch seconds."""
+    """Return the command that blocks a key until an epoch second."""
     return f"set table {TABLE} key {key} data.gpt0 {max(0, min(int(until), _LAST_SECOND))}"
 
 
 def clear_entry(key: str) -> str:
-    """Return the commands that have a key of the table forgotten.
+    """Return the commands that remove a key.
 
-    An entry that a request in flight refers to can't be removed. So its block is ended before.
+    An entry in use by a request can't be removed, so its block is ended first.
     """
     return f"{set_entry(key, 0)};clear table {TABLE} key {key}"
 
@@ -174,7 +174,7 @@ def show_entries(keys: Iterable[str] = ()) -> str:
 
 
 def batches(commands: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], str]]:
-    """Join commands to lines that HAProxy can read; each comes with the names of its commands."""
+    """Join commands to lines of at most ``MAX_COMMAND`` bytes; yield each with their names."""
     names: list[str] = []
     line: list[str] = []
     size = 0
@@ -190,35 +190,35 @@ def batches(commands: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], st
 
 
 def refusal(answer: Sequence[str]) -> str:
-    """Return why HAProxy did not do what it was told, in words for operators; empty if it did."""
+    """Return why HAProxy refused a command, for operators; empty if it did not."""
     for line in answer:
         if line and line not in _DONE:
-            return _EXPLAINED.get(line, f"HAProxy says: {ascii(line)[1:-1]}")
+            return _EXPLAINED.get(line, f"HAProxy answers: {ascii(line)[1:-1]}")
     return ""
 
 
 _EXPLAINED = {
-    "Permission denied": "the socket lacks the rights for it; tables need `level operator` on "
-    "HAProxy's `stats socket` line, servers `level admin`, and so do maps from 3.4 on",
-    "No such table": f"HAProxy has no stick table {TABLE}; it is a backend of haproxy.cfg",
+    "Permission denied": "the socket's level is too low; tables need `level operator` on "
+    "HAProxy's `stats socket` line, servers and (from 3.4 on) maps need `level admin`",
+    "No such table": f"HAProxy has no stick table {TABLE}; see backend {TABLE} of haproxy.cfg",
     "Invalid key": f"the stick table {TABLE} is not of `type ipv6`",
     "Data type not stored in this table": f"the stick table {TABLE} does not `store gpt0`",
 }
 
 
 def read_prefixes(answer: Iterable[str]) -> Prefixes:
-    """Return what ``show_prefixes()`` shows; what is not set has its default."""
+    """Return the prefixes in the answer to ``show_prefixes()``; missing ones have their default."""
     found = (re.fullmatch(r"RATELIMIT_IPV([46])_PREFIX=(\d{1,3})", line) for line in answer)
     return Prefixes(**{f"ipv{one[1]}": int(one[2]) for one in found if one})
 
 
 def read_entries(answer: Iterable[str]) -> list[Entry]:
-    """Return the entries of a ``show table``."""
+    """Return the entries in the answer to ``show table``."""
     return [entry for entry in map(read_entry, answer) if entry is not None]
 
 
 def read_entry(line: str) -> Entry | None:
-    """Return the entry of a line of ``show table``; None if it has none, or no address as key."""
+    """Return the entry in a line of ``show table``; None if there is none."""
     found = _ENTRY.search(line)
     if found is None:
         return None

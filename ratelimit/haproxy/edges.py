@@ -1,7 +1,7 @@
-"""Tells the HAProxy processes beside this node what the blocklist says.
+"""Sends changes of the blocklist to the HAProxy processes of this node.
 
-Of an automatic block HAProxy hears with the answer to its client's request. What is told here are
-blocks by hand, and who is blocked no more: always what holds now, whatever was asked for before.
+HAProxy learns a block by a limit from the answer to the client's request. Blocks by hand, and ends
+of blocks, are sent from here: always the current state of a key, not each change.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ratelimit.steps import Steps
 from ratelimit.turns import paced
 
 MAX_KEYS = 10_000
-"""Keys of which the edges are to be told; with the next one, their tables are compared instead."""
+"""Keys that wait to be sent; beyond that, whole tables are compared instead."""
 
 
 class Edges:
-    """The edges of a node; a ``folder`` gets HAProxy's maps as files."""
+    """The HAProxy processes of a node; ``folder`` is where HAProxy's maps are written as files."""
 
     def __init__(self, limiter: Limiter, runtime: Runtime, folder: str = "") -> None:
         self.limiter = limiter
@@ -36,26 +36,26 @@ class Edges:
 
     @property
     def faults(self) -> int:
-        """Changes that an HAProxy did not take at once."""
+        """Changes that an HAProxy did not apply at once."""
         return self.runtime.missed
 
     @property
     def dropped(self) -> int:
-        """Changes that found no room to wait for HAProxy; a comparison makes them."""
+        """Changes that were dropped because the queue was full; a comparison makes up for them."""
         return self._dropped + self.runtime.dropped
 
     @property
     def corrected(self) -> int:
-        """Entries that comparisons have removed, changed or added."""
+        """Entries that comparisons have corrected."""
         return self.runtime.corrected
 
     @property
     def behind(self) -> int:
-        """HAProxy processes whose table may not be as the blocklist says."""
+        """HAProxy processes whose table may differ from the blocklist."""
         return self.runtime.behind
 
     async def run(self) -> None:
-        """Tell what is to be told, until cancelled."""
+        """Send changes until cancelled."""
         while True:
             await self._wait.wait()
             self._wait.clear()
@@ -64,11 +64,11 @@ class Edges:
                 await paced(self._telling())
 
     async def compare_all(self) -> None:
-        """Keep the edge tables in step with the blocklist, until cancelled."""
+        """Keep the edge tables equal to the blocklist until cancelled."""
         await self.runtime.run(self)
 
     def tell(self, key: str) -> None:
-        """Have the edges know of a key as soon as possible."""
+        """Send the state of a key as soon as possible."""
         if len(self._keys) >= MAX_KEYS and key not in self._keys:
             self._dropped += len(self._keys)
             self._keys.clear()
@@ -78,7 +78,7 @@ class Edges:
         self.files.changed()
 
     async def told(self, *keys: str) -> list[Fault]:
-        """Have the edges know of keys; return where that failed, or takes longer."""
+        """Send the state of keys; return the failures, including changes that take too long."""
         for key in keys:
             self._keys.pop(key, None)
         self.files.changed()
@@ -87,23 +87,23 @@ class Edges:
         return list({fault.socket: fault for faults in found for fault in faults}.values())
 
     def compare(self) -> None:
-        """Have the edge tables compared: the blocklist or the lists may have changed unseen."""
+        """Compare the edge tables: the blocklist or the lists may have changed without notice."""
         self.runtime.compare()
         self.files.changed()
 
-    # What the tables should have, see ``runtime.Truth``.
+    # The wanted content of the tables, see ``mirror.Truth``.
 
     def until(self, client: Network) -> int:
-        """Return until when an edge may refuse a client, by the clock of this machine."""
+        """Return until when HAProxy may block a client, by the clock of this machine."""
         until = self.limiter.edge_until(client)
         return until - self.limiter.engine.ahead if until else 0
 
     def by_hand(self) -> Iterator[str]:
-        """Yield the keys that are blocked by hand."""
+        """Yield the keys of blocks by hand."""
         return (block.key for block in self.limiter.blocklist.of(EVERY_LIMIT))
 
     def lines(self, name: str) -> Iterator[str]:
-        """Yield the lines of a map of HAProxy's, see ``haproxy.maps``."""
+        """Yield the lines of a map of HAProxy, see ``haproxy.maps``."""
         if name == LISTS:
             for network, value in self.limiter.lists.networks():
                 yield f"{network} {NEVER if value == ALLOW else ALWAYS}"
@@ -113,11 +113,11 @@ class Edges:
                     yield f"{network_key(one)} {until}"
 
     def _ends(self, block: Block) -> int:
-        """Return when a block ends, by the clock of this machine; 0 if it has."""
+        """Return the end of a block by the clock of this machine; 0 if it has ended."""
         ahead = self.limiter.engine.ahead
         return block.until - ahead if block.until > self.limiter.engine.table.now else 0
 
-    # ---- telling ---------------------------------------------------------------------------
+    # ---- sending ---------------------------------------------------------------------------
 
     def _telling(self) -> Steps[None]:
         while self._keys and not self.limiter.stale:
@@ -127,9 +127,9 @@ class Edges:
             yield
 
     async def _settle(self) -> None:
-        """Have the engine know all networks that are blocked by hand.
+        """Apply all networks that are blocked or unblocked by hand in the engine.
 
-        Otherwise its answers would have HAProxy remember again what is lifted.
+        Otherwise HAProxy would store a removed block again, from the engine's next answer.
         """
         await paced(self.limiter.cut())
 

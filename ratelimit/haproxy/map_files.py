@@ -1,4 +1,4 @@
-"""Writes HAProxy's maps to files, so that it knows them when it starts without the agent."""
+"""Writes HAProxy's maps to files, which HAProxy reads when it starts without the agent."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 from ratelimit.haproxy.maps import NAMES, Lines, pieces
 
 PAUSE = 1.0
-"""Seconds between two times that the files are written, at the least."""
+"""Seconds between writes of the files, at least."""
 
 TIMEOUT = 10.0
-"""Seconds for a file to be written; a disk may hang."""
+"""Seconds to write a file; a disk may hang."""
 
 
 class MapFiles:
-    """The files in a folder; without one, none are written."""
+    """The files in a directory; without a directory, none are written."""
 
     def __init__(self, folder: str, lines: Lines) -> None:
         self._folder = Path(folder) if folder else None
@@ -29,11 +29,11 @@ class MapFiles:
         self._writing: asyncio.Future[OSError | None] | None = None
 
     def changed(self) -> None:
-        """Have the files written: what is in them may have changed."""
+        """Note that the content of the files may have changed."""
         self._changed.set()
 
     async def run(self) -> None:
-        """Write the files whenever that is due, until cancelled; OSError if one can't be."""
+        """Write the files after changes, until cancelled. Raises OSError."""
         while self._folder is not None:
             await self._changed.wait()
             self._changed.clear()
@@ -57,7 +57,7 @@ class MapFiles:
         self._written[path.name] = digest.digest()
 
     async def _in_thread(self, path: Path, parts: list[bytes]) -> None:
-        """Write a file in a thread that keeps nobody from ending, should the disk hang."""
+        """Write a file in a thread that does not keep the process alive if the disk hangs."""
         late = OSError(f"{path}: not written within {TIMEOUT:g} s")
         if self._writing is not None and not self._writing.done():
             raise late
@@ -81,7 +81,7 @@ class MapFiles:
 
 
 def _replace(path: Path, parts: list[bytes]) -> OSError | None:
-    """Write a file in one step, readable by HAProxy's user; return what went wrong."""
+    """Write a file atomically, readable by HAProxy's user; return the error, if any."""
     temporary = path.with_name(f".{path.name}.new")
     try:
         with temporary.open("wb", buffering=0) as file:

@@ -1,9 +1,9 @@
-"""The maps by which HAProxy knows the lists and what is blocked by hand, also without the agent.
+"""The maps with the lists and the blocks by hand, which HAProxy applies without the agent.
 
-A stick table has clients alone. Networks, parts of a client and exemptions are in two maps
-(configuration.txt, section 7.3.1, ``map_ip``), which HAProxy reads from files when it starts. While
-it runs, each is filled as a whole, in one transaction (management.txt, section 9.3), and what is
-blocked or lifted by hand changes one entry of it.
+The stick table holds whole clients only. Networks, parts of a client and exemptions are in two maps
+(configuration.txt, section 7.3.1, ``map_ip``), which HAProxy reads from files when it starts. At
+run time each map is filled in one transaction (management.txt, section 9.3), and a block by hand or
+its removal changes one entry.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ratelimit.steps import Steps
 from ratelimit.turns import paced
 
 LISTS = "rl_lists.map"
-"""Networks of the lists, with ``NEVER`` for those that are allowed and ``ALWAYS`` for the denied.
+"""Networks of the lists, with ``NEVER`` for the allow list and ``ALWAYS`` for the deny list.
 
 As in the other map, a value is the epoch second at which a block ends.
 """
@@ -29,16 +29,16 @@ NEVER = -1
 ALWAYS = (1 << 32) - 1
 
 BLOCKS = "rl_blocks.map"
-"""What is blocked by hand, with the epoch second at which the block ends."""
+"""Blocks by hand, with the epoch second at which the block ends."""
 
 NAMES = (LISTS, BLOCKS)
 
 Lines = Callable[[str], Iterator[str]]
 """Returns the lines of a map by its name: a network or an address, a space, a value."""
 
-_PIECE = MAX_COMMAND - 500  # bytes of lines at a time; a path is at most so long as is left
-_STEP = 32  # lines of a step
-_LONGEST = 100  # bytes of a line, and more
+_PIECE = MAX_COMMAND - 500  # bytes of lines per command; the rest is room for the path
+_STEP = 32  # lines per step
+_LONGEST = 100  # bytes, more than the longest line
 _FILE = re.compile(r"(?m)^-?\d+ \(([A-Za-z0-9_./@:-]{1,400})\) ")
 _VERSION = re.compile(r"New version created: (\d+)")
 
@@ -46,7 +46,7 @@ log = structlog.get_logger()
 
 
 async def pieces(lines: Iterator[str]) -> AsyncGenerator[str]:
-    """Yield the lines in texts that one command can carry, each made in slices of the loop."""
+    """Yield the lines as texts for one command each; long work is done in slices."""
     while piece := await paced(_piece(lines)):
         yield piece
 
@@ -65,7 +65,7 @@ def _piece(lines: Iterator[str]) -> Steps[str]:
 
 
 class Maps:
-    """The maps of one HAProxy; ``problem`` says why they can't be filled, if that is so."""
+    """The maps of one HAProxy; ``problem`` says why they can't be filled, or is empty."""
 
     def __init__(self, edge: Edge) -> None:
         self.problem = ""
@@ -75,9 +75,9 @@ class Maps:
         self._marked: dict[str, int] = {}
 
     def mark(self, key: str, until: int) -> str:
-        """Return the commands that have a key blocked until an epoch second, or not with 0.
+        """Return the commands that block a key until an epoch second, or unblock it with 0.
 
-        Empty if HAProxy has no such map. A key is an address or a network, written anew.
+        Empty if HAProxy has no such map. The key must be formatted by ``network_key()``.
         """
         if self._filling:
             self._marked[key] = until
@@ -88,10 +88,10 @@ class Maps:
         return f"del map {file} {key}{added}"
 
     async def fill(self, lines: Lines) -> None:
-        """Fill the maps; EdgeError if HAProxy can't be asked.
+        """Fill the maps. Raises EdgeError if HAProxy does not answer.
 
-        What it refuses is a ``problem``, and logged once: an HAProxy without maps, or one that
-        takes them from an admin alone, has its tables all the same.
+        A refusal by HAProxy is stored in ``problem`` and logged once: the tables also work in an
+        HAProxy without maps, or in one that accepts maps from an admin only.
         """
         before, self.problem = self.problem, ""
         self._filling = True
@@ -111,7 +111,7 @@ class Maps:
             self._filling = False
 
     async def _find(self) -> None:
-        """Learn by which names HAProxy has the maps: what a command calls them is their path."""
+        """Find the paths of the maps, under which commands name them."""
         answer = await self._edge.ask("show map")
         files = _FILE.findall("\n".join(answer))
         self._files = {file.rpartition("/")[2]: file for file in files}
@@ -136,11 +136,11 @@ class Maps:
 
 
 class _RefusedError(EdgeError):
-    """HAProxy answers, and does not do it."""
+    """HAProxy answered and refused the command."""
 
 
 def entries(answer: Sequence[str]) -> dict[str, int]:
-    """Return how many entries each map has, by a ``show map``; -1 if that does not say."""
+    """Return the number of entries of each map from ``show map``; -1 if unknown."""
     found = {}
     for line in answer:
         if (file := _FILE.match(line)) and (name := file[1].rpartition("/")[2]) in NAMES:

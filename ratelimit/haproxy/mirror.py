@@ -1,8 +1,8 @@
-"""Keeps the edge table of one HAProxy in step with the blocklist.
+"""Keeps the edge table of one HAProxy equal to the blocklist.
 
-Changes are made one after the other, in the order in which they come. One that can't be made is not
-tried again by itself: a comparison of the whole table with the blocklist puts everything right as
-soon as HAProxy answers. There is one, too, whenever either may have changed unseen by the other.
+Changes are made one after the other, in order. A failed change is not retried: a comparison of the
+whole table with the blocklist corrects everything once HAProxy answers. The table is also compared
+whenever one side may have changed without the other.
 """
 
 from __future__ import annotations
@@ -39,54 +39,54 @@ from ratelimit.steps import Steps
 from ratelimit.turns import paced
 
 MAX_UNSENT = 10_000
-"""Changes that wait for one HAProxy; with the next one, the table is compared instead."""
+"""Changes that wait for one HAProxy; beyond that, the table is compared instead."""
 
 LOOK = 2.0
-"""Seconds after which a HAProxy is looked at again: whether it answers, and is the same process."""
+"""Seconds between checks that HAProxy answers and is the same process."""
 
 LONGEST_PAUSE = 60.0
-"""Seconds after which a table is compared again that could not be; begins with ``LOOK``."""
+"""Longest pause in seconds between failed comparisons; the first is ``LOOK``."""
 
 COMPARE_TIMEOUT = 120.0
-"""Seconds for a comparison."""
+"""Timeout of a comparison in seconds."""
 
 _SPACE = 0.5  # seconds between comparisons, at least
-_SLACK = 2  # seconds that an entry may end late: the clocks of store and machine drift
-_JUDGED = 8  # entries of a step
-_KEYS = 16  # keys that are read at a time
+_SLACK = 2  # seconds that an entry may end late: clocks drift
+_JUDGED = 8  # entries per step
+_KEYS = 16  # keys per read
 
 log = structlog.get_logger()
 
 
 class Truth(Protocol):
-    """What the edge tables should have; ``runtime`` asks for it."""
+    """The wanted content of the edge tables."""
 
     def until(self, client: Network) -> int:
-        """Return until when HAProxy may refuse a client by itself, by the clock of this machine.
+        """Return until when HAProxy may block a client itself, by the clock of this machine.
 
-        An epoch second; 0 if it may not.
+        An epoch second; 0 if it must not.
         """
 
     def by_hand(self) -> Iterator[str]:
-        """Yield the keys that are blocked by hand; they may change meanwhile."""
+        """Yield the keys of blocks by hand; they may change meanwhile."""
 
     def lines(self, name: str) -> Iterator[str]:
-        """Yield the lines of a map, see ``haproxy.maps``; likewise."""
+        """Yield the lines of a map, see ``haproxy.maps``; they may change meanwhile."""
 
 
 @dataclass(slots=True)
 class _Change:
-    """Commands, or a network of which no entry is to stay; ``made`` has a problem, or none."""
+    """Commands, or a network whose entries must be removed; the result is a problem or empty."""
 
     what: str | Network
     made: asyncio.Future[str] = field(default_factory=asyncio.Future)
 
 
 class Mirror:
-    """The edge table of a HAProxy.
+    """The edge table of one HAProxy.
 
-    ``faults`` counts changes that could not be made at once, ``dropped`` those of them that found
-    no room to wait, ``corrected`` the entries that a comparison removed, changed or added.
+    ``faults`` counts changes that could not be made at once, ``dropped`` those that were dropped
+    from the full queue, ``corrected`` the entries that comparisons corrected.
     """
 
     def __init__(self, edge: Edge) -> None:
@@ -98,19 +98,19 @@ class Mirror:
         self._unsent: deque[_Change] = deque()
         self._sender: asyncio.Task[None] | None = None
         self._pid = ""
-        self._wanted = 1  # comparisons, and up to which of them all is as it should be
+        self._wanted = 1  # comparisons requested; _compared is the last one that succeeded
         self._compared = 0
         self._woken = asyncio.Event()
 
     def change(self, what: str | Network) -> asyncio.Future[str]:
-        """Give commands, or remove all entries of a network, after the changes before.
+        """Queue commands, or the removal of all entries of a network.
 
-        The result is an empty text when that is done, or why it can't be.
+        The result is an empty text on success, or the problem.
         """
         change = _Change(what)
         if len(self._unsent) >= MAX_UNSENT:
             self.dropped += 1
-            self._fail([change], f"{MAX_UNSENT} changes wait for it already")
+            self._fail([change], f"the queue of {MAX_UNSENT} changes is full")
             return change.made
         self._unsent.append(change)
         if self._sender is None or self._sender.done():
@@ -119,16 +119,16 @@ class Mirror:
 
     @property
     def due(self) -> bool:
-        """Whether the table may not be as the blocklist says."""
+        """Whether the table may differ from the blocklist."""
         return self._compared < self._wanted
 
     def compare(self) -> None:
-        """Have the table compared with the blocklist as soon as HAProxy answers."""
+        """Request a comparison of the table with the blocklist."""
         self._wanted += 1
         self._woken.set()
 
     async def run(self, truth: Truth, prefixes: Callable[[], Prefixes]) -> None:
-        """Compare the table whenever that is due, until cancelled."""
+        """Compare the table when necessary, until cancelled."""
         pause = LOOK
         told = ""
         while True:
@@ -141,8 +141,8 @@ class Mirror:
                     self._compared = wanted
             except (EdgeError, TimeoutError) as error:
                 self._wanted += 1
-                problem = str(error) or f"no end after {COMPARE_TIMEOUT:g} s"
-                if self.edge.problem:  # of which the log knows
+                problem = str(error) or f"not finished after {COMPARE_TIMEOUT:g} s"
+                if self.edge.problem:  # already logged
                     pause = LOOK
                 else:
                     pause = min(2 * pause, LONGEST_PAUSE)
@@ -159,7 +159,7 @@ class Mirror:
             self._woken.clear()
 
     async def close(self) -> None:
-        """Stop; what was not told by now is not told any more."""
+        """Stop; pending changes are dropped."""
         if self._sender is not None:
             self._sender.cancel()
             await asyncio.gather(self._sender, return_exceptions=True)
@@ -168,7 +168,7 @@ class Mirror:
     # ---- changes ---------------------------------------------------------------------------
 
     async def _send(self) -> None:
-        """Make the changes until there are none."""
+        """Make changes until the queue is empty."""
         while self._unsent:
             changes = [self._unsent.popleft()]
             try:
@@ -178,7 +178,7 @@ class Mirror:
                 else:
                     await self._clear(what)
             except EdgeError as error:
-                # Those behind would do no better, and a comparison does the work of all.
+                # The next changes would fail too; a comparison replaces all of them.
                 changes += self._unsent
                 self._unsent.clear()
                 self._fail(changes, str(error))
@@ -186,7 +186,7 @@ class Mirror:
                 _end(changes, "")
 
     def _more(self, changes: list[_Change], room: int) -> str:
-        """Take the commands that come next off the queue, as many as there is room for."""
+        """Take further commands off the queue, as many as fit."""
         line = ""
         while self._unsent and isinstance(what := self._unsent[0].what, str):
             if len(line) + 1 + len(what) > room:
@@ -215,7 +215,7 @@ class Mirror:
     # ---- comparison ------------------------------------------------------------------------
 
     async def _look(self) -> None:
-        """See whether HAProxy answers, and is the process that was looked at last."""
+        """Check that HAProxy answers, and whether it is the same process as before."""
         answer = await self.edge.ask("show info")
         pid = next((line for line in answer if line.startswith("Pid:")), "")
         if pid != self._pid:
@@ -237,7 +237,7 @@ class Mirror:
             log.info("edge corrected", socket=self.edge.path, entries=corrected)
 
     async def _correct(self, commands: Steps[list[str]]) -> None:
-        """Make the changes of a part of the comparison; EdgeError if that fails."""
+        """Make the changes of a part of the comparison. Raises EdgeError."""
         made = [self.change(command) for command in await paced(commands)]
         for problem in await asyncio.gather(*made):
             if problem:
@@ -248,7 +248,7 @@ class Mirror:
 def _judged(
     lines: list[str], truth: Truth, prefixes: Prefixes, right: LargeDict[bool]
 ) -> Steps[list[str]]:
-    """Return the changes of entries that refuse for too long; note those that are ``right``."""
+    """Return the changes of entries that block too long; add correct ones to ``right``."""
     commands: list[str] = []
     now = int(time.time())
     for number, entry in enumerate(map(read_entry, lines), 1):
@@ -268,7 +268,7 @@ def _judged(
 def _missing(
     keys: list[str], truth: Truth, prefixes: Prefixes, right: LargeDict[bool]
 ) -> Steps[list[str]]:
-    """Return the changes that add what is blocked by hand and not there."""
+    """Return the changes that add missing blocks by hand."""
     commands: list[str] = []
     now = int(time.time())
     for number, key in enumerate(keys, 1):

@@ -1,6 +1,6 @@
-"""HAProxy as a child process, run with the configuration that we ship.
+"""Runs HAProxy as a child process with the shipped configuration.
 
-Its settings travel in environment variables, which haproxy.cfg reads; nothing is generated.
+Environment variables pass the settings to haproxy.cfg; no file is generated.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from ratelimit.exceptions import StartError
 
 MIN_VERSION = (2, 6)
 
-_ACCOUNTS = ("haproxy", "nobody")  # that of HAProxy's package, else one that is everywhere
-_SBIN = "/usr/local/sbin:/usr/sbin"  # where it is, and not on the path of everybody
+_ACCOUNTS = ("haproxy", "nobody")  # the user of HAProxy's package, or one that always exists
+_SBIN = "/usr/local/sbin:/usr/sbin"  # directories that are not on every user's PATH
 _INSTALL = "install it with: apt-get install haproxy"
 _VERSION_TIMEOUT = 5  # seconds
-_STOP_TIMEOUT = 2  # seconds; HAProxy ends its sessions at SIGUSR1, and is ended at SIGTERM
+_STOP_TIMEOUT = 2  # seconds; SIGUSR1 lets HAProxy finish its sessions, SIGTERM ends it
 
 
 def files() -> Path:
-    """Return the folder of the HAProxy files: the wheel's, or the checkout's."""
+    """Return the directory of the HAProxy files: the wheel's or the checkout's."""
     package = Path(__file__).parent.parent
     installed = package / "haproxy_files"
     return installed if installed.is_dir() else package.parent / "haproxy"
 
 
 async def find() -> str:
-    """Return the path of a HAProxy that is recent enough, or raise StartError."""
+    """Return the path of HAProxy. Raises StartError if it is missing or too old."""
     program = shutil.which("haproxy") or shutil.which("haproxy", path=_SBIN)
     if program is None:
         raise StartError(f"HAProxy is not installed; {_INSTALL}")
@@ -51,12 +51,12 @@ async def find() -> str:
     if version < MIN_VERSION:
         wanted = ".".join(map(str, MIN_VERSION))
         have = ".".join(map(str, version)) if found else "of an unknown version"
-        raise StartError(f"{program} is {have}, but {wanted} or later is needed; {_INSTALL}")
+        raise StartError(f"{program} is {have}, but {wanted} or later is required; {_INSTALL}")
     return program
 
 
 def unprivileged() -> pwd.struct_passwd | None:
-    """Return the account that HAProxy is to run as in root's place; None if we are not root."""
+    """Return the user for HAProxy if this process is root, otherwise None. Raises StartError."""
     if os.geteuid() != 0:
         return None
     for name in _ACCOUNTS:
@@ -66,9 +66,9 @@ def unprivileged() -> pwd.struct_passwd | None:
 
 
 def confine(agent: Path, account: pwd.struct_passwd | None) -> dict[str, str]:
-    """Return the settings by which HAProxy reaches the agent's socket file.
+    """Return the settings for HAProxy to reach the agent's socket file.
 
-    With an ``account`` it becomes that, and sees nothing but the folder of the socket.
+    With an ``account``, HAProxy runs as that user, chrooted to the directory of the socket.
     """
     if account is None:
         return {"RATELIMIT_SPOP": f"unix@{agent}"}
@@ -82,14 +82,14 @@ def confine(agent: Path, account: pwd.struct_passwd | None) -> dict[str, str]:
 
 
 class HAProxy:
-    """A HAProxy in the foreground; its log goes to our standard output."""
+    """An HAProxy in the foreground; its log goes to standard output."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
     @classmethod
     async def start(cls, program: str, settings: dict[str, str]) -> HAProxy:
-        """Start ``program`` with the shipped configuration; ``settings`` are its variables."""
+        """Start ``program`` with the shipped configuration and ``settings`` as its environment."""
         folder = files()
         process = await asyncio.create_subprocess_exec(
             program,
@@ -99,17 +99,17 @@ class HAProxy:
             cwd=folder,
             env={**os.environ, **settings},
             stdin=asyncio.subprocess.DEVNULL,
-            # A Ctrl-C at the terminal is ours to pass on, in order.
+            # This process handles Ctrl-C and ends HAProxy in order.
             start_new_session=True,
         )
         return cls(process)
 
     async def wait(self) -> int:
-        """Wait for its end and return the exit code."""
+        """Wait for its end and return the exit status."""
         return await self._process.wait()
 
     async def stop(self) -> None:
-        """Let it finish what it is doing, then end it."""
+        """Let HAProxy finish its sessions, then end it."""
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGKILL):
             if self._process.returncode is not None:
                 return

@@ -1,7 +1,7 @@
-"""One HAProxy, by one socket of its runtime API: a thread of its own, a rest after a failure.
+"""One runtime API socket of HAProxy: its own thread, and a pause after a failure.
 
-haproxyadmin blocks, and opens a connection for each command. So each socket has one thread, and a
-HAProxy that hangs keeps waiting only those who ask it; they wait no longer than the time limit.
+haproxyadmin blocks, and opens a connection for each command. So each socket has a thread; an
+HAProxy that hangs delays only its own callers, for at most the time limit.
 """
 
 from __future__ import annotations
@@ -26,62 +26,60 @@ from ratelimit.haproxy.commands import refusal, show_entries
 from ratelimit.haproxy.stats import read_tables
 
 MAX_QUEUED = 64
-"""Questions that wait for one HAProxy; the next one is refused."""
+"""Queries that wait for one HAProxy; further ones fail."""
 
 FIRST_REST = 0.1
-"""Seconds after a failure in which a HAProxy is not asked; doubles up to ``LONGEST_REST``."""
+"""First pause in seconds after a failure; doubles up to ``LONGEST_REST``."""
 
 LONGEST_REST = 2.0
 
-_FIRST_WORD = b"Name: "  # of `show info`; what follows differs among HAProxy's builds
-_READ = 1 << 14  # bytes of the edge table that are read at a time
+_FIRST_WORD = b"Name: "  # of `show info`; the rest differs between builds of HAProxy
+_READ = 1 << 14  # bytes of the edge table per read
 _LONGEST_LINE = 1 << 12
 
 _UNREADABLE = (HAProxyBaseError, OSError, ValueError, LookupError, TypeError, AttributeError)
-"""What haproxyadmin raises where it can't ask, or where an answer is not as it expects."""
+"""Errors of haproxyadmin for a failed connection or an unexpected answer."""
 
 T = TypeVar("T")
 
 log = structlog.get_logger()
 
 
-_STRANGER = (
-    "what answers there is no `stats socket` of a HAProxy process; the master's socket is none"
-)
+_STRANGER = "the program at this socket is not an HAProxy process with a `stats socket`"
 
 
 class EdgeError(RatelimitError):
-    """HAProxy can't be asked, or refused; the text says why, for operators."""
+    """HAProxy did not answer or refused; the text says why, for operators."""
 
 
 class _TooLateError(EdgeError):
-    """Nobody waits for the answer any more, so the question was not asked."""
+    """The caller's time limit has passed, so the query was not sent."""
 
 
 class Edge:
-    """A HAProxy; ``problem`` says why it can't be asked at present, and is empty if it can."""
+    """The socket of an HAProxy; ``problem`` says why it is unreachable, or is empty."""
 
     def __init__(self, path: str, timeout: float) -> None:
         self.path = path
         self.problem = ""
         self.timeout = timeout
         self._thread = ThreadPoolExecutor(1, f"haproxy {path}")
-        self._haproxy: HAProxy | None = None  # used in the thread only
+        self._haproxy: HAProxy | None = None  # used only in the thread
         self._queued = 0
         self._rest = FIRST_REST
         self._again_at = 0.0
 
     async def ask(self, command: str) -> list[str]:
-        """Return the lines of the answer; EdgeError if there is none in time."""
+        """Return the lines of the answer. Raises EdgeError if there is none in time."""
         return await self.read(command, list)
 
     async def read(self, command: str, read: Callable[[Sequence[str]], T]) -> T:
-        """Return what is read in the lines of the answer, in the thread, for it may be long."""
+        """Return the result of ``read`` on the lines of the answer; ``read`` runs in the thread."""
         now = time.monotonic()
         if now < self._again_at:
             raise EdgeError(self.problem)
         if self._queued >= MAX_QUEUED:
-            raise EdgeError(f"{MAX_QUEUED} questions wait for it already")
+            raise EdgeError(f"the queue of {MAX_QUEUED} queries is full")
         self._queued += 1
         loop = asyncio.get_running_loop()
         deadline = now + self.timeout
@@ -89,7 +87,7 @@ class Edge:
             answer = loop.run_in_executor(self._thread, self._run, command, read, deadline)
         except RuntimeError as error:
             self._queued -= 1
-            raise EdgeError(f"its thread can't be started: {error}") from error
+            raise EdgeError(f"can't start its thread: {error}") from error
         answer.add_done_callback(self._ran)
         try:
             async with asyncio.timeout(self.timeout):
@@ -98,9 +96,9 @@ class Edge:
             raise EdgeError(self.problem or _hangs(self.timeout)) from None
 
     async def entries(self) -> AsyncGenerator[list[str]]:
-        """Yield the lines of the edge table, some hundreds at a time, however many there are.
+        """Yield the lines of the edge table, some hundreds at a time, whatever its size.
 
-        HAProxy waits meanwhile with the rest. EdgeError if it does not go on in time.
+        HAProxy waits while the caller works. Raises EdgeError on a timeout.
         """
         try:
             async with asyncio.timeout(self.timeout):
@@ -132,7 +130,7 @@ class Edge:
             writer.close()
 
     async def close(self) -> None:
-        """Stop asking; a question under way ends by its own time limit, in its thread."""
+        """Stop; a query in progress ends within its time limit, in its thread."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     # ---- the thread ------------------------------------------------------------------------
@@ -148,18 +146,18 @@ class Edge:
                 )
             [(_, answer)] = self._haproxy.command(command)
         except _UNREADABLE as error:
-            # The next question gets a new object, as this one may hold on to a process that ended.
+            # The next query gets a new object: this one may belong to a process that has ended.
             self._haproxy = None
-            # The frames hold a socket, in a circle with the error.
+            # The frames keep a socket open, in a reference cycle with the error.
             traceback.clear_frames(error.__traceback__)
             late = time.monotonic() > deadline - self.timeout / 10
             raise EdgeError(_why(error, self.timeout, late)) from None
         return read(answer)
 
     def _knock(self) -> None:
-        """See who is there: haproxyadmin reads without an end whatever comes.
+        """Check that HAProxy is at the socket: haproxyadmin reads any other answer without end.
 
-        The reason, if nobody is, it keeps to itself.
+        haproxyadmin also hides the reason of a failed connection.
         """
         deadline = time.monotonic() + self.timeout
         heard = b""
@@ -178,7 +176,7 @@ class Edge:
             raise ValueError("not HAProxy")
 
     def _ran(self, answer: asyncio.Future[T]) -> None:
-        """Learn from a question how HAProxy is; called in the event loop."""
+        """Update the state after a query; called in the event loop."""
         self._queued -= 1
         error = None if answer.cancelled() else answer.exception()
         if isinstance(error, EdgeError):
@@ -198,7 +196,7 @@ class Edge:
 
 
 def _size(lines: list[str]) -> int:
-    """Return the most lines that a table has, by its first; EdgeError if it can't be shown."""
+    """Return the maximum number of lines of a table from its first line. Raises EdgeError."""
     tables = list(read_tables(lines[:1]))
     if not tables:
         raise EdgeError(refusal(lines) or _STRANGER)
@@ -215,17 +213,14 @@ def _hangs(timeout: float) -> str:
 
 def _why(error: Exception, timeout: float, late: bool) -> str:
     if isinstance(error, FileNotFoundError):
-        return (
-            "there is no such socket: HAProxy does not run, or its `stats socket` line names "
-            "another path"
-        )
+        return "no such socket: HAProxy does not run, or its `stats socket` line has another path"
     if isinstance(error, PermissionError):
         with contextlib.suppress(KeyError):
             name = pwd.getpwuid(os.geteuid()).pw_name
-            return f"user {name} may not open it: see `user`, `group` and `mode` of `stats socket`"
-        return "it may not be opened: see `user`, `group` and `mode` of `stats socket`"
+            return f"user {name} may not open it: check `user`, `group`, `mode` of `stats socket`"
+        return "permission denied: check `user`, `group`, `mode` of `stats socket`"
     if isinstance(error, ConnectionRefusedError | SocketConnectionError):
-        return "nobody listens on it: HAProxy does not run"
+        return "connection refused: HAProxy does not run"
     if isinstance(error, TimeoutError | SocketTimeout) or late:
         return _hangs(timeout)
     if isinstance(error, ValueError | LookupError | TypeError | AttributeError):

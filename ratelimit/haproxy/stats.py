@@ -1,4 +1,4 @@
-"""HAProxy's figures and servers in the words of its runtime API; no I/O."""
+"""HAProxy's statistics and servers in its runtime API; no I/O."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from math import isfinite
 from ratelimit.haproxy.commands import TABLE
 
 AGENT_BACKEND = "spoa"
-"""The backend whose servers are agents."""
+"""Name of the backend whose servers are agents."""
 
 MAX_WEIGHT = 256
 """Highest weight of a server (management.txt, section 9.3, "set weight")."""
@@ -23,7 +23,7 @@ _HEADER = re.compile(r"# table: (\S+), type: (\S+), size:(\d+), used:(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A stick table: its keys' type, the most and the present number of entries."""
+    """A stick table: type of its keys, maximum and current number of entries."""
 
     name: str
     type: str
@@ -33,10 +33,10 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Frontend:
-    """Where clients come in. Counters are since HAProxy's start, or since somebody cleared them.
+    """A frontend. Counters start with HAProxy, or when they are cleared.
 
-    ``requests`` may include connections without a request; ``answered`` are those that got a status
-    of 2xx or 3xx.
+    ``requests`` may include connections without a request; ``answered`` counts statuses 2xx and
+    3xx.
     """
 
     name: str
@@ -51,10 +51,11 @@ class Frontend:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One of a backend: ``status`` is HAProxy's, such as ``UP``, ``DOWN``, ``DRAIN``, ``MAINT``.
+    """A server of a backend; ``status`` is HAProxy's, such as ``UP``, ``DOWN``, ``DRAIN``,
+    ``MAINT``.
 
-    ``weight`` is the one set, also while a slow start or a drain makes the effective one lower;
-    ``check`` says how the last health check went, and is empty without checks.
+    ``weight`` is the configured weight, also while a slow start or a drain lowers the effective
+    one. ``check`` is the result of the last health check, empty without checks.
     """
 
     backend: str
@@ -74,7 +75,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """Servers among which the load is balanced."""
+    """A backend and its servers."""
 
     name: str
     status: str
@@ -84,19 +85,19 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one HAProxy says of itself; with a ``problem``, all the rest is empty.
+    """The state of one HAProxy; with a ``problem``, the rest is empty.
 
     Attributes:
-        socket: by which it was asked.
-        problem: why it could not be asked.
-        version: such as ``2.6.12``, with whatever its packager added.
+        socket: path of its socket.
+        problem: why the query failed, or empty.
+        version: such as ``2.6.12``, with the packager's suffix.
         uptime: seconds.
-        level: what the socket may do: ``user``, ``operator`` or ``admin``.
-        files: of its configuration; empty if it does not tell.
-        clock: HAProxy's time, in epoch seconds; 0 if it does not tell.
-        frontends, backends: by name; those that have servers only.
-        agent: health of the backend of agents, ``UP`` or ``DOWN``; empty if there is none.
-        edge: the table of blocked clients, if there is one.
+        level: of the socket: ``user``, ``operator`` or ``admin``.
+        files: configuration files; empty if unknown.
+        clock: HAProxy's time in epoch seconds; 0 if unknown.
+        frontends, backends: backends without servers are omitted.
+        agent: status of the agents' backend, ``UP`` or ``DOWN``; empty if there is none.
+        edge: the table of blocked clients, or None.
     """
 
     socket: str
@@ -113,14 +114,14 @@ class Report:
 
 
 def set_server(server: Server, setting: str) -> str:
-    """Return the command that changes a server; ``setting`` is made by ``Action``."""
+    """Return the command that changes a server; ``setting`` comes from an ``Action``."""
     if not is_name(server.backend) or not is_name(server.name):
         raise ValueError("not the name of a server")
     return f"set server {server.backend}/{server.name} {setting}"
 
 
 def is_name(text: str) -> bool:
-    """Tell whether HAProxy takes this as a name (configuration.txt, section 4)."""
+    """Return whether HAProxy accepts this name (configuration.txt, section 4)."""
     return _NAME.fullmatch(text) is not None
 
 
@@ -128,9 +129,9 @@ REPORT = "show info;show stat;show table;show cli level;show activity;show env H
 
 
 def read_report(socket: str, answer: Sequence[str]) -> Report:
-    """Return what the answers to ``REPORT`` say.
+    """Return the report from the answers to ``REPORT``.
 
-    Raises ValueError, LookupError or csv.Error for what can't be read.
+    Raises ValueError, LookupError or csv.Error for an unreadable answer.
     """
     info: dict[str, str] = {}
     rows: list[dict[str, str]] = []
@@ -167,14 +168,14 @@ def read_report(socket: str, answer: Sequence[str]) -> Report:
 
 
 def read_tables(answer: Iterable[str]) -> Iterator[Table]:
-    """Yield the tables of a ``show table``."""
+    """Yield the tables of ``show table``."""
     for found in map(_HEADER.match, answer):
         if found:
             yield Table(found[1], found[2], int(found[3]), int(found[4]))
 
 
 def _sections(answer: Sequence[str]) -> Iterator[list[str]]:
-    """Each command's answer ends with an empty line (management.txt, section 9.3)."""
+    """Yield the answers; each ends with an empty line (management.txt, section 9.3)."""
     section: list[str] = []
     for line in (*answer, ""):
         if line:

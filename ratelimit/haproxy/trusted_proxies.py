@@ -1,8 +1,8 @@
-"""Lists of trusted proxies, such as ``cdn.lst``: how they are read, judged and written; no I/O.
+"""Lists of trusted proxies, such as ``cdn.lst``: reading, checking and writing; no I/O.
 
-One network a line, as HAProxy reads it with ``-f`` (configuration.txt, section 7.1.1): a line that
-begins with ``#`` is a comment, and no comment follows an entry. Comments that begin with ``date:``
-and ``source:`` say when a list was made, and from what.
+One network per line, as HAProxy reads it with ``-f`` (configuration.txt, section 7.1.1). A line
+that starts with ``#`` is a comment; a comment can't follow an entry. The comments ``date:`` and
+``source:`` give the date and the source of a list.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 Network = IPv4Network | IPv6Network
 
 OLDEST = timedelta(days=30)
-"""Age from which on a list should be fetched again."""
+"""Age after which a list should be updated."""
 
 _WIDEST = {4: 12, 6: 28}
-"""Shortest prefixes by version. The widest that a CDN publishes are a /12 and a /29."""
+"""Shortest accepted prefixes by version. The widest that a CDN publishes are a /12 and a /29."""
 
 _DATE = "# date: "
 _SOURCE = "# source: "
@@ -26,7 +26,7 @@ _SOURCE = "# source: "
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something wrong; ``line`` is 0 for what concerns the whole list."""
+    """Something wrong; ``line`` is 0 for the whole list."""
 
     line: int
     problem: str
@@ -37,12 +37,12 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class ProxyList:
-    """What a list has.
+    """The content of a list.
 
     Attributes:
-        networks: with their lines, in the order of the file.
-        findings: lines that are no network, or that are one of another kind than is written.
-        date: when it was made; None if it does not tell.
+        networks: with their line numbers, in the order of the file.
+        findings: invalid lines, and networks with bits set beyond their prefix.
+        date: when the list was made, or None.
         sources: URLs that it was made from.
     """
 
@@ -52,12 +52,12 @@ class ProxyList:
     sources: tuple[str, ...] = field(default=())
 
     def count(self, version: int) -> int:
-        """Return how many networks are of an IP version."""
+        """Return the number of networks of an IP version."""
         return sum(network.version == version for _, network in self.networks)
 
 
 def read(text: str) -> ProxyList:
-    """Return what the text of a list has, mistakes included."""
+    """Return the content of the text of a list, including its mistakes."""
     networks: list[tuple[int, Network]] = []
     findings: list[Finding] = []
     date: datetime | None = None
@@ -86,26 +86,26 @@ def read(text: str) -> ProxyList:
 
 
 def judge(found: ProxyList, now: datetime, private: bool = False) -> list[Finding]:
-    """Return all that is wrong with a list, in the order of its lines.
+    """Return all findings of a list, in the order of its lines.
 
-    ``private`` says that ranges which are not public are meant, as those of load balancers are.
+    ``private`` accepts ranges that are not public, such as those of load balancers.
     """
     findings = [*found.findings, *_overlaps(found.networks)]
     for number, network in found.networks:
         if network.prefixlen < _WIDEST[network.version]:
-            problem = f"{network} is too wide: all of its addresses may name any client"
+            problem = f"{network} is too wide: every address in it could name any client"
             findings.append(Finding(number, problem))
         if not private and not _is_public(network):
             problem = (
-                f"{network} is no public range: what runs there may name any client; "
-                "--private says that this is meant"
+                f"{network} is not a public range: every host in it could name any client; "
+                "--private accepts it"
             )
             findings.append(Finding(number, problem))
     if found.date is not None and now - found.date > OLDEST:
         days = (now - found.date).days
-        findings.append(Finding(0, f"{days} days old: a CDN may have given up some of these"))
+        findings.append(Finding(0, f"{days} days old: the CDN may have given up networks"))
     if found.date is not None and found.date - now > timedelta(days=1):
-        findings.append(Finding(0, f"its date, {found.date:%Y-%m-%d}, is still to come"))
+        findings.append(Finding(0, f"its date, {found.date:%Y-%m-%d}, is in the future"))
     return sorted(findings, key=lambda finding: finding.line)
 
 
@@ -118,7 +118,7 @@ def write(networks: Iterable[Network], date: datetime, sources: Sequence[str]) -
 
 
 def _parse(entry: str, strict: bool) -> Network | None:
-    if "%" in entry:  # a zone, which HAProxy does not take
+    if "%" in entry:  # HAProxy accepts no zone
         return None
     try:
         return ip_network(entry, strict=strict)
@@ -128,7 +128,7 @@ def _parse(entry: str, strict: bool) -> Network | None:
 
 def _explain(entry: str) -> str:
     if "#" in entry:
-        return "HAProxy takes a comment on a line of its own only"
+        return "HAProxy accepts comments only on separate lines"
     return f"not an address or a network: {entry!a}"
 
 
@@ -138,7 +138,7 @@ def _is_public(network: Network) -> bool:
 
 
 def _overlaps(networks: Iterable[tuple[int, Network]]) -> Iterator[Finding]:
-    """Find networks that are in others: sorted, each comes right after those that it is in."""
+    """Yield networks that others contain; in sorted order, each follows those that contain it."""
     for version in (4, 6):
         outer: list[tuple[int, Network]] = []
         of_version = [(number, one) for number, one in networks if one.version == version]
@@ -150,6 +150,6 @@ def _overlaps(networks: Iterable[tuple[int, Network]]) -> Iterator[Finding]:
             if outer:
                 line, around = outer[-1]
                 same = network == around
-                problem = f"{network} is there twice" if same else f"{network} is in {around}"
+                problem = f"{network} is duplicate" if same else f"{network} is in {around}"
                 yield Finding(number, f"{problem}, see line {line}")
             outer.append((number, network))

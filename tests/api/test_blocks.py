@@ -659,7 +659,7 @@ def test_an_edge_that_fails_is_named(tmp_path: Path) -> None:
         async with running(tmp_path) as api:
             api.edges.fails = True
             failed = {"socket": EDGE, "ok": False}
-            failed["problem"] = "it does not answer; it is told as soon as it can be"
+            failed["problem"] = "it does not answer; it is updated as soon as it answers"
             made = await api.client.post("/v1/blocks", json={"key": "192.0.2.1", "ttl": 60})
             assert (made.status_code, made.json()["edges"]) == (201, [failed])
             lifted = await api.client.delete("/v1/blocks/192.0.2.1")

@@ -84,7 +84,7 @@ def test_a_mistake_is_told(plant: Plant) -> None:
         async with plant() as made:
             for words, code, error in (
                 (("drain", "nobody"), 2, "no HAProxy has such a server"),
-                (("drain", "app/nobody"), 1, "no HAProxy beside this node has such a server"),
+                (("drain", "app/nobody"), 1, "no HAProxy of this node has such a server"),
                 (("weight", "app1", "257"), 2, "0<=x<=256"),
                 (("drain", "app1"), 1, "level admin"),  # the socket is of level operator
             ):

@@ -118,7 +118,7 @@ def test_a_client_is_blocked_shown_and_lifted(tmp_path: Path) -> None:
 def test_an_edge_that_does_not_confirm_is_named(tmp_path: Path) -> None:
     async def test(shell: Shell) -> None:
         shell.api.edges.fails = True
-        why = "it does not answer; it is told as soon as it can be"
+        why = "it does not answer; it is updated as soon as it answers"
         made = await shell("blocks", "add", "192.0.2.7", "--ttl", "60")
         assert (made.exit_code, made.stdout) == (0, "192.0.2.7 is blocked for 1m\n")
         assert made.stderr == f"HAProxy at {EDGE} will ask the agent about it: {why}\n"

@@ -96,7 +96,7 @@ def test_a_list_is_written_and_is_sound(cdn: Cdn, tmp_path: Path) -> None:
         (200, "", "contains no networks"),
         (200, "<html>\n", "line 1: not an address or a network: '<html>'"),
         (200, "0.0.0.0/0\n", "0.0.0.0/0 is too wide"),
-        (200, "10.0.0.0/16\n", "10.0.0.0/16 is no public range"),
+        (200, "10.0.0.0/16\n", "10.0.0.0/16 is not a public range"),
         (200, "104.16.0.0/13\n104.16.0.0/14\n", "104.16.0.0/14 is in 104.16.0.0/13"),
         (200, "8.8.8.1/24\n", "8.8.8.1/24 has bits set beyond its prefix"),
         (200, "131.0.72.0/22\n", "2 of its 3 networks would be removed"),

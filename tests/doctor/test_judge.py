@@ -184,7 +184,7 @@ def test_wrong_socket_path(plant: Plant) -> None:
         async with plant(socket="elsewhere.sock") as made:
             broken = await made.broken()
             assert list(broken) == ["haproxy"]
-            assert "there is no such socket" in broken["haproxy"].finding
+            assert "no such socket" in broken["haproxy"].finding
             assert "`[haproxy] sockets`" in broken["haproxy"].mend
 
     run(test())

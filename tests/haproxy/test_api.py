@@ -38,7 +38,7 @@ from tests.helpers.edges import TABLE, Edge, edges, unprivileged
 from tests.helpers.world import LONGEST, World, until, world
 from tests.helpers.world import run as run_world
 
-LATER = "it is told as soon as it can be"
+LATER = "it is updated as soon as it answers"
 
 EVIL = [
     "192.0.2.1;clear table t_block",
@@ -576,7 +576,7 @@ def test_questions_to_a_hung_haproxy_are_bounded(tmp_path: Path) -> None:
             made.signal(signal.SIGSTOP)
             reports = await asyncio.gather(*(tested.report() for _ in range(MAX_QUEUED + 10)))
             problems = [report.problem for [report] in reports]
-            assert sum("wait for it already" in problem for problem in problems) == 10
+            assert sum("changes is full" in problem for problem in problems) == 10
             assert all(problems)
             assert threading.active_count() <= before + 1
             made.signal(signal.SIGCONT)
@@ -637,7 +637,7 @@ async def refused(path: Path, problem: str) -> None:
 
 def test_what_is_wrong_with_a_socket_is_said(tmp_path: Path) -> None:
     async def test() -> None:
-        await refused(tmp_path / "nowhere.sock", "there is no such socket")
+        await refused(tmp_path / "nowhere.sock", "no such socket")
         (tmp_path / "file").touch()
         await refused(tmp_path / "file", "nobody listens")
         path = tmp_path / "closed.sock"

@@ -179,8 +179,8 @@ def test_up_ends_when_haproxy_can_not_listen(config: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "words"),
     [
-        ("echo 'HAProxy version 2.4.22 2023'", "is 2.4, but 2.6 or later is needed"),
-        ("echo nonsense", "is of an unknown version, but 2.6 or later is needed"),
+        ("echo 'HAProxy version 2.4.22 2023'", "is 2.4, but 2.6 or later is required"),
+        ("echo nonsense", "is of an unknown version, but 2.6 or later is required"),
     ],
 )
 def test_up_says_what_is_wrong_with_haproxy(

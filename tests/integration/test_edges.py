@@ -131,7 +131,7 @@ def test_a_lift_that_could_not_be_told_is_told_after_a_restart(tmp_path: Path) -
             assert lifted.status_code == 200
             [edge] = lifted.json()["edges"]
             assert (edge["socket"], edge["ok"]) == (str(socket), False)
-            assert "there is no such socket" in edge["problem"]
+            assert "no such socket" in edge["problem"]
             made.agent.kill()
             made.agent.wait()
             (tmp_path / "away.sock").rename(socket)
