@@ -1,4 +1,4 @@
-"""ACK frames and the variables in them (SPOE.txt, sections 3.2.7 and 3.4), all in scope txn."""
+"""ACK frames and their variables (SPOE.txt, sections 3.2.7 and 3.4), all in scope txn."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ _SCOPE_TXN = 2
 _TRUE = 0x11
 
 MAX_ACK = 256
-"""Bytes of the longest ACK: fits the smallest frame that a peer may ask for."""
+"""Bytes of the longest ACK: fits into the smallest frame that a peer may negotiate."""
 
 _MAX_ACK = MAX_ACK  # of C's int type when compiled
 _OUTPUT = 1 << 16
 
 
 def _head(name: bytes, kind: int) -> bytes:
-    """Return what stands before the value of a variable, for most of an answer is always the same.
+    """Return the bytes before the value of a variable; precomputed, as most of an answer is
+    constant.
 
-    A boolean is its kind, and nothing follows.
+    The type byte of a boolean includes its value.
     """
     start = (_SET_VAR, _SET_VAR_ARGUMENTS, _SCOPE_TXN, len(name))
     return bytes(start) + name + bytes((kind,))
@@ -45,14 +46,14 @@ _SHADOW = _head(b"shadow", DataType.STRING)
 
 
 class Acknowledge:
-    """The answers of one read: ``begin()`` each, say what it says, and ``end()`` it."""
+    """Writes the ACKs of one read: for each, ``begin()``, the variables, ``end()``."""
 
     def __init__(self) -> None:
         self.writer = Writer(_OUTPUT)
         self.frame = 0
 
     def room(self) -> int:
-        """Return how many more answers are sure to fit."""
+        """Return how many more ACKs are sure to fit."""
         return self.writer.room() // _MAX_ACK
 
     def take(self) -> bytes:
@@ -60,7 +61,7 @@ class Acknowledge:
         return self.writer.take()
 
     def begin(self, data: bytes, ids: int, ids_size: int) -> None:
-        """Begin the answer to the NOTIFY whose ids are in ``data`` from ``ids`` on."""
+        """Begin the ACK of the NOTIFY whose ids are in ``data`` from ``ids`` on."""
         writer = self.writer
         self.frame = writer.pos
         writer.pos += 4
@@ -70,11 +71,11 @@ class Acknowledge:
         writer.copy(data, ids, ids_size)
 
     def end(self) -> None:
-        """End the answer."""
+        """End the ACK."""
         self.writer.u32(self.frame, self.writer.pos - self.frame - 4)
 
     def refuse(self, reason: bytes, wait: int, until: int) -> None:
-        """Say that the request is refused, and in how many seconds to come again.
+        """Set the variables of a refusal; ``wait`` is the seconds after which to retry.
 
         ``until`` is the epoch second at which a block ends, by HAProxy's clock, or 0.
         """
@@ -86,7 +87,7 @@ class Acknowledge:
             self.integer(_BLOCK_UNTIL, until)
 
     def tell(self, rule: Rule, remaining: int, reset: int) -> None:
-        """Say what is left of a limit, for the header fields."""
+        """Set the variables for the ``RateLimit`` header fields."""
         if rule.told_rate != rule.rate:
             self.describe(rule)
         self.head(rule.told)
@@ -94,7 +95,7 @@ class Acknowledge:
         self.integer(_RESET, reset)
 
     def watch(self, verdict: bytes, rule: Rule) -> None:
-        """Say what a limit in shadow would have done; ``verdict`` ends with a colon."""
+        """Set the verdict of a limit in shadow mode; ``verdict`` ends with a colon."""
         writer = self.writer
         self.head(_SHADOW)
         writer.varint(len(verdict) + rule.name_size)
@@ -102,14 +103,14 @@ class Acknowledge:
         writer.copy(rule.name, 0, rule.name_size)
 
     def describe(self, rule: Rule) -> None:
-        """Keep with a limit what every answer says of it."""
+        """Precompute the variables of a limit that are the same in all answers."""
         writer = self.writer
         start = writer.pos
         self.integer(_LIMIT, rule.rate)
         if rule.seconds > 0:
             self.integer(_WINDOW, rule.seconds)
         else:
-            # There may be one of a limit that another group of the same request asked for.
+            # Another group of the same request may have set the variable for another limit.
             self.head(_NO_WINDOW)
         self.head(_LIMIT_NAME)
         writer.string(rule.name)

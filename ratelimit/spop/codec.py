@@ -1,9 +1,9 @@
-"""Bytes of the SPOP to values and back (SPOE.txt, section 3.1), without I/O.
+"""Encoding and decoding of SPOP's data types (SPOE.txt, section 3.1), without I/O.
 
-A ``Reader`` is a cursor over the bytes of one frame; a ``Writer`` fills a buffer that never grows.
-Both serve every frame, the handshake's as well as the request path's, and are compiled with the
-types of codec.pxd. ``p`` and ``o`` are the bytes themselves in plain Python and pointers to them
-when compiled; a pointer is not checked, so every index is tested against ``end`` first.
+A ``Reader`` is a cursor over the bytes of one frame; a ``Writer`` fills a buffer of fixed size.
+Both are used for the handshake and the request path, and are compiled with the types of codec.pxd.
+``p`` and ``o`` are bytes in plain Python and pointers when compiled; pointers are not checked, so
+every index is compared with ``end`` first.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ Value = bool | int | bytes | None
 class Reader:
     """A cursor over ``data[pos:end]``; reading past ``end`` raises SpopError with status 4.
 
-    ``string()``, ``typed()`` and ``skip()`` leave what they found in fields, since a C function
-    returns one value and a tuple would be an object for each argument of each request: the type in
-    ``type``, an integer in ``number``, the place of the bytes in ``start`` and ``size``.
+    ``string()``, ``typed()`` and ``skip()`` store their result in fields, because a C function
+    returns one value and a tuple would be an object per argument: ``type`` has the type, ``number``
+    an integer, ``start`` and ``size`` the position of bytes.
     """
 
     def __init__(self) -> None:
         self.reset(b"", 0, 0)
 
     def reset(self, data: bytes, pos: int, end: int) -> None:
-        """Read from ``data[pos:end]`` from now on; ``end`` is within the data."""
+        """Read from ``data[pos:end]``; ``end`` must be within the data."""
         self.data = data
         self.p = data
         self.pos = pos
@@ -58,7 +58,7 @@ class Reader:
         return self.p[self.pos - 1]
 
     def u32(self) -> int:
-        """Read four bytes, the most significant first."""
+        """Read a 32-bit integer, most significant byte first."""
         if self.end - self.pos < 4:
             raise SpopError(_INVALID, "the frame ends where a byte is expected")
         value = 0
@@ -81,7 +81,7 @@ class Reader:
                 raise SpopError(_INVALID, "the frame ends within an integer")
             byte = self.p[self.pos]
             self.pos += 1
-            # 4 + 9 * 7 = 67: ten bytes hold all 64 bits, and more would be lost by the shift.
+            # 4 + 9 * 7 = 67: ten bytes hold all 64 bits; more would be lost by the shift.
             if shift > 60:
                 raise SpopError(_INVALID, "an integer of more than 64 bits")
             value = (value + (byte << shift)) & _MASK
@@ -90,7 +90,7 @@ class Reader:
             shift += 7
 
     def string(self) -> None:
-        """Find the bytes of a string or binary: ``start`` and ``size``."""
+        """Read a string or binary: ``start`` and ``size``."""
         size = self.varint()
         if size > self.end - self.pos:
             raise SpopError(_INVALID, "a string is longer than its frame")
@@ -101,8 +101,8 @@ class Reader:
     def typed(self) -> None:
         """Read typed data.
 
-        ``number`` is an integer as the 64 bits that came, or a boolean as 0 or 1; an address, a
-        string or a binary is at ``start`` with ``size`` bytes.
+        ``number`` is an integer as 64 bits, or a boolean as 0 or 1; an address, string or binary is
+        at ``start`` with ``size`` bytes.
         """
         kind = self.byte()
         self.type = kind & 0x0F
@@ -147,11 +147,11 @@ class Reader:
 
 
 class Writer(Buffer):
-    """A buffer that values of SPOP are written into."""
+    """A buffer for values of SPOP."""
 
     def varint(self, value: int) -> None:
         """Write an integer from 0 to 2^64 - 1; at most ten bytes."""
-        # Of their own, since a compiler takes any byte written for one that may change ``self``.
+        # Local copies: for a C compiler, each byte written through ``o`` may change ``self``.
         o = self.o
         pos = self.pos
         if value >= 240:
@@ -171,12 +171,12 @@ class Writer(Buffer):
         self.copy(value, 0, len(value))
 
     def typed_string(self, value: bytes) -> None:
-        """Write typed data: a string."""
+        """Write a string as typed data."""
         self.byte(_STRING)
         self.string(value)
 
     def u32(self, at: int, value: int) -> None:
-        """Put a big-endian 32-bit number at the place ``at``, which was skipped before."""
+        """Write a big-endian 32-bit number at position ``at``, which was skipped before."""
         self.o[at] = value >> 24 & 0xFF
         self.o[at + 1] = value >> 16 & 0xFF
         self.o[at + 2] = value >> 8 & 0xFF

@@ -1,13 +1,13 @@
-"""One connection of HAProxy to the agent, as a state machine without I/O.
+"""One SPOP connection of HAProxy, as a state machine without I/O.
 
-Bytes go in by ``receive_data()``, which returns the bytes to send; whoever owns the socket sends
-them and closes it once ``closed`` is set. All changes of state are in this file:
+``receive_data()`` takes bytes and returns bytes to send; the owner of the socket sends them and
+closes the socket once ``closed`` is set. All state transitions are in this module:
 
     HELLO ──HAPROXY-HELLO──> OPEN ──NOTIFY/ACK──> OPEN
       │                        │
       └── health check ────────┴── DISCONNECT, an error, close() ──> closed
 
-While the connection is open, whole NOTIFY frames never surface here: the responder answers them.
+In state OPEN, the responder answers NOTIFY frames.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Connection:
     """The agent's side of one SPOP connection.
 
     Attributes:
-        hello: what HAProxy asked for, once it has.
-        closed: nothing more is read or sent; the socket is to be closed.
-        error: why the connection broke, if a side broke the protocol or HAProxy gave up.
+        hello: HAProxy's HELLO, once received.
+        closed: nothing more is read or sent; the socket must be closed.
+        error: why the connection failed: a protocol error, or an error reported by HAProxy.
     """
 
     def __init__(self, responder: Responder) -> None:
@@ -47,21 +47,21 @@ class Connection:
 
     @property
     def in_frame(self) -> bool:
-        """Part of a frame has come, and the rest has not."""
+        """Whether a frame has arrived only in part."""
         return bool(self._pending)
 
     def reserve(self, data: bytes) -> None:
-        """Have the store hear of what ``receive_data(data)`` will answer."""
+        """Announce to the store the messages that ``receive_data(data)`` will answer."""
         if self.hello is not None and not self.closed:
             whole = bytes(self._pending) + data if self._pending else data
             self._responder.reserve(whole, 0, self._max_frame_size)
 
     def receive_data(self, data: bytes, now: int) -> bytes:
-        """Take what was read at ``now`` (nanoseconds since the epoch); return what to send."""
+        """Process data read at ``now`` (epoch nanoseconds); return the data to send."""
         if self.closed:
             return b""
         if self._pending:
-            # Frames may come a byte at a time; joining at every byte would be quadratic.
+            # Frames may arrive one byte at a time; joining at every byte would be quadratic.
             self._pending += data
             if len(self._pending) < self._wanted:
                 return b""
@@ -70,7 +70,7 @@ class Connection:
         self._responder.engine.at(now)
         if self.hello is None:
             return self._receive(data, 0)
-        # The common read holds nothing but NOTIFY frames.
+        # A typical read has only NOTIFY frames.
         try:
             pos = self._responder.answer(data, 0, self._max_frame_size)
         except SpopError as error:
@@ -98,14 +98,14 @@ class Connection:
         return b"".join(answers)
 
     def _has_frame(self, data: bytes, pos: int) -> bool:
-        """Tell whether a whole frame is at ``pos``; if not, keep what there is of it."""
+        """Return whether a whole frame is at ``pos``; otherwise keep the incomplete one."""
         left = len(data) - pos
         length = int.from_bytes(data[pos : pos + _LENGTH]) if left >= _LENGTH else 0
         limit = self._max_frame_size
         if length > limit:
-            raise SpopError(Status.TOO_BIG, f"a frame of {length} bytes; at most {limit} are taken")
+            raise SpopError(Status.TOO_BIG, f"a frame of {length} bytes; the maximum is {limit}")
         if left >= _LENGTH and length == 0:
-            raise SpopError(Status.INVALID, "a frame of no bytes")
+            raise SpopError(Status.INVALID, "an empty frame")
         self._wanted = _LENGTH + length
         if left > _LENGTH and left >= self._wanted:
             return True
@@ -113,18 +113,18 @@ class Connection:
         return False
 
     def _control(self, data: bytes, start: int, end: int) -> bytes:
-        """Handle the frame ``data[start:end]``, which is not a NOTIFY to be answered."""
+        """Handle the frame ``data[start:end]``, which is not a NOTIFY in state OPEN."""
         reader = Reader()
         reader.reset(data, start + 1, end)
         kind = data[start]
         if kind == FrameType.HAPROXY_DISCONNECT:
             status, message = read_disconnect(reader)
-            # 0 is the end of a healthy connection, 2 that of an idle one.
+            # 0 is a normal end, 2 an idle connection.
             if status not in (Status.NORMAL, Status.TIMEOUT):
                 self.error = SpopError(status, f"HAProxy disconnected: {message}")
             return self.close(Status.NORMAL, "")
         if kind == FrameType.UNSET:
-            raise SpopError(Status.FRAGMENTED, "a fragment; fragmentation was not announced")
+            raise SpopError(Status.FRAGMENTED, "fragmented frame; fragmentation was not announced")
         if self.hello is None:
             if kind != FrameType.HAPROXY_HELLO:
                 raise SpopError(Status.INVALID, f"a frame of type {kind} before HAPROXY-HELLO")
@@ -132,7 +132,8 @@ class Connection:
             self._max_frame_size = hello.max_frame_size
             if hello.healthcheck:
                 self.closed = True
-                # HAProxy 3.2 offers what its buffers may be too small for, and refuses it.
+                # HAProxy 3.2 rejects a size that its own buffers are too small for, though it
+                # offered it.
                 self._max_frame_size = MIN_FRAME_SIZE
             return write_agent_hello(self._max_frame_size)
         if kind == FrameType.HAPROXY_HELLO:
@@ -140,7 +141,7 @@ class Connection:
         return b""  # "Unknown frames may be silently skipped" (SPOE.txt, section 3.2.2)
 
     def close(self, status: int, message: str) -> bytes:
-        """End the connection from this side; return the AGENT-DISCONNECT to send."""
+        """Close the connection from this side; return the AGENT-DISCONNECT to send."""
         if self.closed:
             return b""
         self.closed = True

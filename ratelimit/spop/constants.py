@@ -1,14 +1,14 @@
-"""Numbers of the protocol (SPOE.txt, section 3.2)."""
+"""Constants of the protocol (SPOE.txt, section 3.2)."""
 
 from __future__ import annotations
 
 import enum
 
 MAX_FRAME_SIZE = 16_380
-"""Largest frame that we accept, less its length field; HAProxy's default."""
+"""Largest accepted frame without its length field; HAProxy's default."""
 
 MIN_FRAME_SIZE = 256
-"""Smallest maximum that a peer may ask for (section 3.5, status 9); every ACK fits in it."""
+"""Smallest maximum that a peer may negotiate (section 3.5, status 9); every ACK fits into it."""
 
 VERSION = "2.0"
 
@@ -41,7 +41,7 @@ class DataType(enum.IntEnum):
 
 
 class Status(enum.IntEnum):
-    """Why a connection ends (section 3.5)."""
+    """Status codes of DISCONNECT (section 3.5)."""
 
     NORMAL = 0
     IO = 1

@@ -1,6 +1,6 @@
-"""The frames of the handshake and of the end (SPOE.txt, sections 3.2.4, 3.2.5, 3.2.8, 3.2.9).
+"""The HELLO and DISCONNECT frames (SPOE.txt, sections 3.2.4, 3.2.5, 3.2.8, 3.2.9).
 
-NOTIFY and ACK are not here: ``spop.notify`` turns the bytes of one into those of the other.
+``spop.notify`` handles NOTIFY and ACK.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ratelimit.spop.constants import (
 
 _FIN = 1
 _TRUE = 0x11
-_MAX_MESSAGE = 120  # bytes; the smallest maximum of a frame leaves room for them
+_MAX_MESSAGE = 120  # bytes; fits into the smallest negotiated frame
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """What HAPROXY-HELLO asks for; ``max_frame_size`` is already the lower of both sides'."""
+    """The content of HAPROXY-HELLO; ``max_frame_size`` is the lower value of both sides."""
 
     max_frame_size: int
     healthcheck: bool
@@ -33,13 +33,13 @@ class Hello:
 
 
 def read_hello(reader: Reader) -> Hello:
-    """Read the rest of a HAPROXY-HELLO, from its flags on, or raise SpopError."""
+    """Read a HAPROXY-HELLO from its flags on. Raises SpopError."""
     _read_metadata(reader)
     items = reader.kv_list()
     versions = items.get("supported-versions")
     if not isinstance(versions, bytes):
         raise SpopError(Status.NO_VERSION, "HELLO without supported-versions")
-    # "Major.Minor" announces every minor version up to it: any 2.x of HAProxy's includes ours.
+    # "Major.Minor" announces every minor version up to it, so any 2.x includes 2.0.
     if not any(version.strip().split(b".")[0] == b"2" for version in versions.split(b",")):
         raise SpopError(Status.BAD_VERSION, f"HELLO for versions {_shown(versions)}, not {VERSION}")
     size = items.get("max-frame-size")
@@ -60,7 +60,7 @@ def read_hello(reader: Reader) -> Hello:
 
 
 def read_disconnect(reader: Reader) -> tuple[int, str]:
-    """Read the rest of a HAPROXY-DISCONNECT: its status and message."""
+    """Read a HAPROXY-DISCONNECT from its flags on: status and message."""
     _read_metadata(reader)
     items = reader.kv_list()
     status = items.get("status-code")
@@ -73,8 +73,7 @@ def read_disconnect(reader: Reader) -> tuple[int, str]:
 def write_agent_hello(max_frame_size: int) -> bytes:
     """Return the AGENT-HELLO that ends the handshake.
 
-    It announces pipelining alone: "async" and "fragmentation" promise what HAProxy from 3.1 on no
-    longer does.
+    It announces only pipelining: HAProxy 3.1 and later support neither "async" nor "fragmentation".
     """
     writer = _begin(FrameType.AGENT_HELLO)
     writer.string(b"version")
@@ -88,7 +87,7 @@ def write_agent_hello(max_frame_size: int) -> bytes:
 
 
 def write_agent_disconnect(status: int, message: str) -> bytes:
-    """Return the AGENT-DISCONNECT after which the connection is closed."""
+    """Return the AGENT-DISCONNECT to send before the connection is closed."""
     writer = _begin(FrameType.AGENT_DISCONNECT)
     writer.string(b"status-code")
     writer.byte(DataType.UINT32)
@@ -99,7 +98,7 @@ def write_agent_disconnect(status: int, message: str) -> bytes:
 
 
 def write_health_check() -> bytes:
-    """Return the HAPROXY-HELLO of a health check (section 3.2.4), to ask another agent."""
+    """Return the HAPROXY-HELLO of a health check (section 3.2.4), for checking another agent."""
     writer = _begin(FrameType.HAPROXY_HELLO)
     writer.string(b"supported-versions")
     writer.typed_string(VERSION.encode())
@@ -114,9 +113,9 @@ def write_health_check() -> bytes:
 
 
 def read_health(frame: bytes) -> str:
-    """Return what is wrong with the agent that sent this frame, less its length, as an answer.
+    """Return what is wrong with an agent, from its answer to a health check without the length.
 
-    Empty if it is well. Raises SpopError if that is no answer.
+    Empty if the agent is healthy. Raises SpopError for an invalid answer.
     """
     reader = Reader()
     reader.reset(frame, 0, len(frame))

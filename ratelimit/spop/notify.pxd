@@ -1,4 +1,4 @@
-# C types of notify.py; the compiler reads this file, plain Python does not.
+# C types of notify.py; plain Python does not read this file.
 cimport cython
 from libc.stdint cimport int64_t, uint64_t
 from ratelimit.engine.check cimport Engine

@@ -1,7 +1,7 @@
 """Answers NOTIFY frames (SPOE.txt, sections 3.2.6, 3.2.7 and 3.4).
 
-The engine judges each message of a read, in order; with the last message of a frame, its ACK is
-written. What is not a NOTIFY stops the pass and is left to ``spop.connection``.
+The engine checks each message of a read, in order; after the last message of a frame, its ACK is
+written. Other frames stop the pass and are left to ``spop.connection``.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ _ALLOW = int(Verdict.ALLOW)
 _THROTTLE = int(Verdict.THROTTLE)
 _BLOCK = int(Verdict.BLOCK)
 
-_FEW = 3  # messages: for fewer, fetching costs what it saves
+_FEW = 3  # messages; below this number, prefetching does not pay
 
 _MAX_NOTES = 64
 _MAX_NOTE = 64  # bytes
 
 
 class Responder:
-    """Reads NOTIFY frames, asks the engine, and writes ACK frames; connections share one.
+    """Reads NOTIFY frames, asks the engine, and writes ACK frames; connections share one responder.
 
     Attributes:
-        fetching: whether the table is fetched ahead of the checks, which changes only their speed.
-        unknown: messages whose name is no limit.
-        keyless: messages without a usable key or hits.
+        fetching: whether the table is prefetched before the checks; affects only the speed.
+        unknown: number of messages whose name is no limit.
+        keyless: number of messages without a valid key or valid hits.
         notes: the first of these as (problem, name), for the log.
     """
 
@@ -39,18 +39,18 @@ class Responder:
         self.ack = Acknowledge()
         self.plan = Plan(engine.rules[0], engine.key)
         self.outcome = Outcome(engine.rules[0])  # of the frame so far
-        # Plain Python waits for its own objects, not for the table.
+        # Plain Python spends its time on objects, not on the table.
         self.fetching = not __file__.endswith(".py")
         self.unknown = 0
         self.keyless = 0
         self.notes: dict[tuple[str, str], bool] = {}
 
     def answer(self, data: bytes, start: int, max_frame_size: int) -> int:
-        """Answer the NOTIFY frames from ``data[start:]``; return where the pass stopped.
+        """Answer the NOTIFY frames of ``data[start:]``; return where the pass stopped.
 
-        It stops at what is not a whole NOTIFY frame, or when the output is full: call ``take()``,
-        and again if any progress was made. SpopError tells of a frame that breaks the protocol;
-        answers to those before it are still there to be taken.
+        The pass stops at anything that is not a whole NOTIFY frame, or when the output is full:
+        call ``take()``, then continue if there was progress. Raises SpopError for a protocol error;
+        ``take()`` still returns the answers to the frames before it.
         """
         plan = self.plan
         engine = self.engine
@@ -68,9 +68,9 @@ class Responder:
         return plan.pos
 
     def reserve(self, data: bytes, start: int, max_frame_size: int) -> None:
-        """Have the store hear of the messages that ``answer()`` would answer, before it does.
+        """Announce to the store the messages that ``answer()`` will answer.
 
-        What breaks the protocol ends that; ``answer()`` will say so.
+        A protocol error stops it; ``answer()`` reports the error.
         """
         plan = self.plan
         plan.begin(data, start, max_frame_size)
@@ -83,10 +83,10 @@ class Responder:
                     self.engine.announce(message)
 
     def fetch(self, count: int) -> None:
-        """Have the processor fetch at once what the messages read need of the table.
+        """Prefetch the table entries of the messages, all at once.
 
-        A table is larger than any cache; without this each check would wait for memory by itself,
-        for longer than all else takes that it does.
+        The table is larger than any cache; without prefetching, each check waits for memory longer
+        than it computes.
         """
         for i in range(count):
             message = self.plan.messages[i]
@@ -99,7 +99,7 @@ class Responder:
         return self.ack.take()
 
     def respond(self, message: Message) -> None:
-        """Check a message, and append the answer if its frame ends with it."""
+        """Check a message; write the ACK if its frame ends with it."""
         if message.state == CHECKED:
             self.engine.judge(message, self.outcome)
         elif message.state == UNKNOWN:
@@ -138,7 +138,7 @@ class Responder:
         ack.end()
 
     def note(self, problem: str, message: Message) -> None:
-        """Remember the name of a message that could not be checked, for the log."""
+        """Store the name of a message that could not be checked, for the log."""
         if len(self.notes) < _MAX_NOTES:
             end = message.name + min(message.name_size, _MAX_NOTE)
             name = self.plan.data[message.name : end]

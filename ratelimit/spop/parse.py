@@ -1,7 +1,7 @@
-"""NOTIFY frames to messages (SPOE.txt, sections 3.2.6 and 3.4), so many at a time.
+"""Parses NOTIFY frames into messages (SPOE.txt, sections 3.2.6 and 3.4), a number at a time.
 
-Reading them is a pass of its own, before any is answered: whose counters will be needed is known
-then, and the table can be fetched for all of them at once.
+Parsing is a separate pass before the checks, so that the table entries of all messages can be
+prefetched at once.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from ratelimit.spop.codec import Reader
 from ratelimit.spop.constants import DataType, FrameType, Status
 
 CHECKED = 0
-"""A message that asks for a limit, with a key."""
+"""A message with a limit and a key."""
 
 UNKNOWN = 1
 """A message whose name is no limit."""
 
 KEYLESS = 2
-"""A message without a usable key or hits."""
+"""A message without a valid key or valid hits."""
 
 EMPTY = 3
-"""The place of a frame without messages, which is answered as well."""
+"""A frame without messages, which has an ACK too."""
 
 # Of C's int type when compiled.
 _NOTIFY = int(FrameType.NOTIFY)
@@ -49,11 +49,11 @@ _UNTOLD = UNTOLD
 
 
 class Message(Query):
-    """What one message asks; these objects are filled again for each.
+    """A parsed message; objects are reused.
 
-    ``state`` is one of the constants above. The query is that of a CHECKED one. Of an UNKNOWN or
-    KEYLESS one ``name`` and ``name_size`` are that of its name. ``ends`` says that its frame, whose
-    ids are at ``ids``, ends with it.
+    ``state`` is one of the constants above; the query is valid in state CHECKED. ``name`` and
+    ``name_size`` are the position of its name. ``ends`` is true for the last message of a frame,
+    whose ids are at ``ids``.
     """
 
     def __init__(self, rule: Rule) -> None:
@@ -69,8 +69,8 @@ class Message(Query):
 class Plan:
     """The messages of a read, up to FETCHED at a time.
 
-    ``begin()`` a read, then ``read()`` until it returns fewer than FETCHED. ``pos`` is behind the
-    last whole frame that was read, ``error`` tells what broke the protocol there, if anything did.
+    Call ``begin()``, then ``read()`` until it returns fewer than FETCHED. ``pos`` is the end of the
+    last whole frame, ``error`` the protocol error at that position, or None.
     """
 
     def __init__(self, rule: Rule, key: Key) -> None:
@@ -86,7 +86,7 @@ class Plan:
         self.error: SpopError | None = None
 
     def begin(self, data: bytes, start: int, max_frame_size: int) -> None:
-        """Take another read, from ``data[start:]``."""
+        """Begin a new read, from ``data[start:]``."""
         self.data = data
         self.pos = start
         self.max_frame_size = max_frame_size
@@ -94,11 +94,11 @@ class Plan:
         self.error = None
 
     def read(self, rules: list[Rule], frames: int) -> int:
-        """Read the next messages, of up to ``frames`` frames; return how many they are.
+        """Parse the next messages, of up to ``frames`` frames; return their number.
 
-        One that was begun before is among these frames. It stops at what is not a whole NOTIFY
-        frame. Of a frame that breaks the protocol nothing is read, unless what it began with was
-        before.
+        A frame that was begun before counts as one of them. Parsing stops at anything that is not a
+        whole NOTIFY frame. Messages of a frame with a protocol error are dropped, except those
+        returned by an earlier call.
         """
         reader = self.reader
         count = 0
@@ -131,7 +131,7 @@ class Plan:
         return count
 
     def open(self) -> bool:
-        """Begin the next frame, if it is a whole NOTIFY."""
+        """Begin the next frame; return false if it is not a whole NOTIFY."""
         p = self.data
         pos = self.pos
         left = len(self.data) - pos
@@ -143,7 +143,7 @@ class Plan:
         length = length << 8 | p[pos + 3]
         if length > self.max_frame_size:
             raise SpopError(
-                _TOO_BIG, f"a frame of {length} bytes, at most {self.max_frame_size} are"
+                _TOO_BIG, f"a frame of {length} bytes; the maximum is {self.max_frame_size}"
             )
         if p[pos + 4] != _NOTIFY or left - 4 < length:
             return False
@@ -207,7 +207,7 @@ class Plan:
                 message.rule = rule
                 message.state = _KEYLESS
                 break
-        # A header that is there and empty names no client.
+        # An empty header names no client.
         named = kind != _NULL and (key_size > 0 or kind < _STRING)
         if message.state == _KEYLESS and named and usable:
             message.state = _CHECKED
@@ -217,7 +217,7 @@ class Plan:
             self.take(message, kind, key, key_size, number)
 
     def take(self, message: Message, kind: int, start: int, size: int, number: int) -> None:
-        """Take the key of a message, of a type of SPOP."""
+        """Set the key of a message from a value of SPOP."""
         key = self.key
         data = self.data
         message.data = data
@@ -244,7 +244,7 @@ class Plan:
 
 
 def same(data: bytes, start: int, name: bytes, size: int) -> bool:
-    """Tell whether ``data`` has the ``size`` bytes of ``name`` at ``start``."""
+    """Return whether ``data`` has the ``size`` bytes of ``name`` at ``start``."""
     p = data
     q = name
     for i in range(size):
