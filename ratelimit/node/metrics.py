@@ -1,8 +1,7 @@
-"""What Prometheus reads: the figures of the running parts, looked up when it asks and not before.
+"""The metrics for Prometheus, collected from the running parts on each request.
 
-No metric has a label that grows with clients: there are limits, verdicts, tasks and webhooks, which
-the program and its configuration name. ``docs/metrics.md`` lists them; a test holds that it leaves
-none out.
+No label grows with the number of clients: labels are limits, verdicts, tasks and webhooks.
+``docs/metrics.md`` lists all metrics; a test checks that the list is complete.
 """
 
 from __future__ import annotations
@@ -35,27 +34,27 @@ from ratelimit.store.base import SharedStore
 
 
 class Reload(Protocol):
-    """How a reload of the configuration went."""
+    """The result of a reload."""
 
     @property
     def ok(self) -> bool:
-        """Whether it was taken."""
+        """Whether the new configuration was applied."""
 
     @property
     def at(self) -> float:
-        """When, in seconds since the epoch."""
+        """Time in epoch seconds."""
 
 
 class Source(Protocol):
-    """What is running; ``control.Control`` is one."""
+    """The running parts of a node; ``operations.Control`` is one."""
 
     @property
     def agent(self) -> Agent:
-        """Knows the limiter and the sync too."""
+        """Has the limiter and the sync."""
 
     @property
     def store(self) -> Store:
-        """Where blocks are kept."""
+        """Keeps the blocks."""
 
     @property
     def about(self) -> Node:
@@ -63,19 +62,19 @@ class Source(Protocol):
 
     @property
     def edges(self) -> Edges:
-        """Tells HAProxy what the blocklist says."""
+        """Sends the blocklist to HAProxy."""
 
     @property
     def tasks(self) -> Supervisor:
-        """What the node does next to the answers."""
+        """The background tasks."""
 
     @property
     def reloaded(self) -> Reload | None:
-        """How the last one went; None before the first."""
+        """The last reload; None before the first."""
 
 
 class Metrics(Collector):
-    """The metrics of a node, with those of its process and of Python's garbage collector."""
+    """The metrics of a node, its process, and Python's garbage collector."""
 
     def __init__(self, source: Source, webhooks: Webhooks) -> None:
         self._source = source
@@ -86,33 +85,33 @@ class Metrics(Collector):
         self.registry.register(self)
 
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
-        """Return all of them and their content type: OpenMetrics if ``Accept`` names it."""
+        """Return all metrics and their content type: OpenMetrics if ``Accept`` names it."""
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every metric as it is now."""
+        """Yield the current metrics."""
         source = self._source
         yield _labelled(
             GaugeMetricFamily,
             "build_info",
-            "Which program runs; always 1.",
+            "Version of the program; always 1.",
             ("version", "compiled", "python"),
             [((source.about.version, _yes(compiled()), platform.python_version()), 1)],
         )
         last = source.reloaded
         taken, at = (last.ok, last.at) if last else (True, source.about.since)
-        yield _gauge("reload_success", "1 if the last reload, or the start, was taken.", taken)
-        yield _gauge("reload_timestamp_seconds", "When that was.", at)
+        yield _gauge("reload_success", "1 if the last reload, or the start, succeeded.", taken)
+        yield _gauge("reload_timestamp_seconds", "Time of the last reload, or of the start.", at)
         yield _labelled(
             CounterMetricFamily,
             "task_failures",
-            "Failures of what goes on next to the answers; each task is started again.",
+            "Failures of background tasks; a failed task is restarted.",
             ("task",),
             [((task.name,), task.failures) for task in source.tasks.tasks.values()],
         )
         written = logs.state()
-        yield _counter("log_dropped", "Lines of the log that found no room.", written.dropped)
+        yield _counter("log_dropped", "Log lines that were dropped.", written.dropped)
         yield _gauge("log_waiting_bytes", "Bytes of the log that wait.", written.waiting)
         yield from self._checks()
         yield from self._blocks()
@@ -124,11 +123,11 @@ class Metrics(Collector):
     def _checks(self) -> Iterator[Metric]:
         agent = self._source.agent
         engine = agent.limiter.engine
-        yield _counter("checks", "Messages that named a limit and a key.", engine.checks)
+        yield _counter("checks", "Messages with a limit and a key.", engine.checks)
         yield _labelled(
             CounterMetricFamily,
             "verdicts",
-            "What became of the checks.",
+            "Verdicts of the checks.",
             ("limit", "verdict"),
             [
                 ((rule.limit.name, verdict), getattr(rule, verdict))
@@ -138,130 +137,124 @@ class Metrics(Collector):
         )
         yield _counter(
             "refusals",
-            "Checks that were refused, for whatever reason, or would have been without shadow.",
+            "Checks that were refused, or would have been without shadow mode.",
             sum(rule.throttled + rule.blocked + rule.denied for rule in engine.rules),
         )
         yield _counter(
             "unknown_messages", "Messages whose name is no limit.", agent.responder.unknown
         )
-        yield _counter(
-            "keyless_messages", "Messages without a usable key.", agent.responder.keyless
-        )
+        yield _counter("keyless_messages", "Messages without a valid key.", agent.responder.keyless)
         yield _histogram(
             "answer_seconds",
-            "From a read to its answer; a read has many checks.",
+            "Time from a read to its answer; a read may have many checks.",
             agent.answer_times,
         )
         yield _labelled(
             GaugeMetricFamily,
             "fuse_blown",
-            "1 while a fuse is blown: the limit throttles and blocks no further client.",
+            "1 while a fuse is blown: the limit only throttles.",
             ("limit",),
             [((rule.limit.name,), getattr(rule, "fused", False)) for rule in engine.rules],
         )
         table = engine.table
-        yield _gauge("table_clients", "Places of the table in use.", table.entries)
-        yield _gauge("table_capacity", "Places of the table.", table.capacity)
-        yield _counter("table_evictions", "Clients that made room for others.", table.evictions)
+        yield _gauge("table_clients", "Clients in the table.", table.entries)
+        yield _gauge("table_capacity", "Clients for which the table has room.", table.capacity)
+        yield _counter("table_evictions", "Clients evicted from the table.", table.evictions)
 
     def _blocks(self) -> Iterator[Metric]:
         limiter = self._source.agent.limiter
         blocklist = limiter.blocklist
-        yield _counter("blocks_made", "Blocks that this node made by itself.", limiter.blocks)
+        yield _counter("blocks_made", "Blocks that limits of this node have made.", limiter.blocks)
         yield _gauge(
             "blocks_active",
             "Blocks of all nodes that have not ended.",
             blocklist.active(self._source.agent.sync.now() // SECOND),
         )
-        yield _gauge(
-            "blocklist_entries", "Entries of the blocklist, ended ones included.", len(blocklist)
-        )
-        yield _gauge("blocklist_capacity", "Entries that fit.", blocklist.max_entries)
-        yield _counter("blocklist_refused", "Blocks that found no room.", blocklist.refused)
+        yield _gauge("blocklist_entries", "Entries, including ended ones.", len(blocklist))
+        yield _gauge("blocklist_capacity", "Most entries of the blocklist.", blocklist.max_entries)
+        yield _counter("blocklist_refused", "Blocks that had no room.", blocklist.refused)
 
     def _connections(self) -> Iterator[Metric]:
         agent = self._source.agent
         yield _gauge("haproxy_connections", "Open connections of HAProxy.", len(agent.peers))
-        yield _counter("haproxy_connections_refused", "Connections over the most.", agent.refused)
+        yield _counter(
+            "haproxy_connections_refused", "Connections beyond the maximum.", agent.refused
+        )
         yield _counter(
             "untrusted_connections",
             "Connections of peers that are not in agent.trusted.",
             agent.untrusted,
         )
         yield _counter(
-            "protocol_errors", "Connections that ended by an error.", agent.protocol_errors
+            "protocol_errors", "Connections closed by a protocol error.", agent.protocol_errors
         )
 
         edges = self._source.edges
         yield _counter(
             "edge_faults",
-            "Blocks by hand and lifts that an HAProxy did not take at once.",
+            "Changes that an HAProxy did not apply at once.",
             edges.faults,
         )
-        yield _counter("edge_dropped", "Those that found no room to wait.", edges.dropped)
+        yield _counter("edge_dropped", "Changes dropped from a full queue.", edges.dropped)
         yield _counter(
             "edge_corrected",
-            "Entries of edge tables that were not as the blocklist says, and are now.",
+            "Entries of edge tables that differed from the blocklist and were corrected.",
             edges.corrected,
         )
         yield _gauge(
             "edges_behind",
-            "HAProxy processes whose edge table may not be as the blocklist says.",
+            "HAProxy processes whose edge table may differ from the blocklist.",
             edges.behind,
         )
 
     def _store(self) -> Iterator[Metric]:
         store = self._source.store
         shared = isinstance(store, SharedStore)
-        yield _gauge("store_up", "1 if the store can be used.", store.up)
+        yield _gauge("store_up", "1 if the store is up.", store.up)
         yield _gauge(
             "store_partitioned",
-            "1 while this node counts without the others.",
+            "1 while this node counts without the other nodes.",
             shared and not store.up,
         )
         yield _counter("store_outages", "Outages of the store.", store.outages)
         yield _gauge(
             "journal_up",
-            "1 if this node can keep blocks and lifts in a file of its own.",
+            "1 if this node can write its journal.",
             bool(store.journal) and not store.journal_problem,
         )
-        yield _gauge("store_outbox", "Blocks and lifts still to be written.", len(store.outbox))
+        yield _gauge("store_outbox", "Changes that wait to be written.", len(store.outbox))
         yield _counter(
-            "store_outbox_dropped", "Changes that found no room there.", store.outbox.dropped
+            "store_outbox_dropped", "Changes dropped from a full queue.", store.outbox.dropped
         )
         yield _counter(
-            "store_unsigned", "Entries without a valid signature, ignored.", store.unsigned
+            "store_unsigned", "Entries ignored because of an invalid signature.", store.unsigned
         )
         yield _gauge(
             "store_clock_offset_seconds",
-            "How far the time of all nodes is ahead of this machine's.",
+            "Time of the store minus the clock of this machine.",
             store.clock_offset / SECOND,
         )
-        yield _gauge(
-            "nodes", "Live nodes of the fleet; in an outage, those known last.", store.nodes
-        )
+        yield _gauge("nodes", "Live nodes; during an outage, the last known number.", store.nodes)
 
     def _sync(self) -> Iterator[Metric]:
         sync = self._source.agent.sync
-        yield _histogram("sync_seconds", "How long exchanges of counts took.", sync.times)
-        yield _counter("sync_clients", "Clients in exchanges, each time anew.", sync.records)
+        yield _histogram("sync_seconds", "Duration of exchanges of counts.", sync.times)
+        yield _counter("sync_clients", "Clients in exchanges, in each of them.", sync.records)
         yield _counter("sync_failures", "Exchanges that failed.", sync.failures)
         yield _counter(
             "sync_late", "Checks answered without the store, which was too slow.", sync.late
         )
-        yield _gauge(
-            "sync_lag_seconds", "Age of the other nodes' counts of hot clients.", sync.lag / SECOND
-        )
+        yield _gauge("sync_lag_seconds", "Age of the counts of other nodes.", sync.lag / SECOND)
         exchanges = [
             ((exchange.rule.limit.name,), exchange) for exchange in sync.limiter.engine.exchanges
         ]
         for family, name, text, attribute in (
-            (GaugeMetricFamily, "hot_clients", "Clients shared now.", "size"),
-            (GaugeMetricFamily, "hot_clients_capacity", "Clients that can be.", "capacity"),
+            (GaugeMetricFamily, "hot_clients", "Clients that are shared with other nodes.", "size"),
+            (GaugeMetricFamily, "hot_clients_capacity", "Clients that can be shared.", "capacity"),
             (
                 CounterMetricFamily,
                 "hot_clients_refused",
-                "Clients counted alone for want of room.",
+                "Clients not shared because there was no room.",
                 "overflow",
             ),
         ):
@@ -271,10 +264,10 @@ class Metrics(Collector):
     def _told(self) -> Iterator[Metric]:
         hooks = self._webhooks.hooks
         for family, name, text, attribute in (
-            (CounterMetricFamily, "webhook_sent", "Events that the receiver took.", "sent"),
+            (CounterMetricFamily, "webhook_sent", "Events that the receiver accepted.", "sent"),
             (CounterMetricFamily, "webhook_failed", "Events given up.", "failed"),
-            (CounterMetricFamily, "webhook_dropped", "Events that found no room.", "dropped"),
-            (GaugeMetricFamily, "webhook_queue", "Events that wait.", "waiting"),
+            (CounterMetricFamily, "webhook_dropped", "Events dropped for lack of room.", "dropped"),
+            (GaugeMetricFamily, "webhook_queue", "Events that wait to be sent.", "waiting"),
         ):
             values = [((hook.name,), getattr(hook, attribute)) for hook in hooks]
             yield _labelled(family, name, text, ("webhook",), values)

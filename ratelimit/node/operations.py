@@ -1,8 +1,8 @@
-"""What an operator may ask of this node and change on it.
+"""The operations on a node: everything that an operator can read or change.
 
-HTTP, metrics, webhooks and signals all come through here. A change goes to the store, which tells
-every node; each node then tells its own HAProxy processes, so that an edge never holds a client
-that was lifted on another node.
+The HTTP API, metrics, webhooks and signals use it. A change goes to the store, which notifies every
+node; each node then updates its own HAProxy processes, so that no edge table keeps a client that
+was unblocked on another node.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from ratelimit.steps import Steps
 from ratelimit.store import Node, Store
 from ratelimit.turns import paced
 
-# Work of a step.
-_LISTED = 64  # entries of the blocklist that are looked at
-_WIDER = 8  # networks of which all limits are asked
+# Work per step.
+_LISTED = 64  # entries of the blocklist
+_WIDER = 8  # networks that are looked up in all limits
 
-# A flood of blocks is told, and ``dataclasses.asdict()`` takes longer than to take a block.
+# Faster than ``dataclasses.asdict()``, which takes longer than adding the block.
 _TOLD = [field.name for field in dataclasses.fields(Block) if field.name not in ("order", "text")]
 _told_values = operator.attrgetter(*_TOLD)
 
@@ -47,14 +47,15 @@ log = structlog.get_logger()
 
 
 class ListFullError(RatelimitError):
-    """The blocklist has no room for another block: all of its entries are in force."""
+    """The blocklist is full of active blocks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """Everything known about a key.
 
-    ``listed`` is of ``Limiter.listed()``; ``by_hand`` are the blocks by hand that it is under.
+    ``listed`` comes from ``Limiter.listed()``; ``by_hand`` are the blocks by hand of the key or of
+    networks around it.
     """
 
     key: str
@@ -65,20 +66,20 @@ class Explanation:
 
 
 class Control:
-    """The node as its operators see it.
+    """The operations and the parts of a node.
 
     Attributes:
         agent, limiter, sync, about: of this node.
-        runtime: the HAProxy processes beside it.
+        runtime: the HAProxy processes of this node.
         busiest: finds the busiest clients of this node.
-        bus: what happens.
-        tasks: what the node does next to the answers.
+        bus: the events.
+        tasks: the background tasks.
         started: epoch seconds.
-        ready: the store has been tried and requests are answered; false again while draining.
-        metrics: returns what Prometheus scrapes, and its type, for what an ``Accept`` header asks.
-        reloader: what reads the configuration again.
-        edges: tells HAProxy what the blocklist says.
-        forwarders: peers that speak for many clients and are in no list of trusted proxies.
+        ready: true while requests are accepted; false while starting and draining.
+        metrics: returns the metrics and their content type for an ``Accept`` header.
+        reloader: reloads the configuration.
+        edges: sends the blocklist to HAProxy.
+        forwarders: peers in no list of trusted proxies that send requests of many clients.
     """
 
     def __init__(
@@ -106,34 +107,34 @@ class Control:
 
     @property
     def store(self) -> Store:
-        """The store; there is one as soon as the node runs."""
+        """The store of the running node."""
         assert self.sync.store is not None  # noqa: S101 - service.py attaches it first
         return self.sync.store
 
     @property
     def config(self) -> Config:
-        """What was taken at the start."""
+        """The configuration of the start."""
         return self.reloader.config
 
     @property
     def reloaded(self) -> ReloadResult | None:
-        """How the last reload went; None before the first."""
+        """The last reload; None before the first."""
         return self.reloader.last
 
     def now(self) -> int:
-        """Return the epoch second by the time that all nodes go by."""
+        """Return the epoch second of the fleet's common clock."""
         return self.sync.now() // SECOND
 
-    # What is told to operators and to HAProxy.
+    # Events for operators and changes for HAProxy.
 
     def _blocked(self, block: Block) -> None:
         self.bus.publish("block", **_told(block))
-        # Of an automatic block HAProxy hears with its client's next request.
+        # HAProxy learns a block by a limit from the client's next request.
         if block.limit == EVERY_LIMIT and block.until > self.now():
             self.edges.tell(block.key)
 
     def _gone(self, block: Block, news: bool) -> None:
-        # Though this node heard nothing at the time, no edge may go on refusing the client.
+        # Even if this node missed the block, its HAProxy may have stored it.
         self.edges.tell(block.key)
         if news:
             self.bus.publish("unblock", limit=block.limit, key=block.shown, by="", node="")
@@ -142,20 +143,20 @@ class Control:
         self.bus.publish("store.lost", problem=self.store.problem, node=self.about.id)
 
     def _back(self) -> None:
-        # Much may have been lifted meanwhile.
+        # Many clients may have been unblocked meanwhile.
         self.edges.compare()
         self.bus.publish("store.back", node=self.about.id)
 
     def _fuse(self, limit: Limit, blown: bool) -> None:
         if blown:
             log.error(
-                "FUSE BLOWN: the limit refuses so many of all clients that it only throttles now",
+                "FUSE BLOWN: the limit refuses too many of all clients and only throttles now",
                 limit=limit.name,
                 rate=limit.rate,
                 fuse=limit.fuse,
             )
         else:
-            log.warning("the fuse is whole again, the limit blocks", limit=limit.name)
+            log.warning("the fuse was reset, the limit blocks again", limit=limit.name)
         self.bus.publish("fuse", limit=limit.name, blown=blown, node=self.about.id)
 
     # Blocks.
@@ -163,20 +164,19 @@ class Control:
     async def block(
         self, key: str, ttl: int, reason: str, by: str, text: str = ""
     ) -> tuple[Block, list[Fault]]:
-        """Block a key for ``ttl`` seconds; return when the store has it for good.
+        """Block a key for ``ttl`` seconds; return when the store has written the block.
 
-        The key is as the blocklist has it, and ``text`` what is shown of a string.
+        The key must be in the form of the blocklist; ``text`` is shown instead of a string. The
+        block takes effect at once on this node, and on the others when the store has it. The result
+        has the HAProxy processes that failed to store it; they are updated later.
 
-        The block is in force at once on this node, and on the others as soon as the store has it.
-        The edges beside this node that do not know it then are named; they are told later.
-
-        Raises ListFullError, or StoreError that says ``unsent``, and nothing has happened; or
-        StoreError if the store does not have it in time.
+        Raises ListFullError, or StoreError with ``unsent``, if nothing was done; other StoreErrors
+        mean that the store did not confirm in time.
         """
         blocklist = self.limiter.blocklist
         now = -(-self.sync.now() // SECOND)
         if not blocklist.has_room(EVERY_LIMIT, key, now):
-            raise ListFullError(f"all {len(blocklist)} entries of the blocklist are in force")
+            raise ListFullError(f"all {len(blocklist)} entries of the blocklist are active")
         block = Block(
             key=key,
             limit=EVERY_LIMIT,
@@ -194,18 +194,19 @@ class Control:
         return block, faults
 
     def shown(self, given: Given) -> str:
-        """Return what is shown of a string that somebody gave; empty for an address."""
+        """Return what to show for a string as key; empty for an address."""
         if not given.key.startswith("~"):
             return ""
         return given.shown(self.limiter.is_secret(EVERY_LIMIT))
 
     async def unblock(self, key: str, by: str) -> tuple[bool, list[Fault]]:
-        """Lift every block of a key on every node; false if there was none.
+        """Remove every block of a key on every node; return false if there was none.
 
-        The key is as the blocklist has it. An address is also lifted as the network that a limit
-        counts it in. Strikes are forgotten. The edges beside this node that may go on refusing are
-        named; they are told later. Raises StoreError if the store does not confirm it in time; it
-        is lifted on this node then, and on the others as soon as the store is back.
+        The key must be in the form of the blocklist. An address is also removed under the network
+        as which a limit counts it. Strikes are forgotten. The result has the HAProxy processes that
+        may still block the key; they are updated later. Raises StoreError if the store does not
+        confirm in time; then the key is unblocked on this node, and on the others when the store is
+        up again.
         """
         found = False
         lifts = []
@@ -225,18 +226,18 @@ class Control:
         return found or any(results), faults
 
     async def blocks_of(self, key: str) -> list[Block]:
-        """Return all entries of a key, those whose block has ended included."""
+        """Return all entries of a key, including ended blocks."""
         places = await paced(self._places(key))
         found = [self.limiter.blocklist.get(*place) for place in places]
         return [block for block in found if block is not None]
 
     def _places(self, key: str) -> Steps[list[tuple[str, str]]]:
-        """Return the limits and keys under which blocks of a key can be."""
+        """Return the limits and keys under which a key may have blocks."""
         get = self.limiter.blocklist.get
         limits = [rule.limit for rule in self.limiter.engine.rules]
         places = [(EVERY_LIMIT, key), *((limit.name, key) for limit in limits)]
         places += [(limit.name, counted_key(key, limit)) for limit in limits]
-        # A limit may have blocked it when it counted by another prefix.
+        # A limit may have blocked it under an earlier prefix length.
         for number, wider in enumerate(wider_keys(key), 1):
             places += [(limit.name, wider) for limit in limits if get(limit.name, wider)]
             if number % _WIDER == 0:
@@ -246,10 +247,10 @@ class Control:
     def page(
         self, after: tuple[str, str], count: int, q: str = "", ended: bool = False
     ) -> Steps[tuple[list[Block], bool]]:
-        """Return up to ``count`` entries that follow a limit and key, and whether more may follow.
+        """Return up to ``count`` entries after a limit and key, and whether more may follow.
 
-        Only those whose key, limit, reason or operator has ``q`` in it; without ``ended`` only
-        those whose block has not ended.
+        Only entries with ``q`` in their key, limit, reason or operator; without ``ended`` only
+        active ones.
         """
         found: list[Block] = []
         string = self.limiter.string_key(q.encode("utf-8", "surrogatepass"))
@@ -273,7 +274,7 @@ class Control:
     # Clients.
 
     async def explain(self, key: str) -> Explanation:
-        """Return everything known about a key, as the blocklist has it."""
+        """Return everything known about a key in the form of the blocklist."""
         self.busiest.set_time()
         states = await paced(self.limiter.explain(key))
         get = self.limiter.blocklist.get
@@ -284,7 +285,7 @@ class Control:
         return Explanation(key, listed, states, blocks, list(edge))
 
     async def tidy(self) -> None:
-        """Have the limiter drop what has ended, and see who forwards, until cancelled."""
+        """Remove ended entries and detect unlisted proxies, until cancelled."""
         while True:
             await asyncio.sleep(1)
             await paced(self.limiter.tidy())
@@ -292,25 +293,25 @@ class Control:
             looking = self.forwarders.look(engine.seen, engine.sights, self.now())
             for peer in await paced(looking):
                 log.warning(
-                    "a peer in no list of trusted proxies speaks for many clients, which are "
-                    "counted as one: is it a load balancer that lb.lst lacks?",
+                    "a peer in no list of trusted proxies sends requests of many clients, which "
+                    "are counted as one: is a load balancer missing in lb.lst?",
                     peer=peer.key,
                 )
 
     # The node.
 
     async def nodes(self) -> list[Node]:
-        """Return the live nodes of the fleet; StoreError if the store can't say."""
+        """Return the live nodes. Raises StoreError."""
         return await self.store.nodes_list()
 
     def clear_fuse(self, limit: str) -> bool:
-        """Let a limit block again; false if its fuse had not blown. KeyError without the limit."""
+        """Reset the fuse of a limit; return false if it had not blown. Raises KeyError."""
         if self.limiter.rule(limit) is None:
             raise KeyError(limit)
         return self.limiter.clear_fuse(limit)
 
     async def reload(self) -> ReloadResult:
-        """Read the configuration again; nothing changes if anything in it is wrong."""
+        """Reload the configuration; nothing changes if it is invalid."""
         result = await self.reloader.reload()
         if result.ok:
             self.edges.compare()
@@ -319,7 +320,7 @@ class Control:
 
 
 def _told(block: Block) -> dict[str, object]:
-    """Return what an event says about a block."""
+    """Return the data of an event about a block."""
     about: dict[str, object] = dict(zip(_TOLD, _told_values(block), strict=True))
     about["key"] = block.shown
     return about

@@ -1,12 +1,11 @@
-"""Takes the configuration again while answers go on.
+"""Reloads the configuration without interrupting answers.
 
-All that can fail comes first; then what is in force is replaced, all of it at once. So a reload
-that fails, for whatever reason, has changed nothing.
+Everything that can fail comes first; then all changes are applied at once. So a failed reload
+changes nothing.
 
-The files are read in a thread, and the interpreter goes from that to the answers every half
-millisecond. What takes long, the lists, is done between the answers, in steps of half a
-millisecond: a thread that is busy for a second competes with the answers for the processor too,
-which the kernel lets it have for milliseconds at a time.
+Files are read in a thread, which yields to the event loop every half millisecond. The lists, which
+take long, are built in the event loop in steps of half a millisecond: a thread that computes for a
+second would compete for the processor, which the kernel hands over only after milliseconds.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ if TYPE_CHECKING:
     from ratelimit.store.sync import Sync
 
 SWITCH_INTERVAL = 0.0005
-"""Seconds after which a thread is asked to let the answers go on; 5 ms is Python's own."""
+"""Seconds after which a thread yields to the event loop; Python's default is 5 ms."""
 
 READ_TIMEOUT = 10.0
-"""Seconds for all files to be read; a disk may hang."""
+"""Seconds to read all files; a disk may hang."""
 
 log = structlog.get_logger()
 
@@ -48,14 +47,14 @@ _Read: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class ReloadResult:
-    """What became of a reload.
+    """The result of a reload.
 
     Attributes:
         at: epoch seconds.
-        ok: the configuration is in force; otherwise the one before still is.
-        invalid: if not ok, whether the configuration is wrong; else it can't be taken now.
-        problems: if not ok, what is wrong, ``source: field: what`` each.
-        restart: fields that differ from what runs and are taken at the next start only.
+        ok: whether the new configuration is in force; otherwise the previous one still is.
+        invalid: if not ok, whether the configuration is invalid; otherwise it can't be applied now.
+        problems: if not ok, lines of the form ``source: field: problem``.
+        restart: changed fields that need a restart.
     """
 
     at: float
@@ -66,10 +65,10 @@ class ReloadResult:
 
 
 class Reloader:
-    """Reloads limits, lists and what else has an owner; one time after the other.
+    """Reloads limits, lists and everything else that has an owner, one reload at a time.
 
-    ``config`` is what was taken at the start, ``last`` what became of the last reload, and
-    ``owned`` has the tables and fields that a reload changes. Every other field needs a restart.
+    ``config`` is the configuration of the start, ``last`` the result of the last reload. ``owned``
+    has the tables and fields that a reload changes; every other field needs a restart.
     """
 
     def __init__(self, config: Config, limiter: Limiter, sync: Sync) -> None:
@@ -84,16 +83,16 @@ class Reloader:
         sys.setswitchinterval(SWITCH_INTERVAL)
 
     def own(self, prepare: Prepare, *fields: str) -> None:
-        """Have an owner of tables or fields, such as ``ops.token_file``, reloaded as well.
+        """Register an owner of tables or fields, such as ``ops.token_file``.
 
-        ``prepare`` is called in a thread. It reads what it needs for the new configuration and
-        returns what puts that in force, which must not fail; or it raises ConfigError.
+        ``prepare`` runs in a thread. It reads what the new configuration needs and returns a
+        function that applies it and must not fail; or it raises ConfigError.
         """
         self._owners.append(prepare)
         self.owned.update(fields)
 
     def restart(self, new: Config) -> tuple[str, ...]:
-        """Return the fields, such as ``store.url``, that differ and that no owner takes."""
+        """Return the changed fields, such as ``store.url``, that no owner reloads."""
         changed = [
             f"{section}.{field}"
             for section, values in new
@@ -104,7 +103,7 @@ class Reloader:
         return tuple(field for field in changed if field not in self.owned)
 
     async def reload(self) -> ReloadResult:
-        """Read the configuration again, and put it in force if nothing is wrong with it."""
+        """Read the configuration and apply it if it is valid."""
         async with self._lock:
             try:
                 config, files, changes = await self._read()
@@ -116,7 +115,7 @@ class Reloader:
             except (OSError, ValueError, MemoryError) as error:
                 return self._failed([str(error) or repr(error)])
             except Exception as error:
-                log.exception("a reload failed")
+                log.exception("internal error in a reload")
                 return self._failed([f"internal error; see the log: {error!r}"])
             self._sync.reloaded()
             for change in changes:
@@ -124,7 +123,7 @@ class Reloader:
             try:
                 await paced(restore)
             except Exception:
-                log.exception("not all blocks were put back where clients are counted differently")
+                log.exception("internal error: not all blocks were restored after a new prefix")
             self.last = ReloadResult(time.time(), ok=True, restart=restart)
             log.info(
                 "configuration reloaded",
@@ -133,17 +132,17 @@ class Reloader:
                 deny=lists.deny,
             )
             if restart:
-                log.warning("what else has changed is taken at the next start", fields=restart)
+                log.warning("some changes need a restart", fields=restart)
             return self.last
 
     async def _read(self) -> _Read:
-        """Return all that the files say."""
+        """Read the configuration and all its files."""
         try:
             reading = asyncio.get_running_loop().run_in_executor(
                 self._thread, _read, self.config.path, tuple(self._owners)
             )
         except RuntimeError as error:
-            raise OSError(f"no thread can be started to read the files: {error}") from error
+            raise OSError(f"can't start a thread to read the files: {error}") from error
         try:
             async with asyncio.timeout(READ_TIMEOUT):
                 return await reading
@@ -152,7 +151,7 @@ class Reloader:
 
     def _failed(self, problems: list[str], invalid: bool = False) -> ReloadResult:
         self.last = ReloadResult(time.time(), ok=False, invalid=invalid, problems=tuple(problems))
-        log.error("configuration not reloaded, the one before stays", problems=problems)
+        log.error("configuration not reloaded; the previous one stays in force", problems=problems)
         return self.last
 
 

@@ -1,7 +1,7 @@
-"""The busiest clients of this node, found without keeping the event loop.
+"""Finds the busiest clients of this node without blocking the event loop.
 
-A scan of the table goes in slices, and what it found is made readable in pieces; in between,
-requests are answered. Slices take about ``SLICE`` seconds each, whatever the machine and the table.
+The table is scanned in slices of about ``SLICE`` seconds, and the result is formatted in steps;
+requests are answered in between.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from ratelimit.store.sync import Sync
 from ratelimit.turns import paced, turn
 
 MAX_BUSIEST = 1000
-"""Clients that one scan finds."""
+"""Clients that one scan can find."""
 
 SLICE = 0.000_25
-"""Seconds of the loop that a slice is to take."""
+"""Seconds of the event loop per slice."""
 
 SHARE = 0.005
-"""The most of the time that scans take: a costly one is good for longer."""
+"""Largest share of the time for scans: the result of a long scan is reused for longer."""
 
-_LIFE = 1.0  # seconds for which any scan is good enough for the next who asks
+_LIFE = 1.0  # seconds for which any result is reused
 _FIRST_SETS = 16
 _MAX_SETS = 4096
-_PIECE = 32  # clients that are made readable in a step
+_PIECE = 32  # clients formatted per step
 
 
 @dataclass(frozen=True, slots=True)
 class BusyClient:
-    """A client among the busiest.
+    """One of the busiest clients.
 
-    ``key`` is what is counted; ``hashed`` says that it is a string, of which the table has the hash
-    only. ``hits`` are those of the window that ends now, on this node, ``rate`` is in hits a
-    second, and ``until`` is the epoch second at which its block ends or ended, 0 without one.
+    ``key`` is what the limit counts; ``hashed`` is true for a string, of which the table has only
+    the hash. ``hits`` are those of the current window on this node, ``rate`` is hits per second,
+    ``until`` the epoch second at which its block ends or ended, 0 without a block.
     """
 
     key: str
@@ -52,7 +52,7 @@ class BusyClient:
 
 
 class _Pass:
-    """A scan for ``count`` clients, under way or done."""
+    """A scan for ``count`` clients, running or done."""
 
     def __init__(self, count: int, task: asyncio.Task[list[BusyClient]]) -> None:
         self.count = count
@@ -61,9 +61,9 @@ class _Pass:
 
 
 class Busiest:
-    """Finds them; those who ask at about the same time share a scan.
+    """Finds the busiest clients; callers share a recent scan.
 
-    A blocked client has done nothing since its block: only by ``blocked`` is it found.
+    A blocked client has no hits since its block: only ``blocked`` finds it.
     """
 
     def __init__(self, limiter: Limiter, sync: Sync) -> None:
@@ -96,14 +96,14 @@ class Busiest:
             scan.slice(sets, engine.now)
             took = time.perf_counter() - begin
             spent += took
-            # No more than twice as many as before, for the next ones may hold more clients.
+            # At most twice as many as before, because the next sets may have more clients.
             sets = max(1, min(2 * sets, _MAX_SETS, int(sets * SLICE / took)))
         found = await paced(_read(scan, self._limiter))
         self._passes[sort].good_until = time.monotonic() + max(_LIFE, spent / SHARE)
         return found
 
     def set_time(self) -> None:
-        """Set the engine's clock, unless checks under way have a time of their own."""
+        """Set the engine's clock, unless checks in progress have their own time."""
         if not self._sync.flying:
             self._limiter.engine.at(self._sync.now())
 

@@ -519,7 +519,7 @@ def test_a_full_list_refuses_a_block_and_nothing_happens(tmp_path: Path) -> None
             for key in ("192.0.2.4", "198.51.100.0/24", "a"):
                 answer = await api.client.post("/v1/blocks", json={"key": key, "ttl": 60})
                 assert (answer.status_code, fields(answer)) == (507, [])
-                assert "all 3 entries of the blocklist are in force" in answer.json()["detail"]
+                assert "all 3 entries of the blocklist are active" in answer.json()["detail"]
             # Nor does a block of another node for which there is no room.
             api.events.on_block(Block("192.0.2.5", "*", "", 0, 1, LATER, "ann", "there"))
             assert await pages(api) == [["192.0.2.3", "192.0.2.1", "192.0.2.2"]]

@@ -133,7 +133,7 @@ def test_without_a_thread_or_a_process_more_nothing_changes(folder: Path) -> Non
         until(lambda: '"agent started"' in it.log(), "it has started")
         flag.touch()
         it.configure(config(folder, 1))
-        until(lambda: "no thread can be started to read the files" in it.log(), "it is told")
+        until(lambda: "can't start a thread to read the files" in it.log(), "it is told")
         with pytest.raises(ApiError, match="no thread can be started") as caught:
             client(it).post("/v1/reload", {})
         assert caught.value.status == 503

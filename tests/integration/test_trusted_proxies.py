@@ -313,7 +313,7 @@ def test_a_load_balancer_that_the_list_lacks_is_told_of(
             await until(is_found, "it is found")
             keys = ["127.8.0.1", "127.6.0.1"] if direct else ["127.8.0.1"]
             assert await found() == keys
-        assert "speaks for many clients" in w.agent_log()
+        assert "sends requests of many clients" in w.agent_log()
         # Whatever it says, it is one client: or an attacker would say so.
         passed = 60
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
