@@ -451,7 +451,7 @@ def test_what_is_live_shows_what_comes_until_ctrl_c(
             # A node that is away for a moment is waited for.
             shell.api.control.ready = False
             await shell.api.server.close()
-            await until(lambda: "nobody listens" in "".join(written), 20)
+            await until(lambda: "nothing listens" in "".join(written), 20)
             assert process.poll() is None
             process.send_signal(signal.SIGINT)
             await until(lambda: process.poll() is not None, 20)

@@ -89,7 +89,11 @@ def test_a_socket_that_nobody_asks_for_is_an_error(listener: socket.socket) -> N
 
 @pytest.mark.parametrize(
     ("count", "problem"),
-    [("2", "file descriptor 4: Bad file descriptor"), ("-1", "no number"), ("x", "no number")],
+    [
+        ("2", "file descriptor 4: Bad file descriptor"),
+        ("-1", "not a number"),
+        ("x", "not a number"),
+    ],
 )
 def test_a_wrong_count_is_an_error(listener: socket.socket, count: str, problem: str) -> None:
     ran = inherit(TAKE.format(port=1), listener.fileno(), LISTEN_FDS=count, LISTEN_PID="$$")

@@ -261,7 +261,7 @@ def test_what_is_too_late_is_left_out(desk: Desk, monkeypatch: pytest.MonkeyPatc
     assert (found["lines"], found["refused"]) == (200, 0)
     assert found["requests"] + found["late"] == 200
     assert 70 <= found["late"] <= 100
-    assert f"{found['late']} requests left out" in run(str(desk.log)).stdout
+    assert f"{found['late']} requests ignored" in run(str(desk.log)).stdout
 
 
 def test_a_second_with_more_requests_than_are_held(
