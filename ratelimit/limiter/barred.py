@@ -1,7 +1,7 @@
-"""The blocks by hand that no client of the table is, such as those of whole networks.
+"""Blocks by hand that are not exactly one client, such as those of whole networks.
 
-The engine looks these up by address, in ``engine.networks``, which is cut anew after every change:
-at once if there are few, else in steps.
+The engine looks them up by address in ``engine.networks``. The structure is rebuilt after every
+change: at once if there are few, otherwise in steps.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from ratelimit.limiter.keys import Network, key_network
 from ratelimit.limiter.lists import Range, cut, span
 from ratelimit.steps import Steps
 
-_DIGITS = 32  # of an address, in the text by which spans are in order
+_DIGITS = 32  # of an address, in the text by which ranges are sorted
 _PAGE = 32
 
 
 class Barred:
-    """The keys that are blocked by their addresses; ``until`` returns the end of a key's block.
+    """The networks that are blocked by hand; ``until`` returns the end of a key's block.
 
-    What has changed takes effect with ``cut()``, which is due while ``stale``.
+    Changes take effect with ``cut()``, which is due while ``stale``.
     """
 
     def __init__(self, networks: Networks, until: Callable[[str], int]) -> None:
@@ -29,30 +29,30 @@ class Barred:
         self._until = until
         self._spans = OrderedSet()
         self._changes = 0
-        self._known = 0  # of the changes, by the engine
+        self._known = 0  # number of changes that the engine has
 
     def __len__(self) -> int:
         return len(self._spans)
 
     @property
     def stale(self) -> bool:
-        """Whether the engine does not know all changes yet."""
+        """Whether the engine lacks some changes."""
         return self._known < self._changes
 
     def add(self, network: Network, key: str) -> None:
-        """Take a key, a network, whose block is new or has changed."""
+        """Add a network, or note that its block has changed."""
         self._spans.add(_span(network, key))
         self._changes += 1
 
     def discard(self, key: str) -> bool:
-        """Take a key off; false if it is not there, as any key that is no network."""
+        """Remove a key; return false if it is absent."""
         network = key_network(key)
         there = network is not None and self._spans.discard(_span(network, key))
         self._changes += there
         return there
 
     def cut(self) -> Steps[None]:
-        """Have the engine know all that has changed before; it knows the rest as before."""
+        """Rebuild the engine's structure with all changes so far."""
         changes = self._changes
         starts, values = yield from cut(self._ranges())
         if changes > self._known:
@@ -60,7 +60,7 @@ class Barred:
             self.networks.load(starts, values)
 
     def _ranges(self) -> Iterator[Range]:
-        """Yield them by their first address; what changes meanwhile may be missed."""
+        """Yield the ranges by their first address; changes made meanwhile may be missed."""
         last = ""
         while page := self._spans.after(last, _PAGE):
             for text in page:

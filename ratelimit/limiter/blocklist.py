@@ -1,12 +1,12 @@
-"""Who is blocked until when, and how many strikes each has; off the request path.
+"""The blocklist: the block of each client and its strikes; not on the request path.
 
-An entry stays ``forget`` seconds after its block has ended, since the next block is chosen by the
-strikes before it. The number of entries is bounded: a new one takes the place of the one that has
-ended and would be forgotten first. If all are in force, there is no room: a client is throttled
-instead of blocked, which ``refused`` counts.
+An entry is kept ``forget`` seconds after the end of its block, because the length of the next block
+depends on the strikes before it. The number of entries is bounded: a new entry replaces the ended
+one that would be forgotten first. If all entries are active, there is no room; the client is
+throttled instead of blocked, which ``refused`` counts.
 
-Nothing here takes long, whatever the number of entries. They are kept as bytes, for the garbage
-collector would look into objects, and stop all answers for as long as that takes.
+No operation takes long, whatever the number of entries. Entries are kept as bytes, which the
+garbage collector does not visit.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from ratelimit.model import Block, Lift, Limit
 from ratelimit.notation import format_duration
 
 MAX_ENTRIES = 200_000
-_PAGE = 20  # entries read at a time, 0.1 ms of work
-_LAST = 10**12  # no time is later
+_PAGE = 20  # entries per read, 0.1 ms of work
+_LAST = 10**12  # later than any time
 
 _values = attrgetter(*(field.name for field in fields(Block)))
 
 
 class Blocklist:
-    """Blocks by limit and key; all times are epoch seconds. ``node`` is who makes them.
+    """Blocks by limit and key; times are epoch seconds. ``node`` is the name in new blocks.
 
-    ``forget`` returns for how many seconds after its end a block of a limit counts as a strike;
-    ``on_drop`` is called with each entry that is dropped as it has ended.
+    ``forget`` returns for how many seconds after its end a block of a limit counts as a strike.
+    ``on_drop`` is called with each ended entry that is dropped.
     """
 
     def __init__(self, node: str = "", max_entries: int = MAX_ENTRIES) -> None:
@@ -43,18 +43,18 @@ class Blocklist:
         self.forget: Callable[[str], int] = lambda limit: 0
         self.on_drop: Callable[[Block], object] = lambda block: None
         self._order = 0
-        # By place, see _place(), whose order is that of limit and key.
+        # By place, see _place(); sorted by limit and key.
         self._entries: LargeDict[bytes] = LargeDict()
         self._places = OrderedSet()
-        # The keys by limit and shadow, each after the end of its block: all of these are forgotten
-        # in this order, whatever ``forget`` says of the limit at the time.
+        # Keys by limit and shadow, each after the end of its block. Each set is in the order in
+        # which its entries are forgotten, whatever ``forget`` returns.
         self._ends: dict[tuple[str, bool], OrderedSet] = {}
 
     def __len__(self) -> int:
         return len(self._places)
 
     def get(self, limit: str, key: str) -> Block | None:
-        """Return the client's last block, which may have ended."""
+        """Return the last block of a client, which may have ended, or None."""
         found = self._entries.get(_place(limit, key))
         return None if found is None else _unpacked(found)
 
@@ -63,18 +63,18 @@ class Blocklist:
         return self._pages("")
 
     def of(self, limit: str) -> Iterator[Block]:
-        """Yield the entries of a limit, by key; the list may change meanwhile."""
+        """Yield the entries of a limit, sorted by key; the list may change meanwhile."""
         for block in self._pages(_place(limit, "")):
             if block.limit != limit:
                 return
             yield block
 
     def after(self, limit: str, key: str, count: int) -> list[Block]:
-        """Return up to ``count`` entries that follow a limit and key, in the order of both."""
+        """Return up to ``count`` entries after a limit and key, sorted by both."""
         return self._page(_place(limit, key), count)
 
     def next_order(self, limit: str, key: str, now: int) -> int:
-        """Return the order of a fact that is new at ``now``, in nanoseconds since the epoch."""
+        """Return the order of a new entry; ``now`` is in epoch nanoseconds."""
         return self._next_order(self.get(limit, key), self.lifts.get(limit, key), now)
 
     def _next_order(self, known: Block | None, lifted: Lift | None, now: int) -> int:
@@ -85,9 +85,9 @@ class Blocklist:
         return self._order
 
     def take(self, block: Block, now: int) -> bool:
-        """Merge an entry; true if that changes what is known of the client.
+        """Merge an entry; return true if it changes the state of the client.
 
-        It does not if what is known is newer, or if there is no room.
+        False if the known entry is newer or if there is no room.
         """
         lifted = self.lifts.get(block.limit, block.key)
         if lifted is not None and block.order <= lifted.order:
@@ -96,14 +96,14 @@ class Blocklist:
         return (known is None or beats(block, known)) and self.put(block, now)
 
     def lift(self, lift: Lift) -> bool:
-        """Merge a lift; true if that changes what is known of the client."""
+        """Merge a lift; return true if it changes the state of the client."""
         known = self.get(lift.limit, lift.key)
         if known is not None and known.order <= lift.order:
             self.remove(lift.limit, lift.key)
         return self.lifts.take(lift)
 
     def lift_of(self, limit: str, key: str, now: int) -> Lift:
-        """Return a lift of a client by now, in nanoseconds since the epoch."""
+        """Return a lift of a client; ``now`` is in epoch nanoseconds."""
         known, before = self.get(limit, key), self.lifts.get(limit, key)
         until = now // 1_000_000_000 + UNKNOWN
         if before is not None:
@@ -113,7 +113,7 @@ class Blocklist:
         return Lift(key, limit, self.next_order(limit, key, now), until)
 
     def put(self, block: Block, now: int) -> bool:
-        """Have an entry in place of any other; false if there is no room for it."""
+        """Store an entry in place of any other; return false if there is no room."""
         if not self.has_room(block.limit, block.key, now):
             self.refused += 1
             return False
@@ -125,7 +125,7 @@ class Blocklist:
         return True
 
     def remove(self, limit: str, key: str) -> Block | None:
-        """Take an entry off; return it if there was one."""
+        """Remove an entry; return it, or None."""
         block = self.get(limit, key)
         if block is None:
             return None
@@ -139,18 +139,18 @@ class Blocklist:
         return block
 
     def has_room(self, limit: str, key: str, now: int) -> bool:
-        """Return whether an entry of a client could be put."""
+        """Return whether there is room for an entry of a client."""
         return _place(limit, key) in self._entries or self._has_room(now)
 
     def active(self, now: int) -> int:
-        """Return how many blocks are in force; those of limits in shadow never are."""
+        """Return the number of active blocks, without those in shadow mode."""
         later = _written(now + 1)
         return sum(
             ends.count_since(later) for (_, shadow), ends in self._ends.items() if not shadow
         )
 
     def drop(self, now: int, count: int) -> int:
-        """Drop up to ``count`` entries and lifts that are forgotten by now; return how many."""
+        """Remove up to ``count`` forgotten entries and lifts; return their number."""
         gone = self.lifts.drop(now, count)
         for limit, shadow in list(self._ends):
             forgotten = now - self.forget(limit)
@@ -165,12 +165,11 @@ class Blocklist:
     def strike(
         self, limit: Limit, key: str, now: int, clock: int = 0, text: str = ""
     ) -> Block | None:
-        """Block a client that exceeded a limit; None if there is no room for it.
+        """Block a client that exceeded a limit; return None if there is no room.
 
-        ``clock`` is the time of the hit, in nanoseconds since the epoch.
-
-        The first strike earns the first length of the limit's ladder, and so on; past its end the
-        last one is repeated. ``text`` is what is shown of a key that is a hash.
+        ``clock`` is the time of the hit in epoch nanoseconds. The first strike has the first length
+        of the limit's ladder, and so on; the last length is repeated. ``text`` is shown instead of
+        a hashed key.
         """
         last = self.get(limit.name, key)
         strikes = 1
@@ -198,7 +197,7 @@ class Blocklist:
         return len(self._places) < self.max_entries or self._make_room(now)
 
     def _make_room(self, now: int) -> bool:
-        """Drop the entry that has ended and would be forgotten first."""
+        """Remove the ended entry that would be forgotten first."""
         ended = []
         for (limit, _), ends in self._ends.items():
             end, key = _read(ends)
@@ -225,11 +224,11 @@ class Blocklist:
 
 
 def _unpacked(entry: bytes) -> Block:
-    return Block(*marshal.loads(entry))  # noqa: S302 - it was made here
+    return Block(*marshal.loads(entry))  # noqa: S302 - data of this module
 
 
 def _place(limit: str, key: str) -> str:
-    return f"{limit}\0{key}"  # no name of a limit has this sign, nor one before it
+    return f"{limit}\0{key}"  # limit names have no character up to this one
 
 
 def _end(block: Block) -> str:
@@ -237,12 +236,12 @@ def _end(block: Block) -> str:
 
 
 def _written(time: int) -> str:
-    """Return a time as text that sorts as the time does."""
+    """Return a time as text with the same sort order."""
     return f"{max(0, min(time, _LAST)):013d}"
 
 
 def _read(ends: OrderedSet) -> tuple[int, str]:
     """Return the first end of a block, and its key."""
     first = ends.first()
-    assert first is not None  # noqa: S101 - none is kept empty
+    assert first is not None  # noqa: S101 - empty sets are removed
     return int(first[:13]), first[13:]

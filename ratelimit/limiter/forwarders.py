@@ -1,9 +1,9 @@
-"""Peers in no list of trusted proxies that speak for many clients; no I/O, and time is an argument.
+"""Detects peers in no list of trusted proxies that send requests of many clients; no I/O.
 
-HAProxy takes such a peer for one client. It is a load balancer that ``lb.lst`` lacks, whose
-visitors are limited for each other; or a proxy of somebody else, or a client that forges the
-header. What it says changes no verdict, or an attacker would forge it to escape: it is told to the
-operator.
+HAProxy counts such a peer as one client. It is a load balancer missing in ``lb.lst``, whose
+visitors share one limit, or a foreign proxy, or a client that forges the header. The peers change
+no verdict, because an attacker could forge the header to escape a limit; they are reported to the
+operator. Time is an argument.
 """
 
 from __future__ import annotations
@@ -16,26 +16,27 @@ from ratelimit.limiter.keys import client_key
 from ratelimit.steps import Steps
 
 MANY = 10
-"""Different values of X-Forwarded-For from which on a peer is told of."""
+"""Number of different X-Forwarded-For values from which on a peer is reported."""
 
 FORGET = 600
-"""Seconds after which a peer that is not told of, or has gone quiet, is forgotten."""
+"""Seconds after which a peer that is not reported, or is quiet, is forgotten."""
 
 MAX_PEERS = 256
-"""Peers that are watched at a time; the one that was seen first makes room."""
+"""Peers that are watched at a time; a new one replaces the oldest."""
 
-_STEP = 64  # sights of a step
+_STEP = 64  # sights per step
 
 
 @dataclass(slots=True)
 class Forwarder:
-    """A peer.
+    """A watched peer.
 
     Attributes:
         key: its address.
-        values: different values of its header that were seen, up to ``MANY``.
-        since: epoch second at which it was first seen.
-        seen: likewise, last.
+        values: hashes of different values of its header, up to ``MANY``.
+        since: epoch second of the first request seen.
+        seen: epoch second of the last request seen.
+        told: whether the peer was reported.
     """
 
     key: str
@@ -46,20 +47,20 @@ class Forwarder:
 
 
 class Forwarders:
-    """Those of a node, found in samples of what the engine has seen."""
+    """The watched peers of a node, from samples of the engine."""
 
     def __init__(self) -> None:
         self._peers: dict[tuple[int, int], Forwarder] = {}
         self._sights = 0
 
     def found(self) -> list[Forwarder]:
-        """Return the peers that speak for many, the latest last."""
+        """Return the reported peers, the latest last."""
         return [peer for peer in self._peers.values() if peer.told]
 
     def look(self, seen: Sequence[int], sights: int, now: int) -> Steps[list[Forwarder]]:
-        """Look at what ``Engine.seen`` has since the last time; return peers that are new.
+        """Process ``Engine.seen`` since the last call; return newly reported peers.
 
-        ``sights`` is the engine's, ``now`` epoch seconds.
+        ``sights`` is the engine's counter, ``now`` is in epoch seconds.
         """
         fresh: list[Forwarder] = []
         first = max(self._sights, sights - SIGHTS)
@@ -89,7 +90,7 @@ class Forwarders:
         return peer
 
     def _quiet(self) -> Iterator[tuple[int, int]]:
-        """Yield the peers to forget first: those that speak for few."""
+        """Yield the peers in the order in which to forget them: unreported ones first."""
         yield from (place for place, peer in self._peers.items() if not peer.told)
         yield from list(self._peers)
 

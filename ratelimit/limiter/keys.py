@@ -1,4 +1,4 @@
-"""Keys as people and HAProxy write them."""
+"""Keys as text, in the forms of operators and of HAProxy."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ratelimit.limiter.nearest import Forms, meant
 from ratelimit.model import Limit
 
 _MAPPED = 0xFFFF  # the upper 96 bits of ::ffff:0:0/96
-_NAT64 = 0x0064FF9B << 64  # those of 64:ff9b::/96
-_APART = 10  # bits of a network from which on it can't have both of these in it
-_LATEST = 64  # keys whose network is remembered: what is done with a key asks for it several times
+_NAT64 = 0x0064FF9B << 64  # the upper 96 bits of 64:ff9b::/96
+_APART = 10  # shorter networks contain both prefixes
+_LATEST = 64  # keys whose network is cached; operations on a key need it several times
 _HASHED = re.compile(r".*(~[0-9a-f]{32})", re.DOTALL)
 _OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _IPV4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}")
@@ -25,7 +25,7 @@ Network = IPv4Network | IPv6Network
 def client_key(kind: int, hi: int, lo: int, ipv4_prefix: int, ipv6_prefix: int) -> str:
     """Return the key of a client: ``192.0.2.1``, ``2001:db8::/64``, or the hash of a string.
 
-    ``kind``, ``hi`` and ``lo`` are those of ``engine.key``, already cut to the prefix.
+    ``kind``, ``hi`` and ``lo`` are those of ``engine.key``, already masked by the prefix.
     """
     if kind != ADDRESS:
         return hash_key(hi, lo)
@@ -35,10 +35,10 @@ def client_key(kind: int, hi: int, lo: int, ipv4_prefix: int, ipv6_prefix: int) 
 
 
 def parse_network(text: str, strict: bool = True) -> Network:
-    """Return the network, or the address as a network of one; raises ValueError.
+    """Return a network, or a single address as a network of one. Raises ValueError.
 
-    With ``strict`` no bits may be set beyond the prefix. An IPv6 address that is counted as an IPv4
-    one is that: an IPv4-mapped one, and one of ``64:ff9b::/96`` (RFC 6052).
+    With ``strict``, no bits may be set beyond the prefix. IPv4-mapped addresses and those of
+    ``64:ff9b::/96`` (RFC 6052) become IPv4, as they are counted.
     """
     if "%" in text:
         raise ValueError(_mistake(text))
@@ -55,19 +55,19 @@ def parse_network(text: str, strict: bool = True) -> Network:
 
 
 def misses_nat64(network: Network) -> str:
-    """Return what a network seems to have in it and has not; empty if there is nothing."""
+    """Return a hint if a network lacks the NAT64 clients that it seems to contain, else nothing."""
     outside = 128 - network.prefixlen
     if network.version == 4 or not _APART <= network.prefixlen < 96:
         return ""
     if int(network.network_address) >> outside != _NAT64 << 32 >> outside:
         return ""
-    return "clients of 64:ff9b::/96 are counted by the IPv4 address in it: name that"
+    return "clients of 64:ff9b::/96 are counted by their IPv4 address: use that address"
 
 
 def _mistake(text: str) -> str:
     forms = meant(text)
     if "%" in text and forms:
-        return f"a zone is not part of an address: {text!a}{_suggested(forms)}"
+        return f"an address can't have a zone: {text!a}{_suggested(forms)}"
     try:
         network = ip_network(text, strict=False)
     except ValueError:
@@ -80,7 +80,7 @@ def _suggested(forms: Forms) -> str:
 
 
 def network_text(network: Network) -> str:
-    """Return a network as a key: that of one address as the address."""
+    """Return a network as a key: a network of one address as the address."""
     if network.prefixlen == network.max_prefixlen:
         return str(network.network_address)
     return str(network)
@@ -88,7 +88,7 @@ def network_text(network: Network) -> str:
 
 @lru_cache(_LATEST)
 def key_network(text: str) -> Network | None:
-    """Return the network that a key is; None for a key that is another string."""
+    """Return the network of a key; None for a key that is another string."""
     if "." not in text and ":" not in text:
         return None
     try:
@@ -98,18 +98,18 @@ def key_network(text: str) -> Network | None:
 
 
 def first_address(key: str) -> str:
-    """Return the first address of a key that is a network; other keys as they are."""
+    """Return the first address of a key that is a network; other keys unchanged."""
     network = key_network(key)
     return key if network is None else str(network.network_address)
 
 
 def hash_key(hi: int, lo: int) -> str:
-    """Return the key of a string with this hash, of which these are the upper and lower 64 bits."""
+    """Return the key of a string from the upper and lower 64 bits of its hash."""
     return f"~{hi:016x}{lo:016x}"
 
 
 def hash_of(text: str) -> str | None:
-    """Return the key of a string that is shown with its hash, ``~`` and 32 digits; else None."""
+    """Return the key in a string that ends with its hash, ``~`` and 32 digits, or None."""
     found = _HASHED.fullmatch(text)
     return found[1] if found else None
 
@@ -120,14 +120,14 @@ def hash_numbers(key: str) -> tuple[int, int] | None:
 
 
 def is_key(text: str) -> bool:
-    """Tell whether this is how the blocklist has a key: an address, a network or a hash."""
+    """Return whether a text is a key of the blocklist: an address, a network or a hash."""
     if text.startswith("~"):
         return hash_of(text) == text
     return _IPV4.fullmatch(text) is not None or key_network(text) is not None
 
 
 def is_like_address(text: str) -> bool:
-    """Tell whether a text is an address or a network, or nearly one."""
+    """Return whether a text is an address or a network, or resembles one."""
     if meant(text) is not None:
         return True
     try:
@@ -140,8 +140,9 @@ def is_like_address(text: str) -> bool:
 def canonical(text: str) -> str | None:
     """Return an address or network in its shortest form; None for another string.
 
-    A network without host bits; one of a single address is that address; an IPv4-mapped address is
-    the IPv4 one. Raises ValueError for what is nearly an address, and names the nearest.
+    Host bits are removed, a network of one address becomes the address, an IPv4-mapped address
+    becomes IPv4. Raises ValueError for a text that resembles an address, with the nearest valid
+    form.
     """
     try:
         return network_text(parse_network(text, strict=False))
@@ -154,7 +155,7 @@ def canonical(text: str) -> str | None:
 
 
 def has_host_bits(text: str) -> bool:
-    """Tell whether a network is written by an address in it that is not its first."""
+    """Return whether a network is written with an address that is not its first."""
     try:
         network = parse_network(text, strict=False)
     except ValueError:
@@ -163,7 +164,7 @@ def has_host_bits(text: str) -> bool:
 
 
 def counted_key(key: str, limit: Limit) -> str:
-    """Return as whom a limit counts an address or network; other keys stay as they are."""
+    """Return the key under which a limit counts an address or network; other keys unchanged."""
     network = key_network(key)
     if network is None:
         return key
@@ -172,7 +173,7 @@ def counted_key(key: str, limit: Limit) -> str:
 
 
 def wider_keys(key: str) -> Iterator[str]:
-    """Yield the networks that an address or network is in, the narrowest first."""
+    """Yield the networks that contain an address or network, the narrowest first."""
     network = key_network(key)
     if network is not None:
         for bits in range(network.prefixlen - 1, -1, -1):

@@ -1,4 +1,4 @@
-"""What a hit means: the limits in force, the engine that counts, the blocks that follow."""
+"""The limiter of a node: limits, the engine that counts, and the blocks that follow."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ from ratelimit.model import (
 from ratelimit.steps import Steps, finish
 
 _MAX_NEWS = 16
-_SHARED_ALL = 262_144  # clients of each limit that are shared at a time, where every client is
-_ROUND = 50  # milliseconds between exchanges of a client that is far from its limit
+_SHARED_ALL = 262_144  # clients per limit that are shared at a time if all clients are shared
+_ROUND = 50  # milliseconds between exchanges of a client far from its limit
 _MINUTE = 60
-_FORGET_UNKNOWN = 86_400  # seconds, for the blocks of a limit that is no more
+_FORGET_UNKNOWN = 86_400  # seconds, for blocks of a limit that no longer exists
 
-# Work of a step, of half a millisecond at most.
+# Work per step, half a millisecond at most.
 _CUT_AT_ONCE = 50  # networks blocked by hand
-_UPDATED = 16  # blocks put into the table, or taken out of it
+_UPDATED = 16  # blocks written to the table
 _COMPARED = 64  # blocks of another list
 _M64 = 0xFFFFFFFFFFFFFFFF
 
 _P = ParamSpec("_P")
 
 EDGE_LIMIT = "default"
-"""The limit whose blocks HAProxy remembers: one that every request of a client counts against."""
+"""The limit whose blocks HAProxy stores; every request of a client counts against it."""
 
 FUSE_CLIENTS = 50
-"""Refused clients of a minute below which no fuse blows."""
+"""Refused clients per minute below which no fuse blows."""
 
 
 class Sharing(enum.Enum):
@@ -62,21 +62,21 @@ class Sharing(enum.Enum):
 
     NONE = "none"
     HOT = "hot"
-    """Those of clients that could exceed a limit on all nodes together."""
+    """Counts of clients that could exceed a limit on all nodes together."""
     ALL = "all"
-    """Those of every client, before it is answered."""
+    """Counts of every client, before the answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientState:
-    """What a limit has of a client.
+    """The state of a client in a limit.
 
     Attributes:
-        limit: whose it is.
-        key: as whom the limit counts it.
-        hits: in the window that ends now, on all nodes as far as known.
-        until: epoch second at which its block ends or ended, by whoever it is; 0 without one.
-        block: the last one that the limit made, which may have ended.
+        limit: the limit.
+        key: key under which the limit counts the client.
+        hits: in the current window, on all nodes as far as known.
+        until: epoch second at which any block of the client ends or ended; 0 without one.
+        block: last block made by the limit, possibly ended.
     """
 
     limit: Limit
@@ -87,7 +87,7 @@ class ClientState:
 
     @property
     def remaining(self) -> int:
-        """Hits that are left of the limit."""
+        """Hits left in the window."""
         return max(0, self.limit.rate - self.hits)
 
 
@@ -95,30 +95,30 @@ class Limiter:
     """The limiter of one node; no I/O, and time is always an argument.
 
     Args:
-        limits: what is enforced.
-        max_clients: clients that the table holds.
-        secret: 64 bytes that key the hashes; random by default.
+        limits: the limits to enforce.
+        max_clients: clients for which the table has room.
+        secret: 64 bits that key the hashes; random by default.
         node: the name of this node in the blocks that it makes.
         sharing: which counts are shared with other nodes.
-        lists: who is never counted, and who is always refused.
-        keyed: strings are hashed by a secret that is kept. Until they are (``rekey()``), a client
-            known by a string is throttled and never blocked: after a restart its block would be
-            one of nobody.
-        shared_clients: clients of each limit that are shared at a time, at 220 bytes; 262,144 at
-            least where every client is.
+        lists: the allow list and the deny list.
+        keyed: whether strings are hashed by the fleet's secret. Until ``rekey()``, a client with a
+            string key is throttled and never blocked: after a restart its block would match no
+            client.
+        shared_clients: clients per limit that are shared at a time, at 220 bytes each; at least
+            262,144 if all clients are shared.
 
-    ``blocks`` counts the blocks since the start, ``blocks_unreported`` those that nobody has logged
-    yet, and ``news`` holds the latest of them.
+    ``blocks`` counts the blocks since the start, ``blocks_unreported`` those that are not logged
+    yet, and ``news`` has the latest of them.
 
-    Listeners add what they want to be called, which must not wait. Those of
+    Listeners are lists of functions, which must not wait:
 
-    - ``on_made``: with each entry that a limit has made or changed here;
-    - ``on_taken``: with each other entry that changes what is known here;
-    - ``on_block``: with each block of a client, whichever node or person made it, but for those of
-      a list that is loaded;
-    - ``on_gone``: with each block that was lifted elsewhere, and whether that is news, not of a
-      list that is loaded;
-    - ``on_fuse``: with a limit, and whether its fuse has blown or is whole again.
+    - ``on_made``: called with each entry that a limit has made or changed here;
+    - ``on_taken``: called with each other entry that changes the state here;
+    - ``on_block``: called with each block of a client, by any node or operator, except those of a
+      loaded list;
+    - ``on_gone``: called with each block that was removed elsewhere, and whether that is news, not
+      part of a loaded list;
+    - ``on_fuse``: called with a limit, and whether its fuse has blown or was reset.
     """
 
     def __init__(
@@ -161,16 +161,16 @@ class Limiter:
         self._list()
 
     def rule(self, limit: str) -> Rule | None:
-        """Return the rule of a limit by name, if it is in force."""
+        """Return the rule of a limit by name, or None."""
         return self._rules.get(limit)
 
     @property
     def stale(self) -> bool:
-        """Whether the engine does not know all networks that are blocked by hand; see ``cut()``."""
+        """Whether the engine lacks networks that are blocked by hand; see ``cut()``."""
         return self._barred.stale
 
     def tick(self, now: int) -> None:
-        """Begin another second; ``now`` in nanoseconds since the epoch. ``tidy()`` is due then."""
+        """Begin a new second; ``now`` is in epoch nanoseconds. ``tidy()`` is due then."""
         self.engine.at(now)
         seconds = now // SECOND
         if not 0 <= seconds - self._minute < _MINUTE:
@@ -182,14 +182,14 @@ class Limiter:
             self.engine.begin_minute()
 
     def tidy(self) -> Steps[None]:
-        """Drop what has ended, and do what waits to be done in steps."""
+        """Remove ended entries, and do work that waits for steps."""
         self.engine.table.sweep()
         while self.blocklist.drop(self.engine.table.now, _UPDATED):
             yield
         yield from self.cut()
 
     def cut(self) -> Steps[None]:
-        """Have the engine know all networks that are blocked by hand."""
+        """Apply all networks that are blocked by hand in the engine."""
         if self._barred.stale:
             yield from self._barred.cut()
             self.engine.relist()
@@ -202,14 +202,14 @@ class Limiter:
         return 0 if limit == EVERY_LIMIT else _FORGET_UNKNOWN
 
     def reload(self, limits: Sequence[Limit], lists: Lists) -> Steps[Steps[None]]:
-        """Enforce other limits and lists, at once, when these steps have come to their end.
+        """Enforce new limits and lists, all at once when these steps are finished.
 
-        The result is what is to be done then: it puts blocks back where clients are counted
-        differently. Raises ValueError, as the engine does, before anything has changed.
+        The result is further work in steps, which restores blocks where clients are counted
+        differently. Raises ValueError before anything has changed.
         """
         widths = _widths(limits)
         if not widths <= self._widths:
-            # No block may be out of force in between, so at first these are barred as well.
+            # No block may be inactive in between, so first these networks are barred as well.
             self._widths |= widths
             yield from self._bar()
         before = {name: rule.limit for name, rule in self._rules.items()}
@@ -242,7 +242,8 @@ class Limiter:
         for name in names:
             for block in self.blocklist.of(name):
                 for rule in self.engine.rules if name == EVERY_LIMIT else [self._rules[name]]:
-                    # A network begun by another prefix is in the same place of the table.
+                    # Networks with the same first address but another prefix share a place in the
+                    # table.
                     key = counted_key(first_address(block.key), rule.limit)
                     self._update(rule.limit.name, key)
                     count += 1
@@ -253,7 +254,7 @@ class Limiter:
             yield from self._bar()
 
     def _hide(self, names: list[str]) -> Steps[None]:
-        """Show no more than hints of the strings of limits that now say they are secret."""
+        """Reduce the strings of limits that have become secret to hints."""
         for name in names:
             for number, block in enumerate(self.blocklist.of(name), 1):
                 hidden = self.kept(block)
@@ -263,7 +264,7 @@ class Limiter:
                     yield
 
     def _bar(self) -> Steps[None]:
-        """Have all blocks by hand barred, or not, as clients are counted now."""
+        """Bar blocks by hand that are not one client under the current prefixes, and no others."""
         for number, block in enumerate(self.blocklist.of(EVERY_LIMIT), 1):
             if not self._bars(block.key):
                 self._barred.discard(block.key)
@@ -276,7 +277,7 @@ class Limiter:
         self.engine.relist()
 
     def listed(self, key: str) -> str:
-        """Return ``allow`` or ``deny`` for what a list has, ``mixed`` for parts, else nothing."""
+        """Return ``allow``, ``deny``, ``mixed`` if a list has only a part of it, or nothing."""
         network = key_network(key)
         if network is None:
             return ""
@@ -285,10 +286,10 @@ class Limiter:
         return {ALLOW: "allow", DENY: "deny", MIXED: "mixed"}.get(found, "")
 
     def edge_until(self, client: Network) -> int:
-        """Return until when HAProxy may refuse a client by itself, as this node would tell it.
+        """Return until when HAProxy may block a client itself.
 
-        An epoch second; 0 if HAProxy has to ask, as the client is not blocked for every request, or
-        not all of its addresses are.
+        An epoch second; 0 if HAProxy must ask, because the client, or a part of its addresses, is
+        not blocked for all requests.
         """
         first, last, _ = span(client, 0)
         ends = first >> 64, first & _M64, last >> 64, last & _M64
@@ -312,15 +313,17 @@ class Limiter:
         return hash_key(key.hi, key.lo)
 
     def is_secret(self, limit: str) -> bool:
-        """Tell whether only hints are shown of a limit's strings; of ``EVERY_LIMIT``, of any."""
+        """Return whether a limit's strings are shown as hints; for ``EVERY_LIMIT``, whether any's
+        are.
+        """
         if limit == EVERY_LIMIT:
-            # Requests without a client are counted by the address of their proxy.
+            # Requests of unknown clients are counted by their proxy's address.
             return any(r.limit.secret for r in self.engine.rules if r.limit.name != UNKNOWN)
         rule = self._rules.get(limit)
         return rule is None or rule.limit.secret
 
     def is_known(self, key: str) -> bool:
-        """Tell whether any limit knows a client with this key, or has blocked it."""
+        """Return whether any limit has a client with this key, or has blocked it."""
         return any(
             self.engine.table.peek(*self._client(rule, counted_key(key, rule.limit))) >= 0
             or self.blocklist.get(rule.limit.name, key) is not None
@@ -328,13 +331,13 @@ class Limiter:
         )
 
     def kept(self, entry: E) -> E:
-        """Return a block or a lift as it is kept here; see ``limiter.strings``."""
+        """Return a block or lift in the form in which it is kept; see ``limiter.strings``."""
         if not self.keyed:
-            return entry  # its hash by any other secret would be that of nobody
+            return entry  # a hash by another secret would match no client
         return kept(entry, self.is_secret(entry.limit), self.string_key)
 
     def explain(self, key: str) -> Steps[list[ClientState]]:
-        """Return what each limit has of a client, which is not counted as seen by that."""
+        """Return the state of a client in each limit, without counting the client as seen."""
         engine = self.engine
         states = []
         for rule in list(engine.rules):
@@ -354,7 +357,7 @@ class Limiter:
         return states
 
     def clear_fuse(self, limit: str) -> bool:
-        """Let a limit block again; false if it does."""
+        """Reset the fuse of a limit; return false if it has not blown."""
         rule = self._rules.get(limit)
         if rule is None or not rule.fused:
             return False
@@ -364,9 +367,9 @@ class Limiter:
         return True
 
     def apply(self, block: Block) -> bool:
-        """Merge an entry that no limit made here; true if that changes what is known.
+        """Merge an entry that no limit made here; return true if it changes the state.
 
-        It does not if what is known is newer, or if there is no room.
+        False if the known entry is newer or if there is no room.
         """
         block = self.kept(block)
         if not self._take(block):
@@ -384,9 +387,9 @@ class Limiter:
         return True
 
     def lift(self, lift: Lift, news: bool = True) -> bool:
-        """Merge a lift made elsewhere; true if that changes what is known of the client.
+        """Merge a lift made elsewhere; return true if it changes the state of the client.
 
-        A client whose block it ends may come at once, and its strikes are forgotten.
+        The client is unblocked at once, and its strikes are forgotten.
         """
         lift = self.kept(lift)
         known = self.blocklist.get(lift.limit, lift.key)
@@ -398,9 +401,9 @@ class Limiter:
         return True
 
     def lift_now(self, limit: str, key: str, now: int) -> Lift:
-        """Lift whatever block a client has, and return what the store is to know of that.
+        """Remove any block of a client; return the lift for the store.
 
-        ``now`` is in nanoseconds since the epoch.
+        ``now`` is in epoch nanoseconds.
         """
         lift = self.blocklist.lift_of(limit, key, now)
         self._lift(lift)
@@ -416,7 +419,7 @@ class Limiter:
         return changed
 
     def load(self, entries: Iterable[Entry]) -> Steps[None]:
-        """Merge entries made elsewhere, of a list of any length; ``cut()`` is due then."""
+        """Merge entries made elsewhere, from a list of any length; ``cut()`` is due afterwards."""
         self._loading += 1
         try:
             room = _COMPARED
@@ -434,18 +437,19 @@ class Limiter:
         self._changed()
 
     def rekey(self, secret: bytes) -> None:
-        """Take the secret by which all nodes know strings, 16 bytes.
+        """Set the fleet's secret for strings, 16 bytes.
 
-        With another one than before, clients known by a string are others from then on. A block of
-        one finds it again if its text is the string, as soon as it is taken again.
+        With a new secret, clients with string keys become other clients. A block whose text is the
+        string applies again once it is merged again.
         """
         self.engine.key.rekey(secret)
         self.keyed = True
 
     def divide(self, nodes: int, up: bool) -> None:
-        """Share clients with this many nodes, this one included; ``up`` says if they are reached.
+        """Share clients with ``nodes`` nodes, including this one; ``up`` is whether they are
+        reachable.
 
-        Those that have not, in an outage, been shared yet would take the room of others.
+        In an outage, clients that are not shared yet would take room from others.
         """
         for rule in self.engine.rules:
             if self.sharing is Sharing.HOT:
@@ -454,20 +458,20 @@ class Limiter:
                 rule.share_all(up)
 
     def degrade(self, nodes: int) -> None:
-        """Enforce only this node's part of each limit, of so many nodes; 1 is the whole."""
+        """Enforce only this node's part of each limit for ``nodes`` nodes; 1 is the whole limit."""
         for rule in self.engine.rules:
             rule.rate = max(1, rule.limit.rate // nodes)
 
     def _update(self, limit: str, key: str) -> None:
-        """Have the table hold what the blocklist has of a client."""
+        """Write the state of a client from the blocklist to the table."""
         network = key_network(key)
         for rule in self.engine.rules if limit == EVERY_LIMIT else [self._rules.get(limit)]:
             if rule is None:
                 continue
             client, width = key, (rule.limit.ipv4_prefix, rule.limit.ipv6_prefix)
             if network is not None and not _is_client(network, *width):
-                # Under another prefix than today's it is another client. In its place is one of
-                # today's, or none: there no block may wait for the prefix to be as it was.
+                # Under another prefix it is another client. Its place has a client of the current
+                # prefix or none, and must not keep a block until the prefix changes back.
                 first, _, _ = span(network, 0)
                 place = first >> 64, first & _M64, ADDRESS << 16 | rule.index
                 if self.engine.table.peek(*place) < 0 and place not in self.engine.table.orphans:
@@ -486,7 +490,7 @@ class Limiter:
                 self._hold(rule, client, block.until if block else 0, False)
 
     def _client(self, rule: Rule, key: str) -> tuple[int, int, int]:
-        """Return as whom the table knows a client of a limit."""
+        """Return the table key of a client of a limit."""
         hashed = hash_numbers(key)
         if hashed is not None:
             return *hashed, TEXT << 16 | rule.index
@@ -501,14 +505,14 @@ class Limiter:
         slot = table.peek(*client)
         if slot < 0:
             if until <= table.now:
-                # Nothing to hold: it must not take the place of a client that comes.
+                # Nothing to store; do not evict a client for it.
                 table.orphans.pop(client, None)
                 return
             slot = table.find(*client)
         if until > table.now >= table.until(slot) and not by_hand:
             self.engine.hold(rule, slot, until)
         else:
-            # A block by hand may be short, and settles nothing: what came before it still counts.
+            # A block by hand may be short, and earlier hits still count.
             table.block(slot, until, by_hand)
 
     def _until(self, key: str) -> int:
@@ -516,7 +520,7 @@ class Limiter:
         return 0 if block is None else block.until
 
     def _bars(self, key: str) -> bool:
-        """Bar the addresses of a key, unless all limits count them as one client."""
+        """Bar the addresses of a key, unless every limit counts them as one client."""
         network = key_network(key)
         if network is None or all(_is_client(network, *width) for width in self._widths):
             return False
@@ -524,9 +528,9 @@ class Limiter:
         return True
 
     def _changed(self) -> None:
-        """Have the engine know what has changed of the networks that are blocked by hand.
+        """Apply changes of the networks that are blocked by hand in the engine.
 
-        At once if they are few. To cut many anew takes long, so that is done in steps.
+        At once if they are few; rebuilding many takes long and is done in steps.
         """
         if not self._loading and len(self._barred) <= _CUT_AT_ONCE:
             finish(self.cut())
@@ -537,8 +541,8 @@ class Limiter:
 
     def _strike(self, rule: Rule, text: bytes, kind: int, hi: int, lo: int, now: int) -> int:
         limit = rule.limit
-        # The clients of the whole site: of a limit that few clients use, an attacker's addresses
-        # would soon be a large share.
+        # Compare with the clients of the whole site: of a limit with few clients, an attacker's
+        # addresses would soon be a large share.
         seen = max(max(one.seen, one.seen_before) for one in self.engine.rules)
         if _too_many(limit, seen, max(rule.refused, rule.refused_before)):
             rule.blow(True)
@@ -550,9 +554,9 @@ class Limiter:
         shown = string_text(text, key, limit.secret) if kind == TEXT else ""
         last = self.blocklist.get(limit.name, key) if limit.shadow else None
         if last is not None and not last.shadow:
-            # To which a block in shadow would give way, here and on all other nodes.
+            # Otherwise it would win over the block in shadow mode, here and on all other nodes.
             _tell(self.on_made, self.lift_now(limit.name, key, now))
-        # Up to the next whole second, so that no block is shorter than the ladder says.
+        # Rounded up to a whole second, so that no block is shorter than configured.
         block = self.blocklist.strike(limit, key, -(-now // SECOND), now, shown)
         if block is None:
             return 0
@@ -570,18 +574,18 @@ def _tell(listeners: Iterable[Callable[_P, object]], *args: _P.args, **kwargs: _
 
 
 def _too_many(limit: Limit, seen: int, refused: int) -> bool:
-    """Tell whether so many of a minute's clients were refused that the limit must be wrong.
+    """Return whether so many clients were refused in a minute that the limit must be wrong.
 
-    ``seen`` are the clients of the limit that most clients use.
+    ``seen`` is the number of clients of the most used limit.
     """
     return limit.fuse > 0 and refused >= FUSE_CLIENTS and refused > limit.fuse * seen
 
 
 def _widths(limits: Iterable[Limit]) -> frozenset[tuple[int, int]]:
-    """Return the prefixes by which clients are counted, IPv4 and IPv6."""
+    """Return the prefix lengths of clients, IPv4 and IPv6."""
     return frozenset((limit.ipv4_prefix, limit.ipv6_prefix) for limit in limits)
 
 
 def _is_client(network: Network, ipv4_prefix: int, ipv6_prefix: int) -> bool:
-    """Tell whether a network is counted as one client."""
+    """Return whether a network is one client."""
     return network.prefixlen == (ipv4_prefix if network.version == 4 else ipv6_prefix)

@@ -1,9 +1,9 @@
-"""Merges a whole blocklist with this node's, in both directions; no I/O.
+"""Merges another complete blocklist with this node's, in both directions; no I/O.
 
-What the other list has is taken, page by page. What is newer here, or is not in the other list at
-all, is returned in the end: the other list has lost it, or has not heard of it yet. Only a lift
-takes a block away, see ``limiter.orders``. Strings that an earlier version had in clear are to be
-forgotten there, as soon as they are hashed (``limiter.strings``).
+Entries of the other list are merged page by page. Entries that are newer here, or missing in the
+other list, are returned at the end: the other list has lost them or has not received them yet. Only
+a lift removes a block, see ``limiter.orders``. Strings that an earlier version stored in clear are
+removed there once they are hashed (``limiter.strings``).
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from ratelimit.limiter.limiter import Limiter
 from ratelimit.model import Entry, Lift
 from ratelimit.steps import Steps
 
-_PAGE = 64  # entries of a step
+_PAGE = 64  # entries per step
 
 
 class Merge:
     """One comparison with another list.
 
     Args:
-        limiter: whose list is merged.
-        secret: by which all nodes know strings; empty if that is not known.
+        limiter: has the list of this node.
+        secret: the fleet's secret for strings; empty if unknown.
     """
 
     def __init__(self, limiter: Limiter, secret: bytes = b"") -> None:
         self._limiter = limiter
         self._secret = secret
-        # The places where the other list has the block, or the lift, as it is here.
+        # Places where the other list has the same block, or the same lift.
         self._blocks: LargeDict[bool] = LargeDict()
         self._lifts: LargeDict[bool] = LargeDict()
         self.outdated: list[tuple[str, str]] = []
@@ -54,7 +54,7 @@ class Merge:
             yield
 
     def newer(self) -> Iterator[list[Entry]]:
-        """Yield in small steps what the other list is to be told, after all of it was taken."""
+        """Yield in small steps what the other list lacks; call it after the last page."""
         for _ in self._limiter.cut():
             yield []
         blocklist = self._limiter.blocklist

@@ -1,7 +1,7 @@
-"""What a text can only have been meant as, if it is nearly an address or a network.
+"""Suggests the intended address or network for a text that resembles one.
 
-No client has ``192.0.2.*`` or ``http://192.0.2.7/`` as its address. Taken as a string it would
-block no client, and no error would say so.
+No client has the address ``192.0.2.*`` or ``http://192.0.2.7/``. As a string key it would block no
+client, without an error.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from ipaddress import ip_address, ip_network, summarize_address_range
 from urllib.parse import urlsplit
 
 _LONGEST = 200  # characters; an address has 45
-_MOST = 4  # networks of a range that are named
+_MOST = 4  # networks that are suggested for a range
 _QUOTES = "\"'`<>"
-_SIGNS = {"\u2212": "-", "\u3002": ".", "\uff61": "."}  # a minus, ideographic full stops
+_SIGNS = {"\u2212": "-", "\u3002": ".", "\uff61": "."}  # a minus sign, ideographic full stops
 
 Forms = tuple[str, ...]
 """The nearest valid forms; empty if none is near enough."""
 
 
 def meant(text: str) -> Forms | None:
-    """Return the valid forms nearest to a text that is nearly an address or a network.
+    """Return the valid forms nearest to a text that resembles an address or a network.
 
     Returns None for an address, a network, and any other string.
     """
@@ -42,7 +42,7 @@ def meant(text: str) -> Forms | None:
 
 
 def _plain(text: str) -> str:
-    """Return a text in ASCII where it has the same signs there, without quotes and spaces."""
+    """Return a text with ASCII equivalents of its characters, without quotes and spaces."""
     signs = []
     for sign in text:
         digit = unicodedata.decimal(sign, None)
@@ -83,7 +83,7 @@ def _range(found: re.Match[str]) -> Forms:
         last = f"{first.rpartition('.')[0]}.{last}"
     try:
         networks = list(summarize_address_range(ip_address(first), ip_address(last)))
-    except (ValueError, TypeError):  # of one kind each, or the wrong way round
+    except (ValueError, TypeError):  # of different IP versions, or in the wrong order
         return ()
     if len(networks) > _MOST:
         return ()
@@ -91,7 +91,7 @@ def _range(found: re.Match[str]) -> Forms:
 
 
 def _ipv4(found: re.Match[str]) -> Forms:
-    """Read numbers, of which the last may be missing or a sign for any."""
+    """Read numbers, of which the last may be missing or a wildcard."""
     numbers = found[1].rstrip(".").split(".")
     known = [number for number in numbers if number.isdigit()]
     if numbers[: len(known)] != known or not known or any(int(number) > 255 for number in known):
@@ -104,7 +104,7 @@ def _ipv4(found: re.Match[str]) -> Forms:
 
 
 def _ipv6(found: re.Match[str]) -> Forms:
-    """Read groups, of which the last may be missing or a sign for any."""
+    """Read groups, of which the last may be missing or a wildcard."""
     groups = [group for group in found[1].split(":") if group]
     bits = (found[2] or "").removeprefix("/")
     if len(groups) == 8:
@@ -130,7 +130,7 @@ _PATTERNS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Forms]], ...] 
         (rf"({_SIX})%.*", _first),
         (rf"({_NUMBER}(?:\.{_NUMBER}){{3}}) ?- ?({_NUMBER}(?:\.{_NUMBER}){{3}}|{_NUMBER})", _range),
         (rf"({_SIX}) ?- ?({_SIX})", _range),
-        # Two numbers at least, or a sign for any, or a prefix: a number alone is a string.
+        # At least two numbers, or a wildcard, or a prefix: a number alone is a string.
         (rf"({_NUMBER}(?:\.{_NUMBER}){{1,3}}(?:\.{_ANY}){{0,3}}\.?)(/.*)?", _ipv4),
         (rf"({_NUMBER}(?:\.{_ANY}){{1,3}}\.?)(/.*)?", _ipv4),
         (rf"({_NUMBER}\.)(/.*)?", _ipv4),
@@ -138,7 +138,7 @@ _PATTERNS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Forms]], ...] 
         (rf"(?=.*[0-9]){_PART}(?:\.{_PART}){{3}}(?:/.*)?", lambda _: ()),
         (rf"((?:{_GROUP}:){{2,7}}):\*", lambda found: (f"{found[1]}:/112",)),
         (rf"((?:{_GROUP}:){{1,7}})\*(?::\*)*(/.*)?", _ipv6),
-        # Of global addresses the first group has four digits; ``12:34`` or a MAC is a string.
+        # The first group of a global address has four digits; ``12:34`` or a MAC is a string.
         (rf"((?=[23fF]...:)[^:]{{4}}(?::{_GROUP}){{2,7}}:?)(/.*)?", _ipv6),
         (rf"((?=[23fF]...:)(?=.*[A-Fa-f])[^:]{{4}}:{_GROUP}:?)(/.*)?", _ipv6),
         (r"([0-9A-Fa-f:.]*::[0-9A-Fa-f:.]*)(?:/.*)?", _first),

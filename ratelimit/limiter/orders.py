@@ -1,21 +1,20 @@
-"""Which of two facts about a client holds: the order of blocks and lifts, which no store can
-rewind.
+"""Which of two entries about a client holds: the order of blocks and lifts.
 
-Each node, the store and each journal have for every limit and key at most one block and one lift.
-All of them merge what they hear by the same rules, so it does no harm if a fact arrives twice,
-late, or from several nodes at once, and after any fault the parts agree again as soon as they
-compare:
+Each node, the store and each journal have at most one block and one lift per limit and key. All of
+them merge entries by the same rules. So an entry may arrive twice, late, or from several nodes at
+once, and after any fault all parts agree again once they are compared; a store that is set back in
+time changes nothing:
 
-- A lift ends every block whose order is not higher than its own, and none whose order is.
-- Of two blocks by hand, the one of the higher order holds.
-- Of two blocks by the same limit, the one that ends later holds; one in shadow gives way.
+- A lift ends every block whose order is not higher than its own, and no other.
+- Of two blocks by hand, the one with the higher order holds.
+- Of two blocks by the same limit, the one that ends later holds; one in shadow mode loses.
 - Of two that differ in nothing else, the one that shows less of its string holds.
 
-An order is the store's time in microseconds, but at least one more than that of anything which the
-node knows of this client. A block that ends later holds whatever the orders, because nodes without
-a store count alone: the 10 s that one node gave must not replace the hour that another one gave.
-Its price is one case, in which a lift wins too much: a block by a limit that gave way before the
-lift of the longer one was heard does not come back.
+An order is the store's time in microseconds, but greater than that of any entry that the node has
+of this client. A block that ends later holds whatever the orders, because nodes without a store
+count alone: the 10 s of one node must not replace the hour of another. The cost is one case in
+which a lift wins too much: a block by a limit that lost before the lift of the longer one arrived
+does not come back.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ from ratelimit.large import LargeDict, OrderedSet
 from ratelimit.model import EVERY_LIMIT, Block, Lift
 
 MAX_ORDER = 1 << 53
-"""Orders are below this; a Lua number holds them exactly, and as microseconds they last until
-2255."""
+"""Orders are below this, so that a Lua number is exact; as microseconds they last until 2255.
+"""
 
 MAX_LIFTS = 200_000
-"""Lifts that are remembered; of more, those that end first are forgotten."""
+"""Lifts that are kept; beyond that, those that end first are dropped."""
 
 UNKNOWN = 3600
-"""Seconds that a lift is remembered if nothing is known that it could end."""
+"""Seconds for which a lift is kept if no entry is known that it could end."""
 
 _DIGITS = 16
 
 
 def beats(new: Block, old: Block) -> bool:
-    """Return whether a block takes the place of another one of the same limit and key."""
+    """Return whether a block replaces another of the same limit and key."""
     first, second = _rank(new), _rank(old)
     return first > second if first != second else _tie(new) > _tie(old)
 
@@ -51,13 +50,13 @@ def _rank(block: Block) -> tuple[int, ...]:
 
 
 def _tie(block: Block) -> int:
-    """Return a number to decide by when nothing else does; ``common.lua`` does the same."""
+    """Return a number as tie-break; ``common.lua`` computes the same."""
     text = f"{block.node}\n{block.by}\n{block.reason}".encode("utf-8", "replace")
     return int(hashlib.sha1(text, usedforsecurity=False).hexdigest()[:12], 16)
 
 
 class Lifts:
-    """The lifts that are remembered, by limit and key; times are epoch seconds."""
+    """The lifts, by limit and key; times are epoch seconds."""
 
     def __init__(self, most: int = MAX_LIFTS) -> None:
         self.most = most
@@ -69,12 +68,12 @@ class Lifts:
         return len(self._ends)
 
     def get(self, limit: str, key: str) -> Lift | None:
-        """Return the last lift of a client, if it is remembered."""
+        """Return the last lift of a client, or None."""
         known = self._lifts.get(f"{limit}\0{key}")
         return None if known is None else Lift(key, limit, *known)
 
     def after(self, last: Lift | None, count: int) -> list[Lift]:
-        """Return up to ``count`` lifts that follow one, in the order in which they end."""
+        """Return up to ``count`` lifts after ``last``, in the order of their ends."""
         end = "" if last is None else _end(last.until, f"{last.limit}\0{last.key}")
         found = []
         for text in self._ends.after(end, count):
@@ -84,7 +83,7 @@ class Lifts:
         return found
 
     def take(self, lift: Lift) -> bool:
-        """Merge a lift; true if that changes what is known."""
+        """Merge a lift; return true if it changes the state."""
         place = f"{lift.limit}\0{lift.key}"
         known = self._lifts.get(place) or (0, 0)
         merged = max(known[0], lift.order), max(known[1], lift.until)
@@ -98,7 +97,7 @@ class Lifts:
         return True
 
     def drop(self, now: int, count: int) -> int:
-        """Drop up to ``count`` lifts that have ended by now; return how many."""
+        """Remove up to ``count`` ended lifts; return their number."""
         gone = 0
         end = _end(now + 1, "")
         while gone < count and (first := self._ends.first()) is not None and first < end:
@@ -114,5 +113,5 @@ class Lifts:
 
 
 def _end(until: int, place: str) -> str:
-    """Return an end as text that sorts as the time does."""
+    """Return an end as text with the same sort order."""
     return f"{until:0{_DIGITS}d}{place}"

@@ -1,10 +1,10 @@
-"""Keys that are not addresses: kept as a keyed hash, shown as that and a hint.
+"""Keys that are not addresses: stored as a keyed hash, shown as a hint and the hash.
 
-An API key, a cookie or the subject of a token must not be in a log, in Redis, in a file, in a
-webhook or on a screen, where others than its owner find it. So the key of a string is its SipHash
-(``engine.key``) in all that is kept and told. A person finds a client by the string itself, which
-is hashed where it is given, or by any form that was shown. A limit that says ``secret = false``
-counts what may be seen, such as the names of users, and shows it.
+An API key, a cookie or the subject of a token must not appear in logs, in Redis, in files, in
+webhooks or on screens. So the key of a string is its SipHash (``engine.key``) wherever it is stored
+or sent. An operator finds a client by the string itself, which is hashed on input, or by any form
+that was shown. A limit with ``secret = false`` counts public strings, such as user names, and shows
+them.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from typing import TypeVar
 from ratelimit.limiter.keys import hash_of, is_key, is_like_address
 from ratelimit.model import Block, Lift
 
-_MAX_TEXT = 100  # characters that are shown of a string
+_MAX_TEXT = 100  # characters shown of a string
 _HINT = re.compile(rb"[A-Za-z0-9_.-]{1,4}")
-_HINTED = 16  # bytes of a string that is long enough to spare a few
+_HINTED = 16  # bytes from which on a string is long enough for a hint
 
-_MASKED = 12  # characters of a key that may be one
+_MASKED = 12  # characters from which on a key may be a secret
 
 E = TypeVar("E", Block, Lift)
 
 
 def string_text(string: bytes, key: str, secret: bool) -> str:
-    """Return what is shown of a string; ``key`` is its hash.
+    """Return the text to show for a string; ``key`` is its hash.
 
-    With ``secret``, that is the hash, behind the first letters and digits of a string of 16 bytes
-    or more, four at most. Else it is the string; if that is long, can't be printed, or could be
-    taken for something else, its hash is behind it. Given back, each of these is the same key.
+    With ``secret``, the text is the hash; for strings of 16 bytes or more, up to four of their
+    first letters and digits come before it. Otherwise it is the string; if that is long,
+    unprintable, or ambiguous, its hash follows. Each of these forms is accepted as input for the
+    same key.
     """
     if secret:
         hint = _HINT.match(string) if len(string) >= _HINTED else None
@@ -51,10 +52,10 @@ def string_text(string: bytes, key: str, secret: bool) -> str:
 
 
 def kept(entry: E, secret: bool, key_of: Callable[[bytes], str]) -> E:
-    """Return a block or a lift as it is kept, whatever version or configuration it was made by.
+    """Return a block or lift in the form in which it is kept, whatever version made it.
 
-    Up to 0.1 the key of a string was the string itself, or its beginning with the hash behind it.
-    ``secret`` is what the limit says now; ``key_of`` returns the hash of a string as a key.
+    Up to 0.1, the key of a string was the string itself, or its beginning and the hash. ``secret``
+    is the setting of the limit; ``key_of`` returns the key of a string.
     """
     text = "" if is_key(entry.key) else entry.key
     if isinstance(entry, Block):
@@ -71,10 +72,10 @@ def kept(entry: E, secret: bool, key_of: Callable[[bytes], str]) -> E:
 
 
 def masked(key: str) -> str:
-    """Return a key as it may be logged where nothing can hash it: that of a damaged entry.
+    """Return a key of a damaged entry for the log, where it can't be hashed.
 
-    A long one that is no hash may be the secret of an entry of an earlier version. A short one is
-    more likely to be what is left of a key, and has to be found.
+    A long key that is not a hash may be a secret stored by an earlier version. A short one is
+    shown, because it is more likely the rest of a key and must be found.
     """
     if len(key) < _MASKED or is_key(key):
         return key
@@ -82,7 +83,7 @@ def masked(key: str) -> str:
 
 
 def kept_text(text: str, key: str, secret: bool) -> str:
-    """Return what is shown of a string that was shown as ``text``, with its hash ``key``."""
+    """Return the text to show for a string that was shown as ``text`` with its hash ``key``."""
     begin = text[: -len(key)]
     if not secret:
         return f"{begin[:_MAX_TEXT]}{key}"

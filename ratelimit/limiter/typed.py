@@ -1,6 +1,6 @@
-"""Keys as people give them: an address, a network, the string itself, or any form that was shown.
+"""Keys as operators enter them: an address, a network, the string itself, or a form that was shown.
 
-A string that is given in clear is hashed here, and stays out of what is kept, logged and answered.
+A string in clear is hashed here and does not appear in stored data, logs and answers.
 """
 
 from __future__ import annotations
@@ -22,21 +22,23 @@ from ratelimit.limiter.strings import kept_text, string_text
 from ratelimit.model import EVERY_LIMIT
 
 MAX_GIVEN = 4096
-"""Characters of a key that is given."""
+"""Characters of a key as input."""
 
 _WIDEST = {4: 8, 6: 19}
-"""Bits of the widest networks that are blocked unforced: no provider has a larger one."""
+"""Prefix lengths of the widest networks that are blocked without force: no provider has a wider
+one.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A key that somebody gave.
+    """A key that an operator entered.
 
     Attributes:
-        key: as the blocklist has it.
-        note: what was corrected, if anything.
-        string: the string, if it was given in clear.
-        text: what was given, if it had the hash.
+        key: in the form of the blocklist.
+        note: corrections, or empty.
+        string: the string, if it was entered in clear.
+        text: the input, if it had the hash.
     """
 
     key: str
@@ -45,24 +47,24 @@ class Given:
     text: str = field(default="", repr=False)
 
     def shown(self, secret: bool) -> str:
-        """Return what may be told of it; ``secret`` as in ``limiter.strings``."""
+        """Return the text to show; ``secret`` as in ``limiter.strings``."""
         if self.string:
             return string_text(self.string, self.key, secret)
         return kept_text(self.text, self.key, secret) if self.text else self.key
 
 
 def read(limiter: Limiter, text: str, force: bool = False) -> Given:
-    """Return the key that a text means; ValueError if it can't be one.
+    """Return the key that a text means. Raises ValueError.
 
-    What is nearly an address is a mistake: as a string, it would be counted by no limit. It is
-    taken as a string if some limit counts one like it, or by ``force``.
+    A text that resembles an address is an error: as a string, no limit would count it. It is
+    accepted as a string if a limit counts one like it, or with ``force``.
     """
     if not text.isprintable() or text != text.strip():
         raise ValueError("must be printable, without spaces around it")
     if not text:
         raise ValueError("must not be empty")
     if len(text) > MAX_GIVEN:
-        raise ValueError(f"has at most {MAX_GIVEN} characters")
+        raise ValueError(f"must have at most {MAX_GIVEN} characters")
     hashed = hash_of(text)
     if hashed is not None:
         return Given(hashed, text=_shown_before(limiter, hashed) or text)
@@ -80,7 +82,7 @@ def read(limiter: Limiter, text: str, force: bool = False) -> Given:
 
 
 def told(limiter: Limiter, text: str) -> str:
-    """Return what may be logged of what somebody gave as a key, be it right or wrong."""
+    """Return the text to log for input that may be a key, valid or not."""
     try:
         return network_text(parse_network(text, strict=False))
     except ValueError:
@@ -92,7 +94,7 @@ def told(limiter: Limiter, text: str) -> str:
 
 
 def too_wide(key: str) -> str:
-    """Return why a key should not be blocked by mistake; empty for one that may."""
+    """Return why a network is too wide to be blocked without force; empty if it is not."""
     network = key_network(key)
     if network is None or network.prefixlen >= _WIDEST[network.version]:
         return ""
@@ -109,7 +111,7 @@ def reach(limiter: Limiter, key: str) -> str:
     if network is None:
         if limiter.is_known(key):
             return ""
-        return "no limit of this node counts a client with this key now"
+        return "no limit of this node currently counts a client with this key"
     notes = [missed] if (missed := misses_nat64(network)) else []
     clients: dict[str, list[str]] = {}
     for rule in limiter.engine.rules:
@@ -118,14 +120,14 @@ def reach(limiter: Limiter, key: str) -> str:
             clients.setdefault(counted, []).append(rule.limit.name)
     notes += [
         f"{'limits' if len(names) > 1 else 'limit'} {', '.join(names)}: {counted} counts as one "
-        f"client, this blocks only {key}; to block the client, block {counted}"
+        f"client, but this block applies only to {key}; to block the client, block {counted}"
         for counted, names in clients.items()
     ]
     return ". ".join(notes)
 
 
 def _shown_before(limiter: Limiter, key: str) -> str:
-    """Return with which hint the blocklist shows a hash, if it does."""
+    """Return the text, with its hint, that the blocklist shows for a hash, or nothing."""
     names = (EVERY_LIMIT, *(rule.limit.name for rule in limiter.engine.rules))
     blocks = (limiter.blocklist.get(name, key) for name in names)
     return next((one.text for one in blocks if one is not None and hash_of(one.text)), "")

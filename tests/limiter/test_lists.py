@@ -56,7 +56,7 @@ def test_networks_as_they_are_written(text: str, network: str) -> None:
     [
         ("192.0.2.1/24", "bits set beyond its prefix; is it 192.0.2.0/24?"),
         ("192.0.2.0/33", "not an address or a network"),
-        ("fe80::1%eth0", "a zone is not part of an address"),
+        ("fe80::1%eth0", "an address can't have a zone"),
         ("example.com", "not an address or a network"),
         ("", "not an address or a network"),
         ("17", "not an address or a network"),
@@ -104,7 +104,7 @@ def test_all_that_is_wrong_in_files_is_told_with_its_line(tmp_path: Path) -> Non
     assert problems[0] == f"{file}: line 2: not an address or a network: 'example.com'"
     assert problems[1].startswith(f"{file}: line 3: '192.0.2.1/24' has bits set")
     assert problems[2] == f"lists.allow_files.1: {tmp_path / 'none'}: No such file or directory"
-    assert problems[-1] == f"{bad}: line 20: the last of 10 more that are wrong"
+    assert problems[-1] == f"{bad}: line 20: the last of 10 more errors"
     assert len(problems) == 14
 
 
@@ -133,7 +133,7 @@ def test_what_is_no_file_of_lines_is_not_waited_for(tmp_path: Path) -> None:
     assert caught.value.problems == [
         f"lists.allow_files.0: {pipe}: not a file",
         "lists.allow_files.1: /dev/zero: not a file",
-        f"lists.allow_files.2: {long}: line 2 is too long for a list",
+        f"lists.allow_files.2: {long}: line 2 is too long",
         "lists.allow_files.3: a\0b: embedded null byte",
     ]
 

@@ -340,18 +340,21 @@ def test_a_very_wide_network_is_not_meant_by_itself(key: str, wide: str) -> None
     ("key", "note"),
     [
         ("192.0.2.7", ""),
-        ("2001:db8::/64", "limit login: 2001:db8::/48 counts as one client, this blocks only"),
+        (
+            "2001:db8::/64",
+            "limit login: 2001:db8::/48 counts as one client, but this block",
+        ),
         ("2001:db8::/48", ""),
         ("2001:db8::/32", ""),
         (
             "64:ff9b::/48",
-            "clients of 64:ff9b::/96 are counted by the IPv4 address in it: name that",
+            "clients of 64:ff9b::/96 are counted by their IPv4 address: use that address",
         ),
         (
             "2001:db8::7",
-            "limits default, api: 2001:db8::/64 counts as one client, this blocks only",
+            "limits default, api: 2001:db8::/64 counts as one client, but this block applies",
         ),
-        (HASH, "no limit of this node counts a client with this key now"),
+        (HASH, "no limit of this node currently counts a client with this key"),
     ],
 )
 def test_a_block_that_is_not_what_the_limits_count(key: str, note: str) -> None:
