@@ -104,7 +104,7 @@ def _entries(lines: Iterable[bytes]) -> Steps[list[Entry]]:
         try:
             entries.append(entry_from_json(line))
         except ValueError as error:
-            log.warning("a change of the process before can't be read", why=str(error))
+            log.warning("a change of the previous process can't be read", why=str(error))
         yield
     return entries
 
