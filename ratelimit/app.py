@@ -20,7 +20,7 @@ from ratelimit.agent.trust import Trusted
 from ratelimit.api.server import ApiServer
 from ratelimit.config import Config
 from ratelimit.engine import compiled
-from ratelimit.engine.layout import CLIENT_BYTES, SECOND
+from ratelimit.engine.layout import CLIENT_BYTES
 from ratelimit.events.fleet_events import Alerts
 from ratelimit.events.load import Load
 from ratelimit.events.webhooks import Webhooks
@@ -32,6 +32,7 @@ from ratelimit.model import Address, Entry
 from ratelimit.node.metrics import Metrics
 from ratelimit.node.operations import Control
 from ratelimit.node.reload import Reloader
+from ratelimit.notation import SECOND
 from ratelimit.process.handover import RELEASE_TIMEOUT, Predecessor, Successor, hand_over
 from ratelimit.process.supervisor import Task
 from ratelimit.process.systemd import Manager, Sockets

@@ -17,11 +17,10 @@ from ratelimit.api.events import send_events
 from ratelimit.api.listing import listing
 from ratelimit.api.page import PAGE, POLICY
 from ratelimit.engine import compiled
-from ratelimit.engine.layout import SECOND
 from ratelimit.events.bus import Full
 from ratelimit.limiter.limiter import ClientState
 from ratelimit.limiter.typed import Given
-from ratelimit.notation import format_duration
+from ratelimit.notation import SECOND, format_duration
 from ratelimit.process import log as logs
 from ratelimit.store import StoreError
 from ratelimit.turns import paced

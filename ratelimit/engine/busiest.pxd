@@ -4,8 +4,8 @@ from libc.stdint cimport uint64_t
 from ratelimit.engine.rule cimport Rule
 from ratelimit.engine.table cimport Table
 
-cdef int WAYS, FIRST_COUNTER, WEIGHT_BITS, _SET_WORDS, _SLOT_WORDS, _STAMP_BITS
-cdef uint64_t RING, SECOND, _SCALE, _RECENT, _M32
+cdef int WAYS, SET_WORDS, SLOT_WORDS, STAMP_BITS, SUM, UNTIL
+cdef uint64_t SECOND, _SCALE, _RECENT, _M32
 
 
 @cython.final
@@ -26,14 +26,9 @@ cdef class Scan:
         table=Table, index=Py_ssize_t, until=uint64_t, factor=uint64_t, most=uint64_t,
     )
     cdef uint64_t score(self, Py_ssize_t slot) noexcept
-    @cython.locals(
-        table=Table, first=Py_ssize_t, last=uint64_t, at=uint64_t, total=uint64_t,
-        oldest=uint64_t, _=int,
-    )
-    cdef uint64_t hits(self, Py_ssize_t slot, Rule rule) noexcept
     @cython.locals(at=Py_ssize_t, above=Py_ssize_t, below=Py_ssize_t)
     cdef void keep(self, uint64_t score, Py_ssize_t slot) noexcept
     @cython.locals(score=uint64_t, i=Py_ssize_t, count=Py_ssize_t)
     cpdef list order(self)
-    @cython.locals(ident=uint64_t, index=Py_ssize_t, rule=Rule)
+    @cython.locals(ident=uint64_t, index=Py_ssize_t)
     cpdef object busy(self, Py_ssize_t slot)

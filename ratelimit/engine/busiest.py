@@ -11,13 +11,11 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ratelimit.engine.layout import FIRST_COUNTER, RING, SECOND, WAYS, WEIGHT_BITS
+from ratelimit.engine.layout import SET_WORDS, SLOT_WORDS, STAMP_BITS, SUM, UNTIL, WAYS
 from ratelimit.engine.rule import Rule
 from ratelimit.engine.table import Table
+from ratelimit.notation import SECOND
 
-_SET_WORDS = 128
-_SLOT_WORDS = 15
-_STAMP_BITS = 24
 _SCALE = 1 << 24  # scores are hits times a fraction with this denominator
 _RECENT = 60 * SECOND
 _M32 = 0xFFFFFFFF
@@ -70,7 +68,7 @@ class Scan:
             share = _SCALE // rule.limit.rate
             rate = _SCALE * SECOND // window
             self.factors[rule.index] = max(share if sort == "share" else rate, 1)
-        self.horizon = (horizon >> _STAMP_BITS) + 1
+        self.horizon = (horizon >> STAMP_BITS) + 1
 
     @property
     def done(self) -> bool:
@@ -86,11 +84,11 @@ class Scan:
         end = min(self.place + sets, table.sets)
         stamp = table.stamp
         while self.place < end:
-            base = self.place * _SET_WORDS
+            base = self.place * SET_WORDS
             for way in range(WAYS):
                 tag = words[base + way]
                 if tag != 0 and (stamp - tag & _M32) <= self.horizon:
-                    slot = base + WAYS + way * _SLOT_WORDS
+                    slot = base + WAYS + way * SLOT_WORDS
                     score = self.score(slot)
                     if score > 0:
                         self.keep(score, slot)
@@ -102,30 +100,15 @@ class Scan:
         index = table.words[slot + 2] & 0xFFFF
         if index >= len(self.factors) or self.factors[index] == 0:
             return 0
-        until = table.halves[2 * slot + 9]
+        until = table.halves[2 * slot + UNTIL]
         if self.blocked:
             return until if until > table.now else 0
         # The whole sum is the most that it can be.
         factor = self.factors[index]
-        most = table.halves[2 * slot + 8] * factor
+        most = table.halves[2 * slot + SUM] * factor
         if self.size == self.count and most <= self.scores[0]:
             return 0
-        return self.hits(slot, self.rules[index]) * factor
-
-    def hits(self, slot: int, rule: Rule) -> int:
-        """Return a client's hits in the window that ends at the rule's time; changes nothing."""
-        table = self.table
-        first = 2 * slot + FIRST_COUNTER
-        last = table.words[slot + 3]
-        if last > rule.tick or rule.tick - last >= RING:
-            return 0
-        total = table.halves[2 * slot + 8]
-        at = last % RING
-        for _ in range(rule.tick - last):
-            at = at + 1 if at + 1 < RING else 0
-            total -= table.halves[first + at]
-        oldest = table.halves[first + rule.oldest]
-        return total - oldest + (oldest * rule.weight >> WEIGHT_BITS)
+        return table.count(slot, self.rules[index], 0) * factor
 
     def keep(self, score: int, slot: int) -> None:
         """Take a client among the highest, if it belongs there."""
@@ -179,12 +162,11 @@ class Scan:
         index = ident & 0xFFFF
         if index >= len(self.rules):
             return None
-        rule = self.rules[index]
         return Busy(
             ident >> 16,
             words[slot],
             words[slot + 1],
             index,
-            self.hits(slot, rule),
+            self.table.count(slot, self.rules[index], 0),
             self.table.until(slot),
         )

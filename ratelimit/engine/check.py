@@ -18,9 +18,9 @@ from ratelimit.engine.layout import (
     HOT,
     LISTED_BITS,
     LOOK,
+    MAPPED,
     MIXED,
     NONE,
-    SECOND,
     SIGHTS,
     TELL,
 )
@@ -31,6 +31,7 @@ from ratelimit.engine.rule import Rule
 from ratelimit.engine.sharing import Exchange
 from ratelimit.engine.table import Table
 from ratelimit.model import Limit, Verdict
+from ratelimit.notation import SECOND
 
 # Of C's int type when compiled.
 _ALLOW = int(Verdict.ALLOW)
@@ -38,7 +39,6 @@ _THROTTLE = int(Verdict.THROTTLE)
 _BLOCK = int(Verdict.BLOCK)
 _DENYLIST = DENYLIST
 
-_MAPPED = 0xFFFF
 
 _SIGHTS = SIGHTS  # of C's type when compiled
 
@@ -392,7 +392,7 @@ class Engine:
         lo = self.lo
         last_hi = hi
         last_lo = lo
-        if hi == 0 and lo >> 32 == _MAPPED:
+        if hi == 0 and lo >> 32 == MAPPED:
             last_lo |= ~rule.ipv4_mask & _M32
         else:
             last_hi |= ~rule.hi_mask & _M64
@@ -408,7 +408,7 @@ class Engine:
     def mask(self, rule: Rule, kind: int, hi: int, lo: int) -> None:
         """Cut a key to the limit's prefix, into ``hi`` and ``lo``."""
         if kind == ADDRESS:
-            if hi == 0 and lo >> 32 == _MAPPED:
+            if hi == 0 and lo >> 32 == MAPPED:
                 lo &= rule.ipv4_mask
             else:
                 hi &= rule.hi_mask

@@ -10,14 +10,13 @@ two strings that share a counter.
 
 from __future__ import annotations
 
-from ratelimit.engine.layout import ADDRESS, TEXT
+from ratelimit.engine.layout import ADDRESS, MAPPED, TEXT
 
 _M64 = 0xFFFFFFFFFFFFFFFF
 _V0 = 0x736F6D6570736575
 _V1 = 0x646F72616E646F6D
 _V2 = 0x6C7967656E657261
 _V3 = 0x7465646279746573
-_MAPPED = 0xFFFF
 _NAT64 = 0x0064FF9B00000000  # the upper half of 64:ff9b::/96
 
 
@@ -46,7 +45,7 @@ class Key:
     def ipv4(self, data: bytes, start: int) -> None:
         """Take the 4 bytes of an IPv4 address."""
         p = data
-        lo = _MAPPED
+        lo = MAPPED
         for i in range(4):
             lo = lo << 8 | p[start + i]
         self.kind = ADDRESS
@@ -67,7 +66,7 @@ class Key:
         """Take the two halves of an IPv6 address."""
         if hi == _NAT64 and lo >> 32 == 0:
             hi = 0
-            lo |= _MAPPED << 32
+            lo |= MAPPED << 32
         self.kind = ADDRESS
         self.hi = hi
         self.lo = lo
@@ -180,7 +179,7 @@ class Key:
                 if filled == 0 and gap < 0:
                     self.kind = ADDRESS
                     self.hi = 0
-                    self.lo = (_MAPPED << 32) | quad
+                    self.lo = (MAPPED << 32) | quad
                     return True
                 if filled > 12:
                     return False

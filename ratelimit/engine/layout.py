@@ -16,11 +16,24 @@ WAYS = 8
 CLIENT_BYTES = 128
 """Memory that a client takes in the table, with everything."""
 
+SET_WORDS = 128
+SLOT_WORDS = 15
+"""Words of 64 bits of a set of the table, and of a slot in it."""
+
+STAMP_BITS = 24
+"""Binary digits of the nanoseconds that a visit leaves out: visits are told apart by 17 ms."""
+
 RING = SUB_WINDOWS + 1
 """Counters of a client: the parts of a window, and the one that is leaving it."""
 
 WEIGHT_BITS = 20
 """Binary digits of the share of the oldest counter that still counts."""
+
+SUM = 8
+"""Where a slot of the table has the sum of its counters, in 32-bit words."""
+
+UNTIL = 9
+"""Where a slot of the table has the end of the block of its client, in 32-bit words."""
 
 FIRST_COUNTER = 10
 """Where the counters begin in a slot of the table, in 32-bit words."""
@@ -69,5 +82,5 @@ TELL_NEAR = 2
 TOLD_NEAR = 3
 """What the other nodes know of a shared client; they are told twice, then near its limit."""
 
-SECOND = 1_000_000_000
-"""In nanoseconds."""
+MAPPED = 0xFFFF
+"""The upper 96 bits of ::ffff:0:0/96, where a key has an IPv4 address."""

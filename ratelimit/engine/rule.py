@@ -9,8 +9,9 @@ all the checks of a read.
 
 from __future__ import annotations
 
-from ratelimit.engine.layout import RING, SECOND, WEIGHT_BITS
+from ratelimit.engine.layout import RING, WEIGHT_BITS
 from ratelimit.model import SUB_WINDOWS, Limit
+from ratelimit.notation import SECOND
 
 _MAX_NAME = 64  # an ACK with it still fits the smallest frame
 _MAX_WINDOW = SUB_WINDOWS << 63 - WEIGHT_BITS  # so that at() stays within 64 bits; 39 hours

@@ -3,8 +3,8 @@ cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from ratelimit.engine.rule cimport Rule
 
-cdef int WAYS, _SET_WORDS, _SLOT_WORDS, FIRST_COUNTER, _STAMP_BITS, WEIGHT_BITS
-cdef int EPOCH, FETCHED
+cdef int WAYS, SET_WORDS, SLOT_WORDS, FIRST_COUNTER, STAMP_BITS, WEIGHT_BITS
+cdef int EPOCH, FETCHED, SUM, UNTIL
 cdef uint64_t RING, SECOND, BY_HAND
 cdef uint64_t _MAX_COUNTER, _SMALL, _HALF, _SPREAD, _M64, _M32
 

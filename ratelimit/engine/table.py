@@ -36,18 +36,20 @@ from ratelimit.engine.layout import (
     FETCHED,
     FIRST_COUNTER,
     RING,
-    SECOND,
+    SET_WORDS,
+    SLOT_WORDS,
+    STAMP_BITS,
+    SUM,
+    UNTIL,
     WAYS,
     WEIGHT_BITS,
 )
 from ratelimit.engine.rule import Rule
+from ratelimit.notation import SECOND
 
-_SET_WORDS = 128
-_SLOT_WORDS = 15
 _HALF = 1 << WEIGHT_BITS - 1  # to round a share to the nearest
 _MAX_COUNTER = 1 << 27  # 17 of them fit into the sum; more than any rate
 _SMALL = 1 << 20  # times a sub-window it fits 64 bits; see _MAX_WINDOW in rule.py
-_STAMP_BITS = 24  # visits are told apart by 17 ms, and for two years
 _SPREAD = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, made odd
 _M64 = 0xFFFFFFFFFFFFFFFF
 _M32 = 0xFFFFFFFF
@@ -97,18 +99,18 @@ class Table:
     def at(self, now: int) -> None:
         """Set the time, in nanoseconds since the epoch."""
         self.now = now // SECOND
-        self.stamp = now >> _STAMP_BITS & _M32
+        self.stamp = now >> STAMP_BITS & _M32
 
     def find(self, hi: int, lo: int, ident: int) -> int:
         """Return the slot of a client, new or known, and note the visit."""
         slot = self.peek(hi, lo, ident)
         if slot < 0:
             self.way = self.vacate(self.base)
-            slot = self.base + WAYS + self.way * _SLOT_WORDS
+            slot = self.base + WAYS + self.way * SLOT_WORDS
             self.words[slot] = hi
             self.words[slot + 1] = lo
             self.words[slot + 2] = ident
-            for i in range(3, _SLOT_WORDS):
+            for i in range(3, SLOT_WORDS):
                 self.words[slot + i] = 0
             self.idle = _M32
             if self.orphans:
@@ -132,7 +134,7 @@ class Table:
             + self.m5 * ident
         ) & _M64
         mixed = (mixed ^ mixed >> 32) * _SPREAD & _M64
-        self.base = ((mixed >> 32) * self.sets >> 32) * _SET_WORDS
+        self.base = ((mixed >> 32) * self.sets >> 32) * SET_WORDS
         self.tag = (mixed >> 8 & _M32) | 1
 
     def expect(self, hi: int, lo: int, ident: int) -> None:
@@ -158,9 +160,9 @@ class Table:
             for way in range(WAYS):
                 if self.words[base + way] >> 32 == tag:
                     # Three cache lines at most have some of it.
-                    slot = base + WAYS + way * _SLOT_WORDS
+                    slot = base + WAYS + way * SLOT_WORDS
                     touched ^= self.words[slot] ^ self.words[slot + 8]
-                    touched ^= self.words[slot + _SLOT_WORDS - 1]
+                    touched ^= self.words[slot + SLOT_WORDS - 1]
                     break
         # Kept, or the compiler would see that nobody needs it.
         self.touched = touched
@@ -176,7 +178,7 @@ class Table:
         tag = self.tag
         for way in range(WAYS):
             if self.words[base + way] >> 32 == tag:
-                slot = base + WAYS + way * _SLOT_WORDS
+                slot = base + WAYS + way * SLOT_WORDS
                 if (
                     self.words[slot] == hi
                     and self.words[slot + 1] == lo
@@ -193,11 +195,11 @@ class Table:
             self.entries += 1
             return way
         self.evictions += 1
-        if self.until(base + WAYS + way * _SLOT_WORDS) > self.now:
+        if self.until(base + WAYS + way * SLOT_WORDS) > self.now:
             # A blocked client is more worth keeping than one that is merely fresh. This looks into
             # every slot of the set, which the tags alone spare us as a rule.
             way = self.stalest(base, True)
-            slot = base + WAYS + way * _SLOT_WORDS
+            slot = base + WAYS + way * SLOT_WORDS
             if self.until(slot) > self.now:
                 key = (self.words[slot], self.words[slot + 1], self.words[slot + 2] & _M32)
                 self.orphans[key] = self.until(slot) << 1 | self.by_hand(slot)
@@ -215,7 +217,7 @@ class Table:
             if word == 0:
                 return way
             idle = self.stamp - (word & _M32) & _M32
-            if unblocked and self.until(base + WAYS + way * _SLOT_WORDS) <= self.now:
+            if unblocked and self.until(base + WAYS + way * SLOT_WORDS) <= self.now:
                 idle += 1 << 32
             if idle > longest:
                 stalest = way
@@ -231,8 +233,8 @@ class Table:
         if hits > _MAX_COUNTER - counter:
             hits = _MAX_COUNTER - counter
         self.halves[first + rule.bucket] = counter + hits
-        total = self.halves[2 * slot + 8] + hits
-        self.halves[2 * slot + 8] = total
+        total = self.halves[2 * slot + SUM] + hits
+        self.halves[2 * slot + SUM] = total
         oldest = self.halves[first + rule.oldest]
         return total - oldest + (oldest * rule.weight + _HALF >> WEIGHT_BITS)
 
@@ -242,17 +244,17 @@ class Table:
         last = self.words[slot + 3]
         if last > rule.tick or rule.tick - last >= RING:
             # Longer ago than the window; or in the future, since somebody set the clock back.
-            self.halves[2 * slot + 8] = 0
+            self.halves[2 * slot + SUM] = 0
             for i in range(RING):
                 self.halves[first + i] = 0
         else:
             at = last % RING
-            total = self.halves[2 * slot + 8]
+            total = self.halves[2 * slot + SUM]
             for _ in range(rule.tick - last):
                 at = at + 1 if at + 1 < RING else 0
                 total -= self.halves[first + at]
                 self.halves[first + at] = 0
-            self.halves[2 * slot + 8] = total
+            self.halves[2 * slot + SUM] = total
         self.words[slot + 3] = rule.tick
 
     def wait(self, slot: int, rule: Rule, others: memoryview, start: int) -> int:
@@ -261,7 +263,7 @@ class Table:
         ``others`` has the counters of its hits elsewhere from ``start`` on, and then their sum.
         """
         first = 2 * slot + FIRST_COUNTER
-        left = self.halves[2 * slot + 8]
+        left = self.halves[2 * slot + SUM]
         left += others[start + RING]  # both together need more than 32 bits
         at = rule.oldest
         parts = 0
@@ -289,7 +291,7 @@ class Table:
 
     def until(self, slot: int) -> int:
         """Return the epoch second at which the client's block ends or ended; 0 without one."""
-        return self.halves[2 * slot + 9]
+        return self.halves[2 * slot + UNTIL]
 
     def by_hand(self, slot: int) -> int:
         """Return 1 if the client's block was made by a person, else 0."""
@@ -297,7 +299,7 @@ class Table:
 
     def block(self, slot: int, until: int, by_hand: bool) -> None:
         """Keep the end of a block, an epoch second, with the client; 0 lifts it."""
-        self.halves[2 * slot + 9] = until
+        self.halves[2 * slot + UNTIL] = until
         mark = self.mark(slot)
         mark &= ~BY_HAND
         if by_hand:
@@ -315,7 +317,7 @@ class Table:
     def settle(self, slot: int, rule: Rule) -> None:
         """Forget a client's hits so far, for it is blocked; its next ones are of another epoch."""
         first = 2 * slot + FIRST_COUNTER
-        self.halves[2 * slot + 8] = 0
+        self.halves[2 * slot + SUM] = 0
         for i in range(RING):
             self.halves[first + i] = 0
         self.words[slot + 3] = rule.tick

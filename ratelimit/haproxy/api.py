@@ -16,13 +16,11 @@ from typing import Any
 from ratelimit.exceptions import RatelimitError
 from ratelimit.haproxy.commands import (
     Entry,
-    Network,
     Prefixes,
     clear_entry,
     entries_of,
     entry_to_push,
     network_key,
-    parse_key,
     read_entries,
     refusal,
     set_entry,
@@ -42,6 +40,7 @@ from ratelimit.haproxy.stats import (
     read_report,
     set_server,
 )
+from ratelimit.limiter.keys import Network, key_network
 
 __all__ = [
     "Acted",
@@ -52,7 +51,6 @@ __all__ = [
     "Entry",
     "Fault",
     "Frontend",
-    "Network",
     "Prefixes",
     "Ready",
     "Report",
@@ -246,7 +244,7 @@ class Runtime:
         table; nor has a key whose entry would block more than the key, such as a single IPv6
         address. The agent refuses these.
         """
-        network = parse_key(key)
+        network = key_network(key)
         entry = None if network is None else entry_to_push(network, self.prefixes)
         changes = [] if entry is None else [set_entry(entry, until)]
         return self._change(self._timeout, *changes, mark=network, until=by_hand)
@@ -258,7 +256,7 @@ class Runtime:
         A failed change is retried. For a single address, the entry of its whole client is removed
         too, because that entry also blocks the address.
         """
-        network = parse_key(key)
+        network = key_network(key)
         if network is None:
             return self._change(0)
         if network.num_addresses == 1:
@@ -270,7 +268,7 @@ class Runtime:
 
     async def edge(self, key: str) -> list[EdgeEntry]:
         """Return the entries of all edge tables for a key; ``faults`` has the failures."""
-        network = parse_key(key)
+        network = key_network(key)
         if network is None:
             return []
         command = show_entries(entries_of(network, self.prefixes))

@@ -10,7 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from ratelimit.limiter.keys import Network, key_network
+from ratelimit.limiter.lists import span
 
 TABLE = "t_block"
 """The stick table of blocked clients; ``gpt0`` is the epoch second at which a block ends."""
@@ -18,15 +21,12 @@ TABLE = "t_block"
 MAX_COMMAND = 15_000
 """Bytes of a command line: HAProxy's buffer has 16 KiB, and longer lines are dropped."""
 
-_MAPPED = IPv6Network("::ffff:0:0/96")
 _NAT64 = IPv6Network("64:ff9b::/96")
 _SIX_TO_FOUR = IPv6Network("2002::/16")
 _LOOPBACK = IPv6Address("::1")
 _LAST_SECOND = (1 << 32) - 1  # gpt0 has 32 bits
 _DONE = ("Entry currently in use, cannot remove", "Key not found.")  # the result is the same
 _ENTRY = re.compile(r"key=(\S+) .*exp=(\d+) .*gpt0=(\d+)")
-
-Network = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,25 +63,6 @@ class Entry:
     def written(self) -> str:
         """The key in the form for a command."""
         return f"::ffff:{self.key}" if "." in self.key else self.key
-
-
-def parse_key(key: str) -> Network | None:
-    """Return the network of a key, a single address as a network of one; None for other keys.
-
-    An IPv6 address that the agent counts as IPv4 (``engine.key``) becomes IPv4.
-    """
-    if "%" in key:  # a scope may contain any character
-        return None
-    try:
-        network = ip_network(key)
-    except ValueError:
-        return None
-    if isinstance(network, IPv6Network):
-        for outer in (_MAPPED, _NAT64):
-            if network.subnet_of(outer):
-                low = int(network.network_address) & 0xFFFFFFFF
-                return IPv4Network((low, network.prefixlen - outer.prefixlen))
-    return network
 
 
 def network_key(network: Network) -> str:
@@ -130,18 +111,12 @@ def taken_for(network: Network, prefixes: Prefixes) -> IPv4Network | None:
 
 def within(key: str, network: Network) -> bool:
     """Return whether all addresses of a key are in this network; ``::/0`` includes IPv4."""
-    other = parse_key(key)
+    other = key_network(key)
     if other is None:
         return False
-    first, last = _span(network)
-    begin, end = _span(other)
+    first, last, _ = span(network, 0)
+    begin, end, _ = span(other, 0)
     return first <= begin and end <= last
-
-
-def _span(network: Network) -> tuple[int, int]:
-    """Return the first and last address as 128 bits; IPv4 is mapped."""
-    base = int(_MAPPED.network_address) if network.version == 4 else 0
-    return base | int(network.network_address), base | int(network.broadcast_address)
 
 
 def _key(address: IPv4Address | IPv6Address) -> str:

@@ -10,10 +10,11 @@ import asyncio
 from collections.abc import Iterator
 
 from ratelimit.engine.layout import ALLOW
-from ratelimit.haproxy.api import Fault, Network, Runtime, Telling
-from ratelimit.haproxy.commands import network_key, parse_key
+from ratelimit.haproxy.api import Fault, Runtime, Telling
+from ratelimit.haproxy.commands import network_key
 from ratelimit.haproxy.map_files import MapFiles
 from ratelimit.haproxy.maps import ALWAYS, LISTS, NEVER
+from ratelimit.limiter.keys import Network, key_network
 from ratelimit.limiter.limiter import Limiter
 from ratelimit.model import EVERY_LIMIT, Block
 from ratelimit.steps import Steps
@@ -109,7 +110,7 @@ class Edges:
                 yield f"{network} {NEVER if value == ALLOW else ALWAYS}"
         else:
             for block in self.limiter.blocklist.of(EVERY_LIMIT):
-                if (one := parse_key(block.key)) is not None and (until := self._ends(block)):
+                if (one := key_network(block.key)) is not None and (until := self._ends(block)):
                     yield f"{network_key(one)} {until}"
 
     def _ends(self, block: Block) -> int:
@@ -135,7 +136,7 @@ class Edges:
 
     def _tell(self, key: str) -> Telling:
         block = self.limiter.blocklist.get(EVERY_LIMIT, key)
-        network = parse_key(key)
+        network = key_network(key)
         by_hand = 0 if block is None else self._ends(block)
         if block is not None and network is not None:
             until = self.until(self.runtime.prefixes.client(network))

@@ -21,12 +21,10 @@ import structlog
 from ratelimit.haproxy.commands import (
     MAX_COMMAND,
     Entry,
-    Network,
     Prefixes,
     batches,
     clear_entry,
     entry_to_push,
-    parse_key,
     read_entry,
     refusal,
     set_entry,
@@ -35,6 +33,7 @@ from ratelimit.haproxy.commands import (
 from ratelimit.haproxy.maps import Maps
 from ratelimit.haproxy.runtime_socket import Edge, EdgeError
 from ratelimit.large import LargeDict
+from ratelimit.limiter.keys import Network, key_network
 from ratelimit.steps import Steps
 from ratelimit.turns import paced
 
@@ -252,7 +251,7 @@ def _judged(
     commands: list[str] = []
     now = int(time.time())
     for number, entry in enumerate(map(read_entry, lines), 1):
-        network = None if entry is None or entry.until <= now else parse_key(entry.key)
+        network = None if entry is None or entry.until <= now else key_network(entry.key)
         if entry is not None and network is not None:
             until = truth.until(prefixes.client(network))
             if until + _SLACK >= entry.until:
@@ -272,7 +271,7 @@ def _missing(
     commands: list[str] = []
     now = int(time.time())
     for number, key in enumerate(keys, 1):
-        network = parse_key(key)
+        network = key_network(key)
         written = None if network is None else entry_to_push(network, prefixes)
         if network is not None and written is not None and written not in right:
             until = truth.until(prefixes.client(network))

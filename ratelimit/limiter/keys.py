@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
-from ratelimit.engine.layout import ADDRESS
+from ratelimit.engine.layout import ADDRESS, MAPPED
 from ratelimit.limiter.nearest import Forms, meant
 from ratelimit.model import Limit
 
-_MAPPED = 0xFFFF  # the upper 96 bits of ::ffff:0:0/96
 _NAT64 = 0x0064FF9B << 64  # the upper 96 bits of 64:ff9b::/96
 _APART = 10  # shorter networks contain both prefixes
 _LATEST = 64  # keys whose network is cached; operations on a key need it several times
@@ -29,7 +28,7 @@ def client_key(kind: int, hi: int, lo: int, ipv4_prefix: int, ipv6_prefix: int) 
     """
     if kind != ADDRESS:
         return hash_key(hi, lo)
-    if hi == 0 and lo >> 32 == _MAPPED:
+    if hi == 0 and lo >> 32 == MAPPED:
         return network_text(IPv4Network((lo & 0xFFFFFFFF, ipv4_prefix)))
     return network_text(IPv6Network((hi << 64 | lo, ipv6_prefix)))
 
@@ -49,7 +48,7 @@ def parse_network(text: str, strict: bool = True) -> Network:
     if network.version == 4:
         return network
     first, bits = int(network.network_address), network.prefixlen
-    if bits >= 96 and first >> 32 in (_MAPPED, _NAT64):
+    if bits >= 96 and first >> 32 in (MAPPED, _NAT64):
         return IPv4Network((first & 0xFFFFFFFF, bits - 96))
     return network
 

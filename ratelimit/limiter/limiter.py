@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ParamSpec
 
 from ratelimit.engine.check import Engine
-from ratelimit.engine.layout import ADDRESS, ALLOW, DENY, MIXED, NONE, SECOND, TEXT
+from ratelimit.engine.layout import ADDRESS, ALLOW, DENY, MIXED, NONE, TEXT
 from ratelimit.engine.rule import Rule
 from ratelimit.limiter.barred import Barred
 from ratelimit.limiter.blocklist import Blocklist
@@ -34,6 +34,7 @@ from ratelimit.model import (
     Lift,
     Limit,
 )
+from ratelimit.notation import SECOND
 from ratelimit.steps import Steps, finish
 
 _MAX_NEWS = 16

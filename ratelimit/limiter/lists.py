@@ -18,7 +18,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import TextIO
 
-from ratelimit.engine.layout import ALLOW, DENY, NONE
+from ratelimit.engine.layout import ALLOW, DENY, MAPPED, NONE
 from ratelimit.exceptions import ConfigError
 from ratelimit.limiter.keys import Network, parse_network
 from ratelimit.steps import Steps
@@ -26,7 +26,7 @@ from ratelimit.steps import Steps
 MAX_NETWORKS = 1_000_000
 """Maximum for both lists together; each network takes up to 48 bytes."""
 
-_MAPPED = 0xFFFF << 32
+_MAPPED = MAPPED << 32
 _END = 1 << 128
 _PIECE = 128  # networks, half a millisecond of work
 _CUTS = 64  # the same for cutting

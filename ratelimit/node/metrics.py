@@ -22,11 +22,11 @@ from prometheus_client.registry import Collector
 
 from ratelimit.agent.server import Agent
 from ratelimit.engine import compiled
-from ratelimit.engine.layout import SECOND
 from ratelimit.events.webhooks import Webhooks
 from ratelimit.haproxy.edges import Edges
 from ratelimit.histogram import Histogram
 from ratelimit.model import VERDICTS
+from ratelimit.notation import SECOND
 from ratelimit.process import log as logs
 from ratelimit.process.supervisor import Supervisor
 from ratelimit.store import Node, Store

@@ -18,7 +18,6 @@ import structlog
 
 from ratelimit.agent.server import Agent
 from ratelimit.config import Config
-from ratelimit.engine.layout import SECOND
 from ratelimit.events.bus import Bus
 from ratelimit.exceptions import RatelimitError
 from ratelimit.haproxy.api import EdgeEntry, Fault, Runtime
@@ -30,6 +29,7 @@ from ratelimit.limiter.typed import Given
 from ratelimit.model import EVERY_LIMIT, Block, Limit
 from ratelimit.node.reload import Reloader, ReloadResult
 from ratelimit.node.top import Busiest
+from ratelimit.notation import SECOND
 from ratelimit.process.supervisor import Supervisor
 from ratelimit.steps import Steps
 from ratelimit.store import Node, Store

@@ -11,10 +11,11 @@ import time
 from dataclasses import dataclass
 
 from ratelimit.engine.busiest import Busy, Scan
-from ratelimit.engine.layout import ADDRESS, SECOND
+from ratelimit.engine.layout import ADDRESS
 from ratelimit.limiter.keys import client_key
 from ratelimit.limiter.limiter import Limiter
 from ratelimit.model import Limit
+from ratelimit.notation import SECOND
 from ratelimit.steps import Steps
 from ratelimit.store.sync import Sync
 from ratelimit.turns import paced, turn

@@ -20,12 +20,13 @@ from typing import Protocol
 
 import structlog
 
-from ratelimit.engine.layout import NOTICE_BYTES, RECORD_BYTES, SECOND
+from ratelimit.engine.layout import NOTICE_BYTES, RECORD_BYTES
 from ratelimit.engine.sharing import Exchange
 from ratelimit.histogram import Histogram
 from ratelimit.limiter.limiter import Limiter, Sharing
 from ratelimit.limiter.merge import Merge
 from ratelimit.model import SUB_WINDOWS, Entry
+from ratelimit.notation import SECOND
 from ratelimit.steps import Steps
 from ratelimit.store.base import Events, Node, SharedStore, Store, StoreError
 from ratelimit.turns import paced

@@ -9,8 +9,9 @@ import pytest
 
 from ratelimit.engine.busiest import Busy, Scan
 from ratelimit.engine.check import Engine
-from ratelimit.engine.layout import ADDRESS, SECOND
+from ratelimit.engine.layout import ADDRESS
 from ratelimit.model import Limit
+from ratelimit.notation import SECOND
 from tests.helpers import wire
 from tests.helpers.forms import plain_modules, responder
 
@@ -59,7 +60,7 @@ class Clients:
                 total += hits
             elif at // part == tick - 16:
                 oldest += hits
-        return total + (oldest * weight >> 20)
+        return total + (oldest * weight + (1 << 19) >> 20)
 
 
 def take(scan: Any) -> list[Busy]:
@@ -166,6 +167,14 @@ def test_a_slot_that_a_new_limit_has_taken_is_left_out() -> None:
         clients.hit("slow", client, 1, NOW + SECOND)
     assert scan.busy(slot) is None
     assert scan.order() == []
+
+
+def test_it_counts_as_all_else_does() -> None:
+    clients = loaded(5)
+    engine = clients.engine
+    for busy in clients.taken(1000):
+        slot = engine.table.peek(busy.hi, busy.lo, busy.kind << 16 | busy.index)
+        assert busy.hits == engine.hits(engine.rules[busy.index], slot)
 
 
 def test_an_empty_table() -> None:

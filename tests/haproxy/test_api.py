@@ -23,7 +23,6 @@ from ratelimit.haproxy import commands, mirror, runtime_socket, stats
 from ratelimit.haproxy.api import (
     Action,
     Drain,
-    Network,
     Prefixes,
     Ready,
     Runtime,
@@ -33,7 +32,7 @@ from ratelimit.haproxy.api import (
 )
 from ratelimit.haproxy.runtime_socket import MAX_QUEUED, EdgeError
 from ratelimit.large import LargeDict
-from ratelimit.limiter.keys import network_text
+from ratelimit.limiter.keys import Network, key_network, network_text
 from tests.helpers.edges import TABLE, Edge, edges, unprivileged
 from tests.helpers.world import LONGEST, World, until, world
 from tests.helpers.world import run as run_world
@@ -127,7 +126,7 @@ def later(seconds: int = 600) -> int:
     ],
 )
 def test_an_entry_blocks_nobody_else(key: str, entry: str | None) -> None:
-    network = commands.parse_key(key)
+    network = key_network(key)
     assert network is not None
     assert commands.entry_to_push(network, Prefixes()) == entry
 
@@ -156,7 +155,7 @@ def test_an_entry_blocks_nobody_else(key: str, entry: str | None) -> None:
     ],
 )
 def test_clients_of_other_prefixes(key: str, pushed: str | None, entries: list[str]) -> None:
-    network = commands.parse_key(key)
+    network = key_network(key)
     assert network is not None
     prefixes = Prefixes(24, 56)
     assert commands.entry_to_push(network, prefixes) == pushed
@@ -179,7 +178,7 @@ def test_clients_of_other_prefixes(key: str, pushed: str | None, entries: list[s
 def test_an_entry_is_within_a_network_as_the_agent_counts(
     key: str, network: str, inside: bool
 ) -> None:
-    parsed = commands.parse_key(network)
+    parsed = key_network(network)
     assert parsed is not None
     assert commands.within(key, parsed) is inside
 
@@ -202,7 +201,7 @@ COMMAND = re.compile(
     st.integers(),
 )
 def test_no_key_writes_a_command_of_its_own(key: str, until: int) -> None:
-    network = commands.parse_key(key)
+    network = key_network(key)
     if network is None:
         return
     entries = commands.entries_of(network, Prefixes())

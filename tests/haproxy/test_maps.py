@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from ratelimit.haproxy import maps
-from ratelimit.haproxy.api import Network, Runtime
+from ratelimit.haproxy.api import Runtime
 from ratelimit.haproxy.map_files import MapFiles
 from ratelimit.haproxy.maps import BLOCKS, LISTS, NAMES
 from ratelimit.haproxy.runtime_socket import Edge as SocketEdge
+from ratelimit.limiter.keys import Network
 from tests.helpers.edges import Edge, edges
 from tests.helpers.world import LONGEST, until
 

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from ratelimit.engine.layout import SECOND
 from ratelimit.limiter.limiter import Limiter, Sharing
 from ratelimit.model import EVERY_LIMIT, Block, Limit
+from ratelimit.notation import SECOND
 from ratelimit.store import sync as module
 from ratelimit.store.base import Events, Node, SharedStore, StoreError
 from ratelimit.store.redis.store import RedisStore

@@ -33,9 +33,10 @@ from typing import Any
 
 import structlog
 
-from ratelimit.engine.layout import ANSWER_BYTES, RECORD_BYTES, SECOND
+from ratelimit.engine.layout import ANSWER_BYTES, RECORD_BYTES
 from ratelimit.exceptions import ConfigError, StartError
 from ratelimit.model import Entry
+from ratelimit.notation import SECOND
 from ratelimit.steps import Steps
 from ratelimit.store.base import Events, Node, SharedStore, StoreError
 from ratelimit.store.journal import Journal
