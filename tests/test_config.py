@@ -486,7 +486,7 @@ def test_stores(read: Callable[[str], Config], url: str) -> None:
     ("text", "problem"),
     [
         ("url = 'http://x'", "store.url: must begin with one of memory://, redis://"),
-        ("url = 'redis://u:hunter2@h:x'", "store.url: a port is a number"),
+        ("url = 'redis://u:hunter2@h:x'", "store.url: a port must be a number"),
         ("url = 'redis+sentinel://h'", "store.url: must name the service"),
         ("url = 'redis://h?password_file=/no/such'", "store.url: password_file: /no/such: No such"),
         ("sync_interval = '11s'", "store.sync_interval: must be from 1ms to 10s"),

@@ -1,7 +1,7 @@
-"""Where blocks outlive the process and, with Redis, where all nodes share one count.
+"""Stores: they keep blocks beyond the process, and with Redis all nodes share blocks and counts.
 
-``base`` says what a store is, ``memory`` is the embedded one, ``redis`` the shared one. A store is
-never on the request path.
+``base`` defines the interface, ``embedded`` is the store of a single node, ``redis`` the shared
+one. A store is not on the request path.
 """
 
 from __future__ import annotations
@@ -35,12 +35,11 @@ def open_store(
     replicas: int = 0,
     secret: bytes = b"",
 ) -> MemoryStore | RedisStore:
-    """Return the store of a URL, not started.
+    """Return the store of a URL; it is not started.
 
-    ``replicas`` is how many of a shared store's must have what a person changes before that is
-    acknowledged; ``secret`` is that by which all nodes sign the shared blocklist. Raises
-    ConfigError if the URL can't be meant so, or names files that are not there; and StartError,
-    without the secret of strings that is to be in the state folder.
+    ``replicas`` is how many replicas of a shared store must confirm an operator's change;
+    ``secret`` is the fleet's key for signing the blocklist. Raises ConfigError for an invalid URL
+    or missing files; StartError if the secret of strings in the state directory is unusable.
     """
     folder = state_folder(state_dir)
     if url == MEMORY:
@@ -51,7 +50,7 @@ def open_store(
         target = parse(url, tls_server_name)
     except ValueError as error:
         raise ConfigError([f"store.url: {error}"]) from error
-    # Takes a tenth of a second to import, which memory:// needs not.
+    # The import takes a tenth of a second, which memory:// does not need.
     from ratelimit.store.redis.store import RedisStore
 
     kept = KeptSecret(folder / f"strings-{fleet_of(target, prefix)}.secret")

@@ -1,7 +1,7 @@
-"""What a store is: the blocklist kept and, if nodes share one, told to all.
+"""The interface of a store: it keeps the blocklist and, if shared, distributes it.
 
-Everything here is asked of it off the request path. Nothing waits without a limit: what can't be
-written now stays in an ``Outbox`` of fixed size and is written as soon as the store can.
+No method is called on the request path, and every wait is bounded. A change that can't be written
+now stays in an ``Outbox`` of fixed size and is written later.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ratelimit.store.pending import Change, Outbox
 from ratelimit.store.secret import KeptSecret
 from ratelimit.turns import SLICE, turn
 
-_TOLD = 1000  # entries written at a time
+_TOLD = 1000  # entries per write
 
 log = structlog.get_logger()
 
@@ -35,11 +35,11 @@ class Node:
     """A node as it announces itself.
 
     Attributes:
-        id: made at start.
+        id: random, made at start.
         version: of the program.
         since: epoch seconds of its start.
-        checks: checks a second, lately.
-        allowed: of these, how many a second were allowed.
+        checks: recent checks per second.
+        allowed: recent allowed checks per second.
     """
 
     id: str
@@ -54,10 +54,10 @@ Place = tuple[str, str]
 
 
 class Merging(Protocol):
-    """How the owner of a store merges its list with another one.
+    """Merges the owner's blocklist with another one.
 
-    ``outdated`` has the places of blocks that the owner keeps by another key now: the other list is
-    to forget them, without a lift, when it has been told all that is newer.
+    ``outdated`` has the places of blocks that the owner now stores under another key; they must be
+    deleted from the other list, without a lift, after it has received all newer entries.
     """
 
     outdated: list[Place]
@@ -66,11 +66,11 @@ class Merging(Protocol):
         """Merge a page of the other list."""
 
     def newer(self) -> Iterator[list[Entry]]:
-        """Yield in small steps what the other list is to be told, after all of it was taken."""
+        """Yield in small steps what the other list lacks; call it after the last page."""
 
 
 class NoList:
-    """The ``Merging`` of an owner without a list."""
+    """A ``Merging`` for an owner without a list."""
 
     def __init__(self) -> None:
         self.outdated: list[Place] = []
@@ -85,7 +85,7 @@ class NoList:
 async def tell(
     newer: Iterator[list[Entry]], write: Callable[[Sequence[Entry]], Awaitable[object]]
 ) -> None:
-    """Write what another list is to be told, without holding up what else the loop does."""
+    """Write what the other list lacks, in slices of the event loop."""
     done = False
     while not done:
         await turn()
@@ -101,17 +101,17 @@ async def tell(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Events:
-    """What a store tells and asks its owner; all are called in the event loop and must not block.
+    """Callbacks of a store to its owner; called in the event loop, must not block.
 
     Attributes:
-        on_block: an entry as the store now has it, or as a person of this node has just made it;
-            the same one may be told several times.
-        on_lift: a lift, likewise.
-        merge: called at the start and after any gap, to merge the whole list with the owner's.
-        on_hot: the clients that some node, or this one, has declared hot.
-        on_lost: an outage begins; not called again before ``on_back``.
-        on_back: it has ended; also after the first contact, if that was not made at once.
-        forget: seconds that the strikes of a limit are remembered.
+        on_block: called with a block from the store, or a new one by an operator of this node;
+            possibly several times.
+        on_lift: the same for a lift.
+        merge: called at the start and after any gap; returns what merges the whole list.
+        on_hot: called with the clients that any node has declared hot.
+        on_lost: called at the start of an outage; not again before ``on_back``.
+        on_back: called at the end of an outage, and after a first contact that was delayed.
+        forget: returns for how many seconds strikes of a limit are remembered.
     """
 
     on_block: Callable[[Block], object] = lambda block: None
@@ -123,7 +123,7 @@ class Events:
     forget: Callable[[str], int] = lambda limit: 86_400
 
     def tell(self, entry: Entry) -> None:
-        """Tell of a block or a lift."""
+        """Call the callback for a block or a lift."""
         if isinstance(entry, Lift):
             self.on_lift(entry)
         else:
@@ -134,14 +134,14 @@ class Store(ABC):
     """A store of blocks.
 
     Attributes:
-        up: it can be used. Blocks go on being made and counted locally while it can't.
-        problem: while it is not up: what is wrong and what to do, in a line for operators.
-        outages: since the start.
-        nodes: live nodes, this one included; during an outage as it was last known.
-        outbox: what is still to be written.
-        kept: the secret by which strings are hashed.
-        journal: the file in which this node keeps what it knows, empty without one.
-        journal_problem: what is wrong with that file, in a line for operators; else empty.
+        up: whether the store works. Otherwise blocks are made and counted locally.
+        problem: if not up, what is wrong and what to do, in one line.
+        outages: number of outages since the start.
+        nodes: number of live nodes, including this one; during an outage the last known number.
+        outbox: changes to be written.
+        kept: the secret with which strings are hashed.
+        journal: path of the file in which this node keeps the blocklist, or empty.
+        journal_problem: what is wrong with that file, in one line, or empty.
     """
 
     def __init__(self, events: Events, kept: KeptSecret | None = None) -> None:
@@ -157,81 +157,80 @@ class Store(ABC):
 
     @property
     def unsigned(self) -> int:
-        """Entries and lifts that were ignored because they had no valid signature."""
+        """Number of entries ignored because of an invalid signature."""
         return 0
 
     @property
     def clock_offset(self) -> int:
-        """Nanoseconds from ``time.time_ns()`` of this node to the time that all nodes go by."""
+        """Nanoseconds to add to ``time.time_ns()`` of this node to get the fleet's common time."""
         return 0
 
     @abstractmethod
     async def start(self) -> None:
         """Open the store and load the blocklist.
 
-        Raises StartError if that can't work without somebody doing something here; a store beyond
-        the network that is not there is an outage instead.
+        Raises StartError for a local problem that an operator must fix; an unreachable remote store
+        is an outage instead.
         """
 
     @abstractmethod
     async def close(self) -> None:
-        """Write what is unwritten, within a time limit, and let go of everything."""
+        """Write pending changes, within a time limit, and close everything."""
 
     async def release(self, timeout: float) -> None:
-        """Let a successor of this process open what only one can have open; what changes waits.
+        """Close what only one process can have open, for a successor; further changes wait.
 
-        Raises StoreError after ``timeout`` seconds without that. ``reopen()`` undoes it.
+        Raises StoreError after ``timeout`` seconds. ``reopen()`` undoes it.
         """
         return None  # noqa: RET501 - several processes can use a shared store
 
     def reopen(self) -> None:
-        """Go on as before ``release()``."""
+        """Continue as before ``release()``."""
         return None  # noqa: RET501
 
     def adopt(self) -> None:
-        """Take what an agent on this machine that has ended has left behind."""
+        """Merge the files of agents of this machine that have ended."""
         return None  # noqa: RET501
 
     @abstractmethod
     async def load(self) -> list[Entry]:
-        """Read all blocks whose strikes are not forgotten, and all lifts; StoreError if it
-        fails."""
+        """Read all blocks that are not forgotten, and all lifts. Raises StoreError."""
 
     @abstractmethod
     async def nodes_list(self) -> list[Node]:
-        """Return the live nodes; StoreError if that fails."""
+        """Return the live nodes. Raises StoreError."""
 
     async def claim(self, name: str, value: str, ttl: float) -> bool:
-        """Set a value that all nodes share, for ``ttl`` seconds; true if that changed it.
+        """Set a value that all nodes share, for ``ttl`` seconds; return true if it has changed.
 
-        So of all nodes that say the same, one is the first. Raises StoreError.
+        So exactly one of several nodes with the same value gets true. Raises StoreError.
         """
         return True
 
     @abstractmethod
     def announce(self, node: Node) -> None:
-        """Say this about this node from the next heartbeat on."""
+        """Use this description of the node from the next heartbeat on."""
 
     def put(self, entry: Entry) -> None:
-        """Write an entry that this node has made as soon as possible."""
+        """Write an entry of this node as soon as possible."""
         try:
             check(entry)
         except StoreError as error:
-            log.warning("an entry can't be kept", key=ascii(masked(entry.key)), why=str(error))
+            log.warning("an entry can't be stored", key=ascii(masked(entry.key)), why=str(error))
         else:
             self.outbox.add(Change(entry))
 
     def keep(self, entry: Entry) -> None:
-        """Keep an entry that others have made and the owner has taken, where nodes do so."""
-        return None  # noqa: RET501 - a store of one node has it already
+        """Keep an entry from elsewhere that the owner has merged, if the store does so."""
+        return None  # noqa: RET501 - a store of one node has the entry already
 
     def save(self, block: Block, timeout: float = 1) -> Coroutine[Any, Any, Block]:
-        """Write an entry that a person has made; the owner is told at once, as of any other.
+        """Write a block by an operator; the owner's callback is called at once.
 
-        Raises StoreError, ``unsent``, if it can't be written ever; nothing has happened then.
+        Raises StoreError, ``unsent``, if it can never be written; nothing has happened then.
 
-        To await the result returns the entry when it can't be lost any more, as it then is. It
-        raises StoreError after ``timeout`` seconds without that; the entry is still written later.
+        Awaiting the result returns the block as stored, once it can't be lost any more. It raises
+        StoreError after ``timeout`` seconds; the block is still written later.
         """
         written = self._submit(block, timeout)
 
@@ -242,15 +241,15 @@ class Store(ABC):
         return saved()
 
     async def lift(self, lift: Lift, timeout: float = 1) -> bool:
-        """Take an entry off the list of all nodes, its strikes too; true if there was one.
+        """Remove a block and its strikes for all nodes; return true if there was one.
 
-        Raises StoreError as ``save()`` and its result do.
+        Raises StoreError like ``save()`` and its result.
         """
         _, found = await self._submit(lift, timeout)
         return found
 
     def _submit(self, entry: Entry, timeout: float) -> Coroutine[Any, Any, tuple[Entry, bool]]:
-        """Have an entry written, and tell the owner; return what waits until it is."""
+        """Queue an entry and notify the owner; awaiting the result waits until it is written."""
         check(entry)
         change = self.outbox.submit(entry)
         self.events.tell(entry)
@@ -258,15 +257,15 @@ class Store(ABC):
 
 
 class SharedStore(Store):
-    """A store that nodes share, and with it their counts."""
+    """A store that nodes share, including their counts."""
 
     @abstractmethod
     async def exchange(
         self, limit: str, shard: int, generation: int, ttl: int, batch: bytes, hot: bytes = b""
     ) -> bytes:
-        """Add what this node has counted, and return what all have.
+        """Add the counts of this node; return the counts of all nodes.
 
-        ``batch`` and the answer are of ``engine.sharing``; ``ttl`` is in milliseconds; ``hot``
-        goes to the ``on_hot`` of every node. Raises StoreError; if that does not say ``unsent``,
-        the batch may have been counted.
+        ``batch`` and the answer have the format of ``engine.sharing``; ``ttl`` is in milliseconds;
+        ``hot`` is passed to ``on_hot`` of every node. Raises StoreError; unless ``unsent``, the
+        batch may have been counted.
         """

@@ -1,6 +1,6 @@
 """The embedded store, ``memory://``: the blocklist of one node in a file.
 
-An entry is acknowledged when it is on the disk; see ``journal``.
+A change is confirmed once it is on the disk; see ``journal``.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from ratelimit.store.secret import KeptSecret
 from ratelimit.store.sqlite import BlockFile, state_folder
 
 FILE = "blocklist.sqlite3"
-"""Name of the file in the state folder."""
+"""Name of the file in the state directory."""
 
 log = structlog.get_logger()
 
 
 class MemoryStore(Store):
-    """Keeps blocks in a file; ``path`` says where."""
+    """Keeps blocks in the file ``path``."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class MemoryStore(Store):
         self._node = node or Node("", "", int(time.time()))
 
     async def start(self) -> None:
-        """Open the file, made if it is not there, and load the list; StartError says why not."""
+        """Open or create the file and load the list. Raises StartError."""
         try:
             await self._journal.start()
         except BaseException:
@@ -50,7 +50,7 @@ class MemoryStore(Store):
         self.up = True
 
     async def close(self) -> None:
-        """Write the rest and close the file, within a time limit, whatever the disk does."""
+        """Write pending changes and close the file, within a time limit."""
         await self._journal.close()
         self.up = False
 

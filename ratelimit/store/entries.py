@@ -1,4 +1,4 @@
-"""Blocks and lifts as text, and what is wrong with one that no node can have written; no I/O."""
+"""Blocks and lifts as text, and validation of entries; no I/O."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_SECOND = 1 << 33
 """Epoch seconds are below this, which is the year 2242."""
 
 _MAX_STRIKES = 1 << 31
-_MAX_SHOWN = 10  # damaged entries of a list that are logged one by one
+_MAX_SHOWN = 10  # damaged entries of a list that are logged individually
 
 _BELOW = {"strikes": _MAX_STRIKES, "since": MAX_SECOND, "until": MAX_SECOND, "order": MAX_ORDER}
 _NEEDED = [field.name for field in fields(Block) if field.default is MISSING]
@@ -31,13 +31,13 @@ log = structlog.get_logger()
 
 
 def block_to_json(block: Block) -> str:
-    """Return an entry as the store has it."""
+    """Return a block as stored text."""
     data = dict(zip(_NAMES, _values(block), strict=True))
     return json.dumps(data, separators=(",", ":"), ensure_ascii=False)
 
 
 def block_from_json(text: str | bytes) -> Block:
-    """Return the entry; ValueError says what is wrong. Fields of a later version are left out."""
+    """Return the block of a text; fields of later versions are ignored. Raises ValueError."""
     try:
         data = json.loads(text)
     except RecursionError:
@@ -46,27 +46,27 @@ def block_from_json(text: str | bytes) -> Block:
 
 
 def block_from_data(data: Any) -> Block:
-    """Return the entry that was read from JSON; raises as ``block_from_json()`` does."""
+    """Return the block of parsed JSON. Raises ValueError."""
     if not isinstance(data, dict):
         raise ValueError("not an entry")  # noqa: TRY004 - of the text, not of the argument
     values = {name: _value(name, kind, data[name]) for name, kind in _FIELDS if name in data}
     if missing := [name for name in _NEEDED if name not in values]:
-        raise ValueError(f"has no {missing[0]}")
+        raise ValueError(f"{missing[0]} is missing")
     block = Block(**values)
     if not block.key or not block.limit:
-        raise ValueError("an empty key or limit")
-    # The version before this one had no orders.
+        raise ValueError("empty key or limit")
+    # The previous version had no orders.
     return block if block.order else replace(block, order=block.since * 1_000_000)
 
 
 def entry_to_json(entry: Entry) -> str:
-    """Return a block or a lift as one process tells it another one."""
+    """Return a block or a lift as text for another process."""
     kind = "lift" if isinstance(entry, Lift) else "block"
     return json.dumps({kind: asdict(entry)}, separators=(",", ":"))
 
 
 def entry_from_json(text: str | bytes) -> Entry:
-    """Return the block or lift; ValueError says what is wrong."""
+    """Return a block or lift from text. Raises ValueError."""
     try:
         data = json.loads(text)
     except RecursionError:
@@ -94,18 +94,18 @@ def _value(name: str, kind: str, value: Any) -> Any:
 
 
 def writable(text: str) -> str:
-    """Return a text that can be written as UTF-8; ValueError if it can't."""
+    """Return a text that can be encoded as UTF-8; raise ValueError otherwise."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("has half a surrogate pair") from None
+        raise ValueError("contains half a surrogate pair") from None
     return text
 
 
 def make_lift(limit: str, key: str, order: int, until: int) -> Lift:
-    """Return a lift; ValueError says what is wrong with it."""
+    """Return a lift. Raises ValueError."""
     if not limit or not key:
-        raise ValueError("an empty key or limit")
+        raise ValueError("empty key or limit")
     if not 0 <= order < MAX_ORDER:
         raise ValueError(f"order is not from 0 to {MAX_ORDER - 1}")
     if not 0 <= until < MAX_SECOND:
@@ -114,32 +114,32 @@ def make_lift(limit: str, key: str, order: int, until: int) -> Lift:
 
 
 def check(entry: Entry) -> None:
-    """Refuse an entry that no store can keep: StoreError, ``unsent``."""
+    """Check that a store can keep an entry. Raises StoreError, ``unsent``."""
     try:
         for name, kind in _FIELDS:
             if isinstance(entry, Block) or name in ("key", "limit", "order"):
                 _value(name, kind, getattr(entry, name))
     except ValueError as error:
-        raise StoreError(f"this can't be kept: {error}", unsent=True) from None
+        raise StoreError(f"the entry can't be stored: {error}", unsent=True) from None
 
 
 class Damage:
-    """Logs what is wrong with entries of a list, each in a line, of many only how many more."""
+    """Logs damaged entries of a list: the first ones individually, then a count."""
 
     def __init__(self, where: str) -> None:
         self.count = 0
         self._where = where
 
     def note(self, entry: str | bytes, why: Exception | str) -> None:
-        """Log that an entry, by limit and key, is left out."""
+        """Log a damaged entry, given as limit and key."""
         self.count += 1
         if self.count <= _MAX_SHOWN:
             text = entry.decode("utf-8", "surrogateescape") if isinstance(entry, bytes) else entry
             limit, bar, key = text.partition("|")
             shown = f"{limit}{bar}{masked(key)}".encode("unicode_escape").decode()[:300]
-            log.error("a damaged entry is left out", entry=shown, why=str(why), where=self._where)
+            log.error("a damaged entry is ignored", entry=shown, why=str(why), where=self._where)
 
     def done(self) -> None:
-        """Log how many there were if not all were logged."""
+        """Log the number of entries that were not logged individually."""
         if self.count > _MAX_SHOWN:
-            log.error("damaged entries are left out", count=self.count, where=self._where)
+            log.error("damaged entries are ignored", count=self.count, where=self._where)

@@ -1,10 +1,9 @@
-"""What this node knows of blocks and lifts, kept in a file by a thread of its own.
+"""The journal: this node's blocks and lifts in a file, written by a separate thread.
 
-It is all of the embedded store, and beside Redis it is the copy by which a node that was restarted
-tells a store what that has lost. The event loop never waits for the disk: changes wait in an
-outbox, and what the disk does not do in time is an outage. So is a file that was deleted or
-replaced while it was open: it is made again from what the node holds, and until then nothing is
-acknowledged.
+It is the whole embedded store. With Redis it is a copy with which a restarted node restores what a
+store has lost. The event loop never waits for the disk: changes wait in an outbox, and a disk that
+is too slow is an outage. So is a file that was deleted or replaced while open; it is created again
+from memory, and until then no change is confirmed.
 """
 
 from __future__ import annotations
@@ -31,16 +30,17 @@ from ratelimit.store.sqlite import BlockFile
 from ratelimit.turns import paced
 
 HANG = 3.0
-"""Seconds in which the disk must have done what it was asked."""
+"""Seconds in which the disk must have finished an operation."""
 
 SETTLED = 3600
-"""Seconds for which a clock must have run steadily before anything is deleted by it: at the start
-of a machine it may be years ahead until it is corrected."""
+"""Seconds for which the clock must have been steady before anything is deleted by it: after a boot
+it may be years ahead until it is corrected.
+"""
 
-_BATCH = 250  # changes in one transaction
-_LOOK = 1.0  # seconds between looks at whether the file is still there, and between attempts
-_PURGE = 60.0  # seconds between removals of what is forgotten
-_JUMP = 1.5  # seconds by which a clock is set rather than adjusted
+_BATCH = 250  # changes per transaction
+_LOOK = 1.0  # seconds between checks of the file, and between attempts
+_PURGE = 60.0  # seconds between deletions of forgotten entries
+_JUMP = 1.5  # seconds from which on a clock change is a jump
 _CLOSE_TIMEOUT = 2.0
 
 _P = ParamSpec("_P")
@@ -50,14 +50,14 @@ log = structlog.get_logger()
 
 
 class Journal:
-    """Writes to a file; ``events`` are of the owner, whose list it mirrors.
+    """Writes the owner's list to a file; ``events`` are the owner's callbacks.
 
     Attributes:
-        up: it can be written; ``problem`` says why not and what to do, in a line for operators.
-        outbox: what is still to be written.
+        up: whether the file can be written; ``problem`` says why not and what to do, in one line.
+        outbox: changes to be written.
 
-    ``on_state`` is called when one of these has changed, ``on_merged`` when the owner may have
-    taken something from a file. ``now`` returns the epoch second that all nodes go by.
+    ``on_state`` is called when one of these changes, ``on_merged`` when the owner may have merged
+    entries of a file. ``now`` returns the epoch second of the fleet's common clock.
     """
 
     def __init__(
@@ -82,8 +82,8 @@ class Journal:
         self._open = False
         self._released: asyncio.Future[None] | None = None
         self._reopened = asyncio.Event()
-        self._clock = -math.inf  # how far the clock was ahead of the monotonic one
-        self._steady = 0.0  # monotonic time since which that has not changed
+        self._clock = -math.inf  # the clock minus the monotonic clock
+        self._steady = 0.0  # monotonic time since which that is constant
         self._purged = time.monotonic()
 
     @property
@@ -91,7 +91,7 @@ class Journal:
         return str(self._file.path)
 
     async def start(self) -> None:
-        """Open the file, made if it is not there, and load the list; StartError says why not."""
+        """Open or create the file and load the list. Raises StartError."""
         try:
             self._set_back()
             await self._begin()
@@ -101,7 +101,7 @@ class Journal:
         self._task = asyncio.create_task(self._run(), name="journal")
 
     async def close(self) -> None:
-        """Write the rest and close the file, within a time limit, whatever the disk does."""
+        """Write pending changes and close the file, within a time limit."""
         self._stop.set()
         self.outbox.woken.set()
         if self._task is not None:
@@ -110,17 +110,17 @@ class Journal:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             if len(self.outbox) and not released:
-                log.warning("blocks are lost, for the disk is too slow", count=len(self.outbox))
+                log.warning("blocks were lost because the disk is too slow", count=len(self.outbox))
         self.up = False
         closed = self._thread.run(self._file.close)
         self._thread.stop()
         await asyncio.wait([closed], timeout=_CLOSE_TIMEOUT)
 
     async def release(self, timeout: float) -> None:
-        """Write what waits and close the file, so that another process can open it.
+        """Write pending changes and close the file, so that another process can open it.
 
-        What comes then waits. Raises StoreError after ``timeout`` seconds without that; in either
-        case ``reopen()`` undoes it.
+        Further changes wait. Raises StoreError after ``timeout`` seconds; in either case
+        ``reopen()`` undoes it.
         """
         self._reopened.clear()
         self._released = asyncio.get_running_loop().create_future()
@@ -132,12 +132,12 @@ class Journal:
             raise StoreError(self.problem or f"{self.path}: not closed in time") from None
 
     def reopen(self) -> None:
-        """Open the file again as soon as that is possible, and write what has waited."""
+        """Open the file again as soon as possible, and write pending changes."""
         self._released = None
         self._reopened.set()
 
     def adopt(self) -> None:
-        """Take what an agent that has ended has left behind, soon."""
+        """Merge the files of agents that have ended, soon."""
         self._purged = -math.inf
         self.outbox.woken.set()
 
@@ -146,15 +146,15 @@ class Journal:
         self.outbox.add(Change(entry))
 
     def submit(self, entry: Entry) -> Change:
-        """Write an entry that somebody waits for; see ``Outbox.submit()``."""
+        """Write an entry for which a caller waits; see ``Outbox.submit()``."""
         return self.outbox.submit(entry)
 
     async def written(self, change: Change, timeout: float) -> None:
-        """Return when what was submitted is on the disk; see ``Outbox.written()``."""
+        """Return when a submitted change is on the disk; see ``Outbox.written()``."""
         await self.outbox.written(change, timeout, lambda: self.problem)
 
     async def load(self) -> list[Entry]:
-        """Read all that is not forgotten; StoreError if that fails."""
+        """Read all entries that are not forgotten. Raises StoreError."""
         return [
             entry
             for page in await self._do(list, self._file.pages(self._second()))
@@ -173,9 +173,9 @@ class Journal:
             except StartError as error:
                 self._state(f"{error}; trying again")
             except Exception as error:
-                # A fault of ours: what waits is not lost, and the next attempt may succeed.
+                # An internal error: pending changes are kept, and the next attempt may succeed.
                 if self.up:
-                    log.exception("the journal failed")
+                    log.exception("internal error in the journal")
                 self._state(f"internal error: {error!r}")
             else:
                 self._state("")
@@ -186,13 +186,13 @@ class Journal:
                     await (self.outbox.woken if self.up else self._stop).wait()
 
     async def _begin(self) -> None:
-        """Open the file, made if it is not there, and merge it with the list."""
+        """Open or create the file and merge it with the list."""
         await self._do(self._file.open)
         await self._compare()
         self._open = True
 
     async def _rest(self, released: asyncio.Future[None]) -> None:
-        """Close the file, and wait until it is to be opened again."""
+        """Close the file, and wait for ``reopen()``."""
         self._open = False
         await self._do(self._file.close)
         if not released.done():
@@ -200,7 +200,7 @@ class Journal:
         await self._reopened.wait()
 
     async def _step(self) -> None:
-        """Write what waits; make a lost file again; delete what is forgotten."""
+        """Write pending changes; restore a lost file; delete forgotten entries."""
         if not self._open:
             await self._begin()
         await self._keep_file()
@@ -210,18 +210,18 @@ class Journal:
         while changes := self.outbox.first(_BATCH):
             results = await self._do(self._file.write, [change.entry for change in changes])
             if await self._keep_file():
-                # Nothing of it was acknowledged, so the owner need not have it.
+                # Nothing was confirmed, so the owner may not have it.
                 continue
             for change, result in zip(changes, results, strict=True):
                 if isinstance(result, Exception):
                     entry = change.entry
                     log.error(
-                        "an entry can't be kept",
+                        "an entry can't be stored",
                         limit=entry.limit,
                         key=ascii(masked(entry.key)),
                         why=str(result),
                     )
-                    self.outbox.done(change, StoreError(f"it can't be kept: {result}"))
+                    self.outbox.done(change, StoreError(f"the entry can't be stored: {result}"))
                 else:
                     self.outbox.done(change, result)
             self._state("")
@@ -234,16 +234,16 @@ class Journal:
                 await self._compare()
 
     async def _keep_file(self) -> bool:
-        """Make the file again from what is held if it was lost; true if that was so."""
+        """Create the file again if it was lost; return true in that case."""
         lost = await self._do(self._file.lost)
         if lost:
-            self._state(f"{lost}; it is made again from what this node holds")
+            self._state(f"{lost}; it is created again from memory")
             await self._do(self._file.open)
             await self._compare()
         return bool(lost)
 
     async def _compare(self) -> None:
-        """Merge what the file has with what the owner has, in both directions."""
+        """Merge the file with the owner's list, in both directions."""
         await self._adopt()
         merging = self._events.merge()
         await self._take(merging, self._file.pages(self._second()))
@@ -254,7 +254,7 @@ class Journal:
         self._on_merged()
 
     async def _adopt(self) -> bool:
-        """Merge what other files have that belong to this one; true if there were any."""
+        """Merge other files that belong to this one; return true if there were any."""
         return await self._take(self._events.merge(), self._file.adopt(self._second()))
 
     async def _take(self, merging: Merging, pages: Iterator[list[Entry]]) -> bool:
@@ -268,7 +268,7 @@ class Journal:
         return int(self._now())
 
     def _set_back(self) -> bool:
-        """Note how the clock runs; true if it was set back, and more counts than it did before."""
+        """Record the clock; return true if it was set back, so that fewer entries are forgotten."""
         before, self._clock = self._clock, self._now() - time.monotonic()
         if abs(self._clock - before) > _JUMP:
             self._steady = time.monotonic()
@@ -281,32 +281,30 @@ class Journal:
             self._on_state()
 
     async def _do(self, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """Have the thread do something; StoreError if the disk fails, and a problem if it hangs."""
+        """Run an operation in the thread. Raises StoreError; a hung disk is reported meanwhile."""
         future = self._thread.run(functools.partial(work, *args, **kwargs))
         while not (await asyncio.wait([future], timeout=HANG))[0]:
             if self._task is None:
-                raise StartError(f"{self.path}: the disk has not answered within {HANG:.0f} s")
+                raise StartError(f"{self.path}: no answer from the disk within {HANG:.0f} s")
             self._state(f"{self.path}: the disk does not answer")
         try:
             return future.result()
         except (sqlite3.Error, OSError) as error:
-            raise StoreError(
-                f"{self.path}: {error}; see to the disk, writing is tried again"
-            ) from error
+            raise StoreError(f"{self.path}: {error}; check the disk, writing is retried") from error
 
 
 class _Thread:
-    """A thread that does one thing after another, and does not keep the process from ending."""
+    """A thread that runs one operation after another and does not keep the process alive."""
 
     def __init__(self) -> None:
         self._work: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._started = False
 
     def run(self, work: Callable[[], _R]) -> asyncio.Future[_R]:
-        """Do it; the result comes by a future, which need not be awaited."""
+        """Run ``work``; its result comes in a future, which need not be awaited."""
         if not self._started:
             self._started = True
-            # A pool's threads are waited for at exit, also one that a disk holds up.
+            # Python waits at exit for the threads of a pool, even if a disk hangs.
             threading.Thread(target=self._main, name="journal", daemon=True).start()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_R] = loop.create_future()
@@ -319,7 +317,7 @@ class _Thread:
                 result = work()
             except BaseException as error:  # noqa: BLE001 - passed on
                 failure = error
-            # The loop is closed if the process ends meanwhile.
+            # The loop may be closed because the process ends.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(_settle, future, result, failure)
 

@@ -1,10 +1,10 @@
-"""Where the journal of a node with a shared store is: a file that no other agent has open.
+"""The file of the journal of a node with a shared store.
 
-``journal-FLEET.sqlite3`` in the state folder, where FLEET is a hash of the store's URL, without
-its credentials, and of the prefix. If another agent of this machine has that file open, it is
-``journal-FLEET.2.sqlite3``, and so on. What is in those files that no agent has open, because it
-ended or handed over, the next agent takes into its own file, and removes them. That is always
-right: what is in them is merged.
+Its name is ``journal-FLEET.sqlite3`` in the state directory, where FLEET is a hash of the store's
+URL without credentials and of the prefix. If another agent of this machine has that file open, the
+name is ``journal-FLEET.2.sqlite3``, and so on. Files that no agent has open, because it ended or
+handed over, are merged by the next agent into its own file and removed. This is safe, because
+entries are always merged.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from ratelimit.store.redis.url import Target
 from ratelimit.store.sqlite import BlockFile, LockedError
 
 SLOTS = 16
-"""Agents of one fleet on one machine that have a journal."""
+"""Agents of one fleet on one machine that can have a journal."""
 
 
 def fleet_of(target: Target, prefix: str) -> str:
-    """Return the name of a fleet, in the names of its files."""
+    """Return the name of a fleet for file names."""
     endpoints = sorted(str(endpoint) for endpoint in target.endpoints)
     fleet = "\n".join((target.kind.value, *endpoints, str(target.db), target.service, prefix))
     return hashlib.blake2b(fleet.encode(), digest_size=5).hexdigest()
 
 
 class SlotFile(BlockFile):
-    """The first of the files that is free; ``path`` is known when it is open."""
+    """The first free file; ``path`` is final once it is open."""
 
     def __init__(
         self, folder: Path, target: Target, prefix: str, forget: Callable[[str], int]
@@ -43,7 +43,7 @@ class SlotFile(BlockFile):
         super().__init__(self._paths[0], forget)
 
     def open(self) -> None:
-        """Open the first file that is free; StartError says why that can't be done."""
+        """Open the first free file. Raises StartError."""
         problem: LockedError | None = None
         for path in self._paths:
             self.path = path
@@ -53,7 +53,7 @@ class SlotFile(BlockFile):
                 problem = error
             else:
                 return
-        raise StartError(f"{self._paths[0]}: all {SLOTS} journals are used") from problem
+        raise StartError(f"{self._paths[0]}: all {SLOTS} journals are in use") from problem
 
     def adopt(self, now: int) -> Iterator[list[Entry]]:
         """Read the files that no agent has open; they stay locked until ``drop()``."""
@@ -65,12 +65,12 @@ class SlotFile(BlockFile):
                 other.open()
                 yield from other.pages(now)
             except (StartError, sqlite3.Error, OSError):
-                # Used, or damaged: the agent whose file it is says so.
+                # In use or damaged: the agent that owns the file reports it.
                 other.close()
             else:
                 self._leftovers.append(other)
 
     def drop(self) -> None:
-        """Remove the files whose entries are kept in this one by now."""
+        """Remove the files whose entries are now in this one."""
         while self._leftovers:
             self._leftovers.pop().delete()

@@ -12,17 +12,17 @@ from ratelimit.limiter.orders import beats
 from ratelimit.model import Block, Entry, Lift
 
 MAX_UNWRITTEN = 100_000
-"""Changes that wait; the next one is refused, see ``Outbox.dropped``."""
+"""Changes that may wait; further ones are refused, see ``Outbox.dropped``."""
 
 _FRESH = 1.0
-"""Seconds in which a change made by a person follows whatever the store has by then."""
+"""Seconds in which an operator's change supersedes whatever the store has by then."""
 
 
 class Change:
-    """A block or a lift to write; ``waiters`` are told of the outcome.
+    """A block or a lift to write; ``waiters`` receive the result.
 
-    ``asked`` is the monotonic time at which it was made, ``tried`` whether it was sent before, and
-    ``held`` what holds since it was written.
+    ``asked`` is the monotonic time of the change, ``tried`` whether it was sent before, and
+    ``held`` the entry in the store after it was written.
     """
 
     __slots__ = ("asked", "entry", "held", "tried", "waiter", "waiters")
@@ -37,11 +37,11 @@ class Change:
 
     @property
     def fresh(self) -> bool:
-        """Whether what the store has was there before it, whatever the clocks say."""
+        """Whether the change is newer than the store's entry, whatever the clocks say."""
         return not self.tried and time.monotonic() - self.asked < _FRESH
 
     def tell(self, result: bool | StoreError) -> None:
-        """Tell the waiters that it was written, and whether a lift found a block, or why not."""
+        """Pass the result to the waiters: whether a lift found a block, or an error."""
         for waiter in self.waiters:
             if waiter.done():
                 continue
@@ -52,10 +52,10 @@ class Change:
 
 
 class Outbox:
-    """Changes not yet written, in order; for each client at most a lift and a block after it.
+    """Changes to be written, in order; for each client at most a lift and a block after it.
 
-    ``dropped`` counts those that found no room, and ``overflowed`` says that there were any: then
-    the owner's whole list is to be compared. ``woken`` is set by each change.
+    ``dropped`` counts changes without room, and ``overflowed`` is set by them: then the owner's
+    whole list must be compared. ``woken`` is set by each change.
     """
 
     def __init__(self, size: int = MAX_UNWRITTEN) -> None:
@@ -69,7 +69,7 @@ class Outbox:
         return len(self._changes)
 
     def add(self, change: Change) -> bool:
-        """Add a change; false if there is no room."""
+        """Add a change; return false if there is no room."""
         place, kind = (change.entry.limit, change.entry.key), type(change.entry)
         same, replaced = self._changes.get((*place, kind)), []
         if same is not None:
@@ -92,7 +92,9 @@ class Outbox:
         return True
 
     def submit(self, entry: Entry) -> Change:
-        """Add an entry that somebody waits for; StoreError, ``unsent``, if there is no room."""
+        """Add an entry for which a caller waits. Raises StoreError, ``unsent``, if there is no
+        room.
+        """
         change = Change(entry)
         change.waiter = asyncio.get_running_loop().create_future()
         change.waiters.append(change.waiter)
@@ -102,25 +104,25 @@ class Outbox:
 
     @staticmethod
     async def written(change: Change, timeout: float, why: Callable[[], str]) -> tuple[Entry, bool]:
-        """Wait until a submitted change is written; return what holds then, and what was told.
+        """Wait until a submitted change is written; return the entry in the store and the result.
 
-        Raises StoreError after ``timeout`` seconds without that, with the text that ``why``
-        returns; the change stays.
+        Raises StoreError after ``timeout`` seconds, with the text from ``why``; the change stays
+        queued.
         """
         assert change.waiter is not None  # noqa: S101 - it was submitted
         try:
             async with asyncio.timeout(timeout):
                 found = await change.waiter
         except TimeoutError:
-            raise StoreError(why() or "the store gave no answer in time") from None
+            raise StoreError(why() or "the store did not answer in time") from None
         return change.held or change.entry, found
 
     def entries(self) -> list[Entry]:
-        """Return all that waits, the oldest first."""
+        """Return all waiting entries, the oldest first."""
         return [change.entry for change in self._changes.values()]
 
     def first(self, count: int) -> list[Change]:
-        """Return up to ``count`` changes of one kind, the oldest first; they stay."""
+        """Return up to ``count`` changes of one kind, the oldest first; they stay queued."""
         changes: list[Change] = []
         for change in self._changes.values():
             if len(changes) == count or (
@@ -131,16 +133,16 @@ class Outbox:
         return changes
 
     def done(self, change: Change, result: bool | StoreError) -> None:
-        """Remove a change that was written or can't be, unless a newer one has taken its place."""
+        """Remove a change that was written or can't be, unless a newer one has replaced it."""
         place = change.entry.limit, change.entry.key, type(change.entry)
         if self._changes.get(place) is change:
             del self._changes[place]
         change.tell(result)
 
     def shift(self, seconds: int, forget: Callable[[str], int]) -> list[Entry]:
-        """Correct all times, which were made by another clock; return what the owner is to merge.
+        """Correct all times after a change of the clock; return entries for the owner to merge.
 
-        ``forget`` returns for how many seconds the strikes of a limit are remembered.
+        ``forget`` returns for how many seconds strikes of a limit are remembered.
         """
         told: list[Entry] = []
         changes, self._changes = self._changes, {}
@@ -148,7 +150,7 @@ class Outbox:
             old = change.entry
             order = max(old.order + seconds * 1_000_000, old.order + 1)
             if isinstance(old, Block):
-                # The one with wrong times is on lists already, and a later end would win.
+                # The entry with wrong times is on lists already, and a later end would win.
                 until = max(old.until, old.until + seconds) + forget(limit)
                 lift = Change(Lift(key, limit, old.order, until))
                 self._changes.setdefault((limit, key, Lift), lift)

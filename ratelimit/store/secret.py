@@ -1,9 +1,9 @@
-"""The secret by which strings are hashed (``engine.key``), in a file of the state folder.
+"""The secret with which strings are hashed (``engine.key``), in a file of the state directory.
 
 With the embedded store it is made at the first start. With Redis it is the fleet's, and kept here
-so that a node which starts while Redis is away hashes strings as the others do, and so that a Redis
-that has lost all gets the same secret again: with another one, no block of a string would find its
-client. Whoever has it can try out which string a hash is of.
+for two cases: a node that starts while Redis is down hashes strings like the other nodes, and a
+Redis that has lost its data gets the same secret again; with another secret, no block of a string
+would match its client. Anyone with the secret can test which string a hash belongs to.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = structlog.get_logger()
 
 
 class KeptSecret:
-    """The file at ``path``, or nothing but memory without one; ``seed`` is empty until known."""
+    """The secret, kept in the file ``path`` if given; ``seed`` is empty until known."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
@@ -36,20 +36,20 @@ class KeptSecret:
 
     @property
     def secret(self) -> bytes:
-        """The secret, 16 bytes; empty until it is known."""
+        """The secret, 16 bytes; empty until known."""
         if not self.seed:
             return b""
         return hashlib.blake2b(self.seed.encode(), digest_size=16).digest()
 
     def read(self) -> None:
-        """Take what the file has, if that can be used."""
+        """Read the file, if it exists and is valid."""
         try:
             self.seed = self._read()
         except StartError as error:
-            log.warning("the secret of strings is not used", why=str(error))
+            log.warning("the file with the secret of strings is not used", why=str(error))
 
     def make(self) -> None:
-        """Take what the file has, or make it; StartError if that can't be done."""
+        """Read the file, or create it. Raises StartError."""
         self.seed = self._read()
         if not self.seed:
             self.seed = secrets.token_hex(SEED // 2)
@@ -70,13 +70,13 @@ class KeptSecret:
             raise StartError(f"store.state_dir: can't read {self.path}: {error}") from error
         if not _DIGITS.fullmatch(text):
             raise StartError(
-                f"{self.path}: must hold {SEED} hexadecimal digits; put back a copy, or remove it: "
-                "blocks of strings made so far will then find no client"
+                f"{self.path}: must have {SEED} hexadecimal digits; restore a copy or remove "
+                "the file: existing blocks of strings will then match no client"
             )
         return text
 
     def learn(self, seed: str) -> None:
-        """Take the fleet's; the disk is not waited for."""
+        """Set the fleet's secret; the file is written in a thread."""
         if seed == self.seed:
             return
         self.seed = seed
@@ -88,8 +88,8 @@ class KeptSecret:
             self._write()
         except OSError as error:
             log.warning(
-                "the secret of strings can't be kept: a restart while the store is away will not "
-                "know clients that are strings",
+                "the secret of strings can't be stored: after a restart while the store is "
+                "down, clients with string keys will be unknown",
                 file=str(self.path),
                 why=error.strerror,
             )

@@ -1,10 +1,9 @@
-"""Signatures by which nodes know that an entry of the shared blocklist is one of theirs.
+"""Signatures that prove that a node of the fleet wrote an entry of the shared blocklist.
 
-With a secret that all nodes of a fleet have, each signs what it writes, and believes only what has
-a signature. Every node has merged what it signs, so it does not matter which node did. An older
-entry that is written again does no harm: its order is no higher than before, and whatever has
-followed it still holds (``limiter.orders``). The counts that nodes share have no signatures: the
-store adds them up.
+With a secret that all nodes share, each node signs what it writes, and accepts only signed entries.
+A node signs only merged entries, so it does not matter which node signed. Replaying an older entry
+is harmless: its order is no higher than before, and later entries still hold (``limiter.orders``).
+Shared counts have no signatures, because the store adds them up.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from ratelimit.model import Block, Entry, Lift
 from ratelimit.store.entries import block_from_data, block_to_json, make_lift
 
 SIGNATURE = "sig"
-"""The field of a block in the store that has it."""
+"""The field of a stored block with the signature."""
 
-_DIGITS = 32  # of 64 that SHA-256 has: 128 bits
+_DIGITS = 32  # of the 64 digits of SHA-256: 128 bits
 _DEFAULTS = {field.name: field.default for field in fields(Block) if field.default is not MISSING}
 
 log = structlog.get_logger()
@@ -34,9 +33,9 @@ class UnsignedError(ValueError):
 
 
 class Signer:
-    """Signs and verifies the entries of one fleet; without a secret it does neither.
+    """Signs and verifies the entries of one fleet; does nothing without a secret.
 
-    ``refused`` counts what had no valid signature; the first one is logged.
+    ``refused`` counts entries without a valid signature; the first one is logged.
     """
 
     def __init__(self, secret: bytes, prefix: str) -> None:
@@ -45,11 +44,11 @@ class Signer:
         self._fleet = prefix
 
     def __bool__(self) -> bool:
-        """Tell whether there is a secret."""
+        """Return whether there is a secret."""
         return bool(self._secret)
 
     def text(self, block: Block) -> str:
-        """Return a block as the store has it."""
+        """Return a block as stored text."""
         text = block_to_json(block)
         return f'{text[:-1]},"{SIGNATURE}":"{self.sign(block)}"}}' if self else text
 
@@ -58,19 +57,19 @@ class Signer:
         if not self:
             return ""
         facts = asdict(entry)
-        # A later version may have more fields. It agrees with this one where they say nothing.
+        # Omit default values, so that later versions with more fields compute the same text.
         facts = {name: facts[name] for name in facts if facts[name] != _DEFAULTS.get(name, MISSING)}
         text = json.dumps([type(entry).__name__, self._fleet, facts], sort_keys=True)
         return hmac.new(self._secret, text.encode(), "sha256").hexdigest()[:_DIGITS]
 
     def block(self, data: Any) -> Block:
-        """Return the block that was read from JSON; ValueError says what is wrong with it."""
+        """Return the block of parsed JSON. Raises ValueError."""
         block = block_from_data(data)
         self._verify(block, data.get(SIGNATURE))
         return block
 
     def lift(self, limit: str, key: str, order: int, until: int, signature: object = "") -> Lift:
-        """Return a lift; ValueError says what is wrong with it."""
+        """Return a lift. Raises ValueError."""
         lift = make_lift(limit, key, order, until)
         self._verify(lift, signature)
         return lift
@@ -84,7 +83,7 @@ class Signer:
         self.refused += 1
         if self.refused == 1:
             log.error(
-                "an entry in the store has no valid signature; all such are ignored",
+                "an entry in the store has no valid signature; such entries are ignored",
                 limit=entry.limit,
                 key=masked(entry.key),
                 hint="another program writes to the store, or a node has another store.secret_file",

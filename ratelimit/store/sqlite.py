@@ -1,8 +1,7 @@
-"""Blocks and lifts in a SQLite file: of the embedded store, and of a node's journal beside Redis.
+"""Blocks and lifts in a SQLite file, for the embedded store and for the journal of a node.
 
-All of it blocks, so it runs in a thread (``journal``). What was written is on the disk when
-``write()`` returns (``synchronous=FULL``). The file is locked for as long as it is open, so that
-two processes can't keep two lists in one place.
+All methods block and run in a thread (``journal``). Data is on the disk when ``write()`` returns
+(``synchronous=FULL``). The file is locked while it is open, so that two processes can't use it.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ SCHEMA = 2
 
 _APPLICATION = 0x726C696D  # "rlim", in the file's header
 
-_PAGE = 500  # rows read at a time
+_PAGE = 500  # rows per read
 
 _TABLES = (
     """
@@ -50,8 +49,8 @@ CREATE TABLE IF NOT EXISTS lifts (
 )
 
 _DAMAGED = (
-    "damaged; it is left as it is: "
-    "put back a copy, or move it away and start with an empty blocklist"
+    "damaged; the file is not changed: "
+    "restore a copy, or move the file away to start with an empty blocklist"
 )
 
 
@@ -60,23 +59,23 @@ class LockedError(StartError):
 
 
 class FolderError(StartError):
-    """The folder does not permit a file."""
+    """A file can't be created in the directory."""
 
 
 def state_folder(configured: str) -> Path:
-    """Return where state is kept: as configured, else systemd's place, else the platform's."""
+    """Return the state directory: as configured, else systemd's, else the platform's."""
     if configured:
         return Path(configured).expanduser()
-    # systemd.exec(5): several folders are separated by colons.
+    # systemd.exec(5): several directories are separated by colons.
     systemd = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
     return Path(systemd) if systemd else Path(platformdirs.user_state_dir("ratelimit", False))
 
 
 class BlockFile:
-    """The file at ``path``; ``-wal`` stands beside it while it is open.
+    """The file at ``path``, with ``-wal`` next to it while it is open.
 
-    Every method may also raise sqlite3.Error or OSError, which are the disk's. ``forget`` returns
-    for how many seconds after its end the strikes of a limit are remembered.
+    Every method may also raise sqlite3.Error or OSError for disk errors. ``forget`` returns for how
+    many seconds after its end the strikes of a limit are remembered.
     """
 
     def __init__(self, path: Path, forget: Callable[[str], int]) -> None:
@@ -90,11 +89,11 @@ class BlockFile:
         return Path(f"{self.path}-wal")
 
     def open(self) -> None:
-        """Open the file, made if it is not there; StartError says why that can't be done."""
+        """Open or create the file. Raises StartError."""
         self.close()
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # SQLite makes files that others may read; the mode of the first one is passed on.
+            # SQLite creates files that others can read; it copies the mode of the first file.
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         except OSError as error:
             raise FolderError(
@@ -105,14 +104,14 @@ class BlockFile:
             file = self._file = sqlite3.connect(
                 self.path, timeout=0, isolation_level=None, check_same_thread=False
             )
-            # Bytes that are no text are of one entry, and must not make the others unreadable.
+            # Invalid bytes in one entry must not make the others unreadable.
             file.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
             file.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._check(file)
             file.execute("PRAGMA journal_mode = WAL")
             file.execute("PRAGMA synchronous = FULL")
-            file.execute("PRAGMA secure_delete = ON")  # what was shown may be a secret by now
-            # Takes the lock, which is kept.
+            file.execute("PRAGMA secure_delete = ON")  # shown keys may have become secret
+            # Takes the lock and keeps it.
             file.execute("BEGIN IMMEDIATE")
             for table in _TABLES:
                 file.execute(table)
@@ -128,19 +127,19 @@ class BlockFile:
             raise
 
     def _check(self, file: sqlite3.Connection) -> None:
-        """Refuse a file that is not ours, not whole, or of a later version."""
+        """Refuse a file of another program, a damaged one, or one of a later version."""
         application = _number(file, "PRAGMA application_id")
         version = _number(file, "PRAGMA user_version")
         if application != _APPLICATION:
             if application or version or _number(file, "SELECT count(*) FROM sqlite_schema"):
                 raise StartError(
-                    f"{self.path}: not a blocklist of ratelimit; it is left as it is: "
+                    f"{self.path}: not a blocklist of ratelimit; the file is not changed: "
                     "choose another store.state_dir or move the file away"
                 )
             return
         if version > SCHEMA:
             raise StartError(
-                f"{self.path}: written by a later version of ratelimit; it is left as it is: "
+                f"{self.path}: written by a later version of ratelimit; the file is not changed: "
                 "run that version or move the file away"
             )
         problem = file.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -148,9 +147,9 @@ class BlockFile:
             raise StartError(f"{self.path}: {_DAMAGED} ({problem})")
 
     def lost(self) -> str:
-        """Return what has become of the open file if its path does not lead to it; else nothing."""
+        """Return what happened to the open file if its path no longer leads to it, or nothing."""
         if self._file is None:
-            return f"{self.path}: could not be opened again"
+            return f"{self.path}: could not be reopened"
         for path, identity in zip((self.path, self._wal), self._identity, strict=True):
             found = _identity(path)
             if found != identity:
@@ -158,9 +157,9 @@ class BlockFile:
         return ""
 
     def pages(self, now: int) -> Iterator[list[Entry]]:
-        """Read what is not forgotten at an epoch second, blocks by hand first.
+        """Read entries that are not forgotten at an epoch second, blocks by hand first.
 
-        Each page is read when it is asked for. A damaged row is logged and left out.
+        Each page is read on demand. A damaged row is logged and ignored.
         """
         damage = Damage(str(self.path))
         for table, columns, time in (
@@ -186,7 +185,8 @@ class BlockFile:
     def write(self, entries: Sequence[Entry]) -> list[bool | Exception]:
         """Write entries in one transaction.
 
-        Returns for each whether it was a block or ended one, or why it can't ever be written.
+        Returns for each entry true if it is a block or a lift that ended one, or the error that
+        makes it impossible to write.
         """
         file = self._opened()
         file.execute("BEGIN IMMEDIATE")
@@ -203,7 +203,7 @@ class BlockFile:
         try:
             return self._lift(file, entry) if isinstance(entry, Lift) else self._block(file, entry)
         except (sqlite3.DataError, UnicodeError, OverflowError, TypeError, ValueError) as error:
-            # Of this entry, not of the disk: the others must not wait for it.
+            # An error of this entry, not of the disk: the others must not wait for it.
             return error
 
     def _block(self, file: sqlite3.Connection, block: Block) -> bool:
@@ -221,7 +221,7 @@ class BlockFile:
         return True
 
     def _has_newer(self, file: sqlite3.Connection, block: Block) -> bool:
-        """Tell whether there is a newer block by hand, which was heard of while this one waited."""
+        """Return whether there is a newer block by hand, received while this one waited."""
         query = "SELECT entry FROM blocks WHERE name = ? AND client = ?"
         for (text,) in file.execute(query, (block.limit, block.key)):
             with contextlib.suppress(ValueError, TypeError):
@@ -237,21 +237,21 @@ class BlockFile:
         )
         ended = file.execute(
             "DELETE FROM blocks WHERE name = ? AND client = ? "
-            # One without an order is of an earlier version.
+            # Entries of an earlier version have no order.
             "AND (NOT json_valid(entry) OR coalesce(json_extract(entry, '$.order'), 0) <= ?)",
             (*place, lift.order),
         )
         return ended.rowcount > 0
 
     def forget(self, places: Sequence[tuple[str, str]]) -> None:
-        """Delete blocks by limit and key, as if they had never been there."""
+        """Delete blocks by limit and key, without a lift."""
         file = self._opened()
         file.execute("BEGIN IMMEDIATE")
         file.executemany("DELETE FROM blocks WHERE name = ? AND client = ?", places)
         file.execute("COMMIT")
 
     def purge(self, now: int) -> None:
-        """Delete what is forgotten at an epoch second, and the lifts that are too many."""
+        """Delete entries forgotten at an epoch second, and surplus lifts."""
         file = self._opened()
         file.execute("DELETE FROM blocks WHERE forget <= ?", (now,))
         file.execute("DELETE FROM lifts WHERE until <= ?", (now,))
@@ -264,11 +264,11 @@ class BlockFile:
             )
 
     def adopt(self, now: int) -> Iterator[list[Entry]]:
-        """Read other files that belong to this one, as ``pages()`` does this one."""
+        """Read other files that belong to this one, like ``pages()``."""
         yield from ()
 
     def drop(self) -> None:
-        """Remove those other files, whose entries are kept in this one by now."""
+        """Remove those other files; their entries are now in this one."""
 
     def delete(self) -> None:
         """Remove the file, which must be open, and close it."""
@@ -281,7 +281,7 @@ class BlockFile:
         file, self._file = self._file, None
         with contextlib.suppress(sqlite3.Error):
             file.close()
-        # SQLite leaves the -wal of a file that was moved away, and would read it into the next one.
+        # SQLite leaves the -wal of a file that was moved away, and would apply it to the next file.
         if _identity(self.path) != self._identity[0] and _identity(self._wal) == self._identity[1]:
             self._wal.unlink(missing_ok=True)
 
@@ -316,13 +316,13 @@ def _explain(path: Path, error: sqlite3.Error) -> StartError:
     match error.sqlite_errorcode & 0xFF if hasattr(error, "sqlite_errorcode") else None:
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return LockedError(
-                f"{path}: used by another process; each agent needs a store.state_dir of its own"
+                f"{path}: used by another process; each agent needs its own store.state_dir"
             )
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             return StartError(f"{path}: {_DAMAGED} ({error})")
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
             return StartError(
-                f"{path}: can't be written ({error}); see to the folder's owner and mode"
+                f"{path}: can't be written ({error}); check the owner and mode of the directory"
             )
         case _:
             return StartError(f"{path}: {error}")

@@ -1,11 +1,10 @@
-"""Keeps a node and the store in step: counts, blocks, time, and what is known of the fleet.
+"""Keeps a node and the store in sync: counts, blocks, time, and the number of nodes.
 
-Counts are exchanged every ``interval``, at once when a client is near its limit, and one exchange
-at a time for each limit: what comes up meanwhile goes with the next. None of it is on the request
-path, unless the operator asks for that with an interval of 0. Then what was read is held, the store
-hears of all of it in one exchange, and the answers follow by what it knows of the whole fleet. What
-is read while an exchange is under way waits for that one first, and for both no longer than
-``_DEADLINE``; then it is answered by the counts of this node.
+Counts are exchanged every ``interval``, at once if a client is near its limit, with one exchange at
+a time per limit; new counts wait for the next one. Exchanges are not on the request path, unless
+the interval is 0. Then requests are held, announced to the store in one exchange, and answered with
+the counts of the whole fleet. Requests that arrive during an exchange wait for it first. A request
+waits at most ``_DEADLINE``; then it is answered with the counts of this node.
 """
 
 from __future__ import annotations
@@ -31,47 +30,46 @@ from ratelimit.steps import Steps
 from ratelimit.store.base import Events, Node, SharedStore, Store, StoreError
 from ratelimit.turns import paced
 
-# Windows after which counts go to a new key, and the old one ends; it keeps all clients until then.
+# Windows after which counts use a new key; the old one, with all its clients, expires.
 _GENERATION = 64
-_GENERATION_LONG = 4  # of a minute at least
-_GAP = 0.002  # seconds from the beginning of an exchange to that of the next, at least
+_GENERATION_LONG = 4  # for windows of a minute or more
+_GAP = 0.002  # seconds between the starts of exchanges, at least
 _DEADLINE = 0.03
-"""Seconds that an answer waits for the store; under HAProxy's ``timeout processing``."""
-_RECORDS = 1000  # of a call of the store, where answers wait for more
-_SILENCE = 60.0  # seconds from one line about late answers to the next
-_MAX_HELD = 1 << 20  # bytes that wait for the store; with more, nothing waits
-_SHARD = 0  # a limit's counts are one key, so the limits are what a cluster spreads
+"""Seconds that an answer waits for the store; less than HAProxy's ``timeout processing``."""
+_RECORDS = 1000  # records per call of the store, if answers wait
+_SILENCE = 60.0  # seconds between log lines about late answers
+_MAX_HELD = 1 << 20  # bytes of held requests; beyond that, none wait
+_SHARD = 0  # a limit's counts are one key, so a cluster distributes the limits
 
 log = structlog.get_logger()
 
 
 class Peer(Protocol):
-    """A connection, as far as it matters here."""
+    """A connection, as far as this module uses it."""
 
     def reserve(self, data: bytes) -> None:
-        """Have the store hear of what ``answer(data)`` will count."""
+        """Announce to the store what ``answer(data)`` will count."""
 
     def answer(self, data: bytes, now: int) -> None:
-        """Answer what was read."""
+        """Answer the requests in ``data``."""
 
 
 class Sync:
-    """What a node and its store tell each other.
+    """Connects a node to its store.
 
     Args:
         limiter: of this node.
         interval: seconds between exchanges.
-        share: whether, while the store is away, a node enforces its part of a limit only, by the
-            number of nodes known last, instead of the whole.
+        share: whether a node enforces only its share of each limit while the store is down, by the
+            last known number of nodes.
 
-    ``epoch`` added to ``time.monotonic_ns()`` is the time that all nodes go by, in nanoseconds
-    since the epoch: a wrong clock of this machine changes no verdict. ``waits`` says that answers
-    wait for the store: what was read then goes to ``hold()``. ``late`` counts the checks that were
-    answered without it all the same, though it was up: it did not answer within ``_DEADLINE``, or
-    more was read than may wait. ``failures`` counts the exchanges that failed. ``times`` has how
-    long each took, and ``records`` counts the clients in them. ``flying`` says that checks have a
-    time of their own, for the store has heard of them and they have no answer yet. ``on_lost`` and
-    ``on_back`` are called when an outage of the store begins and ends.
+    ``epoch`` plus ``time.monotonic_ns()`` is the fleet's common time in epoch nanoseconds, so that
+    a wrong clock of this machine changes no verdict. ``waits`` is true if answers wait for the
+    store; then requests go to ``hold()``. ``late`` counts checks answered without the store
+    although it was up, because it was too slow or too many requests were held. ``failures`` counts
+    failed exchanges, ``times`` measures their duration, ``records`` counts the clients in them.
+    ``flying`` is true while checks that were announced to the store are not answered yet; they have
+    their own time. ``on_lost`` and ``on_back`` are called at the start and the end of an outage.
     """
 
     def __init__(self, limiter: Limiter, interval: float, share: bool) -> None:
@@ -88,9 +86,9 @@ class Sync:
         self.waits = limiter.sharing is Sharing.ALL
         self._held: dict[Peer, bytes] = {}
         self._held_bytes = 0
-        self._deadline = 0.0  # of what is held, in loop time
+        self._deadline = 0.0  # of held requests, in loop time
         self._under_way: set[asyncio.Task[None]] = set()
-        self._told = (0, -math.inf)  # how many late ones the log has, and since when
+        self._told = (0, -math.inf)  # late checks that are logged, and when
         self.store: Store | None = None
         self._node: Node | None = None
         self.on_lost: list[Callable[[], object]] = []
@@ -106,7 +104,7 @@ class Sync:
             forget=limiter.forget,
         )
         self._urgent = asyncio.Event()
-        self._last = 0.0  # when the last exchange began, and when the next one is to, in loop time
+        self._last = 0.0  # start of the last exchange, and planned start of the next, in loop time
         self._next = math.inf
         self._timer: asyncio.TimerHandle | None = None
         limiter.on_made.append(self.put)
@@ -114,56 +112,57 @@ class Sync:
         self.reloaded()
 
     def attach(self, store: Store, node: Node) -> None:
-        """Take the store, which was made with ``events``, and what it tells of this node."""
+        """Set the store, which was made with ``events``, and the description of this node."""
         self.store = store
         self._node = node
 
     def reloaded(self) -> None:
-        """Take the limits that the limiter now has."""
+        """Update after a change of the limits."""
         for exchange in self.limiter.engine.exchanges:
             exchange.interval = round(self.interval * SECOND)
         self._divide()
 
     def now(self) -> int:
-        """Return the time that all nodes go by."""
+        """Return the fleet's common time."""
         return time.monotonic_ns() + self.epoch
 
     @property
     def lag(self) -> int:
-        """Nanoseconds that the counts of other nodes are old; 0 while no client needs them."""
+        """Age of other nodes' counts in nanoseconds; 0 if no client needs them."""
         if self.waits or not any(exchange.due for exchange in self.limiter.engine.exchanges):
             return 0
         return time.monotonic_ns() - self._answered
 
     def hurry(self) -> None:
-        """Exchange counts as soon as some client needs it, if no exchange is under way."""
+        """Plan an exchange as soon as a client needs it."""
         self.limiter.engine.urgent = False
         self._plan()
 
     def hold(self, peer: Peer, data: bytes) -> None:
-        """Answer what was read as soon as the store has heard of it, in the order of the calls."""
+        """Hold requests until the store has been asked, and answer them in order."""
         if not self._held:
             self._deadline = asyncio.get_running_loop().time() + _DEADLINE
-        # A frame may be spread over reads, so those of a peer are joined.
+        # A frame may span several reads, so reads of a peer are joined.
         self._held[peer] = self._held.get(peer, b"") + data
         self._held_bytes += len(data)
         self._urgent.set()
 
     def release(self) -> None:
-        """Answer what is held without the store, and hold nothing more."""
+        """Answer held requests without the store, and hold no more."""
         self.waits = False
         held, self._held = self._held, {}
         for peer, data in held.items():
             peer.answer(data, self.now())
 
     def tick(self) -> None:
-        """Do what is due about once a second."""
+        """Do the work that is due once a second."""
         if self.store is None:
             return
         self._report()
         offset = self.store.clock_offset
         self.epoch = time.time_ns() + offset - time.monotonic_ns()
-        # A tenth of a second is let pass: else half of the nodes with a right clock would add one.
+        # Round to a tenth of a second: otherwise half of the nodes with a right clock would add
+        # one.
         self.limiter.engine.ahead = (offset + SECOND // 10) // SECOND
         self._divide()
         if self._node is not None:
@@ -180,7 +179,7 @@ class Sync:
             )
 
     async def run(self) -> None:
-        """Exchange counts until cancelled; does nothing where counts are not shared."""
+        """Exchange counts until cancelled; waits if counts are not shared."""
         store = self.store
         if not isinstance(store, SharedStore):
             await asyncio.Event().wait()
@@ -208,7 +207,7 @@ class Sync:
             self._plan()
 
     def _plan(self) -> None:
-        """See to it that the next exchange begins in time; without the store, its return does."""
+        """Schedule the next exchange; without a store, its return schedules one."""
         if self.store is None or not self.store.up or self.waits:
             return
         loop = asyncio.get_running_loop()
@@ -242,12 +241,12 @@ class Sync:
             listener()
 
     async def _flush(self, store: SharedStore) -> None:
-        """Answer all that is held, after the store has heard of it or when the time is over."""
+        """Answer held requests after the exchange, or when the time limit has passed."""
         loop = asyncio.get_running_loop()
         while self._under_way and store.up:
             if self._held and self._deadline <= loop.time():
                 break
-            # More may be held meanwhile.
+            # More requests may arrive meanwhile.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(self._deadline if self._held else None):
                     await self._urgent.wait()
@@ -276,11 +275,11 @@ class Sync:
             if store.up and not heard:
                 self.late += engine.checks - before
         if store.up and any(exchange.due for exchange in engine.exchanges):
-            # What was counted without the store having heard of it.
+            # Some hits were counted without an announcement to the store.
             self._urgent.set()
 
     def _begin_exchanges(self, store: SharedStore, now: int) -> None:
-        """Have the store hear of all that was reserved, and of what it has not heard before."""
+        """Announce everything reserved, and earlier hits that the store does not have."""
         for exchange in self.limiter.engine.exchanges:
             batch = exchange.pack(self.limiter.engine.now)
             for begin in range(0, len(batch) // RECORD_BYTES, _RECORDS):
@@ -293,7 +292,7 @@ class Sync:
         self._under_way.discard(task)
         self._urgent.set()
         if not task.cancelled():
-            task.result()  # the loop tells the supervisor of a fault of ours
+            task.result()  # an internal error is reported to the supervisor by the loop
 
     async def _exchange(
         self,
@@ -312,8 +311,8 @@ class Sync:
         ticks = (_GENERATION_LONG if long else _GENERATION) * SUB_WINDOWS
         ttl = 2 * ticks * sub_window // 1_000_000
         generation = now // sub_window // ticks
-        # What the batch carried counts as sent if this fails: hits may be lost to the others, none
-        # is counted twice. The store tells of its outages itself.
+        # If this fails, the batch counts as sent: hits may be lost to other nodes, but none is
+        # counted twice. The store reports outages itself.
         sent = time.monotonic_ns()
         self.records += len(batch) // RECORD_BYTES
         try:
@@ -326,12 +325,12 @@ class Sync:
         self.times.add(time.monotonic_ns() - sent)
 
     def _report(self) -> None:
-        """Log that answers were late, in a number of lines that does not depend on how many."""
+        """Log late answers, at most one line per ``_SILENCE``."""
         told, at = self._told
         if self.late > told and time.monotonic() - at >= _SILENCE:
             self._told = self.late, time.monotonic()
             log.warning(
-                "checks were answered by the counts of this node alone: the store is too slow",
+                "checks were answered with local counts only: the store is too slow",
                 checks=self.late - told,
                 waited_ms=round(_DEADLINE * 1000),
             )
@@ -346,12 +345,12 @@ class Sync:
             self._plan()
 
     def put(self, entry: Entry) -> None:
-        """Have the store keep a block or a lift that was made here."""
+        """Pass an entry made here to the store."""
         if self.store is not None:
             self.store.put(entry)
 
     async def take(self, entries: Sequence[Entry]) -> None:
-        """Merge what another process has known of this node's list, and have the store keep it."""
+        """Pass the last changes of a predecessor to the store and merge them."""
         # First, because the process may stop before all of it is merged.
         await paced(self._put_all(entries))
         await paced(self._merge().take(entries))

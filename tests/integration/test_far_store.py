@@ -26,7 +26,7 @@ pytestmark = [
 
 AWAY = 0.05
 CHECKS = 400
-LINE = "checks were answered by the counts of this node alone"
+LINE = "checks were answered with local counts only"
 
 
 class Delayed(asyncio.Protocol):

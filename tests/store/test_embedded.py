@@ -346,7 +346,7 @@ def test_damaged_rows_cost_a_line_each(tmp_path: Path, logs: list[Any]) -> None:
             assert seen.clients() == {"good", "bad end"}
 
     run(main)
-    damaged = [line["entry"] for line in logs if line["event"] == "a damaged entry is left out"]
+    damaged = [line["entry"] for line in logs if line["event"] == "a damaged entry is ignored"]
     names = ["odd", "bad end", "no entry", "not text", "other", "surrogate"]
     assert sorted(damaged[:6]) == sorted(f"default|{name}" for name in names)
     assert len(damaged) < 12
@@ -363,7 +363,7 @@ def test_an_entry_that_can_not_be_kept_does_not_hold_up_the_others(
                 replace(block("b"), since=1 << 70),
             ):
                 store.put(bad)
-                with pytest.raises(StoreError, match="can't be kept"):
+                with pytest.raises(StoreError, match="can't be stored"):
                     await store.save(bad)
                 store.outbox.add(Change(bad))
             await store.save(block("good"))
@@ -372,7 +372,7 @@ def test_an_entry_that_can_not_be_kept_does_not_hold_up_the_others(
             assert seen.clients() == {"good"}
 
     run(main)
-    assert [line["event"] for line in logs] == ["an entry can't be kept"] * 6
+    assert [line["event"] for line in logs] == ["an entry can't be stored"] * 6
 
 
 def test_the_writer_survives_any_exception(
@@ -524,7 +524,7 @@ def test_a_disk_that_hangs_is_an_outage_and_holds_up_nothing(
         hangs.set()
 
     run(main)
-    assert "blocks are lost, for the disk is too slow" in [line["event"] for line in logs]
+    assert "blocks were lost because the disk is too slow" in [line["event"] for line in logs]
 
 
 def test_a_disk_that_hangs_at_the_start_is_a_clear_error(
@@ -537,7 +537,7 @@ def test_a_disk_that_hangs_at_the_start_is_a_clear_error(
     async def main() -> None:
         store = MemoryStore(str(tmp_path))
         monkeypatch.setattr(store._journal._file, "open", lambda: hangs.wait(30))
-        with pytest.raises(StartError, match="the disk has not answered"):
+        with pytest.raises(StartError, match="no answer from the disk"):
             await store.start()
         hangs.set()
 

@@ -74,7 +74,7 @@ def test_what_can_not_be_kept_is_refused() -> None:
     check(block("a"))
     check(Lift("a", "*", 1, 1))
     for entry in (block("\ud800"), replace(block("a"), until=1 << 70), Lift("\ud800", "*", 1, 1)):
-        with pytest.raises(StoreError, match="can't be kept") as caught:
+        with pytest.raises(StoreError, match="can't be stored") as caught:
             check(entry)
         assert caught.value.unsent
 

@@ -291,7 +291,7 @@ def test_late_answers_are_logged_once_a_minute() -> None:
     with capture_logs() as lines:
         leap(main())
     (line,) = lines
-    assert line["event"].startswith("checks were answered by the counts of this node alone")
+    assert line["event"].startswith("checks were answered with local counts only")
     assert (line["checks"], line["waited_ms"]) == (1, 30)
 
 

@@ -1,10 +1,9 @@
-"""The blocklist that nodes share: written from the outbox, compared whole, and followed by
-messages.
+"""The shared blocklist: written from the outbox, compared as a whole, and updated by messages.
 
-The keys ``PREFIX:{fleet}:blocks`` and ``PREFIX:{fleet}:lifts`` and the channel for news of them;
-see ``scripts/``. Whatever is read is merged with what the owner has (``limiter.orders``), and what
-the owner has and the store has not is written back: a server that was restored from an older
-snapshot, or that took over before it had everything, is told what it lost.
+It uses the keys ``PREFIX:{fleet}:blocks`` and ``PREFIX:{fleet}:lifts`` and a channel for changes;
+see ``scripts/``. Everything read is merged with the owner's list (``limiter.orders``), and entries
+that the store lacks are written back: a server that was restored from an older snapshot, or was
+promoted before it had everything, gets what it lost.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ from ratelimit.store.secret import SEED, KeptSecret
 from ratelimit.store.signing import Signer, UnsignedError
 from ratelimit.turns import paced
 
-_BATCH = 25  # entries of a request, and of the news of it
+_BATCH = 25  # entries per request, and per message about it
 _PAGE = 1000
 _MOST_CHANGES = 1 << 53
 _REPLICAS_WAIT = 0.3  # seconds
-_STEP = 25  # entries of a step
-_HEARD = 5  # likewise, of news: what is told of them goes to the edges, the journal and listeners
-_BY_HAND = r"\*|*"  # what matches the fields of these blocks
+_STEP = 25  # entries per step
+_HEARD = 5  # entries of messages per step: each also goes to HAProxy, the journal and listeners
+_BY_HAND = r"\*|*"  # pattern of the fields of blocks by hand
 
 _LOAD = Script("load")
 
@@ -42,11 +41,11 @@ log = structlog.get_logger()
 
 
 class SharedBlocklist:
-    """The blocklist as the store has it.
+    """The blocklist in the store.
 
-    The era is what the store calls this list; with another one it has lost the list in between. It
-    begins with the seed of the secret of all nodes, which a node that knows it passes on to the
-    next era. ``changes`` is how often the list has changed, as far as this node has heard.
+    The era identifies this list; with another era the store has lost the list in between. It starts
+    with the seed of the fleet's secret, which a node that knows it uses for the next era.
+    ``changes`` is the number of changes of the list, as far as this node knows.
     """
 
     def __init__(
@@ -73,17 +72,18 @@ class SharedBlocklist:
         self.changes = 0
 
     def new_era(self) -> str:
-        """Return the era of the list if it begins now."""
+        """Return the era of a list that begins now."""
         return (self._kept.seed or secrets.token_hex(SEED // 2)) + secrets.token_hex(8)
 
     def begin(self) -> None:
-        """Expect another server, or the same one with another list."""
+        """Prepare for another server, or for the same one with another list."""
         self.changes = 0
 
     def learn(self, era: bytes, changes: int, before: int) -> bool:
-        """Note the era and how often the list has changed; true if the list was lost or rewound.
+        """Store the era and the number of changes; return true if the list was lost or set back.
 
-        ``before`` is what ``changes`` was when the store was asked: news may have come since.
+        ``before`` is the value of ``changes`` when the store was asked: messages may have come
+        since.
         """
         lost = self._era not in (b"", era) or changes < before
         self._era, self.changes = era, changes if lost else max(changes, self.changes)
@@ -91,9 +91,9 @@ class SharedBlocklist:
         return lost
 
     async def read(self, life: Life) -> AsyncIterator[list[Entry]]:
-        """Yield the list in pages; what is damaged in it is logged and left out.
+        """Yield the list in pages; damaged entries are logged and ignored.
 
-        Blocks by hand come first and again, for the owner may have no room for all.
+        Blocks by hand come first, and again later, because the owner may not have room for all.
         """
         for key, pattern in zip(self.keys[:1] + self.keys, (_BY_HAND, "*", "*"), strict=True):
             damage = Damage(key.decode())
@@ -116,7 +116,9 @@ class SharedBlocklist:
                 damage.done()
 
     async def compare(self, life: Life) -> int:
-        """Merge the list with the owner's, in both directions; return how much was written back."""
+        """Merge the list with the owner's, in both directions; return the number of entries written
+        back.
+        """
         self._outbox.overflowed = False
         written = 0
 
@@ -144,11 +146,11 @@ class SharedBlocklist:
         return written
 
     async def write(self, life: Life, until: float | None = None) -> None:
-        """Write what is unwritten.
+        """Write pending changes.
 
-        The heartbeat, due at ``until``, must not wait for a flood of blocks.
+        ``until`` is the time of the next heartbeat, which must not wait for a flood of blocks.
         """
-        # No more than there is now, or a flood of blocks would keep it here.
+        # At most the current number, so that a flood of blocks does not keep it here.
         left = len(self._outbox)
         while left > 0 and (changes := self._outbox.first(_BATCH)):
             left -= len(changes)
@@ -177,22 +179,22 @@ class SharedBlocklist:
             self._outbox.done(change, unsure or found)
 
     async def _unsure(self, life: Life) -> StoreError | None:
-        """Return what is wrong if not enough replicas have what was written just now."""
+        """Return an error if too few replicas have the last change."""
         count = await life.confirmed(self._replicas, _REPLICAS_WAIT)
         if count >= self._replicas:
             return None
         return StoreError(
-            f"{count} of {self._replicas} replicas (store.replicas) have it after "
-            f"{_REPLICAS_WAIT * 1000:.0f} ms; it is in force, but a failover may lose it"
+            f"{count} of {self._replicas} replicas (store.replicas) have the change after "
+            f"{_REPLICAS_WAIT * 1000:.0f} ms; the change is in force, but a failover may lose it"
         )
 
     def hear(self, text: bytes) -> Steps[bool]:
-        """Pass on news; the result is false if no node can have said this."""
+        """Process a message; the result is false if no node can have sent it."""
         damage = Damage(self.channel.decode())
         try:
             news = json.loads(text)
             lifts, times = news.get("lifts", ()), news.get("lifted", ())
-            # The version before this one says when only.
+            # The previous version sends only times.
             marks = news.get("marks", [(_order(second), second + _HOUR) for second in times])
             blocks, lifted = list(news.get("blocks", ())), list(zip(lifts, marks, strict=True))
             self.changes = max(self.changes, min(int(news.get("changes", 0)), _MOST_CHANGES))
@@ -243,9 +245,9 @@ _HOUR = 3600
 
 
 def _order(second: float) -> int:
-    """Return the order of what the version before this one lifted at a second.
+    """Return the order of a lift by the previous version at a second.
 
-    A block begins at a whole second, up to one after the hit.
+    A block begins at a whole second, up to one second after the hit.
     """
     return (int(second) + 1) * 1_000_000
 

@@ -1,15 +1,15 @@
-"""The store's time, from samples of it; no I/O.
+"""The store's time, from samples; no I/O.
 
-Cristian's algorithm: a request left at local time ``sent``, its answer came at ``received`` and
-says the store's time. So the store's clock is ahead of ours by ``store - (sent + received) / 2``,
-wrong by at most half of what the round trip took. Of the last samples the one with the shortest
-round trip is believed. Somebody may set the store's clock: then a sample and the believed one can't
-both be right, and those before it are forgotten.
+Cristian's algorithm: a request was sent at local time ``sent``, and its answer with the store's
+time arrived at ``received``. So the store's clock is ahead by ``store - (sent + received) / 2``,
+with an error of at most half of the round trip. Of the last samples the one with the shortest round
+trip is used. If the store's clock was set, a new sample contradicts the used one, and earlier
+samples are dropped.
 
-Local time is the monotonic clock, which nobody sets: a node whose wall clock jumps does not notice.
-The served time follows the believed one without jumps: it runs up to ``SLEW`` faster or slower
-until both agree, and leaps only at the start and when they are more than ``LEAP`` apart. The drift
-between both clocks is measured and goes on being applied while the store is away.
+Local time is the monotonic clock, so that a jump of the wall clock has no effect. The served time
+follows the best sample without jumps: it runs up to ``SLEW`` faster or slower until both agree, and
+jumps only at the start and if they differ by more than ``LEAP``. The drift between both clocks is
+measured and still applied while the store is down.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from collections import deque
 from dataclasses import dataclass
 
 SAMPLES = 64
-"""One a second; the last quarter of them says the offset, all of them the drift."""
+"""One per second; the last quarter gives the offset, all of them the drift."""
 
 SLEW = 0.005
-"""The most that served time runs faster or slower than the local clock; 5 ms a second."""
+"""Maximum by which served time runs faster or slower than the local clock; 5 ms per second."""
 
 LEAP = 500_000_000
-"""Nanoseconds of error that are too many to make up for slowly."""
+"""Error in nanoseconds above which served time jumps."""
 
-_MAX_DRIFT = 500e-6  # what a kernel corrects at most; more is a wrong measurement
+_MAX_DRIFT = 500e-6  # a kernel's maximum correction; more is a measurement error
 _DRIFT_ERROR = 50e-6
 
 
@@ -38,12 +38,12 @@ class _Sample:
 
 
 class Clock:
-    """The store's time by the local monotonic clock; all in nanoseconds.
+    """The store's time by the local monotonic clock; all values in nanoseconds.
 
     Attributes:
-        known: there has been a sample, ever.
-        drift: how much faster the store's clock runs than ours; 1e-6 is a microsecond a second.
-        error: bound of the error of the believed sample.
+        known: whether there has been any sample.
+        drift: by how much the store's clock runs faster; 1e-6 is a microsecond per second.
+        error: maximum error of the sample in use.
     """
 
     def __init__(self) -> None:
@@ -52,13 +52,13 @@ class Clock:
         self.error = 0
         self._samples: deque[_Sample] = deque(maxlen=SAMPLES)
         self._best = _Sample(0, 0, 0)
-        # Served time is `_served` plus local time at local time `_at`, and from there heads for
-        # what the best sample says.
+        # Served time is `_served` plus local time at local time `_at`; from there it approaches the
+        # best sample.
         self._served = 0
         self._at = 0
 
     def sample(self, sent: int, received: int, store: int) -> None:
-        """Learn from one request what the store's time is."""
+        """Add a sample of the store's time."""
         middle = (sent + received) // 2
         sample = _Sample(middle, store - middle, (received - sent + 1) // 2)
         apart = abs(sample.offset - self._believed(middle)) - sample.error - self.error
@@ -77,11 +77,11 @@ class Clock:
         self.known = True
 
     def forget(self) -> None:
-        """Another store may answer from now on: keep the time, but trust no old sample."""
+        """Keep the time but drop all samples, because another store may answer now."""
         self._samples.clear()
 
     def offset(self, local: int) -> int:
-        """Return what to add to local time to get the store's; 0 until that is known."""
+        """Return what to add to local time to get the store's; 0 until known."""
         wanted = self._believed(local)
         most = int(max(0, local - self._at) * SLEW)
         return self._served + max(-most, min(most, wanted - self._served))

@@ -1,9 +1,9 @@
-"""One connection to a Redis server: requests sent without waiting for the answers before them.
+"""One connection to a Redis server, with pipelined requests.
 
-redis-py connects and logs in; from then on the transport is ours, and hiredis packs and parses. So
-an exchange of counts costs one write and one read, and no task, stream or timer of its own; which
-request gets which answer, and until when, is decided here. It never sends a request twice: what is
-counted must not be counted again.
+redis-py connects and logs in; afterwards this module owns the transport, and hiredis packs and
+parses. So an exchange of counts costs one write and one read, without a task, stream or timer of
+its own. This module matches answers to requests and enforces timeouts. It never sends a request
+twice, so that nothing is counted twice.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from ratelimit.store.redis.errors import explain
 from ratelimit.store.redis.url import Endpoint, Login, Target
 
 MAX_PENDING = 1024
-"""Requests without an answer; the next one is refused."""
+"""Requests without an answer; further ones fail."""
 
 MAX_UNSENT = 1 << 20
-"""Bytes that a server has not read; with more, the connection is broken."""
+"""Bytes that a server has not read; above this the connection is closed."""
 
 log = structlog.get_logger()
 
@@ -48,10 +48,11 @@ _NOTHING = object()
 
 
 class Link(asyncio.Protocol):
-    """A connection; ``broken`` says why it can't be used any more, and is empty until then.
+    """A connection; ``broken`` says why it is unusable, and is empty before.
 
-    ``push`` gets the messages that are no answers, one after the other: what it returns is done in
-    slices before the next. It gets an empty one when the connection breaks.
+    ``push`` receives messages that are not answers, one after the other; the steps that it returns
+    are run in slices before the next message. It receives an empty message when the connection
+    breaks.
     """
 
     def __init__(self, endpoint: Endpoint, push: Push = lambda message: None) -> None:
@@ -62,12 +63,12 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._reader: hiredis.Reader
         self._loop = asyncio.get_running_loop()
-        # With the time by which each is to be answered, also if its caller waits no longer, and how
-        # many seconds that gave it.
+        # Future, deadline and timeout of each request. The deadline applies even if the caller no
+        # longer waits.
         self._pending: deque[tuple[asyncio.Future[Any], float, float]] = deque()
-        self._reading: Steps[None] | None = None  # what has come and was not taken yet
+        self._reading: Steps[None] | None = None  # received data that is not processed yet
         self._paused = False
-        self._heard = -math.inf  # when the last message was taken
+        self._heard = -math.inf  # when the last message was processed
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
 
@@ -80,7 +81,7 @@ class Link(asyncio.Protocol):
         timeout: float,
         push: Push = lambda message: None,
     ) -> Link:
-        """Connect and log in; StoreError says why not, after ``timeout`` seconds at most."""
+        """Connect and log in. Raises StoreError, after ``timeout`` seconds at most."""
         link = cls(endpoint, push)
         try:
             link._connection = _connection(target, endpoint, login)
@@ -93,10 +94,10 @@ class Link(asyncio.Protocol):
             await link.close()
             problem = f"{endpoint}: no answer within {timeout * 1000:.0f} ms"
             if target.tls is not None:
-                problem += "; see to it that the port speaks TLS"
+                problem += "; check that the port uses TLS"
             raise StoreError(problem, unsent=True) from None
         except Exception as error:
-            # Of any kind: redis-py reads an answer to HELLO that is none.
+            # Any exception: redis-py fails in many ways on an invalid answer to HELLO.
             await link.close()
             raise StoreError(explain(error, endpoint), unsent=True) from error
         except BaseException:
@@ -108,21 +109,21 @@ class Link(asyncio.Protocol):
     async def call(self, timeout: float, *args: bytes | str | int, asking: bool = False) -> Any:
         """Send a command and return its answer.
 
-        Raises redis.ResponseError for an answer that is an error; StoreError for everything else,
-        after which the connection is closed, for its answers can't be told apart any more.
+        Raises redis.ResponseError for an error answer, and StoreError for everything else; after a
+        StoreError the connection is closed, because answers can't be matched any more.
         """
         if len(self._pending) >= MAX_PENDING:
             raise StoreError(f"{self.endpoint}: {MAX_PENDING} requests without an answer", True)
         deadline = self._loop.time() + timeout
         if asking:
-            # Its answer is dropped; it is about the next command of this connection only.
+            # Its answer is dropped; it applies only to the next command of this connection.
             self.send("ASKING")
             dropped = self._loop.create_future()
             dropped.cancel()
             self._pending.append((dropped, deadline, timeout))
         self.send(*args)
         if self.broken:
-            # The write itself filled the buffer: only the requests before this one were told.
+            # The write itself filled the buffer; only earlier requests have got the error.
             raise StoreError(self.broken)
         answer = self._loop.create_future()
         self._pending.append((answer, deadline, timeout))
@@ -131,20 +132,20 @@ class Link(asyncio.Protocol):
         return await answer
 
     def send(self, *args: bytes | str | int) -> None:
-        """Send a command, whose answers are messages; StoreError if that can't be done."""
+        """Send a command whose answers are messages. Raises StoreError."""
         if self.broken or self._transport is None:
             raise StoreError(self.broken, unsent=True)
-        # Its stub says one argument; it takes any number.
+        # The type stub has one argument; the function takes any number.
         self._transport.write(hiredis.pack_command(args))  # type: ignore[arg-type]
 
     async def close(self) -> None:
-        """Close; whoever waits for an answer gets an error."""
+        """Close; waiting callers get an error."""
         self._break(f"{self.endpoint}: closed")
         with contextlib.suppress(RedisError, OSError):
             await self._connection.disconnect(nowait=True)
 
     def _take_over(self) -> None:
-        """Read and write without redis-py, which has no interface for a protocol of others."""
+        """Replace redis-py's protocol, for which redis-py has no public interface."""
         connection: Any = self._connection
         self._reader = hiredis.Reader(
             protocolError=InvalidResponse,
@@ -164,19 +165,21 @@ class Link(asyncio.Protocol):
         self._timer = self._loop.call_at(when, self._look)
 
     def _look(self) -> None:
-        """Break the connection if a request is overdue, or look again when the next one is."""
+        """Break the connection if a request is overdue; otherwise set the timer to the next
+        deadline.
+        """
         self._timer = None
         if not self._pending:
             return
         _, deadline, timeout = min(self._pending, key=lambda request: request[1])
-        # Its answer may have been behind messages.
+        # The answer may have been behind messages.
         deadline = max(deadline, self._heard + timeout)
         if deadline <= self._loop.time():
             self._break(f"{self.endpoint}: no answer within {timeout * 1000:.0f} ms")
         else:
             self._watch(deadline)
 
-    # What the transport calls.
+    # Called by the transport.
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
@@ -188,8 +191,8 @@ class Link(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _go_on(self) -> None:
-        """Take what has come, for a slice of the loop."""
-        assert self._reading is not None  # noqa: S101 - there is more to take
+        """Process received data for one slice of the loop."""
+        assert self._reading is not None  # noqa: S101 - called while there is data
         try:
             if not turns.advance(self._reading):
                 self._heard = self._loop.time()
@@ -198,8 +201,8 @@ class Link(asyncio.Protocol):
         except RedisError as error:
             self._break(explain(error, self.endpoint))
         except (ValueError, TypeError, LookupError, AttributeError) as error:
-            # Such as a MOVED that says no address, or a map whose keys are lists.
-            self._break(f"{self.endpoint}: an answer has an unknown form; is this Redis? ({error})")
+            # For example a MOVED without an address, or a map with lists as keys.
+            self._break(f"{self.endpoint}: unexpected answer; is this Redis? ({error})")
         self._reading = None
         if self._paused and self._transport is not None and not self.broken:
             self._paused = False
@@ -219,8 +222,8 @@ class Link(asyncio.Protocol):
                 if self.broken:
                     return
         except Exception:
-            log.exception("a message could not be handled")
-            self._break(f"{self.endpoint}: a message could not be handled")
+            log.exception("internal error while handling a message")
+            self._break(f"{self.endpoint}: internal error while handling a message")
         yield
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -229,13 +232,13 @@ class Link(asyncio.Protocol):
         self._break(explain(error, self.endpoint))
 
     def pause_writing(self) -> None:
-        self._break(f"{self.endpoint}: reads nothing of what it is sent")
+        self._break(f"{self.endpoint}: the server does not read")
 
     def _take(self, answer: Any) -> None:
         if isinstance(answer, RedisError) and not isinstance(answer, ResponseError):
             raise answer
         if not self._pending:
-            self._break(f"{self.endpoint}: an answer that nobody asked for")
+            self._break(f"{self.endpoint}: an answer without a request")
             return
         waiter, _, _ = self._pending.popleft()
         if waiter.done():
@@ -267,7 +270,7 @@ def _connection(target: Target, endpoint: Endpoint, login: Login) -> AbstractCon
         "password": login.read_password() or None,
         "protocol": 3,
         "retry": Retry(NoBackoff(), 0),
-        # Waiting is limited here, for whole requests.
+        # Timeouts are enforced here, for whole requests.
         "socket_timeout": None,
         "socket_connect_timeout": None,
         # CLIENT SETINFO is not always permitted.

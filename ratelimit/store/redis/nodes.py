@@ -1,6 +1,6 @@
-"""The nodes of a store: this one announces itself, which also tells the store's time.
+"""The nodes of a store: heartbeats, which also read the store's time.
 
-The key ``PREFIX:{fleet}:nodes``; see ``scripts/announce.lua``.
+It uses the key ``PREFIX:{fleet}:nodes``; see ``scripts/announce.lua``.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ratelimit.store.redis.clock import Clock
 from ratelimit.store.redis.session import Life, Script
 
 HEARTBEAT = 1.0
-"""Seconds between announcements."""
+"""Seconds between heartbeats."""
 
 NODE_LIFE = 3000
-"""Milliseconds after the last heartbeat until a node counts as gone."""
+"""Milliseconds after the last heartbeat after which a node counts as gone."""
 
-_END = 1 << 32  # epoch seconds, as far as the end of a block goes
+_END = 1 << 32  # epoch seconds, the latest end of a block
 _MOST = 1 << 16  # nodes
 _ANNOUNCE = Script("announce")
 _TYPES: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float)}
@@ -37,7 +37,7 @@ log = structlog.get_logger()
 
 
 def nodes_key(prefix: str) -> bytes:
-    """Return the key that the nodes of a fleet announce themselves in."""
+    """Return the key of a fleet's nodes."""
     return f"{prefix}:{{fleet}}:nodes".encode()
 
 
@@ -45,8 +45,8 @@ class Members:
     """The live nodes.
 
     Attributes:
-        node: this one, as it announces itself.
-        live: how many there are, this one included; also what it was when last known.
+        node: description of this node.
+        live: number of live nodes, including this one; during an outage the last known number.
         clock: the store's time.
     """
 
@@ -60,14 +60,14 @@ class Members:
         self._forget_at = b"0"
 
     def begin(self) -> None:
-        """Expect the others, and the time, of another server."""
+        """Prepare for the nodes and the time of another server."""
         self._began = time.monotonic()
         self.clock.forget()
 
     async def heartbeat(self, life: Life, blocklist: SharedBlocklist) -> tuple[bytes, int]:
-        """Announce this node; return the era of the blocklist and how often that has changed.
+        """Announce this node; return the era of the blocklist and the number of its changes.
 
-        The era is a new one if it had none.
+        The era is a new one if the blocklist had none.
         """
         about = json.dumps(asdict(self.node), separators=(",", ":"))
         sent = time.monotonic_ns()
@@ -96,9 +96,9 @@ class Members:
             await self._announce(life, blocklist, "")
 
     async def read(self, life: Life, now: int) -> list[Node]:
-        """Return those that are live at a time in milliseconds.
+        """Return the nodes that are live at a time in milliseconds.
 
-        An entry that can't be read is left out and logged once; it ends no more than its node.
+        An unreadable entry is ignored and logged once.
         """
         answer = await life.call(self.key, "HGETALL", self.key)
         if not isinstance(answer, dict):
@@ -112,7 +112,7 @@ class Members:
             except (AttributeError, TypeError, ValueError, RecursionError):
                 if field not in self._odd and len(self._odd) < _MAX_ODD:
                     self._odd.add(field)
-                    log.warning("an entry of the list of nodes can't be read", node=ascii(field))
+                    log.warning("unreadable entry in the list of nodes", node=ascii(field))
                 continue
             if gone > now:
                 nodes.append(node)
@@ -124,15 +124,15 @@ class Members:
         return await life.run(_ANNOUNCE, keys, era, self.node.id, about, NODE_LIFE, self._forget_at)
 
     def _count(self, live: int) -> None:
-        # After an outage the others need a while to come back too.
+        # After an outage the other nodes also need some time to return.
         settled = time.monotonic() - self._began > NODE_LIFE / 1000
         self.live = max(live, 1 if settled else self.live)
 
 
 def _read_node(field: bytes, value: bytes) -> tuple[int, Node]:
-    """Return when a node counts as gone, in milliseconds, and the node; what it adds is left out.
+    """Return when a node counts as gone, in milliseconds, and the node; unknown fields are ignored.
 
-    Raises AttributeError, TypeError, ValueError or RecursionError for what is no such entry.
+    Raises AttributeError, TypeError, ValueError or RecursionError for an invalid entry.
     """
     gone, _, text = value.partition(b" ")
     about = json.loads(text) | {"id": field.decode()}

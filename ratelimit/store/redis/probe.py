@@ -1,4 +1,4 @@
-"""A look at a shared store from outside: nothing is announced, nothing changed."""
+"""Checks a shared store without changing it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from ratelimit.store.redis.url import Target
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What a store says.
+    """The result of the check.
 
     Attributes:
         server: such as ``redis 7.2.4``.
-        ahead: seconds that its clock is ahead of ours, and ``error`` by how much that may be wrong.
-        nodes: those that are live.
+        ahead: seconds by which the store's clock is ahead of the local one; ``error`` is the
+            maximum error.
+        nodes: the live nodes.
     """
 
     server: str
@@ -34,7 +35,7 @@ class Sight:
 async def look(
     target: Target, prefix: str, timeout: float = 1, clock: Callable[[], float] = time.time
 ) -> Sight:
-    """Ask a store; StoreError says why it can't be used."""
+    """Check a store. Raises StoreError."""
     key = nodes_key(prefix)
     life = Life(target, timeout, key, lambda _problem: None)
     try:

@@ -1,8 +1,8 @@
-"""Which server is the master, as the Sentinels say, from the moment on at which they do.
+"""Finds the master through Sentinels, and follows it.
 
-A planned failover leaves the old master writable for some seconds, and what it takes then is lost
-to the new one. So the Sentinel that said who the master is also tells of the next one
-(``+switch-master``), and is asked again with each heartbeat, in case its message was lost.
+After a planned failover the old master remains writable for some seconds, and these writes are
+lost. So the Sentinel that named the master is also subscribed to for changes (``+switch-master``),
+and asked again with each heartbeat, in case its message was lost.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = structlog.get_logger()
 
 
 class Sentinels:
-    """``on_switch`` is called with each other master that a Sentinel names after ``find()``."""
+    """``on_switch`` is called with each new master that a Sentinel names after ``find()``."""
 
     def __init__(
         self, target: Target, timeout: float, on_switch: Callable[[Endpoint], object]
@@ -37,10 +37,10 @@ class Sentinels:
         self._link: Link | None = None
 
     async def find(self) -> Endpoint:
-        """Return the master; StoreError if no Sentinel can say now."""
+        """Return the master. Raises StoreError if no Sentinel knows it."""
         problem = ""
         for endpoint in self._target.endpoints:
-            # If its user may not subscribe, it has to do without.
+            # A user without permission to subscribe is accepted.
             for subscribes in (True, False):
                 try:
                     self._master = await self._ask(endpoint, subscribes)
@@ -54,7 +54,7 @@ class Sentinels:
         raise StoreError(problem, unsent=True)
 
     async def check(self) -> None:
-        """Ask again who the master is; of the next Sentinel if the one asked before is away."""
+        """Ask again for the master; use the next Sentinel if the previous one is down."""
         before = self._master
         try:
             found = await self.find() if self._link is None else await self._named(self._link)
@@ -77,8 +77,8 @@ class Sentinels:
         )
         try:
             if subscribes:
-                # Before the question, so that no switch comes between; an error of it would be
-                # taken for the answer to that.
+                # Subscribe first, so that no switch is missed. An error of it would be taken for
+                # the answer to the query.
                 link.send("SUBSCRIBE", _SWITCH)
             found = await self._named(link)
         except BaseException:
@@ -94,7 +94,7 @@ class Sentinels:
         with contextlib.suppress(ValueError, TypeError, AttributeError):
             host, port = answer
             return Endpoint(host.decode(), int(port))
-        raise StoreError(f"{link.endpoint}: knows no service {self._target.service}", unsent=True)
+        raise StoreError(f"{link.endpoint}: unknown service {self._target.service}", unsent=True)
 
     def _hear(self, message: list[Any]) -> None:
         match message:

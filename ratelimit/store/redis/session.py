@@ -1,8 +1,8 @@
-"""One life of the store's connections, from connecting to whatever fails first.
+"""The connections to the store, from connecting to the first failure.
 
-Requests go to the server of their key and messages come on a connection of their own; no request is
-sent twice. A failure of any of them ends all of it, for after a gap in the messages, or at another
-server, what was learned before does not hold.
+Each request goes to the server of its key; messages come on a separate connection. No request is
+sent twice. Any failure ends all connections, because after a gap in the messages, or at another
+server, earlier knowledge may be wrong.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ratelimit.store.redis.url import Endpoint, Target
 
 
 class Script:
-    """A Lua script, of one or more files, and the hash by which the server knows it."""
+    """A Lua script, built from one or more files, and the hash by which the server knows it."""
 
     def __init__(self, *names: str) -> None:
         folder = resources.files("ratelimit.store.redis") / "scripts"
@@ -33,13 +33,13 @@ class Script:
 
 
 class Life:
-    """Connections to the servers; ``failure`` says what has ended this life, and is empty before.
+    """Connections to the servers; ``failure`` says what has ended them, and is empty before.
 
     Args:
         target: the servers.
-        timeout: seconds for a connection, and for a request that does not say another.
+        timeout: seconds for a connection, and for a request without its own timeout.
         home: a key of the server that has the channels.
-        on_failure: called at the first failure, unless the life was closed before.
+        on_failure: called at the first failure, unless closed before.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class Life:
 
     @property
     def known(self) -> tuple[Endpoint, ...]:
-        """Servers of the cluster, to ask first the next time."""
+        """Servers of the cluster to ask first next time."""
         return self._routes.known
 
     async def open(self, known: tuple[Endpoint, ...]) -> str:
-        """Find the servers and return what they are, such as ``redis 7.2.4``."""
+        """Connect and return the server and version, such as ``redis 7.2.4``."""
         await self._routes.open(known)
         answer = await self.call(self._home, "HELLO")
         try:
@@ -73,7 +73,7 @@ class Life:
         return f"{name} {version}"
 
     async def close(self) -> None:
-        # A late answer says nothing about the next life.
+        # A late answer must not affect the next connections.
         self.failure = self.failure or "closed"
         await self._routes.close()
         for link in (self._messages, self._sure):
@@ -83,7 +83,7 @@ class Life:
     async def subscribe(
         self, channels: tuple[bytes, ...], hear: Callable[[bytes, bytes], Steps[None]]
     ) -> None:
-        """From now on call ``hear`` with the channel and the text of each message, in slices."""
+        """Subscribe to channels; ``hear`` receives channel and text of each message, in slices."""
 
         def push(message: list[Any]) -> Steps[None] | None:
             match message:
@@ -97,14 +97,14 @@ class Life:
             return None
 
         link = self._messages = await self._routes.connect(self._home, push)
-        # It is confirmed by messages, one for each channel, so the next answer comes after.
+        # Confirmed by a message for each channel, before the answer to the next command.
         link.send("SUBSCRIBE", *channels)
         await self.ping()
         if not self._confirmed.issuperset(channels):
             raise self.fail("SUBSCRIBE was not confirmed")
 
     async def ping(self) -> None:
-        """See that messages would still come."""
+        """Check that the connection for messages works."""
         if self._messages is not None:
             try:
                 await self._messages.call(self.timeout, "PING")
@@ -112,11 +112,11 @@ class Life:
                 raise self.fail(explain(error, self._messages.endpoint)) from error
 
     async def follow(self) -> None:
-        """Learn of another master, and where keys of a cluster have moved to."""
+        """Follow a change of the master, or moved keys of a cluster."""
         await self._routes.follow()
 
     def _moved(self, endpoint: Endpoint) -> None:
-        self.fail(f"{endpoint} is the master now")
+        self.fail(f"{endpoint} is the new master")
 
     async def call(
         self,
@@ -125,9 +125,9 @@ class Life:
         timeout: float | None = None,
         sure: bool = False,
     ) -> Any:
-        """Send a command that belongs to a key; whatever goes wrong is a StoreError.
+        """Send a command for a key. Raises StoreError for any failure.
 
-        ``sure`` takes the connection that ``confirmed()`` is about; the key is of the home.
+        ``sure`` uses the connection of ``confirmed()``; the key must be on the home server.
         """
         limit = self.timeout if timeout is None else timeout
         try:
@@ -139,7 +139,7 @@ class Life:
         except ResponseError as error:
             if isinstance(error, NoScriptError) and args[0] == "EVALSHA":
                 raise
-            # An error is an answer: nothing has been done, but by a script that began well.
+            # An error is an answer: nothing was done, except by a script that failed halfway.
             problem = explain(error, self._routes.home(key))
             raise self.fail(problem, unsent=True) from error
         except StoreError as error:
@@ -153,21 +153,21 @@ class Life:
         timeout: float | None = None,
         sure: bool = False,
     ) -> Any:
-        """Run a script on keys of one server; arguments and errors are those of ``call()``."""
+        """Run a script on keys of one server; arguments and errors as in ``call()``."""
         rest = (len(keys), *keys, *args)
         try:
             sha = ("EVALSHA", script.sha)
             return await self.call(keys[0], *sha, *rest, timeout=timeout, sure=sure)
         except NoScriptError:
-            # Also loads it; a server forgets scripts when it starts or fails over.
+            # EVAL also loads the script; a server loses scripts at a restart or failover.
             text = ("EVAL", script.text)
             return await self.call(keys[0], *text, *rest, timeout=timeout, sure=sure)
 
     async def confirmed(self, replicas: int, timeout: float) -> int:
-        """Return how many replicas have what ``run()`` wrote; waits for so many, up to a limit.
+        """Return how many replicas have the writes of ``run()``; wait for ``replicas`` of them.
 
-        ``timeout`` is in seconds. No other request waits behind this one, for the server answers
-        nothing else on the connection meanwhile.
+        ``timeout`` is in seconds. The server answers nothing else on this connection meanwhile, so
+        other requests use another one.
         """
         wait = ("WAIT", replicas, round(timeout * 1000))
         count = await self.call(self._home, *wait, timeout=self.timeout + timeout, sure=True)
@@ -176,14 +176,14 @@ class Life:
         return count
 
     def fail(self, problem: str, unsent: bool = False) -> StoreError:
-        """End this life, and return the error that says so."""
+        """End these connections, and return the error."""
         if not self.failure:
             self.failure = problem
             self._on_failure(problem)
         return StoreError(problem, unsent)
 
     def odd(self, what: str) -> StoreError:
-        """Return the error for an answer of the wrong shape, which counts as an outage."""
+        """Return the error for an answer of the wrong form, which counts as an outage."""
         return self.fail(
-            f"{self._routes.home(self._home)}: {what} has an unknown form; is this Redis?"
+            f"{self._routes.home(self._home)}: {what} has an unexpected form; is this Redis?"
         )

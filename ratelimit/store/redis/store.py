@@ -1,22 +1,21 @@
-"""The shared store: one blocklist and one count for all nodes, in Redis or Valkey.
+"""The shared store: one blocklist and one set of counts for all nodes, in Redis or Valkey.
 
-One task keeps the store: it connects, subscribes, writes what is unwritten, loads the blocklist,
-and then announces the node every second, which also says what time it is. Whatever fails, at
-whichever request, ends that life of the connections; the next one begins with all of that again.
-So there is one way to begin, and after it nothing has been missed.
+One task maintains the store: it connects, subscribes, writes pending changes, loads the blocklist,
+and then sends a heartbeat every second, which also reads the store's time. Any failed request ends
+all connections; the next attempt starts from the beginning. So there is only one way to start,
+after which nothing has been missed.
 
 Keys: ``PREFIX:{fleet}:nodes``, ``PREFIX:{fleet}:blocks``, ``PREFIX:{fleet}:lifts`` and
-``PREFIX:{fleet}:claim:NAME``, and for counts ``PREFIX:{LIMIT.SHARD}:hits:GENERATION``; channels
-``PREFIX:{fleet}:news`` and ``PREFIX:{fleet}:hot``, which end with ``:DB`` but in database 0, for
-the databases of a server have their channels in common. What is in them and what the scripts do
-with it: ``scripts/``.
+``PREFIX:{fleet}:claim:NAME``, and for counts ``PREFIX:{LIMIT.SHARD}:hits:GENERATION``. Channels:
+``PREFIX:{fleet}:news`` and ``PREFIX:{fleet}:hot``; in databases other than 0 they end with ``:DB``,
+because the databases of a server share channels. ``scripts/`` describes the contents.
 
-A request that got no answer in time may have been carried out. Counts are therefore not sent again
-(see ``StoreError.unsent``); blocks are, for writing them twice changes nothing.
+A request without an answer may have been executed. So counts are not sent again (see
+``StoreError.unsent``); blocks are, because writing them twice changes nothing.
 
-A server may have gone back in time: restored from a snapshot, or a replica that took over without
-the last moments. So at each beginning the list is compared with what this node knows
-(``blocklist``), and that is kept in a journal, too, which outlives the process.
+A server may be set back in time: restored from a snapshot, or a replica that was promoted without
+the last changes. So at each start the list is compared with that of this node (``blocklist``),
+which is also kept in a journal that outlives the process.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ from ratelimit.store.secret import KeptSecret
 from ratelimit.store.sqlite import BlockFile, FolderError
 
 PREFIX = r"[A-Za-z0-9_.:-]{1,64}"
-"""What a prefix may be; braces would change where a cluster keeps the keys."""
+"""Pattern of a prefix; braces would change the hash slots of a cluster."""
 
 TIMEOUT = 0.5
 """Seconds for a connection, and for a request other than ``exchange()``."""
@@ -57,12 +56,13 @@ EXCHANGE_TIMEOUT = 0.25
 """Seconds for ``exchange()``."""
 
 BACKOFF = (0.05, 0.5)
-"""Seconds until the first new attempt, doubled for each later one up to the second; each is
-shortened by a random part of up to a half, so that nodes do not come back in step."""
+"""First and longest pause in seconds before a new attempt. The pause doubles each time and is
+shortened by a random part of up to a half, so that nodes do not reconnect at the same time.
+"""
 
 _START_TIMEOUT = 5.0
-_BEGIN_TIMEOUT = 300.0  # for all of a beginning; 200,000 entries take a minute of a busy core
-_STEADY = 5.0  # seconds without an outage after which the back-off starts over
+_BEGIN_TIMEOUT = 300.0  # for a whole start; 200,000 entries take a minute on a busy core
+_STEADY = 5.0  # seconds without an outage after which the pause is reset
 _CLOSE_TIMEOUT = 1.0
 
 log = structlog.get_logger()
@@ -71,16 +71,16 @@ _EXCHANGE = Script("exchange")
 
 
 class RedisStore(SharedStore):
-    """What the nodes share.
+    """The store that nodes share.
 
     Attributes:
-        strays: messages on our channels that nobody of us has sent.
-        exchanges: calls of ``exchange()`` that were answered.
-        server: what is connected to, such as ``redis 7.2.4``.
+        strays: messages on our channels from another program.
+        exchanges: answered calls of ``exchange()``.
+        server: kind and version of the server, such as ``redis 7.2.4``.
 
     ``journal`` is the file of this node's journal; with ``journal_needed`` the store does not start
-    if its folder can't be used. ``replicas`` must confirm what a person changes. Nodes
-    with a ``secret`` sign what they write to the blocklist and ignore what is not signed.
+    if its directory is unusable. ``replicas`` must confirm an operator's change. Nodes with a
+    ``secret`` sign their entries and ignore unsigned ones.
     """
 
     def __init__(
@@ -128,11 +128,11 @@ class RedisStore(SharedStore):
         self._back_at = math.inf
         self._emptied = False
         self._reload = False
-        # Keys and life of the counts that an exchange failed for: the store is back when these can
-        # be used again.
+        # Keys and lifetime of the counts of a failed exchange: the store is up again once these
+        # keys work.
         self._suspect: tuple[tuple[bytes, ...], int] | None = None
         if not re.fullmatch(PREFIX, prefix):
-            raise ConfigError(["store.prefix: has 1 to 64 of the characters A-Z a-z 0-9 _ . : -"])
+            raise ConfigError(["store.prefix: must have 1 to 64 characters of A-Za-z0-9_.:-"])
 
     @property
     def unsigned(self) -> int:
@@ -143,14 +143,14 @@ class RedisStore(SharedStore):
         return self.now() - time.time_ns() if self._members.clock.known else 0
 
     def now(self) -> int:
-        """Return the store's time in nanoseconds since the epoch, or ours until it is known."""
+        """Return the store's time in epoch nanoseconds, or the local time until it is known."""
         clock, local = self._members.clock, time.monotonic_ns()
         return local + clock.offset(local) if clock.known else time.time_ns()
 
     async def start(self) -> None:
-        """Load the journal and try to reach the store once; if that fails, an outage begins.
+        """Load the journal and try to reach the store once; an outage begins if that fails.
 
-        Raises StartError if the journal's folder can't be used although it was named.
+        Raises StartError if the configured directory of the journal is unusable.
         """
         if self._journal is not None:
             await self._start_journal(self._journal)
@@ -169,7 +169,7 @@ class RedisStore(SharedStore):
             self._task = None
         if len(self.outbox):
             where = "in the journal only" if self.journal and not self.journal_problem else "lost"
-            log.warning("the store did not get all blocks", count=len(self.outbox), they_are=where)
+            log.warning("the store lacks some blocks", count=len(self.outbox), they_are=where)
         await self._hang_up()
         self.up = False
         if self._journal is not None:
@@ -183,7 +183,7 @@ class RedisStore(SharedStore):
             if self._journal_needed and isinstance(error, FolderError):
                 raise
             self._journal, self.journal_problem = None, str(error)
-            log.warning("there is no journal of blocks; only the store keeps them", why=str(error))
+            log.warning("no journal; only the store keeps blocks", why=str(error))
         else:
             self.journal = journal.path
 
@@ -196,7 +196,7 @@ class RedisStore(SharedStore):
             log.info("journal back")
 
     def _compare_later(self) -> None:
-        """Compare the list with the store's, which may not know what a file had."""
+        """Compare the list with the store's, which may lack entries of a file."""
         self._reload = self.up
         self.outbox.woken.set()
 
@@ -212,11 +212,11 @@ class RedisStore(SharedStore):
             self._journal.put(entry)
 
     def _submit(self, entry: Entry, timeout: float) -> Coroutine[Any, Any, tuple[Entry, bool]]:
-        """Write to the store and to the journal; if that is away, the store alone decides."""
+        """Write to the store and the journal; if the journal is down, the store alone decides."""
         stored = super()._submit(entry, timeout)
         journal, kept = self._journal, None
         if journal is not None:
-            # One that is too far behind compares the whole list soon.
+            # A journal that is too far behind compares the whole list soon.
             with contextlib.suppress(StoreError):
                 kept = journal.submit(entry)
         deadline = time.monotonic() + timeout
@@ -260,11 +260,10 @@ class RedisStore(SharedStore):
         batch: bytes,
         hot: bytes = b"",
     ) -> bytes:
-        """Add what this node has counted, and return what all have; see ``exchange.lua``.
+        """Add the counts of this node; return the counts of all nodes; see ``exchange.lua``.
 
-        ``ttl`` is in milliseconds. ``hot`` goes to every node's ``on_hot``.
-
-        Raises StoreError; if that does not say ``unsent``, the batch may have been counted.
+        ``ttl`` is in milliseconds; ``hot`` is passed to ``on_hot`` of every node. Raises
+        StoreError; unless ``unsent``, the batch may have been counted.
         """
         if not self.up:
             raise StoreError(self.problem or "not started", unsent=True)
@@ -286,7 +285,7 @@ class RedisStore(SharedStore):
         self.exchanges += 1
         return answer
 
-    # The life of the store.
+    # The connection to the store.
 
     async def _run(self) -> None:
         delay = BACKOFF[0]
@@ -300,10 +299,10 @@ class RedisStore(SharedStore):
             except StoreError as error:
                 self._lost(str(error))
             except TimeoutError:
-                self._lost(f"no beginning within {_BEGIN_TIMEOUT:.0f} s")
+                self._lost(f"start not finished within {_BEGIN_TIMEOUT:.0f} s")
             except Exception as error:
-                # A fault of ours: better to go on with local counts than to stop.
-                log.exception("the store failed")
+                # An internal error: continue with local counts.
+                log.exception("internal error in the store")
                 self._lost(f"internal error: {error!r}")
             finally:
                 await self._hang_up()
@@ -324,7 +323,7 @@ class RedisStore(SharedStore):
                     await self.outbox.woken.wait()
 
     async def _begin(self) -> Life:
-        """Connect, and come to know all that the store knows."""
+        """Connect and load the state of the store."""
         life = self._life = Life(self._target, self._timeout, self._members.key, self._ended)
         self.server = await life.open(self._known)
         self._members.begin()
@@ -332,7 +331,7 @@ class RedisStore(SharedStore):
         await life.subscribe((self._blocklist.channel, self._hot), self._hear)
         await self._heartbeat(life)
         if self._suspect is not None:
-            # Without a record it only checks, and marks what is not there.
+            # Without records the script only checks the keys, and creates missing ones.
             keys, ttl = self._suspect
             await life.run(_EXCHANGE, keys, b"-", ttl, b"", self._hot, b"")
             self._suspect = None
@@ -342,7 +341,7 @@ class RedisStore(SharedStore):
         return life
 
     async def _keep(self, life: Life) -> None:
-        """Announce the node and write blocks until something fails."""
+        """Send heartbeats and write changes until something fails."""
         due = time.monotonic() + HEARTBEAT
         while True:
             with contextlib.suppress(TimeoutError):
@@ -373,22 +372,20 @@ class RedisStore(SharedStore):
             raise StoreError(life.failure)
         self._reload = False
         if written:
-            log.warning(
-                "the store did not have all blocks and lifts; it has been told", count=written
-            )
+            log.warning("the store lacked blocks or lifts; they were written back", count=written)
 
     async def _heartbeat(self, life: Life) -> None:
         known, before = self._members.clock.known, self._blocklist.changes
         era, changes = await self._members.heartbeat(life, self._blocklist)
         seconds = round(self.clock_offset / SECOND)
         if not known and seconds:
-            # Blocks of before the first contact have times of this machine's clock.
+            # Blocks from before the first contact have times of the local clock.
             for entry in self.outbox.shift(seconds, self.events.forget):
                 self.events.tell(entry)
         self.nodes = self._members.live
         if self._blocklist.learn(era, changes, before):
             if self.up:
-                log.warning("the store has lost its memory; the blocklist is compared again")
+                log.warning("the store has lost data; the blocklist is compared again")
             self._emptied = not self.up
             self._reload = self.up
             self.outbox.woken.set()
@@ -437,4 +434,4 @@ class RedisStore(SharedStore):
         elif not (yield from self._blocklist.hear(text)):
             self.strays += 1
             if self.strays == 1:
-                log.warning("another program publishes on our channel", channel=channel.decode())
+                log.warning("another program publishes on this channel", channel=channel.decode())

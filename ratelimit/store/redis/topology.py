@@ -1,4 +1,6 @@
-"""Which server has a key, and one connection to each: a single one, Sentinel's, or a cluster's."""
+"""Routes each key to its server, with one connection to each: a single server, Sentinel, or a
+cluster.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,10 @@ _TRY_AGAIN = 0.01  # seconds
 
 
 class Routes:
-    """Connections of one life of the store.
+    """The connections to the servers.
 
-    ``home`` is a key whose server must stay the same; ``on_move`` is called with the one that has
-    taken its place. ``moved`` says that other keys of a cluster have moved.
+    ``home`` is a key whose server must stay the same; ``on_move`` is called with a server that has
+    replaced it. ``moved`` is true if other keys of a cluster have moved.
     """
 
     def __init__(
@@ -47,12 +49,12 @@ class Routes:
 
     @property
     def known(self) -> tuple[Endpoint, ...]:
-        """Servers of the cluster, to ask first the next time: that of the home before others."""
+        """Servers of the cluster to ask first next time; the home server comes first."""
         homes = self._slots[self._home : self._home + 1]
         return tuple(dict.fromkeys(endpoint for endpoint in homes + self._slots if endpoint))
 
     async def open(self, known: tuple[Endpoint, ...] = ()) -> None:
-        """Find the servers; StoreError if that can't be done now."""
+        """Find the servers. Raises StoreError."""
         if self._target.kind is Kind.SINGLE:
             self._primary = self._target.endpoints[0]
             await self._link(self._primary)
@@ -68,20 +70,20 @@ class Routes:
             await link.close()
 
     def home(self, key: bytes) -> Endpoint:
-        """Return the server that has a key, as far as known."""
+        """Return the server of a key, as far as known."""
         endpoint = self._slots[key_slot(key)] if self._slots else self._primary
         if endpoint is None:
-            raise StoreError("CLUSTERDOWN: no server has this part of the keys", unsent=True)
+            raise StoreError("CLUSTERDOWN: no server has the slot of this key", unsent=True)
         return endpoint
 
     async def connect(self, key: bytes, push: Push = lambda message: None) -> Link:
-        """Return a connection of its own to the server of a key, which the caller closes."""
+        """Return a separate connection to the server of a key, which the caller must close."""
         return await Link.open(
             self._target, self.home(key), self._target.login, self._timeout, push
         )
 
     async def call(self, timeout: float, key: bytes, *args: bytes | str | int) -> Any:
-        """Send a command to the server of a key; raises as ``Link.call()`` does."""
+        """Send a command to the server of a key; raises like ``Link.call()``."""
         endpoint = self.home(key)
         if not self._slots:
             return await self._links[endpoint].call(timeout, *args)
@@ -90,7 +92,7 @@ class Routes:
             link = await self._link(endpoint)
             try:
                 return await link.call(timeout, *args, asking=asking)
-            # None of these has done anything yet.
+            # None of these errors means that the command was executed.
             except MovedError as error:
                 self.moved = True
                 asking = False
@@ -98,18 +100,18 @@ class Routes:
                 slot = key_slot(key)
                 self._slots[slot] = endpoint
                 if slot == self._home:
-                    # What the server before it acknowledged last, this one need not have.
+                    # The new server may lack the last confirmed changes of the previous one.
                     self._on_move(endpoint)
-                    raise StoreError(f"{endpoint} has this part of the keys now", True) from error
+                    raise StoreError(f"this key has moved to {endpoint}", unsent=True) from error
             except AskError as error:
                 asking = True
                 endpoint = Endpoint(error.host or endpoint.host, error.port)
             except TryAgainError:
                 await asyncio.sleep(_TRY_AGAIN)
-        raise StoreError(f"{endpoint}: the cluster is moving this part of the keys", unsent=True)
+        raise StoreError(f"{endpoint}: the cluster is moving the slot of this key", unsent=True)
 
     async def follow(self) -> None:
-        """Learn which server is the master now, or where keys of a cluster have moved to."""
+        """Follow a change of the master, or moved keys of a cluster."""
         if self._target.kind is Kind.SENTINEL:
             await self._sentinels.check()
         if not self.moved:
@@ -144,7 +146,7 @@ class Routes:
             except ResponseError as error:
                 problem = explain(error, endpoint)
             except (ValueError, TypeError, IndexError, AttributeError):
-                problem = f"{endpoint}: CLUSTER SLOTS has an unknown form"
+                problem = f"{endpoint}: CLUSTER SLOTS has an unexpected form"
             except StoreError as error:
                 problem = str(error)
                 broken = self._links.pop(endpoint, None)
@@ -153,15 +155,15 @@ class Routes:
             else:
                 if any(self._slots):
                     return
-                problem = f"{endpoint}: the cluster has no keys assigned to servers"
+                problem = f"{endpoint}: the cluster has no slots assigned to servers"
         raise StoreError(problem, unsent=True)
 
 
 def _slots(answer: Any, asked: Endpoint) -> list[Endpoint | None]:
-    """Return the primary of each slot; see CLUSTER SLOTS."""
+    """Return the primary of each slot, from CLUSTER SLOTS."""
     slots: list[Endpoint | None] = [None] * _SLOTS
     for first, last, (host, port, *_), *_ in answer:
-        # No name means: the one that was asked.
+        # An empty name means the server that was asked.
         name = host.decode() if host and host != b"?" else asked.host
         slots[first : last + 1] = [Endpoint(name, int(port))] * (last + 1 - first)
     return slots

@@ -1,4 +1,4 @@
-"""The URL of a store, read and checked; nothing is opened but the files that it names."""
+"""Parses and validates the URL of a store; opens only the files that it names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SENTINEL_PORT = 26379
 
 
 class Kind(Enum):
-    """How the server for a key is found."""
+    """How the server of a key is found."""
 
     SINGLE = "redis"
     SENTINEL = "sentinel"
@@ -24,7 +24,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a server listens: host and port, or the path of a unix socket."""
+    """Address of a server: host and port, or the path of a unix socket."""
 
     host: str = ""
     port: int = 0
@@ -38,14 +38,14 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Who the agent is to a server; a password in a file is read at each connection."""
+    """Credentials for a server; a password in a file is read at each connection."""
 
     user: str = ""
     password: str = field(default="", repr=False)
     password_file: str = ""
 
     def read_password(self) -> str:
-        """Return the password; OSError if its file can't be read."""
+        """Return the password. Raises OSError if its file can't be read."""
         if self.password_file:
             return Path(self.password_file).read_text("utf-8").rstrip("\r\n")
         return self.password
@@ -53,14 +53,14 @@ class Login:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Which Redis, and how to talk to it.
+    """The servers of a store and how to connect to them.
 
     Attributes:
-        endpoints: the server; of Sentinel and Cluster some of theirs, enough to find the others.
-        service: the name that the Sentinels know the master by.
-        sentinel: the login to the Sentinels themselves.
+        endpoints: the server; for Sentinel and Cluster some servers, enough to find the others.
+        service: name of the master in Sentinel.
+        sentinel: credentials for the Sentinels themselves.
         tls: None without TLS.
-        tls_key: the file with the private key, if there is one.
+        tls_key: file of the private key, or empty.
     """
 
     kind: Kind
@@ -74,11 +74,11 @@ class Target:
 
     @property
     def has_password(self) -> bool:
-        """Whether a password is written in the URL."""
+        """Whether the URL contains a password."""
         return bool(self.login.password or self.sentinel.password)
 
     def secret_files(self) -> list[str]:
-        """Return the files that hold a password or a key."""
+        """Return the files that contain a password or a key."""
         return [self.login.password_file, self.sentinel.password_file, self.tls_key]
 
 
@@ -99,16 +99,16 @@ _SENTINEL_PARAMETERS = {"sentinel_user", "sentinel_password", "sentinel_password
 
 
 def parse(url: str, tls_server_name: str = "") -> Target:
-    """Return what a URL says; with TLS, the servers' certificates must have the name, if any.
+    """Parse a URL; with TLS, certificates must have the name ``tls_server_name``, if given.
 
-    ``redis://[USER:PASSWORD@]HOST[:PORT][/DB]``, ``rediss://`` the same with TLS,
+    ``redis://[USER:PASSWORD@]HOST[:PORT][/DB]``, ``rediss://`` for the same with TLS,
     ``unix://[USER:PASSWORD@]/PATH``, ``redis+sentinel://HOST[:PORT],…/SERVICE[/DB]`` and
     ``redis+cluster://HOST[:PORT],…``, the last two also with ``rediss``. Query parameters:
-    ``password_file``; with TLS ``cacert``, ``cert`` and ``key``, all PEM; for Sentinels with a
-    password of their own ``sentinel_user``, ``sentinel_password``, ``sentinel_password_file``;
-    with a unix socket ``db``.
+    ``password_file``; with TLS ``cacert``, ``cert`` and ``key``, all PEM; for Sentinels with their
+    own password ``sentinel_user``, ``sentinel_password``, ``sentinel_password_file``; with a unix
+    socket ``db``.
 
-    Raises ValueError, with a text that shows no password.
+    Raises ValueError; its text contains no password.
     """
     scheme, found, rest = url.partition("://")
     if not found or scheme not in _SCHEMES:
@@ -117,20 +117,20 @@ def parse(url: str, tls_server_name: str = "") -> Target:
     kind, tls = _SCHEMES[scheme]
     rest, _, query = rest.partition("?")
     if "#" in rest or "#" in query:
-        raise ValueError("a # in a user, a password or a path is written %23")
+        raise ValueError("write # in a user, a password or a path as %23")
     socket = scheme.endswith("unix")
     allowed = _PARAMETERS | (_TLS_PARAMETERS if tls else set())
     allowed |= _SENTINEL_PARAMETERS if kind is Kind.SENTINEL else {"db"} if socket else set()
     options = _options(query, allowed)
-    # A password may hold any sign, a host and a path none of these; a path may hold an @.
+    # A password may contain any character, a host and a path none of these; a path may contain @.
     authority, slash, path = rest.partition("/")
     credentials, _, hosts = authority.rpartition("@")
     user, _, password = credentials.partition(":")
     if password and "password_file" in options:
-        raise ValueError("has a password and password_file, of which one is too many")
+        raise ValueError("has both a password and password_file")
     login = _login(unquote(user), unquote(password), options.get("password_file", ""))
     if tls_server_name and not tls:
-        raise ValueError("has no TLS, and so there is no name of a server to verify")
+        raise ValueError("has no TLS, so store.tls_server_name can't be verified")
     context = _tls(options, tls_server_name) if tls else None
     key = options.get("key", options.get("cert", "")) if tls else ""
     if socket:
@@ -143,11 +143,11 @@ def parse(url: str, tls_server_name: str = "") -> Target:
     endpoints = tuple(_endpoint(host, default) for host in hosts.split(","))
     if kind is Kind.SINGLE:
         if len(endpoints) > 1:
-            raise ValueError("names several servers; use redis+sentinel:// or redis+cluster://")
+            raise ValueError("has several servers; use redis+sentinel:// or redis+cluster://")
         return Target(kind, endpoints, _db(path), login, tls=context, tls_key=key)
     if kind is Kind.CLUSTER:
         if _db(path):
-            raise ValueError("a cluster has no database but 0")
+            raise ValueError("a cluster has only database 0")
         return Target(kind, endpoints, 0, login, tls=context, tls_key=key)
     service, _, db = path.partition("/")
     if not service:
@@ -164,7 +164,7 @@ def _options(query: str, allowed: set[str]) -> dict[str, str]:
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
     except ValueError:
-        raise ValueError("what follows the ? must be name=value, joined by &") from None
+        raise ValueError("after the ? there must be name=value pairs joined by &") from None
     options = dict(pairs)
     if len(options) != len(pairs):
         raise ValueError("has the same parameter twice")
@@ -193,15 +193,15 @@ def _login(user: str, password: str, password_file: str) -> Login:
 def _tls(options: dict[str, str], name: str) -> ssl.SSLContext:
     cacert, cert, key = (options.get(name) for name in ("cacert", "cert", "key"))
     if key and not cert:
-        raise ValueError("key: needs cert beside it")
+        raise ValueError("key: needs cert")
     try:
-        # With a CA of one's own no other is trusted.
+        # If a CA is given, no other is trusted.
         context = client_context(cacert, name)
     except OSError as error:
         raise ValueError(f"cacert: {cacert}: {_why(error)}") from None
     if cert:
         try:
-            # A key that needs a pass phrase would ask the terminal for it.
+            # Without a password, a protected key would prompt on the terminal.
             context.load_cert_chain(cert, key, password="")
         except OSError as error:
             shown = f"cert, key: {cert}, {key}" if key else f"cert: {cert}"
@@ -211,7 +211,7 @@ def _tls(options: dict[str, str], name: str) -> ssl.SSLContext:
 
 def _why(error: OSError) -> str:
     if isinstance(error, ssl.SSLError):
-        return f"not PEM, or they don't belong together ({error.reason or 'no certificate'})"
+        return f"not PEM, or certificate and key do not match ({error.reason or 'no certificate'})"
     return error.strerror or str(error)
 
 
@@ -220,20 +220,20 @@ def _endpoint(text: str, default_port: int) -> Endpoint:
     if text.startswith("["):
         host, bracket, port = text[1:].partition("]")
         if not bracket or (port and not port.startswith(":")):
-            raise ValueError("an IPv6 address is written [2001:db8::1]:6379")
+            raise ValueError("write an IPv6 address as [2001:db8::1]:6379")
         port = port[1:]
     elif text.count(":") == 1:
         host, port = text.split(":")
     elif ":" in text:
-        raise ValueError("an IPv6 address is written [2001:db8::1]:6379")
+        raise ValueError("write an IPv6 address as [2001:db8::1]:6379")
     if not host or any(sign.isspace() for sign in host):
         raise ValueError("must name a host")
     if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise ValueError("a port is a number from 1 to 65535")
+        raise ValueError("a port must be a number from 1 to 65535")
     return Endpoint(unquote(host), int(port) if port else default_port)
 
 
 def _db(text: str) -> int:
     if text and not (text.isascii() and text.isdigit() and len(text) < 6):
-        raise ValueError("a database is a number, as in redis://host:6379/0")
+        raise ValueError("a database must be a number, as in redis://host:6379/0")
     return int(text or 0)

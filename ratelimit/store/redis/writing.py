@@ -1,8 +1,8 @@
-"""Writes blocks and lifts to the store, and learns what holds instead.
+"""Writes blocks and lifts to the store, and learns which entries hold.
 
-A script merges what it is given with what is there (``scripts/block.lua``, ``scripts/lift.lua``).
-It can't sign: for nodes that do, it tells what is there, and the node merges, signs, and writes
-once more.
+Scripts merge new entries with stored ones (``scripts/block.lua``, ``scripts/lift.lua``). Scripts
+can't sign: for nodes that sign, they return the stored entry, and the node merges, signs, and
+writes again.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from ratelimit.store.entries import MAX_SECOND
 from ratelimit.store.redis.session import Life, Script
 from ratelimit.store.signing import Signer, UnsignedError
 
-_TRIES = 5  # of which one that meets what has no valid signature takes two or three
+_TRIES = 5  # an entry with an invalid signature takes two or three
 _BAD = "an entry that no node can have written"
 
 _BLOCK, _LIFT = Script("entries", "block"), Script("entries", "lift")
 
 
 class EntryWriter:
-    """Writes to the two keys of a blocklist, and has changes published on a channel.
+    """Writes to the two keys of a blocklist and publishes changes on a channel.
 
     Args:
-        new_era: returns the era of the keys if they begin now.
-        forget: returns for how many seconds the strikes of a limit are remembered.
-        learn: called with each entry that the store has and this node may not know.
+        new_era: returns the era for new keys.
+        forget: returns for how many seconds strikes of a limit are remembered.
+        learn: called with each entry of the store that this node may lack.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class EntryWriter:
     ) -> tuple[list[tuple[bool, Entry]], int]:
         """Write blocks, each with whether it is new.
 
-        Returns for each true and what holds now, and how many have changed the list.
+        Returns for each true and the entry that holds now, and the number of changes of the list.
         """
         held: list[Entry] = [block for block, _ in blocks]
         left = [
@@ -67,7 +67,7 @@ class EntryWriter:
             args: list[bytes | str | int] = []
             for one in left:
                 block = held[one.at]
-                assert isinstance(block, Block)  # noqa: S101 - what holds else is not tried again
+                assert isinstance(block, Block)  # noqa: S101 - lifts are not retried
                 memory = self._forget(block.limit)
                 args += _field(block), self._signer.text(block), memory
                 args += int(one.new and not one.follows), one.block, one.lift
@@ -89,11 +89,11 @@ class EntryWriter:
         return [(True, entry) for entry in held], changed
 
     def _held(self, held: list[Entry], one: _Try, text: bytes) -> bool:
-        """Learn what holds in place of a block that was written; true if it has to be tried again.
+        """Process the result for a block; return true if it must be written again.
 
-        What no node can have written, or has no valid signature, gives way. A script can't sign,
-        so what it would do for a new block is done here: one by hand follows what is there, one by
-        a limit is another strike or the same.
+        An entry that no node can have written, or without a valid signature, is replaced. Scripts
+        can't sign, so what they do for a new block is done here: a block by hand follows the stored
+        entry, a block by a limit is a further strike or the same one.
         """
         block = held[one.at]
         if not text:
@@ -113,7 +113,7 @@ class EntryWriter:
             else:
                 one.block = text
             return True
-        assert isinstance(block, Block)  # noqa: S101 - what holds else is not tried again
+        assert isinstance(block, Block)  # noqa: S101 - lifts are not retried
         merged = entry
         if one.follows:
             merged = replace(block, order=entry.order + 1)
@@ -133,8 +133,8 @@ class EntryWriter:
     ) -> tuple[list[tuple[bool, Lift]], int]:
         """Write lifts, each with whether it is new.
 
-        Returns for each whether it ended a block, and the lift as it holds now; and how many have
-        changed the list.
+        Returns for each whether it ended a block, and the lift that holds now; and the number of
+        changes of the list.
         """
         held = [(False, lift) for lift, _ in lifts]
         left = [_Try(at, new) for at, (_, new) in enumerate(lifts)]
@@ -176,7 +176,7 @@ class EntryWriter:
         holds: bytes,
         remember: bytes,
     ) -> bool:
-        """Learn what became of a lift, as ``_held()`` does of a block."""
+        """Process the result for a lift, like ``_held()``."""
         found_before, lift = held[one.at]
         ended = found_before or found == 1
         held[one.at] = ended, lift
@@ -213,11 +213,11 @@ class _Try:
     """An entry that is being written.
 
     Attributes:
-        at: its place among those of the caller.
-        new: whether it follows what the store has.
-        follows: whether that is seen to here, because a script would break its signature.
-        block, lift: what the store has and no node can have written; it gives way.
-        raised: its order is another one than its owner knows.
+        at: its index among the caller's entries.
+        new: whether it follows the stored entry.
+        follows: whether that is done here, because a script would break the signature.
+        block, lift: stored entries that no node can have written; they are replaced.
+        raised: whether its order differs from the one that its owner knows.
     """
 
     at: int
@@ -229,7 +229,7 @@ class _Try:
 
 
 def struck(new: Block, last: Block, memory: int) -> Block:
-    """Return what holds if a limit blocks a client that has been blocked, as ``block.lua`` does.
+    """Return the block that holds after a strike of a blocked client, as in ``block.lua``.
 
     ``memory`` is for how many seconds after its end a strike is remembered.
     """

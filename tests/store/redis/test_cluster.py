@@ -182,7 +182,7 @@ def test_the_keys_of_the_fleet_move(cluster: list[Server], logs: list[Any]) -> N
 
     run(main)
     why = [line["why"] for line in logs if line["event"] == "store lost"]
-    assert any("has this part of the keys now" in one or "is the master now" in one for one in why)
+    assert any("this key has moved to" in one or "is the new master" in one for one in why)
 
 
 def test_the_documented_rights(cluster: list[Server]) -> None:

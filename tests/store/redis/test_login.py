@@ -103,7 +103,7 @@ def test_passwords(make_server: Callable[..., Server], folder: Path) -> None:
             async with nodes(url) as [(store, _)]:
                 assert store.up
         async with nodes(server.url) as [(store, _)]:
-            assert "asks for a password" in store.problem
+            assert "requires a password" in store.problem
 
     run(main)
 
@@ -230,7 +230,7 @@ def test_a_server_that_is_too_old() -> None:
             port = old.sockets[0].getsockname()[1]
             async with nodes(f"redis://127.0.0.1:{port}") as [(store, _)]:
                 assert not store.up
-                assert store.problem == "redis 6.2.14 is too old; 7.0 or later is needed"
+                assert store.problem == "redis 6.2.14 is too old; 7.0 or later is required"
 
     run(main)
 

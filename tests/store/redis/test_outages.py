@@ -83,9 +83,9 @@ def clients(server: Server) -> Callable[[], object]:
     [
         (kill, "refused|No such file|closed|reset"),
         (pause, "no answer within"),
-        (password, "asks for a password"),
+        (password, "requires a password"),
         (replica, "this is a replica"),
-        (memory, "no memory left"),
+        (memory, "out of memory"),
         (clients, "accepts no more clients"),
     ],
 )
@@ -132,7 +132,7 @@ def test_an_outage_begins_and_ends_by_itself(
 
     run(main)
     events = Counter(line["event"] for line in logs)
-    del events["the store did not have all blocks and lifts; it has been told"]
+    del events["the store lacked blocks or lifts; they were written back"]
     assert events == {"store lost": outages, "store back": outages}
 
 
@@ -265,7 +265,7 @@ def test_a_store_that_was_emptied_gets_the_blocklist_again(server: Server, logs:
                 assert late.kept.secret == first.kept.secret == second.kept.secret == secret
 
     run(main)
-    lost = [line for line in logs if line["event"].startswith("the store has lost its memory")]
+    lost = [line for line in logs if line["event"].startswith("the store has lost data")]
     assert 1 <= len(lost) <= 2
 
 
@@ -383,4 +383,4 @@ def test_an_owner_that_fails_does_not_end_the_store(server: Server, logs: list[A
             await store.close()
 
     run(main)
-    assert "a message could not be handled" in [line["event"] for line in logs]
+    assert "internal error while handling a message" in [line["event"] for line in logs]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 
 BLOCKS, LIFTS = "test:{fleet}:blocks", "test:{fleet}:lifts"
-TOLD = "the store did not have all blocks and lifts; it has been told"
+TOLD = "the store lacked blocks or lifts; they were written back"
 
 
 def snapshot(server: Server) -> Path:
@@ -111,7 +111,7 @@ def test_a_list_that_is_rewound_under_a_connection_is_written_back(
             assert first.outages == second.outages == 0
 
     run(main)
-    assert any(line["event"].startswith("the store has lost its memory") for line in logs)
+    assert any(line["event"].startswith("the store has lost data") for line in logs)
 
 
 def test_news_that_overtake_the_answer_to_a_heartbeat_are_no_loss(
@@ -135,7 +135,7 @@ def test_news_that_overtake_the_answer_to_a_heartbeat_are_no_loss(
             assert one.loads == loads, "the list is not read again"
 
     run(main)
-    assert not any(line["event"].startswith("the store has lost its memory") for line in logs)
+    assert not any(line["event"].startswith("the store has lost data") for line in logs)
 
 
 def test_a_node_that_was_cut_off_revives_nothing_though_the_store_was_emptied(
@@ -361,9 +361,7 @@ def test_a_folder_that_can_not_be_used(server: Server, tmp_path: Path, logs: lis
             await store.lift(lift("a", "*", after=1))
 
     run(main)
-    assert "there is no journal of blocks; only the store keeps them" in [
-        line["event"] for line in logs
-    ]
+    assert "no journal; only the store keeps blocks" in [line["event"] for line in logs]
 
 
 def test_a_disk_that_hangs_holds_up_neither_start_nor_end(
@@ -411,7 +409,7 @@ def test_damaged_entries_of_the_store_cost_a_line_each(server: Server, logs: lis
             assert store.outages == 0
 
     run(main)
-    damaged = {line["entry"] for line in logs if line["event"] == "a damaged entry is left out"}
+    damaged = {line["entry"] for line in logs if line["event"] == "a damaged entry is ignored"}
     names = ("below", "beyond", "other", "half", "order", "\\udcff", "odd")
     assert damaged == {f"default|{name}" for name in names} | {"nobar"}
 
@@ -439,7 +437,7 @@ def test_damaged_news_costs_a_line_and_the_rest_is_heard(server: Server, logs: l
             assert store.up
 
     run(main)
-    lines = [line for line in logs if line["event"] == "a damaged entry is left out"]
+    lines = [line for line in logs if line["event"] == "a damaged entry is ignored"]
     assert len(lines) == 2
 
 

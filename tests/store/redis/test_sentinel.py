@@ -143,7 +143,7 @@ def test_a_planned_failover_loses_nothing(
 
     run(main)
     why = [line["why"] for line in logs if line["event"] == "store lost"]
-    assert f"127.0.0.1:{replica.port} is the master now" in why
+    assert f"127.0.0.1:{replica.port} is the new master" in why
 
 
 def failover(sentinel: Server) -> bool:
@@ -230,7 +230,7 @@ def test_what_sentinels_say(make_server: Callable[..., Server]) -> None:
             f"redis+sentinel://:one@{base}/other?sentinel_password=two": "no service other",
             f"redis+sentinel://:one@{base}/main": "Sentinel 127.0.0.1",
             f"redis+sentinel://:one@{base}/main?sentinel_password=one": "refuses the user",
-            f"redis+sentinel://{base}/main?sentinel_password=two": "asks for a password",
+            f"redis+sentinel://{base}/main?sentinel_password=two": "requires a password",
             "redis+sentinel://127.0.0.1:1/main": "Sentinel 127.0.0.1:1: Connection refused",
         }.items():
             async with nodes(url) as [(store, _)]:

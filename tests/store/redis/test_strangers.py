@@ -226,4 +226,4 @@ def test_strangers_on_our_channel_are_ignored(server: Server, logs: list[Any]) -
             assert seen.clients() == {"a"}
 
     run(main)
-    assert [line["event"] for line in logs].count("another program publishes on our channel") == 1
+    assert [line["event"] for line in logs].count("another program publishes on this channel") == 1

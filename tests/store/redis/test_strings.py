@@ -178,8 +178,8 @@ def test_the_secret_outlives_the_process_and_is_for_its_user_only(tmp_path: Path
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "must hold 32 hexadecimal digits"),
-        (b"0" * 31, "must hold 32 hexadecimal digits"),
+        (b"", "must have 32 hexadecimal digits"),
+        (b"0" * 31, "must have 32 hexadecimal digits"),
         (b"\xff" * 32, "can't read"),
         (None, "can't read"),
     ],

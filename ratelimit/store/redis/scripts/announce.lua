@@ -1,16 +1,16 @@
--- The heartbeat of a node: says that it lives, learns the time and how many others do, and forgets
--- a little of what the blocklist need not remember any more.
+-- Heartbeat of a node: announces the node, reads the time and the number of live nodes, and deletes
+-- a few forgotten entries of the blocklist.
 --
--- KEYS[1]  nodes: a hash from node id to "<ms until it counts as gone> <JSON>"
+-- KEYS[1]  nodes: a hash from node id to "<ms at which it counts as gone> <JSON>"
 -- KEYS[2]  blocks, KEYS[3] lifts, as in entries.lua
 -- ARGV[1]  era for a new key
 -- ARGV[2]  id of the node
--- ARGV[3]  what it says about itself, JSON; empty: it leaves
--- ARGV[4]  milliseconds until it counts as gone
--- ARGV[5]  where to go on forgetting: 0, or what the last call returned
+-- ARGV[3]  its description as JSON; empty if the node leaves
+-- ARGV[4]  milliseconds after which it counts as gone
+-- ARGV[5]  where to continue deleting: 0, or the value that the last call returned
 --
--- Returns {seconds, microseconds, live nodes, era of the blocklist, how often that has changed, where
--- to go on forgetting}.
+-- Returns {seconds, microseconds, live nodes, era of the blocklist, number of its changes, where to
+-- continue deleting}.
 
 own(KEYS[1], ARGV[1])
 local era = own(KEYS[2], ARGV[1])
@@ -38,7 +38,7 @@ for i = 1, #nodes, 2 do
   end
 end
 
--- Entries prolong the life of the blocklist; without any, the nodes do.
+-- Entries extend the lifetime of the blocklist; without entries, the nodes do.
 local cursors = {}
 for _, key in ipairs({KEYS[2], KEYS[3]}) do
   local cursor = string.match(ARGV[5], key == KEYS[2] and '^(%d+)' or '(%d+)$') or '0'

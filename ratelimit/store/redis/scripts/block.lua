@@ -1,18 +1,18 @@
--- Merges blocks into the blocklist and publishes what has changed; may be repeated without harm.
+-- Merges blocks into the blocklist and publishes the changes; safe to repeat.
 --
 -- KEYS[1]  blocks, KEYS[2] lifts, as in entries.lua
 -- ARGV[1]  era for a new key
--- ARGV[2]  channel for news
--- ARGV[3]… for each block: "limit|key", the block as JSON, seconds that its strikes are remembered
---          after its end, 1 if it is new, else 0, and the texts of the block and of the lift that
---          are there and are bad, or empty
+-- ARGV[2]  channel for changes
+-- ARGV[3]… for each block: "limit|key", the block as JSON, seconds after its end for which its strikes
+--          are remembered, 1 if it is new, else 0, and the texts of a bad stored block and of a bad
+--          stored lift, or empty
 --
--- A new block by hand follows what is there, whatever the orders. A new block by a limit that begins
--- while the last one still runs is the same strike, one that begins later is one strike more.
+-- A new block by hand supersedes the stored entries, whatever their orders. A new block by a limit that
+-- begins during the last one is the same strike; one that begins later is a further strike.
 --
--- Publishes {"blocks": [block, …], "changes": how often the list has changed}; returns for each block,
--- if something else holds now, the block or {"lifted": [order, seconds when it is forgotten, signature]}
--- as JSON, and otherwise an empty text; then how many have changed.
+-- Publishes {"blocks": [block, …], "changes": number of changes of the list}. Returns for each block an
+-- empty text if it holds, otherwise the entry that holds, as JSON: the block, or {"lifted": [order,
+-- second when it is forgotten, signature]}; then the number of changes.
 
 own(KEYS[1], ARGV[1])
 own(KEYS[2], ARGV[1])
@@ -57,7 +57,7 @@ for i = 3, #ARGV, 6 do
       reply = text
     end
   elseif last and entry.sig and not last.sig then
-    -- A node that signs has written nothing else yet.
+    -- An unsigned entry gives way to a signed one.
   elseif last and not beats(field, entry, last) then
     if entry.order ~= last.order or beats(field, last, entry) then
       reply = last_text

@@ -1,12 +1,12 @@
--- Put before every other script: no key is read or changed that another program made.
+-- Prepended to every other script, so that no key of another program is read or changed.
 --
--- Each key of ours is a hash whose field with the empty name says so, followed by a random word
--- (the era) that tells one life of the key from the next.
+-- Each key of this program is a hash. Its field with the empty name has a mark and a random word, the
+-- era, which distinguishes one life of the key from the next.
 
 local MARK = 'ratelimit 1 '
 local HOUR = 3600000
 
--- Returns the era of a key of ours; a key that is not there becomes ours, for an hour at first.
+-- Returns the era of a key of this program; creates a missing key, for an hour at first.
 local function own(key, era)
   if redis.call('TYPE', key).ok == 'hash' then
     local mark = redis.call('HGET', key, '')

@@ -1,19 +1,19 @@
--- Put before the scripts that change the blocklist: what it has, and what holds (see limiter/orders.py).
+-- Prepended to the scripts that change the blocklist: reads and compares entries (limiter/orders.py).
 --
--- The blocklist is two hashes. One has a block for each "limit|key": "<seconds when it is forgotten>
--- <JSON>". The other has the last lift: "<seconds when it is forgotten> <order> <signature>"; its field
--- 'changes' counts all changes, by which a node notices that a server has gone back in time.
+-- The blocklist is two hashes. One has a block for each "limit|key": "<second when it is forgotten>
+-- <JSON>". The other has the last lift: "<second when it is forgotten> <order> <signature>"; its field
+-- 'changes' counts all changes, so that a node detects a server that was set back in time.
 --
--- Where the nodes sign, a block has the signature in its field "sig", and without it a lift ends with
--- its order. Scripts can't verify one. So nothing that is signed is changed here: a node is told what
--- is there, and signs anew. It also says which text of an entry has no valid signature: that one counts
--- as not there.
+-- With signing, a block has the signature in its field "sig"; without signing, a lift ends with its
+-- order. Scripts can't verify signatures, so they never change signed entries: the node receives the
+-- stored entry and signs again. The node also passes the text of a stored entry whose signature is
+-- invalid (the bad one), which then counts as missing.
 
 local LIFTS = 200000
 local BELOW = {since = 2 ^ 33, ['until'] = 2 ^ 33, strikes = 2 ^ 31, order = 2 ^ 53}
 
--- Returns the order of the last lift of a client, when it is forgotten and its signature; 0, 0 and an
--- empty text without one, if it is damaged or the bad one.
+-- Returns order, second when it is forgotten, and signature of the last lift of a client; 0, 0 and ''
+-- if there is none or if it is damaged or the bad one.
 local function lifted(key, field, bad)
   local value = redis.call('HGET', key, field) or ''
   local forget, order, signature = string.match(value, '^(%d+) (%d+) ?(%w*)$')
@@ -26,13 +26,13 @@ local function lifted(key, field, bad)
   return order, forget, signature or ''
 end
 
--- Returns a lift as the second hash has it.
+-- Returns the text of a lift for the second hash.
 local function mark(forget, order, signature)
   return string.format(signature == '' and '%.0f %.0f' or '%.0f %.0f %s', forget, order, signature)
 end
 
--- Returns the block of a client, its text and when it is forgotten; nil if there is none, it is damaged
--- or the bad one. One without an order is of an earlier version, and so is what is in place of a lifted one.
+-- Returns the block of a client, its text, and the second when it is forgotten; nil if there is none or
+-- if it is damaged or the bad one. Entries of an earlier version have no order.
 local function block(key, field, bad)
   local forget, text = string.match(redis.call('HGET', key, field) or '', '^(%d+) (.*)$')
   if text == bad then
@@ -72,13 +72,13 @@ local function tie(entry)
   return tonumber(string.sub(redis.sha1hex(table.concat(texts, '\n')), 1, 12), 16)
 end
 
--- Whether a block takes the place of another one of the same client.
+-- Returns whether a block replaces another one of the same client.
 local function beats(field, new, old)
   local function ranks(entry)
     local first = string.sub(field, 1, 2) == '*|' and entry.order or 0
     local real = entry.shadow == true and 0 or 1
     local key, text = tostring(entry.key or ''), tostring(entry.text or '')
-    local seen = #text  -- of a string; behind it is its hash, or it is seen whole
+    local seen = #text  -- of a string before its hash, or all of it
     if string.sub(text, -#key) == key then
       seen = seen - #key
     end
@@ -93,8 +93,7 @@ local function beats(field, new, old)
   return tie(new) > tie(old)
 end
 
--- Notes that something has changed, and lets both hashes live until an epoch second at least; returns
--- how often something has.
+-- Counts a change and keeps both hashes at least until an epoch second; returns the number of changes.
 local function changed(now, blocks, lifts, until_)
   for _, key in ipairs({blocks, lifts}) do
     local needed = math.max((until_ - now) * 1000, HOUR)

@@ -1,18 +1,18 @@
--- Adds what one node has counted to what all nodes have counted, and returns the sums.
+-- Adds the counts of one node to the counts of all nodes, and returns the sums.
 --
 -- KEYS[1]  counts of this generation: a hash from client id to state
--- KEYS[2]  counts of the generation before; read only
+-- KEYS[2]  counts of the previous generation; read only
 -- ARGV[1]  era for a new key
--- ARGV[2]  milliseconds that the first lives from now on: two generations
+-- ARGV[2]  lifetime of KEYS[1] from now on in milliseconds: two generations
 -- ARGV[3]  records of 96 bytes: client id (16), epoch (u32), tick (u64), 17 deltas (u32), the i-th
 --          for tick - i
--- ARGV[4]  channel for hot clients; ARGV[5]  what to publish there, or empty
+-- ARGV[4]  channel for hot clients; ARGV[5]  message to publish there, or empty
 --
 -- Returns the new states in the order of the records, 80 bytes each: epoch (u32), tick (u64),
 -- 17 totals (u32), the i-th for tick - i. All numbers are little-endian; ticks are below 2^53.
--- Totals stop at 2^32 - 1. What is older than 16 ticks before the newer tick of both is dropped.
--- A block settles all hits before it, and what is counted after it has a later epoch: of two epochs,
--- only what the later one has is kept.
+-- Totals are limited to 2^32 - 1. Counts older than 16 ticks before the newer tick of both are dropped.
+-- A block settles all earlier hits, and later hits have a later epoch: of two epochs, only the counts of
+-- the later one are kept.
 
 local RECORD, STATE, IDS = 96, 80, 500
 local MAX = 4294967295
@@ -29,10 +29,10 @@ local batch = ARGV[3]
 local count = len(batch) / RECORD
 local answer, writes = {}, {}
 
--- Returns totals (68 bytes) with deltas added that are of `behind` ticks before.
+-- Returns totals (68 bytes) with deltas added that are `behind` ticks older.
 local function add(totals, deltas, behind)
   if behind < 16 and sub(deltas, 9) == NONE_BUT_2 then
-    -- Nearly always: what was counted since the last exchange is of now or of just before.
+    -- The usual case: hits since the last exchange are in the present or the previous tick.
     local at = 4 * behind
     local a, b = decode('<I4I4', totals, at + 1)
     local c, d = decode('<I4I4', deltas)
@@ -76,7 +76,7 @@ for first = 0, count - 1, IDS do
     elseif len(state) ~= STATE then
       error({err = 'FOREIGN ' .. KEYS[1]})
     else
-      -- Epoch and tick, which are the same nearly always.
+      -- Epoch and tick are usually the same.
       local head, deltas = sub(batch, at + 17, at + 28), sub(batch, at + 29, at + RECORD)
       local their_head = sub(state, 1, 12)
       if head == their_head then
@@ -101,13 +101,12 @@ for first = 0, count - 1, IDS do
   writes[#writes + 1] = fields
 end
 
--- Only now, so that an error above has counted nothing.
+-- Written last, so that an error above counts nothing.
 for i = 1, #writes do
   call('HSET', KEYS[1], unpack(writes[i]))
 end
 
--- The generation before has lived on for long enough since it was written last. Whether it is ours,
--- nobody has looked.
+-- Only this generation: the previous one lives long enough, and its owner was not checked.
 call('PEXPIRE', KEYS[1], ARGV[2])
 if ARGV[5] ~= '' then
   call('PUBLISH', ARGV[4], ARGV[5])

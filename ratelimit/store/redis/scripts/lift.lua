@@ -1,22 +1,23 @@
--- Merges lifts into the blocklist, takes off the blocks that they end, and publishes what has
--- changed; may be repeated without harm.
+-- Merges lifts into the blocklist, removes the blocks that they end, and publishes the changes; safe to
+-- repeat.
 --
 -- KEYS[1]  blocks, KEYS[2] lifts, as in entries.lua
 -- ARGV[1]  era for a new key
--- ARGV[2]  channel for news
+-- ARGV[2]  channel for changes
 -- ARGV[3]… for each lift: "limit|key", its order, the epoch second until which it is remembered,
---          1 if it is new, else 0, its signature, or empty, and the texts of the block and of the lift
---          that are there and are bad, or empty
+--          1 if it is new, else 0, its signature, or empty, and the texts of a bad stored block and of
+--          a bad stored lift, or empty
 --
--- A new lift follows what is there, whatever the orders. It is remembered for as long as the block
--- that it ended would have been. Of too many lifts, the one of some that ends first is forgotten.
+-- A new lift supersedes the stored entries, whatever their orders. It is remembered for as long as the
+-- block that it ended. If there are too many lifts, the one in a random sample that ends first is
+-- deleted.
 --
--- Publishes {"lifts": ["limit|key", …], "lifted": [seconds, …], "marks": [[order, seconds when it is
--- forgotten, signature], …], "changes": how often the list has changed}, of which earlier versions read
--- the first two. Returns six values for each lift: 1 if it ended a block, else 0; the lift that holds:
--- its order, when it is forgotten and its signature, as texts; the block that is newer and holds, else
--- an empty text; until when it should be remembered, which a signed lift that is merged may not be.
--- Then how many have changed.
+-- Publishes {"lifts": ["limit|key", …], "lifted": [seconds, …], "marks": [[order, second when it is
+-- forgotten, signature], …], "changes": number of changes of the list}; earlier versions read the first
+-- two. Returns six values for each lift: 1 if it ended a block, else 0; order, second when it is
+-- forgotten, and signature of the lift that holds, as texts; a newer block that holds, or an empty text;
+-- the second until which the lift should be remembered, which a signed, merged lift may lack. Then the
+-- number of changes.
 
 own(KEYS[1], ARGV[1])
 own(KEYS[2], ARGV[1])
@@ -39,7 +40,7 @@ for i = 3, #ARGV, 7 do
     remember = math.max(remember, last_forget)
     found = 1
   else
-    -- One that is damaged goes, too.
+    -- Also removes a damaged entry.
     redis.call('HDEL', KEYS[1], field)
   end
   if signature == '' then

@@ -2,12 +2,13 @@
 --
 -- KEYS[1]  blocks or lifts, as in entries.lua
 -- ARGV[1]  era for a new key
--- ARGV[2]  where to go on: 0, or what the last call returned
--- ARGV[3]  about how many entries
--- ARGV[4]  what their fields match
+-- ARGV[2]  where to continue: 0, or the value that the last call returned
+-- ARGV[3]  approximate number of entries
+-- ARGV[4]  pattern of their fields
 --
--- Returns {where to go on, or 0, "limit|key", value, …}. What is there from the first page to the
--- last comes at least once; what comes or goes meanwhile may be missing, and is in the news.
+-- Returns {where to continue, or 0, "limit|key", value, …}. An entry that exists from the first page to
+-- the last is returned at least once. Entries that come or go meanwhile may be missing; they are
+-- published.
 
 own(KEYS[1], ARGV[1])
 local now = tonumber(redis.call('TIME')[1])
