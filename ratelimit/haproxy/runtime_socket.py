@@ -45,7 +45,7 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 
-_STRANGER = "the program at this socket is not an HAProxy process with a `stats socket`"
+_STRANGER = "this is no `stats socket` of an HAProxy process; the master's socket is not accepted"
 
 
 class EdgeError(RatelimitError):

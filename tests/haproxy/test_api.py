@@ -575,7 +575,7 @@ def test_questions_to_a_hung_haproxy_are_bounded(tmp_path: Path) -> None:
             made.signal(signal.SIGSTOP)
             reports = await asyncio.gather(*(tested.report() for _ in range(MAX_QUEUED + 10)))
             problems = [report.problem for [report] in reports]
-            assert sum("changes is full" in problem for problem in problems) == 10
+            assert sum("queries is full" in problem for problem in problems) == 10
             assert all(problems)
             assert threading.active_count() <= before + 1
             made.signal(signal.SIGCONT)
@@ -638,11 +638,11 @@ def test_what_is_wrong_with_a_socket_is_said(tmp_path: Path) -> None:
     async def test() -> None:
         await refused(tmp_path / "nowhere.sock", "no such socket")
         (tmp_path / "file").touch()
-        await refused(tmp_path / "file", "nobody listens")
+        await refused(tmp_path / "file", "connection refused")
         path = tmp_path / "closed.sock"
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
-            await refused(path, "nobody listens")
+            await refused(path, "connection refused")
             listener.listen()
             await refused(path, "hangs")
             path.chmod(0)

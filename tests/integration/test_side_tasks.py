@@ -114,7 +114,7 @@ def test_unexpected_content_in_the_list_of_nodes_ends_no_agent(folder: Path) -> 
                 redis.hset("ratelimit:{fleet}:nodes", f"odd{number}", text)
         two = made.add()
         for each in (one, two):
-            until(functools.partial(_says, each, "can't be read"), "it is told")
+            until(functools.partial(_says, each, "unreadable entry"), "it is told")
             assert each.ask("192.0.2.9").reason is None
         busy(one)
         until(lambda: '"load.high"' in one.log() or status(one)["nodes"] >= 2, "both are known")
