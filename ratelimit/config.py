@@ -601,8 +601,10 @@ _MESSAGES = {
 
 def _line(path: Path | None, loc: tuple[int | str, ...], message: str) -> str:
     """Return ``source: field: message``; the source is the file or variable to correct."""
-    variable = _variable(loc)
-    if variable is not None:
+    if (found := _variable(loc)) is not None:
+        variable, inside = found
+        if inside and not str(inside[0]).isdigit():  # the variable holds a table, as JSON
+            message = f"{_dotted(inside)}: {message}"
         return _short(f"environment: {variable}: {message}")
     return _short(f"{path or 'defaults'}: {_dotted(loc)}: {message}")
 
@@ -613,14 +615,17 @@ def _short(line: str) -> str:
     return shown if len(shown) <= _MAX_LINE else f"{shown[:300]} ... {shown[-190:]}"
 
 
-def _variable(loc: tuple[int | str, ...]) -> str | None:
-    """Return the environment variable that set a field, a part of it, or its table, or None."""
+def _variable(loc: tuple[int | str, ...]) -> tuple[str, tuple[int | str, ...]] | None:
+    """Return the environment variable that set a field, a part of it, or its table, or None.
+
+    The second value is the path from what the variable set to the field.
+    """
     names = {name.upper(): name for name in os.environ}
     for size in range(len(loc), 0, -1):
         wanted = _ENV_PREFIX + _ENV_DELIMITER.join(str(part) for part in loc[:size]).upper()
         for name, shown in names.items():
             if name == wanted or (size == len(loc) and name.startswith(wanted + _ENV_DELIMITER)):
-                return shown
+                return shown, loc[size:]
     return None
 
 
