@@ -28,16 +28,16 @@ ADDRESS = "192.0.2.1"
 _STARVED = """
 import errno, os, sys, threading
 flag = sys.argv.pop(1)
-start, spawn = threading._start_new_thread, os.posix_spawn
-def start_new_thread(*args, **kwargs):
+start, spawn = threading.Thread.start, os.posix_spawn
+def start_thread(thread):
     if os.path.exists(flag):
         raise RuntimeError("can't start new thread")
-    return start(*args, **kwargs)
+    start(thread)
 def posix_spawn(*args, **kwargs):
     if os.path.exists(flag):
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     return spawn(*args, **kwargs)
-threading._start_new_thread, os.posix_spawn = start_new_thread, posix_spawn
+threading.Thread.start, os.posix_spawn = start_thread, posix_spawn
 from ratelimit.cli.main import main
 main(prog_name="ratelimit")
 """
