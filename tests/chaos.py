@@ -324,13 +324,12 @@ class World:
 
     def _snapshot(self) -> None:
         """Keep what the master has now; of several, one of the last few is restored."""
-        master = self.master()
         try:
-            master.do("SAVE")
+            saved = self.master().save()
         except redis.RedisError:
             return
         copy = self.folder / f"snapshot-{len(self.snapshots)}.rdb"
-        shutil.copy(self.folder / f"{master.port}.rdb", copy)
+        shutil.copy(saved, copy)
         self.snapshots.append(copy)
 
     def _kill_agent(self) -> None:

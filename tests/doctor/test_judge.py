@@ -24,7 +24,7 @@ from ratelimit.doctor import State, diagnose
 from ratelimit.exceptions import SpopError
 from ratelimit.spop.handshake import read_health, write_agent_disconnect, write_agent_hello
 from ratelimit.store import Events, Node, open_store
-from tests.helpers.edges import unprivileged
+from tests.helpers.edges import halt, unprivileged
 from tests.helpers.plant import Installation, Plant, replaced, without
 from tests.helpers.servers import Server
 from tests.helpers.world import LONGEST, free_port, until
@@ -421,7 +421,7 @@ def test_haproxy_hung(plant: Plant) -> None:
             found = re.search(r"\nPid: (\d+)", await made.world.runtime("show info"))
             assert found is not None
             worker = int(found[1])
-            os.kill(worker, signal.SIGSTOP)
+            await halt(worker)
             try:
                 broken = await made.broken()
             finally:

@@ -549,7 +549,7 @@ def test_a_hung_haproxy_delays_no_other_and_learns_what_it_missed(tmp_path: Path
         book = Book({"192.0.2.2": end}, ["192.0.2.2"])
         async with runtime(well, hung, timeout=0.3, book=book) as tested:
             await tested.push("192.0.2.1", end)
-            hung.signal(signal.SIGSTOP)
+            await hung.halt()
             for fault in (await tested.push("192.0.2.2", end), await tested.lift("192.0.2.1")):
                 assert [f.socket for f in fault] == [str(hung.path)]
                 assert "hangs" in fault[0].problem and LATER in fault[0].problem
@@ -572,7 +572,7 @@ def test_questions_to_a_hung_haproxy_are_bounded(tmp_path: Path) -> None:
         made = Edge(tmp_path / "edge.sock")
         async with runtime(made, timeout=0.3) as tested:
             before = threading.active_count()
-            made.signal(signal.SIGSTOP)
+            await made.halt()
             reports = await asyncio.gather(*(tested.report() for _ in range(MAX_QUEUED + 10)))
             problems = [report.problem for [report] in reports]
             assert sum("queries is full" in problem for problem in problems) == 10

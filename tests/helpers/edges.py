@@ -9,13 +9,13 @@ import signal
 import socket
 import subprocess
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.helpers.world import HAPROXY, free_port, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
 
 TABLE = "stick-table type ipv6 size 1m expire 2h store gpt0"
 
@@ -102,11 +102,27 @@ class Edge:
         assert self.process is not None
         self.process.send_signal(number)
 
+    async def halt(self) -> None:
+        assert self.process is not None
+        await halt(self.process.pid)
+
     def end(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
         self.process = None
+
+
+async def halt(pid: int) -> None:
+    """Stop a process; of several threads, some stop only when a processor is free for them."""
+    os.kill(pid, signal.SIGSTOP)
+    threads = Path(f"/proc/{pid}/task")
+
+    def stopped() -> bool:
+        states = (path.read_text().rpartition(") ")[2] for path in threads.glob("*/stat"))
+        return all(state.startswith("T") for state in states)
+
+    await until(stopped, "every thread has stopped")
 
 
 @contextlib.asynccontextmanager

@@ -101,6 +101,22 @@ class Server:
         with self.client() as client:
             return client.execute_command(*command)
 
+    def save(self) -> Path:
+        """Have it write its snapshot, and return the file.
+
+        It refuses while it writes one by itself, as for a replica that has just come.
+        """
+        deadline = time.monotonic() + LIMIT
+        while True:
+            try:
+                self.do("SAVE")
+            except redis.ResponseError as error:
+                if "in progress" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+            else:
+                return self.folder / f"{self.port}.rdb"
+
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None
         self.process.send_signal(number)

@@ -134,9 +134,7 @@ class Stores:
 
     def save(self) -> None:
         """Keep a snapshot for later."""
-        primary = self.primary()
-        primary.do("SAVE")
-        shutil.copy(self._folder / f"{primary.port}.rdb", self._snapshot)
+        shutil.copy(self.primary().save(), self._snapshot)
 
     def restore(self) -> None:
         """Kill both, and start them from the snapshot."""

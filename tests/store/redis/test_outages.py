@@ -347,7 +347,7 @@ def test_too_many_blocks_in_an_outage_are_written_from_the_owners_list(
 def test_loading(make_server: Callable[..., Server], logs: list[Any]) -> None:
     server = make_server()
     server.do("DEBUG", "POPULATE", "3000")
-    server.do("SAVE")
+    server.save()
 
     async def main() -> None:
         async with nodes(server.url) as [(store, _)]:

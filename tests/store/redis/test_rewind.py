@@ -33,9 +33,7 @@ TOLD = "the store lacked blocks or lifts; they were written back"
 
 def snapshot(server: Server) -> Path:
     """Have the server save, and return a copy of that."""
-    server.do("SAVE")
-    rdb = server.folder / f"{server.port}.rdb"
-    shutil.copy(rdb, copy := server.folder / "copy.rdb")
+    shutil.copy(server.save(), copy := server.folder / "copy.rdb")
     return copy
 
 
