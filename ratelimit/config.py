@@ -11,7 +11,7 @@ import re
 import tomllib
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -32,7 +32,7 @@ from ratelimit.agent.trust import trusted_network
 from ratelimit.events.webhooks import EVENTS, EventName, Receiver
 from ratelimit.exceptions import ConfigError
 from ratelimit.limiter.lists import ListFile, Lists, read_lists
-from ratelimit.model import FUSE, MAX_RATE, SHARED_CLIENTS, UNKNOWN, Address, Limit
+from ratelimit.model import FUSE, MAX_RATE, NAME, SHARED_CLIENTS, UNKNOWN, Address, Limit
 from ratelimit.notation import (
     DAY,
     MILLISECOND,
@@ -165,32 +165,18 @@ Origin = Annotated[str, AfterValidator(_origin)]
 FilePath = Annotated[str, AfterValidator(_path)]
 TrustedNetwork = Annotated[str, AfterValidator(trusted_network)]
 StatsSocket = Annotated[str, AfterValidator(parse_unix_path)]
-LimitName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
+LimitName = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
 """A name that HAProxy accepts for a SPOE message, of at most 64 characters."""
 
 
 class _Section(BaseModel):
-    """A table of the file.
-
-    ``later`` names fields that are reserved for a later version; only their default is accepted.
-    """
+    """A table of the file."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-    later: ClassVar[frozenset[str]] = frozenset()
-
-    @field_validator("*")
-    @classmethod
-    def _is_available(cls, value: object, info: ValidationInfo) -> object:
-        name = str(info.field_name)
-        if name in cls.later and value != cls.model_fields[name].get_default():
-            raise ValueError("not available in this version; leave it at its default")
-        return value
 
 
 class AgentSection(_Section):
     """``[agent]``: the listening addresses for HAProxy and the number of clients in memory."""
-
-    later = frozenset({"http_listen"})
 
     listen: tuple[Listen, ...] = Field((Address("127.0.0.1", 9190),), strict=False)
     http_listen: tuple[str, ...] = Field((), strict=False)
@@ -199,6 +185,13 @@ class AgentSection(_Section):
     )
     trusted_proxies: tuple[TrustedNetwork, ...] = Field((), strict=False, max_length=_MAX_TRUSTED)
     max_clients: int = Field(1_000_000, ge=8, le=1_000_000_000)
+
+    @field_validator("http_listen")
+    @classmethod
+    def _is_reserved(cls, listen: tuple[str, ...]) -> tuple[str, ...]:
+        if listen:
+            raise ValueError("not available in this version; leave it at its default")
+        return listen
 
     @field_validator("listen")
     @classmethod
@@ -240,7 +233,7 @@ class StoreSection(_Section):
 
     url: Annotated[str, AfterValidator(_store_url)] = "memory://"
     sync_interval: SyncInterval = 10 * MILLISECOND
-    prefix: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")] = "ratelimit"
+    prefix: Annotated[str, StringConstraints(pattern=f"^{NAME}$")] = "ratelimit"
     state_dir: FilePath = ""
     replicas: int = Field(0, ge=0, le=16)
     shared_clients: int = Field(SHARED_CLIENTS, ge=1, le=1_000_000)

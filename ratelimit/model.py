@@ -12,6 +12,10 @@ SUB_WINDOWS = 16
 EVERY_LIMIT = "*"
 """``limit`` of a block that applies to every limit; no limit can have this name."""
 
+NAME = r"[A-Za-z0-9_.:-]{1,64}"
+"""What names a limit, as HAProxy takes it for a SPOE message, or begins the keys of Redis, where
+braces would change in which part of a cluster they are."""
+
 UNKNOWN = "unknown"
 """Name of the limit for requests whose client no trusted proxy named."""
 

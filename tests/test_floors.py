@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FLOORS = [
-    ["exceptions", "histogram", "large", "model", "steps", "tls"],
+    ["backoff", "exceptions", "histogram", "large", "model", "steps", "tls"],
     ["notation", "process", "secret_files", "turns"],
     ["engine"],
     ["limiter", "spop"],

@@ -97,7 +97,7 @@ class Alerts:
 
     async def _look_at_fuses(self) -> None:
         for rule in self._limiter.engine.rules:
-            limit, blown = rule.limit.name, getattr(rule, "fused", False)
+            limit, blown = rule.limit.name, rule.fused
             if blown == (limit in self._fused):
                 continue
             self._fused ^= {limit}

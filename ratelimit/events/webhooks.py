@@ -11,7 +11,6 @@ import asyncio
 import hashlib
 import hmac
 import json
-import random
 import secrets
 import time
 from collections import deque
@@ -25,6 +24,7 @@ import aiohttp
 import structlog
 
 from ratelimit import __version__
+from ratelimit.backoff import Backoff
 from ratelimit.tls import tls_problem
 
 EventName = Literal["block", "unblock", "store.lost", "store.back", "fuse", "load.high", "load.low"]
@@ -172,15 +172,14 @@ class Hook:
         string.
         """
         body = event.body()
-        delay = BACKOFF[0]
+        backoff = Backoff(*BACKOFF)
         for left in reversed(range(TRIES)):
             if event.name not in self.receiver.events:
                 return ""  # unsubscribed by a reload
             why, again = await self._post(session, body)
             if not why or not again or not left:
                 break
-            await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311 - not a secret
-            delay = min(2 * delay, BACKOFF[1])
+            await asyncio.sleep(backoff.next())
         return why
 
     async def _post(self, session: aiohttp.ClientSession, body: bytes) -> tuple[str, bool]:

@@ -21,6 +21,7 @@ import structlog
 from haproxyadmin.exceptions import HAProxyBaseError, SocketConnectionError, SocketTimeout
 from haproxyadmin.haproxy import HAProxy
 
+from ratelimit.backoff import Backoff
 from ratelimit.exceptions import RatelimitError
 from ratelimit.haproxy.commands import refusal, show_entries
 from ratelimit.haproxy.stats import read_tables
@@ -66,7 +67,7 @@ class Edge:
         self._thread = ThreadPoolExecutor(1, f"haproxy {path}")
         self._haproxy: HAProxy | None = None  # used only in the thread
         self._queued = 0
-        self._rest = FIRST_REST
+        self._rest = Backoff(FIRST_REST, LONGEST_REST, spread=0)
         self._again_at = 0.0
 
     async def ask(self, command: str) -> list[str]:
@@ -185,13 +186,12 @@ class Edge:
             if not self.problem:
                 log.warning("haproxy lost", socket=self.path, problem=str(error))
             self.problem = str(error)
-            self._again_at = time.monotonic() + self._rest
-            self._rest = min(2 * self._rest, LONGEST_REST)
+            self._again_at = time.monotonic() + self._rest.next()
         elif error is None and not answer.cancelled():
             if self.problem:
                 log.info("haproxy back", socket=self.path)
             self.problem = ""
-            self._rest = FIRST_REST
+            self._rest.reset()
             self._again_at = 0.0
 
 

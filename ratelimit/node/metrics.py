@@ -154,7 +154,7 @@ class Metrics(Collector):
             "fuse_blown",
             "1 while a fuse is blown: the limit only throttles.",
             ("limit",),
-            [((rule.limit.name,), getattr(rule, "fused", False)) for rule in engine.rules],
+            [((rule.limit.name,), rule.fused) for rule in engine.rules],
         )
         table = engine.table
         yield _gauge("table_clients", "Clients in the table.", table.entries)

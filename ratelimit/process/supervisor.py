@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from ratelimit.backoff import Backoff
 from ratelimit.exceptions import RatelimitError
 
 FIRST_PAUSE = 0.1
@@ -120,7 +121,7 @@ class Supervisor:
             self.task(LOOP).failed(error)
 
     async def _keep(self, task: Task, run: Callable[[], Awaitable[object]], longest: float) -> None:
-        pause = FIRST_PAUSE
+        backoff = Backoff(FIRST_PAUSE, longest, spread=0)
         while True:
             began = self._clock()
             try:
@@ -136,6 +137,5 @@ class Supervisor:
             else:
                 return
             if self._clock() - began >= STEADY:
-                pause = FIRST_PAUSE
-            await self._sleep(pause)
-            pause = min(2 * pause, longest)
+                backoff.reset()
+            await self._sleep(backoff.next())

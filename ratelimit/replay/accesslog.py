@@ -36,7 +36,6 @@ _GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 20
 _LONGEST = 1 << 16  # bytes of a line that are parsed
 _SNIFFED = 1000  # lines used to detect the format
-LONGEST_CLIENT = 255  # bytes, of an address or a host name
 _SHOWN = 200  # characters shown of an unreadable line
 _SECONDS_KNOWN = 4096
 

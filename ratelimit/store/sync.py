@@ -39,6 +39,7 @@ _DEADLINE = 0.03
 _RECORDS = 1000  # records per call of the store, if answers wait
 _SILENCE = 60.0  # seconds between log lines about late answers
 _MAX_HELD = 1 << 20  # bytes of held requests; beyond that, none wait
+_EARLY = 1_000_000  # nanoseconds by which a timer of the loop may be early
 _SHARD = 0  # a limit's counts are one key, so a cluster distributes the limits
 
 log = structlog.get_logger()
@@ -201,6 +202,8 @@ class Sync:
         if store.up:
             for exchange in tuple(self.limiter.engine.exchanges):
                 now = self.now()
+                if not _is_due(exchange, now):
+                    continue
                 self.limiter.engine.at(now)
                 if batch := exchange.pack(self.limiter.engine.now):
                     await self._exchange(store, exchange, batch, exchange.notice(), now)
@@ -378,3 +381,8 @@ class Sync:
         self.limiter.degrade(store.nodes if away else 1)
         if isinstance(store, SharedStore):
             self.limiter.divide(store.nodes, store.up)
+
+
+def _is_due(exchange: Exchange, now: int) -> bool:
+    """Return whether a limit has something to exchange, or its next round begins."""
+    return 0 < exchange.due <= now + _EARLY or 0 < exchange.wait(now) <= _EARLY

@@ -338,6 +338,36 @@ def test_what_is_held_is_answered_when_the_node_stops() -> None:
     asyncio.run(main())
 
 
+class Planned:
+    """Stands for the exchange of a limit of which something is due, or a round begins."""
+
+    def __init__(self, rule: object, due: int, wait: int) -> None:
+        self.rule = rule
+        self.due = due
+        self.packed = 0
+        self._wait = wait
+
+    def wait(self, now: int) -> int:
+        return self._wait
+
+    def pack(self, now: int) -> bytes:
+        self.packed += 1
+        return b""
+
+
+def test_only_what_is_due_is_packed() -> None:
+    async def main() -> None:
+        node = Waiting()
+        rule, now = node.limiter.engine.rules[0], node.sync.now()
+        plans = [(0, 0), (now - SECOND, 0), (now + 60 * SECOND, 0), (0, 1), (0, 60 * SECOND)]
+        planned = [Planned(rule, *plan) for plan in plans]
+        node.limiter.engine.exchanges[:] = planned  # type: ignore[assignment]
+        await node.sync._round(node.store)
+        assert [one.packed for one in planned] == [0, 1, 0, 1, 0]
+
+    asyncio.run(main())
+
+
 def test_what_the_process_before_has_left_is_in_force_at_once() -> None:
     limiter = Limiter([LIMIT], 8)
     sync = Sync(limiter, 0.01, share=False)

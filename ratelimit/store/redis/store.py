@@ -23,7 +23,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import random
 import re
 import time
 from collections.abc import Coroutine
@@ -32,9 +31,10 @@ from typing import Any
 
 import structlog
 
+from ratelimit.backoff import Backoff
 from ratelimit.engine.layout import ANSWER_BYTES, RECORD_BYTES
 from ratelimit.exceptions import ConfigError, StartError
-from ratelimit.model import Entry
+from ratelimit.model import NAME, Entry
 from ratelimit.notation import SECOND
 from ratelimit.steps import Steps
 from ratelimit.store.base import Events, Node, SharedStore, StoreError
@@ -45,9 +45,6 @@ from ratelimit.store.redis.session import Life, Script
 from ratelimit.store.redis.url import Target
 from ratelimit.store.secret import KeptSecret
 from ratelimit.store.sqlite import BlockFile, FolderError
-
-PREFIX = r"[A-Za-z0-9_.:-]{1,64}"
-"""Pattern of a prefix; braces would change the hash slots of a cluster."""
 
 TIMEOUT = 0.5
 """Seconds for a connection, and for a request other than ``exchange()``."""
@@ -131,7 +128,7 @@ class RedisStore(SharedStore):
         # Keys and lifetime of the counts of a failed exchange: the store is up again once these
         # keys work.
         self._suspect: tuple[tuple[bytes, ...], int] | None = None
-        if not re.fullmatch(PREFIX, prefix):
+        if not re.fullmatch(NAME, prefix):
             raise ConfigError(["store.prefix: must have 1 to 64 characters of A-Za-z0-9_.:-"])
 
     @property
@@ -288,7 +285,7 @@ class RedisStore(SharedStore):
     # The connection to the store.
 
     async def _run(self) -> None:
-        delay = BACKOFF[0]
+        backoff = Backoff(*BACKOFF)
         while not self._closing:
             self._back_at = math.inf
             try:
@@ -310,9 +307,8 @@ class RedisStore(SharedStore):
             if self._closing:
                 return
             if time.monotonic() - self._back_at >= _STEADY:
-                delay = BACKOFF[0]
-            await self._sleep(delay * random.uniform(0.5, 1))  # noqa: S311 - not a secret
-            delay = min(2 * delay, BACKOFF[1])
+                backoff.reset()
+            await self._sleep(backoff.next())
 
     async def _sleep(self, seconds: float) -> None:
         """Wait, unless the store closes."""
