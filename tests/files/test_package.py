@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from aiohttp import web
+from redis.asyncio.connection import Connection
 
 import ratelimit
 from ratelimit.haproxy import process as haproxy
@@ -109,6 +113,25 @@ def test_every_typed_module_is_plain_python_too() -> None:
 def test_every_package_is_listed() -> None:
     found = {".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("*.py")}
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == found | {"ratelimit.haproxy_files"}
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        # Neither has a public way to answer with other errors, or to know that reading is paused
+        # (api/server.py); nor to take over a connection after its handshake (redis/connection.py).
+        ("aiohttp", {"_reading_paused": web.RequestHandler, "handle_error": web.RequestHandler}),
+        ("redis", {"parse_error": Connection()._parser, "_writer": Connection()}),
+    ],
+)
+def test_a_library_whose_private_parts_are_used_stays_below_its_next_major_version(
+    name: str, parts: dict[str, object]
+) -> None:
+    for part, owner in parts.items():
+        assert hasattr(owner, part), part
+    (wanted,) = (one for one in PROJECT["project"]["dependencies"] if re.match(rf"{name}\b", one))
+    major = int(importlib.metadata.version(name).partition(".")[0])
+    assert wanted.endswith(f", < {major + 1}")
 
 
 def test_the_compile_group_is_what_a_build_takes() -> None:
