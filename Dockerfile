@@ -93,7 +93,7 @@ WORKDIR /var/lib/ratelimit
 EXPOSE 9190 9191
 # RATELIMIT_URL says where the API is, to this as to the commands.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 \
-    CMD ["python", "-c", "import os; from ratelimit.client import DEFAULT_URL, Client; Client(os.environ.get('RATELIMIT_URL', DEFAULT_URL)).get('/healthz')"]
+    CMD ["python", "-c", "import os; from ratelimit.api.client import DEFAULT_URL, Client; Client(os.environ.get('RATELIMIT_URL', DEFAULT_URL)).get('/healthz')"]
 ENTRYPOINT ["ratelimit"]
 CMD ["serve"]
 ARG VERSION=""

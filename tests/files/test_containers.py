@@ -5,6 +5,9 @@ tests/images/ starts them: ``make test-images``.
 
 from __future__ import annotations
 
+import ast
+import importlib
+import json
 import re
 import stat
 import subprocess
@@ -68,6 +71,25 @@ def test_service_is_health_checked_and_comes_back(service: Service) -> None:
     for name, condition in service.depends.items():
         assert condition == ("service_started" if serves_without(service) else "service_healthy")
         assert COMPOSE.services[name].health.command
+
+
+def health_programs() -> list[str]:
+    """Return the Python programs of all health checks, of the compose file and of the image."""
+    commands = [service.health.command for service in SERVICES]
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    commands += [
+        json.loads(text) for text in re.findall(r"^ +CMD (\[.*\])$", dockerfile, re.MULTILINE)
+    ]
+    return sorted({command[2] for command in commands if [*command[:2]] == ["python", "-c"]})
+
+
+@pytest.mark.parametrize("program", health_programs())
+def test_health_check_imports_what_there_is(program: str) -> None:
+    for statement in ast.parse(program).body:
+        if isinstance(statement, ast.ImportFrom):
+            assert statement.module
+            module = importlib.import_module(statement.module)
+            assert {name.name for name in statement.names} <= vars(module).keys()
 
 
 def serves_without(service: Service) -> bool:
