@@ -246,6 +246,20 @@ def test_the_header_of_another_cdn(tmp_path: Path) -> None:
     run(tmp_path, test, edit=edit, RATELIMIT_CDN_HEADER="True-Client-IP")
 
 
+@pytest.mark.parametrize("direct", [{}, {"RATELIMIT_DIRECT": "reject"}])
+def test_no_client_names_itself_by_the_header_of_a_cdn(
+    tmp_path: Path, direct: dict[str, Any]
+) -> None:
+    """Whatever that header is called."""
+
+    async def test(w: World) -> None:
+        client = w.client("127.6.1.1")
+        assert (await client.get(X_Azure_ClientIP="192.0.2.7")).body == b"127.6.1.1\n"
+        assert "192.0.2.7" not in w.head
+
+    run(tmp_path, test, RATELIMIT_CDN_HEADER="X-Azure-ClientIP", **direct)
+
+
 def test_two_load_balancers_in_a_row(tmp_path: Path) -> None:
     """With the line that the README has for them."""
 
