@@ -266,6 +266,12 @@ class Runtime:
         changes = [network] if inside is None else [network, inside]
         return self._change(SCAN, *changes, mark=network, until=by_hand)
 
+    def ended(self, key: str) -> None:
+        """Have the maps of every edge forget a key; the entries of the tables end by themselves."""
+        network = key_network(key)
+        if network is not None:
+            self._change(0, mark=network)
+
     async def edge(self, key: str) -> list[EdgeEntry]:
         """Return the entries of all edge tables for a key; ``faults`` has the failures."""
         network = key_network(key)

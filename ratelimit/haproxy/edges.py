@@ -78,6 +78,16 @@ class Edges:
         self._wait.set()
         self.files.changed()
 
+    def ended(self, key: str) -> None:
+        """Have the maps forget a key whose block has ended.
+
+        HAProxy looks for the narrowest network of an address: one whose block has ended would hide
+        a wider one that is still blocked.
+        """
+        if key not in self._keys:
+            self.runtime.ended(key)
+        self.files.changed()
+
     async def told(self, *keys: str) -> list[Fault]:
         """Send the state of keys; return the failures, including changes that take too long."""
         for key in keys:

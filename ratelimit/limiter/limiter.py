@@ -119,6 +119,7 @@ class Limiter:
       loaded list;
     - ``on_gone``: called with each block that was removed elsewhere, and whether that is news, not
       part of a loaded list;
+    - ``on_ended``: called with each block by hand that was forgotten after its end;
     - ``on_fuse``: called with a limit, and whether its fuse has blown or was reset.
     """
 
@@ -150,6 +151,7 @@ class Limiter:
         self.on_taken: list[Callable[[Entry], object]] = []
         self.on_block: list[Callable[[Block], object]] = []
         self.on_gone: list[Callable[[Block, bool], object]] = []
+        self.on_ended: list[Callable[[Block], object]] = []
         self.on_fuse: list[Callable[[Limit, bool], object]] = []
         self.lists = lists or Lists()
         self._rules = {rule.limit.name: rule for rule in self.engine.rules}
@@ -539,6 +541,7 @@ class Limiter:
     def _dropped(self, block: Block) -> None:
         if block.limit == EVERY_LIMIT:
             self._barred.discard(block.key)
+            _tell(self.on_ended, block)
 
     def _strike(self, rule: Rule, text: bytes, kind: int, hi: int, lo: int, now: int) -> int:
         limit = rule.limit

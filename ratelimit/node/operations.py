@@ -101,6 +101,7 @@ class Control:
         self.reloader = Reloader(config, self.limiter, self.sync)
         self.limiter.on_block.append(self._blocked)
         self.limiter.on_gone.append(self._gone)
+        self.limiter.on_ended.append(lambda block: self.edges.ended(block.key))
         self.limiter.on_fuse.append(self._fuse)
         self.sync.on_lost.append(self._lost)
         self.sync.on_back.append(self._back)

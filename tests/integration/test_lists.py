@@ -194,3 +194,24 @@ def test_ipv6_and_mapped_addresses_are_listed(tmp_path: Path) -> None:
         (folder / "haproxy.cfg").write_text(text.replace(bind, more))
 
     run(tmp_path, test, config, edit=edit, RATELIMIT_STATS_LEVEL="admin")
+
+
+def test_a_block_that_has_ended_hides_no_wider_one_from_haproxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    monkeypatch.setenv("RATELIMIT_OPS__LISTEN", f"127.0.0.1:{port}")
+
+    async def test(w: World) -> None:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as api:
+            for key, ttl in (("127.6.0.0/24", "1h"), ("127.6.0.8/29", "1s"), ("127.6.0.9", "1s")):
+                answer = await api.post("/v1/blocks", json={"key": key, "ttl": ttl})
+                assert answer.status_code == 201
+                if ttl == "1h":
+                    await filled(w, 0, 1)  # from here on, no comparison fills the maps again
+        await filled(w, 0, 1)
+        await stopped(w)
+        assert (await w.client("127.6.0.9").get()).status == 429
+
+    limits = f"[haproxy]\nsockets = ['{tmp_path}/haproxy.sock']\n"
+    run(tmp_path, test, limits, RATELIMIT_STATS_LEVEL="admin")
