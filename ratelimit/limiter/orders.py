@@ -45,7 +45,10 @@ def beats(new: Block, old: Block) -> bool:
 
 def _rank(block: Block) -> tuple[int, ...]:
     first = block.order if block.limit == EVERY_LIMIT else 0
-    hidden = -(len(block.text) - len(block.key) * block.text.endswith(block.key))
+    # In bytes, as ``entries.lua`` counts. A key that ends a text is a hash, thus ASCII.
+    hidden = -(
+        len(block.text.encode("utf-8", "replace")) - len(block.key) * block.text.endswith(block.key)
+    )
     return first, not block.shadow, block.until, block.strikes, block.order, block.since, hidden
 
 
