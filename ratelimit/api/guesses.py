@@ -58,4 +58,6 @@ def _network(peer: str) -> str:
         address = ip_address(peer.partition("%")[0])
     except ValueError:
         return peer
+    if address.version == 6 and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped  # by IPv4 on a socket of both kinds; they share one /64
     return str(address) if address.version == 4 else str(int(address) >> 64)

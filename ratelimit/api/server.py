@@ -251,6 +251,8 @@ class ApiServer:
             attempt = _attempt.get()
             attempt.what, attempt.names = route.name, self._loggable(request.match_info)
             caller = await self.access.admit(request, route.role, attempt)
+            if not _is_expected(request):
+                raise ProblemError(417, "Expect: must be 100-continue")
             call = Call(self.control, request, caller, names=dict(request.match_info))
             try:
                 return await self._reply(route, call)
@@ -330,13 +332,16 @@ async def _add_headers(_request: web.Request, response: web.StreamResponse) -> N
         response.headers.setdefault(name, value)
 
 
-async def _expect(request: web.Request) -> web.StreamResponse | None:
+async def _expect(request: web.Request) -> None:
     """Tell a client that waits before its body to continue (RFC 9110, section 10.1.1)."""
-    if request.headers.get("Expect", "").lower() != "100-continue":
-        return ProblemError(417, "Expect: must be 100-continue").response()
+    if not _is_expected(request):
+        return  # refused later, so that the audit log has the request
     if request.version >= HttpVersion11 and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    return None
+
+
+def _is_expected(request: web.Request) -> bool:
+    return request.headers.get("Expect", "100-continue").lower() == "100-continue"
 
 
 def _query(model: type[BaseModel], request: web.Request) -> BaseModel:

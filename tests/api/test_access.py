@@ -256,6 +256,20 @@ def test_no_flood_hides_a_write_and_its_lines_are_bounded(
 
 
 @pytest.mark.integration
+def test_an_attempt_with_an_unknown_expectation_is_in_the_log(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            strange = {"Expect": "miracles"}
+            answer = await api.client.delete("/v1/blocks/192.0.2.7", headers=strange)
+            assert answer.status_code == 417
+
+    with capture_logs() as lines:
+        asyncio.run(main())
+    (line,) = (line for line in lines if line["event"] == AUDIT)
+    assert (line["key"], line["status"], line["what"]) == ("192.0.2.7", 417, "lift_block")
+
+
+@pytest.mark.integration
 def test_a_forwarded_address_is_believed_of_trusted_proxies_only(tmp_path: Path) -> None:
     async def main() -> None:
         config = "[agent]\ntrusted_proxies = ['127.0.0.1', '198.51.100.0/24']\n"

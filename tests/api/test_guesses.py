@@ -35,6 +35,14 @@ def test_addresses_of_one_network_are_one_peer() -> None:
     assert len(guesses) == 1
 
 
+def test_peers_by_ipv4_on_a_socket_of_both_kinds_are_several() -> None:
+    guesses = Guesses()
+    for _ in range(10):
+        guesses.note("::ffff:192.0.2.1", 0)
+    assert guesses.wait("192.0.2.1", 0) == guesses.wait("::ffff:c000:201", 0) == LONGEST
+    assert guesses.wait("::ffff:192.0.2.2", 0) == 0
+
+
 def test_memory_is_bounded_and_the_latest_are_kept() -> None:
     guesses = Guesses()
     for number in range(3 * PEERS):
