@@ -1,10 +1,10 @@
-"""A buffer of a fixed size, filled from the front; protocols and batches are written into one."""
+"""A buffer of fixed size, filled from the front, for protocols and batches."""
 
 from __future__ import annotations
 
 
 class Buffer:
-    """A buffer of ``size`` bytes. Callers check ``room()`` first: writes are unchecked."""
+    """A buffer of ``size`` bytes. Writes are unchecked: callers check ``room()`` first."""
 
     def __init__(self, size: int) -> None:
         self.buffer = bytearray(size)
@@ -13,11 +13,11 @@ class Buffer:
         self.pos = 0
 
     def room(self) -> int:
-        """Return how many bytes are left."""
+        """Return the number of free bytes."""
         return self.size - self.pos
 
     def take(self) -> bytes:
-        """Return what was written and start again."""
+        """Return the written bytes and start again."""
         written = bytes(self.o[: self.pos])
         self.pos = 0
         return written
@@ -27,8 +27,8 @@ class Buffer:
         self.pos += 1
 
     def copy(self, value: bytes, start: int, size: int) -> None:
-        """Write ``value[start:start + size]`` as it is."""
-        # Locals, because a compiler assumes that any byte written may change ``self``.
+        """Write ``value[start:start + size]``."""
+        # Local copies: for a C compiler, each byte written may change ``self``.
         source = value
         o = self.o
         pos = self.pos
@@ -37,7 +37,7 @@ class Buffer:
         self.pos = pos + size
 
     def little(self, value: int, size: int) -> None:
-        """Write a number as ``size`` bytes, the least significant first."""
+        """Write a number as ``size`` bytes, least significant byte first."""
         o = self.o
         pos = self.pos
         for i in range(size):

@@ -1,8 +1,8 @@
-"""The busiest clients of the table, found a slice at a time.
+"""Finds the busiest clients of the table, a slice at a time.
 
-A slice looks at so many sets and keeps the ``count`` highest scores in a heap of fixed size. The
-table goes on changing between slices: what is told at the end is what the slots hold then. Only
-clients seen lately are looked into; of the others the tags tell enough, an eighth of the memory.
+A slice visits a number of sets and keeps the ``count`` highest scores in a heap of fixed size. The
+table may change between slices; the result is read from the slots at the end. Only recently seen
+clients are read; for the others the tags suffice, which are an eighth of the memory.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _M32 = 0xFFFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """A client among the busiest.
+    """One of the busiest clients.
 
-    ``kind``, ``hi`` and ``lo`` are those of ``engine.key``, ``index`` that of the rule. ``hits``
-    are in the window that ends now, and ``until`` is the epoch second at which its block ends.
+    ``kind``, ``hi`` and ``lo`` are those of ``engine.key``, ``index`` is that of the rule. ``hits``
+    are those in the current window, and ``until`` is the epoch second at which its block ends.
     """
 
     kind: int
@@ -38,14 +38,14 @@ class Busy:
 
 
 class Scan:
-    """One pass over a table; ``done`` says that it is over.
+    """One scan of a table; ``done`` when finished.
 
     Args:
-        table: what is looked at; its time is that of the pass.
-        rules: those that clients may be known by, whatever their order.
-        count: how many clients are wanted.
-        sort: ``rate`` by hits a second, ``share`` by hits to the limit, ``blocked`` by the end of
-            the block, blocked clients only.
+        table: the table; its time is that of the scan.
+        rules: the rules whose clients to find, in any order.
+        count: number of clients to find.
+        sort: ``rate`` by hits per second, ``share`` by hits relative to the limit, ``blocked`` by
+            end of block, only blocked clients.
     """
 
     def __init__(self, table: Table, rules: Sequence[Rule], count: int, sort: str) -> None:
@@ -57,7 +57,7 @@ class Scan:
         self.scores = memoryview(array("Q", bytes(8 * count)))
         self.slots = memoryview(array("Q", bytes(8 * count)))
         self.known = list(rules)
-        # By index; those that no rule has are never asked for.
+        # By index; indices without a rule are never used.
         self.rules = [rules[0]] * (1 + max(rule.index for rule in rules))
         self.factors = memoryview(array("Q", bytes(8 * len(self.rules))))
         horizon = _RECENT
@@ -72,11 +72,11 @@ class Scan:
 
     @property
     def done(self) -> bool:
-        """Whether every set has been looked at."""
+        """Whether every set has been visited."""
         return self.place >= self.table.sets
 
     def slice(self, sets: int, now: int) -> None:
-        """Look at so many sets more, at a time in nanoseconds that the table has already."""
+        """Visit a number of sets; ``now`` in nanoseconds is the table's time."""
         table = self.table
         for rule in self.known:
             rule.at(now)
@@ -95,7 +95,7 @@ class Scan:
             self.place += 1
 
     def score(self, slot: int) -> int:
-        """Return how high a client stands, 0 for not at all."""
+        """Return the score of a client, 0 to ignore it."""
         table = self.table
         index = table.words[slot + 2] & 0xFFFF
         if index >= len(self.factors) or self.factors[index] == 0:
@@ -103,7 +103,7 @@ class Scan:
         until = table.halves[2 * slot + UNTIL]
         if self.blocked:
             return until if until > table.now else 0
-        # The whole sum is the most that it can be.
+        # The sum of the counters is the maximum.
         factor = self.factors[index]
         most = table.halves[2 * slot + SUM] * factor
         if self.size == self.count and most <= self.scores[0]:
@@ -111,7 +111,7 @@ class Scan:
         return table.count(slot, self.rules[index], 0) * factor
 
     def keep(self, score: int, slot: int) -> None:
-        """Take a client among the highest, if it belongs there."""
+        """Add a client to the heap if its score is high enough."""
         scores = self.scores
         slots = self.slots
         if self.size < self.count:
@@ -124,7 +124,7 @@ class Scan:
                 slots[at] = slots[above]
                 at = above
         elif score > scores[0]:
-            # Down from its top, where the lowest was.
+            # Down from the top, which had the lowest score.
             at = 0
             while True:
                 below = 2 * at + 1
@@ -146,7 +146,7 @@ class Scan:
         """Return the slots of the clients found, the busiest first."""
         found = {}
         count = self.count
-        self.count = self.size + 1  # no score is too low now
+        self.count = self.size + 1  # accept every score
         for i in range(self.size):
             slot = self.slots[i]
             score = self.score(slot)
@@ -156,7 +156,7 @@ class Scan:
         return sorted(found, key=found.__getitem__, reverse=True)
 
     def busy(self, slot: int) -> Busy | None:
-        """Return what there is to say of a client; None if its slot is now one of a new limit."""
+        """Return a client; None if its slot now belongs to a new limit."""
         words = self.table.words
         ident = words[slot + 2] & _M32
         index = ident & 0xFFFF

@@ -1,4 +1,4 @@
-# C types of check.py; the compiler reads this file, plain Python does not.
+# C types of check.py; plain Python does not read this file.
 cimport cython
 from libc.stdint cimport int64_t, uint64_t
 from ratelimit.engine.sharing cimport Exchange

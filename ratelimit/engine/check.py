@@ -1,7 +1,7 @@
-"""The check: find the client in the table, count its hits, decide.
+"""The check: find a client in the table, count its hits, decide.
 
-A protocol asks with a ``Query`` and finds the verdict in an ``Outcome``. Nothing here waits or does
-I/O, and an allowed request makes no Python object.
+A protocol fills a ``Query`` and reads the verdict from an ``Outcome``. Nothing here waits or does
+I/O, and an allowed request creates no Python object.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from ratelimit.engine.table import Table
 from ratelimit.model import Limit, Verdict
 from ratelimit.notation import SECOND
 
-# Of C's int type when compiled.
+# C ints when compiled.
 _ALLOW = int(Verdict.ALLOW)
 _THROTTLE = int(Verdict.THROTTLE)
 _BLOCK = int(Verdict.BLOCK)
 _DENYLIST = DENYLIST
 
 
-_SIGHTS = SIGHTS  # of C's type when compiled
+_SIGHTS = SIGHTS  # a C int when compiled
 
-# A client's mark in the table, next to what layout.py has: the minute in which it was refused
-# last, and the lists that it was looked up in.
+# A client's mark in the table has, next to the bits in layout.py, the minute of its last refusal
+# and the generation of the lists in which it was looked up.
 _MINUTE_SHIFT = LISTED_BITS + 1
 _MAX_MINUTE = 255
 _GENERATION_SHIFT = _MINUTE_SHIFT + 8
@@ -51,7 +51,7 @@ _MAX_GENERATION = (1 << 32 - _GENERATION_SHIFT) - 1
 
 _MAX_INDEX = (1 << 16) - 1
 _DENY_WAIT = 3600
-"""What a client on the deny list is told to wait, in seconds."""
+"""Seconds that a client on the deny list is told to wait."""
 
 _M32 = 0xFFFFFFFF
 _M64 = 0xFFFFFFFFFFFFFFFF
@@ -60,31 +60,30 @@ Strike = Callable[[Rule, bytes, int, int, int, int], int]
 
 
 class Engine:
-    """The limits, the table, and the pass over both.
+    """The limits, the table, and the check.
 
     Args:
-        limits: what is enforced.
-        capacity: clients that the table holds.
-        strike: called when a client exceeds a limit that has a ladder, with the rule, the key as
-            text that came as a string (else empty), the key's kind and upper and lower 64 bits,
-            and the time in nanoseconds; returns the epoch second until which the client is blocked,
-            or 0 to throttle it only.
+        limits: the limits to enforce.
+        capacity: clients for which the table has room.
+        strike: called when a client exceeds a limit with a ladder, with the rule, the key if it
+            came as a string (else empty), kind and upper and lower 64 bits of the key, and the time
+            in nanoseconds. Returns the epoch second until which the client is blocked, or 0 to
+            throttle it only.
         secret: 64 bytes that key the hashes; random by default.
-        shared: how many clients of each limit can be shared with other nodes at a time.
+        shared: clients of each limit that can be shared with other nodes at a time.
         refresh: see ``Exchange``.
 
-    ``exchanges`` are those of ``rules``, in the same order, if any client is shared.
+    ``exchanges`` belong to ``rules``, in the same order, if clients are shared.
 
-    ``lists`` has the networks that are never counted or always refused (ALLOW, DENY), ``barred``
-    those that are blocked by hand, with the epoch second until which; call ``relist()`` after
-    every change.
+    ``lists`` has the networks of the allow list and the deny list (ALLOW, DENY), ``barred`` those
+    blocked by hand, with the epoch second of the end; call ``relist()`` after every change.
 
-    ``urgent`` says that the other nodes should hear of a client soon; its ``Exchange`` says when.
+    ``urgent`` is true if other nodes should hear of a client soon; its ``Exchange`` has the time.
     ``ahead`` is how many seconds the time given to ``at()`` is ahead of this machine's clock,
     rounded down.
 
-    ``seen`` has key and ``via`` of the last SIGHTS queries whose clients say that they speak for
-    others, ``sights`` counts them. ``checks`` counts queries.
+    ``seen`` has key and ``via`` of the last SIGHTS queries with ``via``, ``sights`` counts them.
+    ``checks`` counts queries.
     """
 
     def __init__(
@@ -131,10 +130,10 @@ class Engine:
         self.outcome = Outcome(self.rules[0])
 
     def reload(self, limits: Sequence[Limit]) -> list[Rule]:
-        """Enforce other limits from now on; return the rules that know no client yet.
+        """Enforce new limits; return the rules that have no clients yet.
 
-        One of the same name and window goes on with all that it has counted. Raises ValueError if
-        there were too many others.
+        A limit with the same name and window keeps its counts. Raises ValueError if there were too
+        many different limits.
         """
         known = {rule.limit.name: rule for rule in self.rules}
         rules = []
@@ -143,7 +142,7 @@ class Engine:
         for limit in limits:
             rule = known.get(limit.name)
             if rule is None or rule.limit.window != limit.window:
-                # Not an index that was used before: the table may still have clients of that.
+                # A new index: the table may still have clients of an old one.
                 if self.index + len(fresh) > _MAX_INDEX:
                     raise ValueError("too many other limits since the start; restart")
                 rule = Rule(limit, self.index + len(fresh))
@@ -153,9 +152,9 @@ class Engine:
             elif self.shared:
                 exchanges.append(self.exchanges[rule.place])
             rules.append(rule)
-        # Nothing has changed until here, and nothing fails from here on.
+        # Nothing has changed up to here, and nothing fails from here on.
         for rule in self.rules:
-            rule.place = 0  # of one that is no more, for it is not checked when it is used
+            rule.place = 0  # of removed rules, because it is used unchecked
         for place, (rule, limit) in enumerate(zip(rules, limits, strict=True)):
             rule.change(limit)
             rule.place = place
@@ -165,12 +164,12 @@ class Engine:
         return fresh
 
     def relist(self) -> None:
-        """Look every client up in the lists again when it comes next."""
+        """Look up every client in the lists again at its next query."""
         self.listing = not (self.lists.empty and self.barred.empty)
         self.generation = self.generation % _MAX_GENERATION + 1
 
     def begin_minute(self) -> None:
-        """Begin another minute of the rules' counts of clients."""
+        """Begin a new minute of the rules' counts of clients."""
         self.minute_start = self.table.stamp
         self.minute_id = self.minute_id % _MAX_MINUTE + 1
         self.minute = 0
@@ -178,10 +177,10 @@ class Engine:
             rule.minute()
 
     def at(self, now: int) -> None:
-        """Set the time, in nanoseconds since the epoch, for the checks that follow.
+        """Set the time, in epoch nanoseconds, for the following checks.
 
-        Time stands still while the clock is set back by up to a second: a window that already
-        counted a moment must not see it again. After a greater step clients start anew.
+        If the clock is set back by up to a second, time stands still: a window must not count a
+        moment twice. After a larger step, counts restart from zero.
         """
         if now < self.now and self.now - now < SECOND:
             return
@@ -190,9 +189,9 @@ class Engine:
         self.minute = self.table.stamp - self.minute_start & _M32
 
     def ask(self, rule: Rule, key: bytes, hits: int) -> int:
-        """Count the hits of the client whose key is written as ``key``; return the verdict.
+        """Count hits of the client with the text ``key``; return the verdict.
 
-        It is one of ``model.Verdict``, or DENYLIST.
+        The verdict is one of ``model.Verdict``, or DENYLIST.
         """
         self.key.text(key, 0, len(key))
         query = self.query
@@ -208,13 +207,13 @@ class Engine:
         return self.outcome.verdict
 
     def judge(self, query: Query, outcome: Outcome) -> None:
-        """Check a query, and keep its verdict in ``outcome`` if it is the most severe so far."""
+        """Check a query; store its verdict in ``outcome`` if it is the most severe so far."""
         verdict = self.check(query)
         rule = query.rule
         if verdict == _ALLOW:
             if rule.headers and outcome.verdict == _ALLOW and not rule.shadow and not self.exempt:
                 left = rule.rate - self.counted if rule.rate > self.counted else 0
-                # Another group of the same request may have told of a tighter limit.
+                # Another group of the same request may have reported a tighter limit.
                 if left < query.left and (not outcome.told or left < outcome.left):
                     outcome.told = True
                     outcome.left = left
@@ -227,23 +226,23 @@ class Engine:
         elif verdict > outcome.verdict or (verdict == outcome.verdict and self.wait > outcome.wait):
             outcome.verdict = verdict
             outcome.rule = rule
-            # Where one address is unlike its network, the edge must not remember the network.
+            # If one address differs from its network, HAProxy must not store the network.
             outcome.until = 0 if self.apart else self.until
             outcome.wait = self.wait
         if query.via > 0:
             self.sight(query)
 
     def expect(self, query: Query) -> None:
-        """Have the table fetch what a query needs of it, with all others, at ``table.fetch()``."""
+        """Note a query for the prefetch by ``table.fetch()``."""
         self.mask(query.rule, query.kind, query.hi, query.lo)
         self.table.expect(self.hi, self.lo, query.kind << 16 | query.rule.index)
 
     def check(self, query: Query) -> int:
         """Count the hits of a client against a limit and return the verdict.
 
-        A refusal leaves in ``wait`` the seconds to wait, and a block its end in ``until``; what was
-        counted is in ``counted``. ``sure`` says that a list or a person refused, which holds in
-        shadow too.
+        After a refusal, ``wait`` has the seconds to wait; after a block, ``until`` has its end.
+        ``counted`` has the hits in the window. ``sure`` is true if a list or an operator refused,
+        which applies in shadow mode too.
         """
         table = self.table
         rule = query.rule
@@ -315,7 +314,7 @@ class Engine:
         return _THROTTLE
 
     def sight(self, query: Query) -> None:
-        """Remember who spoke and for whom, in the place of the one before that is longest ago."""
+        """Store the key and ``via`` of a query, in place of the oldest."""
         at = 3 * (self.sights % _SIGHTS)
         if query.kind == ADDRESS:
             self.seen[at] = query.hi
@@ -324,21 +323,21 @@ class Engine:
             self.sights += 1
 
     def slot(self, rule: Rule, key: bytes) -> int:
-        """Return the slot of the client whose key is written as ``key``, an address or a string.
+        """Return the slot of the client with the text ``key``; add it to the table if missing.
 
-        The table has it from then on. A network is known by its address.
+        For a network, use its first address.
         """
         self.key.text(key, 0, len(key))
         return self.locate(rule, self.key.kind, self.key.hi, self.key.lo)
 
     def known(self, rule: Rule, key: bytes) -> int:
-        """Return the slot of a client as ``slot()`` does, or -1 if the table has it not."""
+        """Return the slot of a client like ``slot()``, or -1 if it is not in the table."""
         self.key.text(key, 0, len(key))
         self.mask(rule, self.key.kind, self.key.hi, self.key.lo)
         return self.table.peek(self.hi, self.lo, self.key.kind << 16 | rule.index)
 
     def hits(self, rule: Rule, slot: int) -> int:
-        """Return a client's hits in the window that ends now, those at other nodes too."""
+        """Return a client's hits in the current window, including those on other nodes."""
         table = self.table
         rule.at(self.now)
         counted = table.count(slot, rule, 0)
@@ -350,7 +349,7 @@ class Engine:
         return counted
 
     def hold(self, rule: Rule, slot: int, until: int) -> None:
-        """Block a client of a limit until an epoch second, which settles what it had done."""
+        """Block a client until an epoch second; its earlier hits are settled."""
         table = self.table
         table.block(slot, until, False)
         rule.at(self.now)
@@ -360,9 +359,9 @@ class Engine:
             exchange.settle(table.halves[2 * slot + HOT] - 1)
 
     def listed(self, query: Query, slot: int) -> int:
-        """Return what the lists say of a client; the end of a block is in ``until``.
+        """Return the value of a client in the lists; the end of a block is in ``until``.
 
-        What they say of a client is kept with it until they change.
+        The value is cached in the client's mark until the lists change.
         """
         table = self.table
         mark = table.mark(slot)
@@ -383,7 +382,7 @@ class Engine:
         return NONE
 
     def classify(self, query: Query) -> int:
-        """Look up the network that is counted as a client."""
+        """Look up the network that is counted as one client."""
         rule = query.rule
         if query.kind != ADDRESS:
             return NONE
@@ -406,7 +405,7 @@ class Engine:
         return LOOK if barred > 0 else NONE
 
     def mask(self, rule: Rule, kind: int, hi: int, lo: int) -> None:
-        """Cut a key to the limit's prefix, into ``hi`` and ``lo``."""
+        """Mask a key with the limit's prefix, into ``hi`` and ``lo``."""
         if kind == ADDRESS:
             if hi == 0 and lo >> 32 == MAPPED:
                 lo &= rule.ipv4_mask
@@ -417,17 +416,17 @@ class Engine:
         self.lo = lo
 
     def locate(self, rule: Rule, kind: int, hi: int, lo: int) -> int:
-        """Return the slot of the client with a key, cut to the limit's prefix."""
+        """Return the slot of the client of a key, masked with the limit's prefix."""
         self.mask(rule, kind, hi, lo)
         return self.table.find(self.hi, self.lo, kind << 16 | rule.index)
 
     def announce(self, query: Query) -> None:
-        """Have the store hear of a client's hits, unless it is blocked anyway."""
+        """Announce a client's hits to the store, unless it is blocked."""
         rule = query.rule
         rule.at(self.now)
         slot = self.locate(rule, query.kind, query.hi, query.lo)
         if self.table.idle > self.minute:
-            rule.seen += 1  # when it is checked, it will have been seen just before
+            rule.seen += 1  # the check itself will find it just seen
         if self.table.until(slot) <= self.table.now:
             exchange = self.exchanges[rule.place]
             exchange.reserve(slot, query.hits)

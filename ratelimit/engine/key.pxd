@@ -1,4 +1,4 @@
-# C types of key.py; the compiler reads this file, plain Python does not.
+# C types of key.py; plain Python does not read this file.
 cimport cython
 from libc.stdint cimport int64_t, uint64_t
 

@@ -1,10 +1,10 @@
-"""What is counted: the 128 bits of an address, or of a keyed hash of a string.
+"""The key of a client: the 128 bits of an address, or of a keyed hash of a string.
 
-An IPv4 address is the IPv4-mapped IPv6 one (RFC 4291, section 2.5.5.2), so that a client is the
-same whichever way HAProxy's bind line saw it. So is an address of ``64:ff9b::/96``, in which a
-translator puts the IPv4 address of its client (RFC 6052, section 2.1): as IPv6 addresses, all IPv4
-clients behind it would be one /64. A string is known by its SipHash-2-4 with 128 bits
-(Aumasson and Bernstein, "SipHash: a fast short-input PRF", 2012): with a secret key nobody can find
+An IPv4 address becomes an IPv4-mapped IPv6 address (RFC 4291, section 2.5.5.2), so that a client is
+the same whichever IP version HAProxy's socket has. So does an address of ``64:ff9b::/96``, in which
+NAT64 puts the IPv4 address of its client (RFC 6052, section 2.1): as IPv6 addresses, all IPv4
+clients behind NAT64 would be one /64. A string is identified by its 128-bit SipHash-2-4 (Aumasson
+and Bernstein, "SipHash: a fast short-input PRF", 2012): without the secret, an attacker can't find
 two strings that share a counter.
 """
 
@@ -21,10 +21,10 @@ _NAT64 = 0x0064FF9B00000000  # the upper half of 64:ff9b::/96
 
 
 class Key:
-    """The client of the message at hand; one object is filled again for each.
+    """The key of the current message; one object is reused.
 
-    ``secret`` is 16 bytes. ``kind`` is ADDRESS or TEXT; ``hi`` and ``lo`` are the upper and the
-    lower 64 bits.
+    ``secret`` is 16 bytes. ``kind`` is ADDRESS or TEXT; ``hi`` and ``lo`` are the upper and lower
+    64 bits.
     """
 
     def __init__(self, secret: bytes) -> None:
@@ -38,12 +38,12 @@ class Key:
         self.parts = bytearray(16)
 
     def rekey(self, secret: bytes) -> None:
-        """Take another secret; strings are other clients from then on."""
+        """Set another secret; all strings become other clients."""
         self.k0 = int.from_bytes(secret[:8], "little")
         self.k1 = int.from_bytes(secret[8:16], "little")
 
     def ipv4(self, data: bytes, start: int) -> None:
-        """Take the 4 bytes of an IPv4 address."""
+        """Set the 4 bytes of an IPv4 address."""
         p = data
         lo = MAPPED
         for i in range(4):
@@ -53,7 +53,7 @@ class Key:
         self.lo = lo
 
     def ipv6(self, data: bytes, start: int) -> None:
-        """Take the 16 bytes of an IPv6 address."""
+        """Set the 16 bytes of an IPv6 address."""
         p = data
         hi = 0
         lo = 0
@@ -63,7 +63,7 @@ class Key:
         self.take(hi, lo)
 
     def take(self, hi: int, lo: int) -> None:
-        """Take the two halves of an IPv6 address."""
+        """Set the two halves of an IPv6 address."""
         if hi == _NAT64 and lo >> 32 == 0:
             hi = 0
             lo |= MAPPED << 32
@@ -72,14 +72,14 @@ class Key:
         self.lo = lo
 
     def text(self, data: bytes, start: int, size: int) -> None:
-        """Take a string; one that is an address counts as that address."""
+        """Set a string; a string that is an address becomes that address."""
         if not (2 <= size <= 45 and self.address(data, start, start + size)):
             self.binary(data, start, size)
 
     def number(self, value: int) -> None:
-        """Take an integer from HAProxy, 64 bits in two's complement, as its decimal string.
+        """Set a 64-bit integer in two's complement, as its decimal string.
 
-        The one key that costs an object a check; an integer sample makes a rare key.
+        The only key that creates an object per check; integer keys are rare.
         """
         negative = value >> 63 != 0
         if negative:
@@ -98,7 +98,7 @@ class Key:
         self.binary(self.written, 0, 20 - at)
 
     def binary(self, data: bytes, start: int, size: int) -> None:
-        """Take ``size`` bytes by their SipHash."""
+        """Set ``size`` bytes, by their SipHash."""
         p = data
         self.v0 = self.k0 ^ _V0
         self.v1 = self.k1 ^ _V1 ^ 0xEE
@@ -154,16 +154,18 @@ class Key:
         self.v3 = v3
 
     def address(self, data: bytes, start: int, end: int) -> bool:
-        """Take ``data[start:end]`` if it is an address as text (RFC 4291, section 2.2)."""
+        """Set ``data[start:end]`` if it is an address as text (RFC 4291, section 2.2); else return
+        false.
+        """
         p = data
-        filled = 0  # bytes of the address that are known
-        gap = -1  # where in them "::" stands
+        filled = 0  # known bytes of the address
+        gap = -1  # position of "::" in them
         digits = 0
         group = 0
         pos = start
         for i in range(16):
             self.parts[i] = 0
-        if p[pos] == 58:  # ":" may stand first only as half of "::"
+        if p[pos] == 58:  # ":" may come first only as half of "::"
             if p[pos + 1] != 58:
                 return False
             gap = 0
@@ -254,7 +256,7 @@ class Key:
                 digits = 0
                 dots += 1
             elif 48 <= c <= 57:
-                # A leading zero is octal to some readers and decimal to others: not an address.
+                # A leading zero means octal to some programs and decimal to others: not an address.
                 if digits > 0 and octet == 0:
                     return -1
                 octet = octet * 10 + c - 48

@@ -1,7 +1,7 @@
-"""Networks of addresses with a value each, searched in the logarithm of their number.
+"""Networks with a value each, with lookup in logarithmic time.
 
-The address space is cut where any network begins or ends; a value holds from its cut to the next.
-So networks may lie within each other, and a search is one bisection whatever the prefixes.
+The address space is cut where any network begins or ends; a value applies from its cut to the next.
+So networks may be nested, and a lookup is one binary search.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ from ratelimit.engine.layout import MIXED
 
 
 class Networks:
-    """A step function over the addresses, as ``engine.key`` writes them.
+    """A step function over the addresses of ``engine.key``.
 
-    ``starts`` are the cuts in rising order, the first of them 0: the upper and the lower 64 bits
-    of each. ``values`` has one of 64 bits for each; 0 stands for none, and 1 is not to be used.
-    ``empty`` says that all are 0.
+    ``starts`` are the cuts in rising order, the first is 0: the upper and lower 64 bits of each.
+    ``values`` has a 64-bit value for each; 0 means none, and 1 is reserved. ``empty`` is true if
+    all values are 0.
     """
 
     def __init__(self, starts: bytes = bytes(16), values: bytes = bytes(8)) -> None:
         self.load(starts, values)
 
     def load(self, starts: bytes, values: bytes) -> None:
-        """Take other networks."""
+        """Replace all networks."""
         self.starts = memoryview(starts).cast("Q")
         self.values = memoryview(values).cast("Q")
         self.size = len(self.values)
         self.empty = self.size == 1 and self.values[0] == 0
 
     def place(self, hi: int, lo: int) -> int:
-        """Return the number of the last cut that is not after an address."""
+        """Return the index of the last cut that is not after an address."""
         low = 0
         high = self.size
         while high - low > 1:
@@ -45,7 +45,7 @@ class Networks:
         return self.values[self.place(hi, lo)]
 
     def uniform(self, hi: int, lo: int, last_hi: int, last_lo: int) -> int:
-        """Return the value of all addresses from one to another, or MIXED."""
+        """Return the value of all addresses in a range, or MIXED."""
         first = self.place(hi, lo)
         if first + 1 < self.size:
             start = self.starts[2 * first + 2]

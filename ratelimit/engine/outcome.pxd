@@ -1,4 +1,4 @@
-# C types of outcome.py; the compiler reads this file, plain Python does not.
+# C types of outcome.py; plain Python does not read this file.
 cimport cython
 from libc.stdint cimport uint64_t
 from ratelimit.engine.rule cimport Rule

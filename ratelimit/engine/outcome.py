@@ -1,4 +1,4 @@
-"""The verdict on a request that met one limit or several."""
+"""The verdict on a request that was checked against one or more limits."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from ratelimit.engine.rule import Rule
 from ratelimit.model import Verdict
 
 DENYLIST = 3
-"""A verdict beside those of ``model.Verdict``: refused by the deny list."""
+"""A verdict next to those of ``model.Verdict``: refused by the deny list."""
 
 _ALLOW = int(Verdict.ALLOW)  # of C's int type when compiled
 
 
 class Outcome:
-    """The most severe verdict of all that the engine added since ``clear()``.
+    """The most severe verdict since ``clear()``.
 
     Attributes:
         verdict: one of ``model.Verdict``, or DENYLIST.
-        rule: the limit that refused, or that an allowed request is told of.
-        wait: seconds until the client may come again, or until its window has passed.
-        until: epoch second at which a block ends, by the time of the store; 0 without a block.
-        told: an allowed request is to be told of ``rule``, of which ``left`` hits are left.
-        shadow, shadow_rule: the verdict that a limit in shadow would have given.
+        rule: the limit that refused, or the limit to report for an allowed request.
+        wait: seconds until the client may retry, or until its window has passed.
+        until: epoch second at which a block ends, by the store's time; 0 without a block.
+        told: whether to report ``rule`` for an allowed request, with ``left`` hits left.
+        shadow, shadow_rule: the verdict of a limit in shadow mode.
     """
 
     def __init__(self, rule: Rule) -> None:
@@ -34,7 +34,7 @@ class Outcome:
         self.shadow_rule = rule
 
     def clear(self) -> None:
-        """Begin the next request: allowed, and nothing to tell."""
+        """Begin the next request: allowed, nothing to report."""
         self.verdict = _ALLOW
         self.told = False
         self.shadow = _ALLOW

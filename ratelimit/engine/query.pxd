@@ -1,4 +1,4 @@
-# C types of query.py; the compiler reads this file, plain Python does not.
+# C types of query.py; plain Python does not read this file.
 from libc.stdint cimport uint64_t
 from ratelimit.engine.rule cimport Rule
 

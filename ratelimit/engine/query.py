@@ -1,26 +1,26 @@
-"""What a protocol asks the engine about one client."""
+"""The input of a check."""
 
 from __future__ import annotations
 
 from ratelimit.engine.rule import Rule
 
 UNTOLD = 1 << 62
-"""``Query.left`` if no other answer has told the client what is left."""
+"""``Query.left`` if no other answer has reported the hits left."""
 
 _UNTOLD = UNTOLD  # of C's type when compiled
 
 
 class Query:
-    """One client's hits, to be counted against one limit; protocols fill these again and again.
+    """Hits of one client for one limit; protocols reuse these objects.
 
     Attributes:
         rule: the limit.
-        hits: how many hits to count, at most 2^27.
-        kind, hi, lo: the key, as ``engine.key`` has it.
-        data, text, text_size: where a key that came as text is written: ``text_size`` bytes of
-            ``data`` from ``text`` on, no bytes for a binary address.
-        via: a number for the client that this one says it speaks for, 0 for none.
-        left: how many hits another answer for the same request has told are left.
+        hits: number of hits, at most 2^27.
+        kind, hi, lo: the key, as in ``engine.key``.
+        data, text, text_size: position of a text key: ``text_size`` bytes of ``data`` from ``text``
+            on; no bytes for a binary address.
+        via: a number for the client on whose behalf this one claims to send, 0 for none.
+        left: hits left according to another answer to the same request.
     """
 
     def __init__(self, rule: Rule) -> None:

@@ -1,10 +1,9 @@
-"""A limit as the request path uses it: numbers ready to compute with, and its counters.
+"""A limit in the form for the request path: precomputed numbers, and its counters.
 
-The window is divided into ``SUB_WINDOWS`` parts. At a time that lies in part number ``tick``, the
-parts ``tick - 15`` to ``tick`` are wholly inside the window, and of part ``tick - 16`` a share of
-``weight / 2^20`` is. A client keeps these 17 counters as a ring; ``bucket`` and ``oldest`` are the
-places in it of the first and the last. They depend on time alone, so they are computed once for
-all the checks of a read.
+The window is divided into ``SUB_WINDOWS`` parts. At a time in part ``tick``, the parts ``tick -
+15`` to ``tick`` are wholly in the window, and of part ``tick - 16`` the share ``weight / 2^20``. A
+client has these 17 counters in a ring; ``bucket`` and ``oldest`` are the indices of the first and
+the last. They depend on time only and are computed once for all checks of a read.
 """
 
 from __future__ import annotations
@@ -13,37 +12,35 @@ from ratelimit.engine.layout import RING, WEIGHT_BITS
 from ratelimit.model import SUB_WINDOWS, Limit
 from ratelimit.notation import SECOND
 
-_MAX_NAME = 64  # an ACK with it still fits the smallest frame
-_MAX_WINDOW = SUB_WINDOWS << 63 - WEIGHT_BITS  # so that at() stays within 64 bits; 39 hours
+_MAX_NAME = 64  # an ACK with the name fits into the smallest frame
+_MAX_WINDOW = SUB_WINDOWS << 63 - WEIGHT_BITS  # keeps at() within 64 bits; 39 hours
 _NEVER = 1 << 62
 _ONES = 0xFFFFFFFFFFFFFFFF
 
 
 class Rule:
-    """One limit; ``index`` is what its clients are known by in the table.
+    """One limit; ``index`` identifies its clients in the table.
 
-    ``place`` is where it stands among the limits in force.
-
-    ``allowed``, ``throttled``, ``blocked`` and ``denied`` (by a list) count verdicts since the
-    start, which a limit in shadow comes to as well. ``seen`` and ``refused`` count different
-    clients of the present minute, ``seen_before`` and ``refused_before`` those of the last.
-    ``fused`` says that for now no client is blocked. ``told`` is what answers say of a limit of
-    ``told_rate``, for ``spop.ack``.
+    ``place`` is its index among the limits in force. ``allowed``, ``throttled``, ``blocked`` and
+    ``denied`` (by a list) count verdicts since the start, also in shadow mode. ``seen`` and
+    ``refused`` count different clients of the present minute, ``seen_before`` and
+    ``refused_before`` those of the previous one. ``fused`` is true while the fuse is blown.
+    ``told`` are the constant variables of answers for a limit with ``told_rate``, for ``spop.ack``.
     """
 
     def __init__(self, limit: Limit, index: int) -> None:
         if not 1 <= len(limit.name.encode()) <= _MAX_NAME:
-            raise ValueError(f"the name of a limit has 1 to {_MAX_NAME} bytes")
+            raise ValueError(f"the name of a limit must have 1 to {_MAX_NAME} bytes")
         if not SUB_WINDOWS <= limit.window <= _MAX_WINDOW:
-            raise ValueError(f"a window has {SUB_WINDOWS} to {_MAX_WINDOW} ns")
+            raise ValueError(f"a window must have {SUB_WINDOWS} to {_MAX_WINDOW} ns")
         self.name = limit.name.encode()
         self.name_size = len(self.name)
         self.index = index
         self.place = 0
         self.sub_window = limit.window // SUB_WINDOWS
-        # In whole seconds, as the answers have it; 0 where it is not whole.
+        # In whole seconds, for answers; 0 if it is not whole.
         self.seconds = limit.window // SECOND if limit.window % SECOND == 0 else 0
-        # Seconds after which a client that stays away has all of its limit back.
+        # Seconds after which a client without hits has its whole limit again.
         self.refill = -(-limit.window // SECOND)
         self.nodes = 1
         self.share = _NEVER
@@ -68,7 +65,7 @@ class Rule:
         self.refused_before = 0
 
     def change(self, limit: Limit) -> None:
-        """Take other figures for a limit of the same name and window; what is counted stays."""
+        """Change a limit of the same name and window; its counts are kept."""
         self.limit = limit
         self.rate = limit.rate
         self.strict = limit.strict
@@ -78,27 +75,27 @@ class Rule:
         mask = ((1 << 128) - 1) << (128 - limit.ipv6_prefix)
         self.hi_mask = mask >> 64 & _ONES
         self.lo_mask = mask & _ONES
-        self.now = 0  # the weight depends on what has changed
+        self.now = 0  # recompute the weight
         self.blow(self.fused)
 
     def blow(self, fused: bool) -> None:
-        """Block no client from now on, or do so again."""
+        """Blow or reset the fuse."""
         self.fused = fused
         self.ladder = bool(self.limit.block) and not fused
 
     def minute(self) -> None:
-        """Begin another minute."""
+        """Begin a new minute."""
         self.seen_before = self.seen
         self.refused_before = self.refused
         self.seen = 0
         self.refused = 0
 
     def divide(self, nodes: int) -> None:
-        """Share clients with this many nodes, this one included; 1 is to share none.
+        """Share clients with ``nodes`` nodes, including this one; 1 shares none.
 
-        A client is shared above ``share`` hits, so that those who are not have at most half of the
-        limit on all nodes together; above ``near`` the others, which may have come to know them
-        since, are told again: below it even what they may have unsaid is within the limit.
+        A client is shared above ``share`` hits, so that an unshared client has at most half of the
+        limit on all nodes together. Above ``near``, nodes are notified again, because the client
+        may have reached further nodes; below it, even their unsent hits are within the limit.
         """
         self.nodes = nodes
         self.share = self.limit.rate // (2 * nodes) if nodes > 1 else _NEVER
@@ -109,7 +106,7 @@ class Rule:
         self.share = 0 if shared else _NEVER
 
     def at(self, now: int) -> None:
-        """Set the time, in nanoseconds since the epoch."""
+        """Set the time, in epoch nanoseconds."""
         if now == self.now:
             return
         self.now = now

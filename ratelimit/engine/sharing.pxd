@@ -1,4 +1,4 @@
-# C types of sharing.py; the compiler reads this file, plain Python does not.
+# C types of sharing.py; plain Python does not read this file.
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 from ratelimit.engine.buffer cimport Buffer

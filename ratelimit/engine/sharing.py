@@ -1,23 +1,23 @@
-"""Clients whose counts are shared with the other nodes, and the batches that do so.
+"""Shares the counts of clients near their limit with the other nodes.
 
-Most clients stay far below their limit and are no one else's business. With N nodes and a limit of
-L, a client that has at most L / 2N hits in the window on every node has at most L / 2 in all
+Most clients stay far below their limit and concern only one node. With N nodes and a limit of L, a
+client that has at most L / 2N hits in the window on every node has at most L / 2 in all
 (distributed threshold monitoring: Cormode, Muthukrishnan and Yi, "Algorithms for Distributed
-Functional Monitoring", 2008). One that has more somewhere is *hot*: its counters are exchanged with
-the store, by every node that knows it, until it has been quiet for two windows.
+Functional Monitoring", 2008). A client with more hits on some node is *hot*: every node that knows
+it exchanges its counters with the store, until it has been quiet for two windows.
 
-For each hot client two rings are kept beside the table's own, all by the same ticks: ``sent``, what
-the store was told of our hits, and ``remote``, what the others had when the store answered last.
-What a batch carried counts as sent, whether or not its answer ever comes: by an outage hits may be
-lost to the others, but none is counted twice.
+For each hot client there are two rings next to the table's own, with the same ticks: ``sent``, the
+own hits that the store has received, and ``remote``, the hits of other nodes in the store's last
+answer. The contents of a batch count as sent, whether or not an answer arrives: an outage may hide
+hits from other nodes, but none is counted twice.
 
-A block settles a client's hits: those before it no longer count, at no node. So hits have an
-*epoch*, which a block begins; the store keeps those of the latest one that it has heard of. A node
-that has an earlier one, since it was away or its table had no room for the client, takes the
-store's, and sends what it has again.
+A block settles a client's hits: earlier hits no longer count on any node. So hits have an *epoch*,
+which a block begins; the store keeps those of the latest epoch it has received. A node with an
+earlier epoch, because it was disconnected or had evicted the client, takes the store's epoch and
+sends its hits again.
 
-A record of a batch is 96 bytes, integers little-endian: the key (16), the epoch (4), the tick (8)
-and 17 counters of 32 bits, the i-th for the i-th tick before. The store answers each with 80 bytes,
+A record of a batch has 96 bytes, integers little-endian: key (16), epoch (4), tick (8) and 17
+counters of 32 bits, the i-th for the i-th tick before. The store's answer has 80 bytes per record,
 the same without the key: the sums of all nodes.
 """
 
@@ -42,11 +42,11 @@ from ratelimit.engine.layout import (
 from ratelimit.engine.rule import Rule
 from ratelimit.engine.table import Table
 
-_MAX_RECORDS = 1000  # of a batch: 96,000 bytes, and a few milliseconds of the store's time
-_MAX_RESERVED = 1 << 14  # of a batch, where answers wait for it
-_LOOKED_AT = 4000  # clients due, and clients of a round, for a batch: less than half a millisecond
-_LEAST = 16  # clients of a round, where a batch looks at no more than it needs to
-_HALF = 1 << WEIGHT_BITS - 1  # to round a share to the nearest
+_MAX_RECORDS = 1000  # per batch: 96,000 bytes, and a few milliseconds of the store's time
+_MAX_RESERVED = 1 << 14  # per batch, if answers wait for it
+_LOOKED_AT = 4000  # clients visited per batch: less than half a millisecond
+_LEAST = 16  # clients of a round to visit if a batch visits no more than necessary
+_HALF = 1 << WEIGHT_BITS - 1  # rounds a share to the nearest
 _INTERVAL = 10_000_000  # nanoseconds
 _NEAR = 3  # intervals before its limit from which on a client's hits are sent at once
 _ROUNDS = 1200  # of a window, at most,
@@ -79,40 +79,37 @@ _QUEUED = 40  # and whether it is in the queue of those that are due.
 class Exchange:
     """The hot clients of one limit, at most ``capacity``.
 
-    Every ``refresh`` milliseconds, more with a long window, a round of batches carries them all,
-    whether or not they have fresh hits; ``refresh`` of 0 means that every client is shared, and
-    that every batch carries those that have. Of one that could exceed its limit before the next
-    round, the others are asked every ``interval`` nanoseconds, and nearer its limit when half of
-    the time has gone until then. ``due`` is the time, as of ``Rule.at()``, by which the next batch
-    should be packed, or 0 for the next round.
-    A client's place here, counted from 1, is kept in its slot of the table. ``overflow`` counts
-    clients that should be hot and found no room: this node counts them alone. One that goes on to
-    find none is counted again after two windows, as long as it would have had its place.
+    Every ``refresh`` milliseconds, more with a long window, a round of batches carries all of them,
+    whether or not they have new hits. A ``refresh`` of 0 means that every client is shared, and
+    that every batch carries those with new hits. A client that could exceed its limit before the
+    next round is exchanged every ``interval`` nanoseconds, and nearer its limit after half of the
+    remaining time. ``due`` is the time, as in ``Rule.at()``, at which the next batch must be
+    packed, or 0 for the next round. A client's place here, counted from 1, is stored in its slot of
+    the table. ``overflow`` counts clients that should be hot and found no room, so that this node
+    counts them alone; such a client is counted again every two windows.
     """
 
     def __init__(self, table: Table, rule: Rule, capacity: int, refresh: int) -> None:
         self.table = table
         self.rule = rule
         self.capacity = capacity
-        # A client stays hot for two windows: with one of a day, as many rounds a second as with a
-        # short one would say the same a million times.
+        # With a window of a day, rounds as frequent as with a short one would repeat the same data.
         most = min(rule.limit.window // _MILLISECOND // _ROUNDS, _MAX_REFRESH)
         self.refresh = max(refresh, most) if refresh > 0 else 0
         self.interval = _INTERVAL
         self.due = 0
         self.words = memoryview(bytearray(8 * _WORDS * capacity)).cast("Q")
         self.halves = memoryview(bytearray(4 * _HALVES * capacity)).cast("I")
-        # The first ``size`` are the places in use, in any order, and up to ``used`` the free ones
-        # follow; those from ``used`` on were never in use.
+        # The first ``size`` are places in use, in any order, followed up to ``used`` by free ones;
+        # later ones were never in use.
         self.places = memoryview(bytearray(4 * capacity)).cast("I")
         self.size = 0
         self.used = 0
-        # The round: when it began, in milliseconds, how many places of it are to be looked at yet,
-        # and which is the next.
+        # The round: start in milliseconds, number of places left, and index of the next.
         self.round = 0
         self.left = 0
         self.next = 0
-        # Places that a batch is to carry before the next round, in a ring of ``queued``.
+        # Places that a batch must carry before the next round: a ring with ``queued`` entries.
         self.queue = memoryview(bytearray(4 * capacity)).cast("I")
         self.head = 0
         self.queued = 0
@@ -124,9 +121,9 @@ class Exchange:
         self.overflow = 0
 
     def heat(self, slot: int, told: int) -> None:
-        """Begin to share the client in a slot of the table.
+        """Start to share the client in a slot of the table.
 
-        ``told`` is TELL to tell the other nodes, or TOLD if one of them has told us.
+        ``told`` is TELL to notify the other nodes, or TOLD if another node has notified this one.
         """
         table = self.table
         rule = self.rule
@@ -152,17 +149,17 @@ class Exchange:
         for i in range(_HALVES):
             self.halves[_HALVES * place + i] = 0
         self.halves[_HALVES * place + _UNSENT] = 1
-        # Where every client is shared, there is nothing to tell.
+        # If every client is shared, no notices are needed.
         self.halves[_HALVES * place + _TELL] = told if self.refresh > 0 else TOLD_NEAR
         self.plan(place, 0)
         table.halves[2 * slot + HOT] = place + 1
 
     def warm(self, notices: bytes, now: int) -> None:
-        """Share the clients that another node has told of at ``now``, as of ``pack()``.
+        """Share the clients of another node's notices; ``now`` as in ``pack()``.
 
-        One that this node does not know has no hits here, and is no business of this node's unless
-        it is near its limit: then it must not have a share of its own here, if it comes. A rest of
-        less than a notice is ignored.
+        A client that this node does not know has no hits here and is ignored, unless it is near its
+        limit: then it must not get a separate share here if it comes. An incomplete notice is
+        ignored.
         """
         self.rule.at(now)
         for n in range(len(notices) // NOTICE_BYTES):
@@ -180,23 +177,23 @@ class Exchange:
             if place == 0:
                 self.heat(slot, TOLD)
             elif self.halves[_HALVES * (place - 1) + _UNSENT] > 0:
-                # It is near its limit, where our hits are missed.
+                # It is near its limit, and the other node lacks our hits.
                 self.plan(place - 1, 0)
 
     def notice(self) -> bytes:
-        """Return what the other nodes are to be told: 17 bytes a client, its key and kind.
+        """Return the notices for other nodes: 17 bytes per client, key and kind.
 
-        The highest bit of the kind says that the client is near its limit.
+        The highest bit of the kind means that the client is near its limit.
         """
         return self.notices.take()
 
     def press(self, slot: int, place: int, counted: int) -> bool:
-        """See when the other nodes are to hear of a client that has ``counted`` hits in all.
+        """Plan the next exchange of a client with ``counted`` hits in all.
 
-        As long as no node has more than its part of what is left of the limit unsent, all of them
-        together have not exceeded it. And as fast as the client is now, which is seen by the
-        present part of the window and the one before, it should not before the next round. Returns
-        whether a batch is due sooner than it was.
+        As long as no node has more unsent hits than its part of the rest of the limit, all of them
+        together have not exceeded it. The client must also not exceed the limit before the next
+        round at its present rate, measured over the present part of the window and the one before.
+        Returns whether a batch is due sooner than before.
         """
         rule = self.rule
         mine = _HALVES * place
@@ -204,7 +201,7 @@ class Exchange:
         if counted < rule.rate:
             left = rule.rate - counted
         if counted > rule.near and self.halves[mine + _TELL] == TOLD:
-            # Nodes that it has come to since the first notice are to share it too.
+            # Nodes that it has reached since the first notice must share it too.
             self.halves[mine + _TELL] = TELL_NEAR
         last = rule.bucket - 1 if rule.bucket > 0 else RING - 1
         own = 2 * slot + FIRST_COUNTER
@@ -215,20 +212,20 @@ class Exchange:
             return self.plan(place, 0)
         if recent == 0:
             return False
-        # Nanoseconds until it is at its limit.
+        # Nanoseconds until the limit is reached.
         period = rule.elapsed + rule.sub_window
         near = _NEAR * self.interval
         horizon = near + self.refresh * _MILLISECOND
         if left < _SMALL:
             until = left * period // recent
         elif period // recent < horizon:
-            # The same, where the product does not fit 64 bits.
+            # The same, if the product does not fit into 64 bits.
             until = left * (period // recent) + left * (period % recent) // recent
         else:
             return False
         if until >= horizon:
             return False
-        # Beyond the limit nothing can be missed any more.
+        # Beyond the limit there is nothing more to miss.
         wait = self.interval
         if left > 0 and unsent > 0 and until < near:
             wait = 0
@@ -237,7 +234,7 @@ class Exchange:
         return self.plan(place, wait)
 
     def plan(self, place: int, wait: int) -> bool:
-        """Have a batch carry a client in ``wait`` nanoseconds; return if that is news."""
+        """Plan a client for a batch in ``wait`` nanoseconds; return whether it is due sooner."""
         at = self.rule.now + wait
         millisecond = at // _MILLISECOND & _M32
         first = _HALVES * place
@@ -267,8 +264,9 @@ class Exchange:
     def reserve(self, slot: int, hits: int) -> None:
         """Send ``hits`` of a client with the next batch, before the table counts them.
 
-        The store's answer then tells what the others had before these, and every one of them can be
-        judged by it. What the next batch has no room for is sent after the table has counted it.
+        The store's answer then has the hits of other nodes before these, so that each hit can be
+        checked exactly. Hits for which the next batch has no room are sent after the table has
+        counted them.
         """
         place = self.table.halves[2 * slot + HOT]
         queued = place > 0 and self.halves[_HALVES * (place - 1) + _QUEUED] == 1
@@ -286,10 +284,10 @@ class Exchange:
         self.plan(place, 0)
 
     def remote(self, place: int, hits: int) -> int:
-        """Note ``hits`` of a client; return its hits at other nodes in the window that ends now.
+        """Add ``hits`` of a client; return its hits on other nodes in the current window.
 
-        What is weighted of both is rounded once: with ``Table.count()`` of its hits here it makes
-        what one node alone would have counted.
+        The weighted part of both is rounded once: together with ``Table.count()`` the result is
+        what a single node would have counted.
         """
         table = self.table
         rule = self.rule
@@ -306,7 +304,7 @@ class Exchange:
                 table.halves[2 * slot + FIRST_COUNTER + rule.bucket]
                 > self.halves[first + rule.bucket]
             ):
-                # These were not reserved, for the store did not answer in time.
+                # These were not reserved, because the store did not answer in time.
                 self.plan(place, 0)
         oldest = self.halves[first + _REMOTE + rule.oldest]
         if oldest == 0:
@@ -317,11 +315,11 @@ class Exchange:
         return total - (here * rule.weight + _HALF >> WEIGHT_BITS)
 
     def rest(self, slot: int, place: int) -> int:
-        """Return the seconds that ``Table.wait()`` tells, with a client's hits at other nodes."""
+        """Return the seconds of ``Table.wait()``, including hits on other nodes."""
         return self.table.wait(slot, self.rule, self.halves, _HALVES * place + _REMOTE)
 
     def advance(self, place: int) -> None:
-        """Clear the counters that time has turned out of the rings."""
+        """Clear the counters that have left the rings."""
         rule = self.rule
         first = _HALVES * place
         last = self.words[_WORDS * place + _TICK]
@@ -337,7 +335,7 @@ class Exchange:
         self.words[_WORDS * place + _TICK] = rule.tick
 
     def wait(self, now: int) -> int:
-        """Return nanoseconds from ``now`` to the next round; 0 if there is none."""
+        """Return the nanoseconds from ``now`` to the next round; 0 if there is none."""
         if self.size == 0 or self.refresh == 0:
             return 0
         since = (now // _MILLISECOND - self.round) & _M32
@@ -346,8 +344,8 @@ class Exchange:
     def pack(self, now: int) -> bytes:
         """Return the next batch at ``now`` (nanoseconds), empty if there is nothing to exchange.
 
-        Blocked clients are left out: their hits do not count. What there is no time to look at, or
-        no room for, goes with the batch after this one, for which ``due`` is now.
+        Blocked clients are omitted: their hits do not count. Clients for which there is no time or
+        room go with the next batch, for which ``due`` is then ``now``.
         """
         self.rule.at(now)
         self.flown = 0
@@ -357,39 +355,39 @@ class Exchange:
         return self.writer.take()
 
     def pack_due(self, now: int) -> None:
-        """Take those that are due, of the queue."""
+        """Add the queued clients that are due."""
         looked = 0
         queued = self.queued
         while looked < queued:
-            # Where answers wait for a batch, it has to carry all of them.
+            # If answers wait for a batch, it must carry all of them.
             if self.flown == self.most or (looked == _LOOKED_AT and self.refresh > 0):
                 self.due = now
                 return
             looked += 1
             place = self.dequeue()
             if self.halves[_HALVES * place + _DUE] == 0:
-                continue  # the round has had it, or it is blocked
+                continue  # the round has sent it, or it is blocked
             if self.later(_HALVES * place, now):
                 self.enqueue(place)
             else:
                 self.send(place, now)
 
     def pack_round(self, now: int) -> None:
-        """Take the next ones of the round, and drop those that are hot no longer.
+        """Add the next clients of the round, and drop clients that are no longer hot.
 
-        These are clients that have been quiet for two windows, or have left the table.
+        These have been quiet for two windows, or have left the table.
         """
         rule = self.rule
         milliseconds = now // _MILLISECOND & _M32
         if self.left == 0 and (milliseconds - self.round) & _M32 >= self.refresh:
             self.round = milliseconds
             self.left = self.size
-        # How long ago, in milliseconds, one was asked about that this round has had.
+        # Age in milliseconds of an exchange at the start of this round.
         age = (milliseconds - self.round) & _M32
         looked = 0
         most = _LOOKED_AT
         if self.refresh == 0:
-            # Only to drop some, of more than there can be new ones.
+            # Only to drop some: more than there can be new ones.
             most = 2 * self.flown + _LEAST
         while self.left > 0:
             if self.flown == self.most or looked == most:
@@ -416,7 +414,7 @@ class Exchange:
                 self.send(place, now)
 
     def send(self, place: int, now: int) -> None:
-        """Have the batch carry a client, unless it has left the table or is blocked."""
+        """Add a client to the batch, unless it has left the table or is blocked."""
         table = self.table
         slot = self.words[_WORDS * place]
         first = _HALVES * place
@@ -431,7 +429,7 @@ class Exchange:
         self.flown += 1
 
     def later(self, first: int, now: int) -> bool:
-        """Tell whether a client is due after the batch of ``now``, and see when it is."""
+        """Return whether a client is due after the batch of ``now``; update ``due``."""
         milliseconds = now // _MILLISECOND
         wait = (self.halves[first + _DUE] - milliseconds) & _M32
         if wait == 0 or wait >= _AGES:
@@ -442,7 +440,7 @@ class Exchange:
         return True
 
     def record(self, place: int, slot: int) -> None:
-        """Write a client's record, and count what it carries as sent."""
+        """Write a client's record, and count its hits as sent."""
         table = self.table
         rule = self.rule
         writer = self.writer
@@ -461,7 +459,7 @@ class Exchange:
                 own += self.halves[_HALVES * place + _RESERVED]
             sent = self.halves[_HALVES * place + at]
             delta = 0
-            if own > sent:  # it is less where what was reserved has not been counted
+            if own > sent:  # it is less if reserved hits were not counted
                 delta = own - sent
                 self.halves[_HALVES * place + at] = own
             writer.little(delta, 4)
@@ -469,14 +467,14 @@ class Exchange:
         self.halves[_HALVES * place + _RESERVED] = 0
 
     def tell(self, place: int, slot: int) -> None:
-        """Write a client's notice, if it is due."""
+        """Write a client's notice, if necessary."""
         if self.notices.room() < NOTICE_BYTES:
             return
         told = self.halves[_HALVES * place + _TELL]
         kind = self.table.words[slot + 2] >> 16 & _KIND
         if told == TELL:
             self.halves[_HALVES * place + _TELL] = TOLD
-            # What the others have of it, they say only now.
+            # The other nodes send their hits only after this notice.
             self.plan(place, self.interval)
         elif told == TELL_NEAR:
             self.halves[_HALVES * place + _TELL] = TOLD_NEAR
@@ -488,9 +486,9 @@ class Exchange:
         self.notices.byte(kind)
 
     def learn(self, answers: bytes, begin: int = 0) -> None:
-        """Take the store's answers to the last batch, or to those of its records from ``begin`` on.
+        """Process the store's answers to the last batch, or to its records from ``begin`` on.
 
-        Raises ValueError if they are not of its shape.
+        Raises ValueError if the length is wrong.
         """
         rule = self.rule
         table = self.table
@@ -519,7 +517,7 @@ class Exchange:
             for i in range(RING):
                 total = self.number(answers, start + 12 + 4 * i, 4)
                 if tick > rule.tick + i:
-                    # Hits of a node whose time is a little ahead: to us they are of this tick.
+                    # Hits of a node whose time is slightly ahead count for this tick.
                     ahead += total
                     continue
                 if tick < i or rule.tick - (tick - i) >= RING:
@@ -536,7 +534,7 @@ class Exchange:
                 self.press(slot, place, counted)
 
     def settle(self, place: int) -> None:
-        """Forget what a client has at other nodes, and what was sent, for a new epoch begins."""
+        """Clear the remote and sent counters of a client, because a new epoch begins."""
         first = _HALVES * place
         self.halves[first + _DUE] = 0
         self.halves[first + _SUM] = 0
@@ -546,13 +544,13 @@ class Exchange:
             self.halves[first + i] = 0
             self.halves[first + _REMOTE + i] = 0
         if self.halves[first + _TELL] > TOLD:
-            # On its way to its limit again, it may come to nodes that do not share it.
+            # On the way to its limit again, it may reach nodes that do not share it.
             self.halves[first + _TELL] = TOLD
 
     def owns(self, place: int, slot: int) -> bool:
-        """Tell whether a slot of the table still has the client of a place here.
+        """Return whether a slot of the table still has the client of a place.
 
-        Places of other limits have the same numbers, so the number that a slot keeps does not say.
+        Places of other limits have the same numbers, so the number in the slot is not sufficient.
         """
         table = self.table
         first = _WORDS * place
@@ -564,7 +562,7 @@ class Exchange:
         )
 
     def drop(self, index: int) -> None:
-        """Share the client at ``places[index]`` no longer."""
+        """Stop sharing the client at ``places[index]``."""
         table = self.table
         place = self.places[index]
         slot = self.words[_WORDS * place]
@@ -575,7 +573,7 @@ class Exchange:
         self.places[self.size] = place
 
     def number(self, data: bytes, start: int, size: int) -> int:
-        """Return the little-endian integer of ``size`` bytes."""
+        """Return a little-endian integer of ``size`` bytes."""
         p = data
         value = 0
         for i in range(size):

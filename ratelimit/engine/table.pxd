@@ -1,4 +1,4 @@
-# C types of table.py; the compiler reads this file, plain Python does not.
+# C types of table.py; plain Python does not read this file.
 cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from ratelimit.engine.rule cimport Rule

@@ -1,27 +1,27 @@
-"""The clients of one node, in memory that is allocated once and never grows.
+"""The table of clients, in memory that is allocated once and never grows.
 
-The table is set-associative: a keyed hash of client and limit names a set of eight ways, and a new
-client takes an empty way or that of the client not seen for longest. The hash is multilinear over
-32-bit words (Lemire and Kaser, "Strongly universal string hashing is fast", 2014), so that without
-the key nobody can aim at a set; a multiplication then scatters neighbouring addresses, which a
-linear hash would leave in step.
+The table is set-associative: a keyed hash of client and limit selects a set of eight ways, and a
+new client takes an empty way or that of the client not seen for longest. The hash is multilinear
+over 32-bit words (Lemire and Kaser, "Strongly universal string hashing is fast", 2014), so that an
+attacker without the key can't target a set. A multiplication then scatters neighbouring addresses,
+which a linear hash would keep in sequence.
 
-A set is 1,024 bytes in one piece, hence at most three cache lines for a check and one page:
+A set is 1,024 contiguous bytes, so a check touches at most three cache lines and one page:
 
-    8 tags of 8 bytes: 32 bits of hash (never 0), 32 bits of when the client was last seen
+    8 tags of 8 bytes: 32 bits of hash (never 0), 32 bits of the time of the last visit
     8 slots of 120 bytes, as 64-bit words:
         0, 1   the key
-        2      kind of key and limit | mark, of those who use the table (32 bits each)
+        2      kind of key and limit | mark for users of the table (32 bits each)
         3      the tick of the newest counter
         4      sum of the counters | epoch second until which the client is blocked (32 bits each)
         5-14   17 counters of 32 bits, a ring by tick | place among the hot clients, 0 for none,
                in the second 32 bits of word 13
-        14     the epoch of its hits: the end of the last block that has settled those before it,
-               as an epoch second, or a little more; 0 before the first | the tick in which there
-               was no room for it among the hot clients, or 0 (32 bits each)
+        14     epoch of its hits: the end of the last block that settled earlier hits, as an epoch
+               second or slightly more; 0 before the first | tick in which there was no room for
+               it among the hot clients, or 0 (32 bits each)
 
-No block is lost by eviction: a blocked client goes last, and if it must go, the end of its block
-is kept aside in ``orphans`` until the client returns or the block ends.
+Eviction loses no block: a blocked client is evicted last, and then the end of its block is kept in
+``orphans`` until the client returns or the block ends.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ _M32 = 0xFFFFFFFF
 class Table:
     """Counters and ends of blocks of up to ``capacity`` clients, rounded up to whole sets.
 
-    ``secret`` is 48 bytes. Whoever uses the table sets the time first. ``entries`` counts the ways
-    in use, ``evictions`` the clients that had to go. ``idle`` says how long the client found last
-    had not been seen, in units of ``stamp``, at most 2^32 - 1, which is what a new one has.
+    ``secret`` is 48 bytes. Set the time before use. ``entries`` counts ways in use, ``evictions``
+    evicted clients. ``idle`` is how long the last found client was not seen, in units of ``stamp``;
+    2^32 - 1 for a new one.
     """
 
     def __init__(self, capacity: int, secret: bytes) -> None:
@@ -88,7 +88,7 @@ class Table:
 
     @property
     def capacity(self) -> int:
-        """How many clients fit."""
+        """Clients for which the table has room."""
         return self.sets * WAYS
 
     @property
@@ -97,12 +97,12 @@ class Table:
         return self.memory.nbytes
 
     def at(self, now: int) -> None:
-        """Set the time, in nanoseconds since the epoch."""
+        """Set the time, in epoch nanoseconds."""
         self.now = now // SECOND
         self.stamp = now >> STAMP_BITS & _M32
 
     def find(self, hi: int, lo: int, ident: int) -> int:
-        """Return the slot of a client, new or known, and note the visit."""
+        """Return the slot of a client, adding it if missing, and record the visit."""
         slot = self.peek(hi, lo, ident)
         if slot < 0:
             self.way = self.vacate(self.base)
@@ -124,7 +124,7 @@ class Table:
         return slot
 
     def aim(self, hi: int, lo: int, ident: int) -> None:
-        """Find the set of a client and its tag there, into ``base`` and ``tag``."""
+        """Compute the set of a client and its tag, into ``base`` and ``tag``."""
         mixed = (
             self.m0
             + self.m1 * (hi >> 32)
@@ -138,7 +138,7 @@ class Table:
         self.tag = (mixed >> 8 & _M32) | 1
 
     def expect(self, hi: int, lo: int, ident: int) -> None:
-        """Say who is going to be found soon, for ``fetch()``; more than ``FETCHED`` are ignored."""
+        """Note a client for ``fetch()``; more than ``FETCHED`` are ignored."""
         if self.expected < FETCHED:
             self.aim(hi, lo, ident)
             self.aims[2 * self.expected] = self.base
@@ -146,9 +146,9 @@ class Table:
             self.expected += 1
 
     def fetch(self) -> None:
-        """Touch all that ``find()`` and ``count()`` will read of those who are expected.
+        """Touch the memory that ``find()`` and ``count()`` will read for the noted clients.
 
-        None of these reads needs what another brought, so a processor does many at a time.
+        These reads do not depend on each other, so a processor does many in parallel.
         """
         touched = self.touched
         for i in range(self.expected):
@@ -159,19 +159,19 @@ class Table:
             tag = self.aims[2 * i + 1]
             for way in range(WAYS):
                 if self.words[base + way] >> 32 == tag:
-                    # Three cache lines at most have some of it.
+                    # They span at most three cache lines.
                     slot = base + WAYS + way * SLOT_WORDS
                     touched ^= self.words[slot] ^ self.words[slot + 8]
                     touched ^= self.words[slot + SLOT_WORDS - 1]
                     break
-        # Kept, or the compiler would see that nobody needs it.
+        # Stored, so that the compiler does not remove the reads.
         self.touched = touched
         self.expected = 0
 
     def peek(self, hi: int, lo: int, ident: int) -> int:
-        """Return the slot of a client that is known, or -1.
+        """Return the slot of a known client, or -1.
 
-        The set, the tag and the way that were looked at stay in ``base``, ``tag`` and ``way``.
+        ``base``, ``tag`` and ``way`` have the set, the tag and the way.
         """
         self.aim(hi, lo, ident)
         base = self.base
@@ -189,15 +189,15 @@ class Table:
         return -1
 
     def vacate(self, base: int) -> int:
-        """Return the way of a set that a new client takes, and set aside who had it."""
+        """Return the way of a set for a new client; keep the block of an evicted one."""
         way = self.stalest(base, False)
         if self.words[base + way] == 0:
             self.entries += 1
             return way
         self.evictions += 1
         if self.until(base + WAYS + way * SLOT_WORDS) > self.now:
-            # A blocked client is more worth keeping than one that is merely fresh. This looks into
-            # every slot of the set, which the tags alone spare us as a rule.
+            # Prefer to evict a client that is not blocked. This reads every slot of the set, which
+            # the tags alone usually avoid.
             way = self.stalest(base, True)
             slot = base + WAYS + way * SLOT_WORDS
             if self.until(slot) > self.now:
@@ -206,7 +206,7 @@ class Table:
         return way
 
     def stalest(self, base: int, unblocked: bool) -> int:
-        """Return the way of a set that is empty or has been idle for longest.
+        """Return the way of a set that is empty or was not visited for longest.
 
         With ``unblocked``, blocked clients come last.
         """
@@ -225,7 +225,7 @@ class Table:
         return stalest
 
     def count(self, slot: int, rule: Rule, hits: int) -> int:
-        """Add ``hits`` to a client and return its hits in the window that ends now."""
+        """Add ``hits`` to a client and return its hits in the current window."""
         first = 2 * slot + FIRST_COUNTER
         if self.words[slot + 3] != rule.tick:
             self.advance(slot, rule)
@@ -239,11 +239,11 @@ class Table:
         return total - oldest + (oldest * rule.weight + _HALF >> WEIGHT_BITS)
 
     def advance(self, slot: int, rule: Rule) -> None:
-        """Clear the counters that the time since the last visit has turned out of the ring."""
+        """Clear the counters that have left the ring since the last visit."""
         first = 2 * slot + FIRST_COUNTER
         last = self.words[slot + 3]
         if last > rule.tick or rule.tick - last >= RING:
-            # Longer ago than the window; or in the future, since somebody set the clock back.
+            # Longer ago than the window, or in the future because the clock was set back.
             self.halves[2 * slot + SUM] = 0
             for i in range(RING):
                 self.halves[first + i] = 0
@@ -258,9 +258,9 @@ class Table:
         self.words[slot + 3] = rule.tick
 
     def wait(self, slot: int, rule: Rule, others: memoryview, start: int) -> int:
-        """Return seconds, at least 1, until one hit fits, if the client sends none before.
+        """Return the seconds, at least 1, until one hit fits if the client sends none before.
 
-        ``others`` has the counters of its hits elsewhere from ``start`` on, and then their sum.
+        ``others`` has the counters of its hits elsewhere from ``start`` on, followed by their sum.
         """
         first = 2 * slot + FIRST_COUNTER
         left = self.halves[2 * slot + SUM]
@@ -277,8 +277,8 @@ class Table:
             at = at + 1 if at + 1 < RING else 0
         until = parts * rule.sub_window - rule.elapsed
         if counter > 0 and not rule.strict:
-            # A counter leaves the window bit by bit: what fits beside the rest may stay. It is
-            # the largest share of this part of the window of which rounding leaves no more.
+            # A counter leaves the window gradually. The result is the largest share of this part of
+            # the window that may remain, after rounding.
             room = 2 * (rule.rate - left) - 1
             if room < _SMALL:
                 spare = rule.sub_window * room // (2 * counter)
@@ -294,11 +294,11 @@ class Table:
         return self.halves[2 * slot + UNTIL]
 
     def by_hand(self, slot: int) -> int:
-        """Return 1 if the client's block was made by a person, else 0."""
+        """Return 1 if the client's block was made by hand, else 0."""
         return self.mark(slot) // BY_HAND & 1
 
     def block(self, slot: int, until: int, by_hand: bool) -> None:
-        """Keep the end of a block, an epoch second, with the client; 0 lifts it."""
+        """Store the end of a block, an epoch second; 0 unblocks the client."""
         self.halves[2 * slot + UNTIL] = until
         mark = self.mark(slot)
         mark &= ~BY_HAND
@@ -307,39 +307,39 @@ class Table:
         self.set_mark(slot, mark)
 
     def mark(self, slot: int) -> int:
-        """Return the 32 bits that whoever uses the table keeps with a client; 0 for a new one."""
+        """Return the 32-bit mark of a client; 0 for a new one."""
         return self.words[slot + 2] >> 32
 
     def set_mark(self, slot: int, mark: int) -> None:
-        """Keep 32 bits with a client."""
+        """Set the 32-bit mark of a client."""
         self.words[slot + 2] = self.words[slot + 2] & _M32 | mark << 32
 
     def settle(self, slot: int, rule: Rule) -> None:
-        """Forget a client's hits so far, for it is blocked; its next ones are of another epoch."""
+        """Clear a client's hits because it is blocked; later hits have a new epoch."""
         first = 2 * slot + FIRST_COUNTER
         self.halves[2 * slot + SUM] = 0
         for i in range(RING):
             self.halves[first + i] = 0
         self.words[slot + 3] = rule.tick
-        # All nodes come to the same one by the block. A block that ends sooner than one that was
-        # lifted begins an epoch all the same.
+        # All nodes derive the same epoch from the block. A block that ends before an earlier,
+        # removed one begins a new epoch too.
         self.halves[2 * slot + EPOCH] = (
             max(self.until(slot), self.halves[2 * slot + EPOCH] + 1) & _M32
         )
 
     def sweep(self) -> None:
-        """Drop what is kept aside of blocks that have ended."""
+        """Remove orphans whose blocks have ended."""
         if not self.orphans:
             return
         self.orphans = {key: kept for key, kept in self.orphans.items() if kept >> 1 > self.now}
 
 
 def _allocate(size: int) -> memoryview:
-    """Return zeroed memory that is backed by real pages from the start, large ones if there are."""
+    """Return zeroed memory with all pages allocated, in huge pages if possible."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     memory = mmap.mmap(-1, size, flags=flags)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        # A kernel without them refuses: small pages do the same, slower.
+        # If the kernel refuses, small pages work too, but slower.
         with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
     for page in range(0, size, mmap.PAGESIZE):

@@ -196,7 +196,7 @@ def test_an_answer_of_another_shape_is_an_outage(
         async with nodes(server.url) as [(store, _)]:
             with monkeypatch.context() as patch:
                 patch.setattr(module, "_EXCHANGE", Odd())
-                with pytest.raises(StoreError, match="unknown form") as caught:
+                with pytest.raises(StoreError, match="unexpected form") as caught:
                     await store.exchange("default", 0, 7, TTL, bytes(96))
                 assert not caught.value.unsent
                 assert not store.up

@@ -176,7 +176,7 @@ def test_tls(make_server: Callable[..., Server], folder: Path) -> None:
     async def main_plain() -> None:
         url = f"rediss://localhost:{plain.port}?cacert={folder}/ca.crt"
         async with nodes(url) as [(store, _)]:
-            assert "speaks TLS" in store.problem
+            assert "uses TLS" in store.problem
 
     run(main_plain)
 

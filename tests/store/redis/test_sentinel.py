@@ -227,7 +227,7 @@ def test_what_sentinels_say(make_server: Callable[..., Server]) -> None:
     async def main() -> None:
         for url, problem in {
             f"redis+sentinel://:one@{base}/main?sentinel_password=two": "",
-            f"redis+sentinel://:one@{base}/other?sentinel_password=two": "no service other",
+            f"redis+sentinel://:one@{base}/other?sentinel_password=two": "unknown service other",
             f"redis+sentinel://:one@{base}/main": "Sentinel 127.0.0.1",
             f"redis+sentinel://:one@{base}/main?sentinel_password=one": "refuses the user",
             f"redis+sentinel://{base}/main?sentinel_password=two": "requires a password",
