@@ -14,6 +14,6 @@ cdef class Buffer:
     @cython.locals(
         i=Py_ssize_t, source='const unsigned char *', o='unsigned char *', pos=Py_ssize_t,
     )
-    cpdef void copy(self, bytes value, Py_ssize_t start, Py_ssize_t size) noexcept
+    cdef void copy(self, bytes value, Py_ssize_t start, Py_ssize_t size) noexcept
     @cython.locals(i=int, o='unsigned char *', pos=Py_ssize_t)
-    cpdef void little(self, uint64_t value, int size) noexcept
+    cdef void little(self, uint64_t value, int size) noexcept
