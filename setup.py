@@ -1,9 +1,8 @@
-"""Build of the compiled modules; everything else is in pyproject.toml.
+"""Builds the compiled modules; everything else is in pyproject.toml.
 
-Each module with a .pxd file next to it is plain Python with C types in that file. With a C compiler
-it becomes an extension; without one the same file runs as it is. Two variables decide otherwise:
-``RATELIMIT_NO_EXTENSIONS=1`` compiles nothing, ``RATELIMIT_REQUIRE_EXTENSIONS=1`` makes a failed
-compilation an error.
+A module with a .pxd file next to it is plain Python with C types in that file. With a C compiler it
+becomes an extension; without one, the plain file is used. ``RATELIMIT_NO_EXTENSIONS=1`` compiles
+nothing, ``RATELIMIT_REQUIRE_EXTENSIONS=1`` makes a failed compilation an error.
 """
 
 import os
@@ -17,9 +16,9 @@ MODULES = sorted(".".join(path.with_suffix("").parts) for path in Path("ratelimi
 
 DIRECTIVES = {
     "language_level": "3",
-    # Types come from the .pxd files alone: `x: int` in the source means any integer.
+    # Types come only from the .pxd files: `x: int` in the source means any integer.
     "annotation_typing": False,
-    # Places in the table come from the hash, places in a frame are tested by the Reader.
+    # Indices in the table come from the hash; positions in a frame are checked by the Reader.
     "boundscheck": False,
     "wraparound": False,
     "initializedcheck": False,
@@ -33,9 +32,9 @@ def switched_on(name: str) -> bool:
 
 
 class BuildExtensions(build_ext):
-    """Compile all the modules or none: compiled ones share C types and can't do with a plain one.
+    """Compiles all modules or none: compiled modules share C types and can't use plain ones.
 
-    The C files are made here rather than before ``setup()``, so that an sdist holds none of them.
+    The C files are made here instead of before ``setup()``, so that an sdist has none of them.
     """
 
     def build_extensions(self) -> None:

@@ -1,4 +1,4 @@
-"""The rights that docs/operations.md gives the agent in Redis."""
+"""The Redis permissions of the agent in docs/operations.md."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def rights(place: str) -> list[str]:
 
 
 def commands(place: str) -> set[str]:
-    """Return the commands among these rules, as INFO calls them."""
+    """Return the commands that these rules permit, in the form of INFO."""
     return {word[1:] for word in rights(place) if word.startswith("+")}

@@ -1,4 +1,4 @@
-"""A real browser without a window, told what to do over DevTools; it reaches loopback alone."""
+"""A headless browser, controlled over DevTools; it can reach only loopback."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Page:
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
     async def listen(self) -> None:
-        """Take what the browser says, until it goes."""
+        """Read the browser's messages until the connection ends."""
         async for message in self._socket:
             said = json.loads(message.data)
             if "id" in said:
@@ -68,7 +68,7 @@ class Page:
             self.complaints.append(told["entry"])
 
     async def tell(self, method: str, **params: object) -> dict[str, Any]:
-        """Have the browser do something; return what it says to it."""
+        """Send a command to the browser; return its answer."""
         number = next(self._numbers)
         answer = self._waiting[number] = asyncio.get_running_loop().create_future()
         await self._socket.send_json(
@@ -80,7 +80,7 @@ class Page:
         return result
 
     async def begin(self) -> None:
-        """Open an empty page; all that it asks for and complains of from now on is noted."""
+        """Open an empty page; record its requests and console errors from now on."""
         target = await self.tell("Target.createTarget", url="about:blank")
         attached = await self.tell(
             "Target.attachToTarget", targetId=target["targetId"], flatten=True
@@ -90,12 +90,12 @@ class Page:
             await self.tell(f"{domain}.enable")
 
     async def open(self, url: str) -> None:
-        """Go to a URL, and wait until all of it is there."""
+        """Open a URL, and wait until the page is loaded."""
         await self.tell("Page.navigate", url=url)
         await self.shows("document.readyState === 'complete'")
 
     async def find(self, expression: str) -> Any:
-        """Return what a script's expression is."""
+        """Return the value of a JavaScript expression."""
         answer = await self.tell(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
         )
@@ -137,13 +137,13 @@ class Page:
         await until(hit, f"a click on {selector}")
 
     async def write(self, selector: str, text: str) -> None:
-        """Click on a field and write a text into it, in place of what is there."""
+        """Click on a field and replace its text."""
         await self.click(selector)
         await self.find(f"document.querySelector({json.dumps(selector)}).select()")
         await self.tell("Input.insertText", text=text)
 
     async def look(self, width: int, dark: bool = False) -> None:
-        """Give the window a width in pixels, and the person a taste."""
+        """Set the width of the window in pixels, and the preferred colour scheme."""
         await self.tell(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=900, deviceScaleFactor=1, mobile=False,
@@ -152,14 +152,14 @@ class Page:
         await self.tell("Emulation.setEmulatedMedia", features=[taste])
 
     async def picture(self, path: Path) -> None:
-        """Write the whole page to a file, as PNG."""
+        """Write a screenshot of the whole page to a PNG file."""
         answer = await self.tell("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(answer["data"]))
 
 
 @contextlib.asynccontextmanager
 async def browser(folder: Path) -> AsyncIterator[Page]:
-    """Yield a page of a new browser, which knows nothing and ends with the test."""
+    """Yield a page of a new browser, which ends with the test."""
     profile = folder / "browser"
     told = profile / "DevToolsActivePort"
     process = await asyncio.create_subprocess_exec(

@@ -23,7 +23,7 @@ _ONLY_FOR_COMPOSE = {"build", "logging", "networks", "ports"}
 
 @dataclass(frozen=True)
 class Health:
-    """How it is found out whether a container is well; ``command`` is empty if it is not."""
+    """A health check of a container; ``command`` is empty if there is none."""
 
     command: tuple[str, ...] = ()
     interval: str = ""
@@ -34,7 +34,7 @@ class Health:
 
 @dataclass(frozen=True)
 class Volume:
-    """What is mounted at ``target``: a folder or a file, or, without a slash, a named volume."""
+    """A mount at ``target``: a directory or file, or a named volume if without a slash."""
 
     source: str
     target: str
@@ -47,7 +47,7 @@ class Volume:
 
 @dataclass(frozen=True)
 class Resources:
-    """The most that a container may take."""
+    """Resource limits of a container."""
 
     cpus: float
     memory: str
@@ -56,7 +56,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Service:
-    """A service of the file; ``depends`` has the condition that each other one must meet first."""
+    """A service; ``depends`` has the condition of each service that must start first."""
 
     name: str
     image: str
@@ -85,13 +85,13 @@ class Service:
 
     @property
     def ends(self) -> bool:
-        """Whether it is a job, which does something and ends."""
+        """Whether the service is a job that ends by itself."""
         return self.restart == "no"
 
 
 @dataclass(frozen=True)
 class Compose:
-    """The file: services, files of secrets by name, options of the volumes by name."""
+    """The file: services, secret files by name, options of volumes by name."""
 
     services: Mapping[str, Service]
     secrets: Mapping[str, str]
@@ -101,7 +101,7 @@ class Compose:
         return {profile for service in self.services.values() for profile in service.profiles}
 
     def chosen(self, *profiles: str) -> list[Service]:
-        """Return the services that "docker compose up" starts, in the order of their needs."""
+        """Return the services of "docker compose up", in the order of their dependencies."""
         wanted = {
             name: service
             for name, service in self.services.items()
@@ -118,7 +118,7 @@ class Compose:
 
 
 def read(environment: Mapping[str, str] | None = None) -> Compose:
-    """Return the file as compose sees it with these variables."""
+    """Return the file as compose reads it, with these variables."""
     variables = environment or {}
     raw = _fill_in(yaml.safe_load(FILE.read_text()), variables)
     services = {name: _service(name, dict(about)) for name, about in raw["services"].items()}
@@ -127,7 +127,7 @@ def read(environment: Mapping[str, str] | None = None) -> Compose:
 
 
 def _fill_in(value: Any, variables: Mapping[str, str]) -> Any:
-    """Put the variables in, and a single $ for two."""
+    """Substitute variables, and replace $$ by $."""
     if isinstance(value, dict):
         return {name: _fill_in(part, variables) for name, part in value.items()}
     if isinstance(value, list):

@@ -44,7 +44,7 @@ backend spare
 
 @dataclass
 class Edge:
-    """A HAProxy with a socket, a frontend that answers 200, servers that nobody asks, a table."""
+    """An HAProxy with a socket, a frontend that answers 200, unused servers, and a table."""
 
     path: Path
     level: str = "admin"
@@ -82,7 +82,7 @@ class Edge:
             return False
 
     def say(self, command: str) -> str:
-        """Ask it without what is tested."""
+        """Send a command without the code under test."""
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(10)
             sock.connect(str(self.path))
@@ -91,7 +91,7 @@ class Edge:
             return b"".join(parts).decode()
 
     def entries(self) -> dict[str, int]:
-        """Return the edge table: ends of blocks by key, as HAProxy writes them."""
+        """Return the edge table: ends of blocks by key, in HAProxy's form."""
         words = [dict(w.split("=", 1) for w in line.split() if "=" in w) for line in self.lines()]
         return {word["key"]: int(word["gpt0"]) for word in words if "key" in word}
 
@@ -114,7 +114,7 @@ class Edge:
 
 
 async def halt(pid: int) -> None:
-    """Stop a process; of several threads, some stop only when a processor is free for them."""
+    """Stop a process; threads stop only when they get a processor."""
     os.kill(pid, signal.SIGSTOP)
     threads = Path(f"/proc/{pid}/task")
 
@@ -127,7 +127,7 @@ async def halt(pid: int) -> None:
 
 @contextlib.asynccontextmanager
 async def edges(*made: Edge) -> AsyncIterator[None]:
-    """Run them."""
+    """Run an asynchronous test."""
     try:
         await asyncio.gather(*(edge.start() for edge in made))
         yield
@@ -138,7 +138,7 @@ async def edges(*made: Edge) -> AsyncIterator[None]:
 
 @contextlib.contextmanager
 def unprivileged() -> Iterator[None]:
-    """Run as somebody who may not open what belongs to root; others are that already."""
+    """Run as a user who may not open root's files, unless already so."""
     if os.geteuid():
         yield
         return

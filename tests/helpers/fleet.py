@@ -1,4 +1,4 @@
-"""Agents that share a Redis, as real processes; a test asks them as the HAProxy of each would."""
+"""Agents that share a Redis, as real processes; a test queries them like the HAProxy of each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 BLOCKED = "block"
 THROTTLED = "throttle"
 
-# A node whose wall clock is wrong: time.time() and time.time_ns() are all that the agent has of it.
+# A node whose wall clock is wrong: the agent reads only time.time() and time.time_ns().
 _WRONG_CLOCK = """
 import sys, time
 seconds = int(sys.argv.pop(1))
@@ -46,7 +46,7 @@ def until(condition: Callable[[], object], what: str) -> None:
 
 @dataclass
 class Answer:
-    """What an agent says to one hit."""
+    """The answer of an agent to one hit."""
 
     frame: wire.Frame
     seconds: float
@@ -90,13 +90,13 @@ class Node:
         self._file.write_text(f'[agent]\nlisten = ["unix://{self._path}"]\n{config}')
 
     def configure(self, config: str) -> None:
-        """Have it take another configuration."""
+        """Change its configuration and reload."""
         self.write(config)
         assert self._process is not None
         self._process.send_signal(signal.SIGHUP)
 
     def descriptors(self) -> int:
-        """Return how many file descriptors it has."""
+        """Return the number of its file descriptors."""
         assert self._process is not None
         return len(os.listdir(f"/proc/{self._process.pid}/fd"))
 
@@ -145,7 +145,7 @@ class Node:
 
     @staticmethod
     def _read(sock: socket.socket, count: int) -> bytes:
-        """Return so many frames."""
+        """Return a number of frames."""
         data = b""
         for _ in range(count):
             head = sock.recv(4, socket.MSG_WAITALL)
@@ -166,7 +166,7 @@ class Node:
 
 
 class Fleet:
-    """Nodes with one Redis."""
+    """Nodes that share a Redis."""
 
     def __init__(self, folder: Path, server: Server, config: str) -> None:
         self.server = server
@@ -176,7 +176,7 @@ class Fleet:
         self._strangers = 0
 
     def add(self, clock: int = 0, store: str = "") -> Node:
-        """Start a node more; ``store`` is more of that section."""
+        """Start another node; ``store`` is added to that section."""
         config = f'[store]\nurl = "{self.server.url}"\n{store}\n{self._config}'
         node = Node(self._folder, f"node{len(self.nodes)}", config, clock)
         self.nodes.append(node)
@@ -210,7 +210,7 @@ class Fleet:
         return False
 
     def counted(self, client: str) -> int:
-        """Return how many hits of an IPv4 address Redis has been told of, of all nodes."""
+        """Return the hits of an IPv4 address in Redis, summed over all nodes."""
         field = bytes(8) + bytes(map(int, client.split(".")))[::-1] + b"\xff\xff\0\0"
         with self.server.client() as redis:
             keys = cast("list[bytes]", redis.keys("ratelimit:{default.*}:hits:*"))
@@ -219,7 +219,7 @@ class Fleet:
         return sum(struct.unpack("<17I", found[-1][12:])) if found else 0
 
     def endless(self) -> list[bytes]:
-        """Return the keys that Redis would keep for ever, or longer than a day."""
+        """Return the keys that Redis keeps forever, or longer than a day."""
         with self.server.client() as redis:
             keys = cast("list[bytes]", redis.keys("*"))
             assert keys
@@ -232,7 +232,7 @@ class Fleet:
 
 @contextlib.contextmanager
 def fleet(folder: Path, config: str, redis: bool = True) -> Iterator[Fleet]:
-    """Yield a fleet without nodes yet; ``redis`` is whether its server runs."""
+    """Yield a fleet without nodes; ``redis`` is whether its server runs."""
     assert PROGRAM is not None, "there is no redis-server"
     server = Server(folder)
     made = Fleet(folder, server, config)

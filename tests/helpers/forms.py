@@ -1,4 +1,4 @@
-"""The two forms of the modules that compile: extensions, and the same files as plain Python."""
+"""The two forms of the compiled modules: extensions, and the same files as plain Python."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ MODULES = sorted(
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
     for path in PACKAGE.rglob("*.pxd")
 )
-"""Those with C types next to them, as setup.py finds them."""
+"""Modules with a .pxd file, as setup.py finds them."""
 
 
 class PlainFinder(MetaPathFinder):
-    """Finds ``ratelimit.x.y`` in y.py, where the default finder prefers an extension."""
+    """Finds ``ratelimit.x.y`` in y.py, while the default finder prefers an extension."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, _target: ModuleType | None = None
@@ -45,7 +45,7 @@ class PlainFinder(MetaPathFinder):
 
 
 def stale_extensions() -> list[str]:
-    """Return the sources that were edited after their extension was built, which shadows them."""
+    """Return the sources that are newer than their extension."""
     stale = []
     for module in MODULES:
         stem = PACKAGE.parent.joinpath(*module.split("."))
@@ -80,15 +80,15 @@ def plain_modules() -> dict[str, ModuleType]:
 
 
 def plain_engine() -> type[Engine]:
-    """Return the plain ``Engine``, to be compared with the compiled one in the same process."""
+    """Return the plain ``Engine``, for comparison with the compiled one in the same process."""
     engine: type[Engine] = plain_modules()["ratelimit.engine.check"].Engine
     return engine
 
 
 @functools.lru_cache(64)
 def responder(engine: Engine) -> Responder:
-    """Return what answers frames for an engine, in the engine's form; always the same."""
-    # Not before it is decided which form is imported.
+    """Return the responder of an engine, in the same form; always the same object."""
+    # Imported late, after the form is selected.
     from ratelimit.engine.check import Engine
     from ratelimit.spop import notify
 

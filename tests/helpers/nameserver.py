@@ -18,12 +18,12 @@ from typing import Any, cast
 
 _A, _OPT, _IN = 1, 41, 1
 _RESPONSE, _AUTHORITATIVE, _TRUNCATED = 0x8000, 0x0400, 0x0200
-_LEAST = 512  # bytes that every client takes over UDP
+_LEAST = 512  # bytes that every client accepts over UDP
 _NAME_OF_QUESTION = b"\xc0\x0c"  # a pointer to it, RFC 1035, section 4.1.4
 
 
 class Code(IntEnum):
-    """The outcome of a question, RFC 1035, section 4.1.1."""
+    """Response code (RFC 1035, section 4.1.1)."""
 
     GOOD = 0
     FAILURE = 2
@@ -47,7 +47,7 @@ class NameServer:
         self.host, self.port = "", 0
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        # First over TCP, where connections use up ports: hardly anything uses this one over UDP.
+        # TCP first, whose ports are more often in use than those of UDP.
         self._tcp = await asyncio.start_server(self._over_tcp, host, port)
         self.host, self.port = self._tcp.sockets[0].getsockname()
         self._udp, _ = await asyncio.get_running_loop().create_datagram_endpoint(
@@ -106,7 +106,7 @@ class _Datagrams(asyncio.DatagramProtocol):
 
 
 def _question(data: bytes) -> tuple[str, int, int]:
-    """Return the name that is asked about, the type, and where the question ends."""
+    """Return the name of a question, its type, and the end of the question."""
     labels = []
     at = 12
     while length := data[at]:

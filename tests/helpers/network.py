@@ -1,4 +1,4 @@
-"""A network of its own for a test; only root can make one."""
+"""Network namespaces for tests; requires root."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ip(*command: str) -> None:
 
 
 def _is_root() -> bool:
-    """Tell whether this process can make networks, which root in a container often can't."""
+    """Return whether this process can create networks; root in a container often can't."""
     found = re.search(r"(?m)^CapEff:\s*(\w+)$", Path("/proc/self/status").read_text())
     return found is not None and int(found[1], 16) & _CAN == _CAN
 
@@ -34,7 +34,7 @@ IS_ROOT = os.geteuid() == 0 and _is_root()
 
 
 class Network:
-    """A network namespace and the link to it; ``here`` and ``there`` are its two ends."""
+    """A network namespace and its link; ``here`` and ``there`` are the two ends."""
 
     def __init__(self) -> None:
         self.name = f"rl{os.getpid()}"
@@ -55,17 +55,17 @@ class Network:
         ip(*inside, "link", "set", far, "up")
 
     def remove(self) -> None:
-        # The link goes with it, but later.
+        # The link is removed with it, but later.
         subprocess.run(["ip", "link", "delete", f"{self.name}a"], check=False, capture_output=True)
         subprocess.run(["ip", "netns", "delete", self.name], check=False, capture_output=True)
 
     def lose(self, *, requests: bool, answers: bool) -> None:
-        """Lose all packets of a direction: send them to a network card that is not there."""
+        """Drop all packets of a direction: send them to a missing network card."""
         for end, lost in zip(self._ends, (requests, answers), strict=True):
             if lost:
                 ip(*end, "lladdr", NOBODY, "nud", "permanent")
 
     def restore(self) -> None:
-        """Have both ends ask for the other's card again."""
+        """Make both ends resolve the other's address again."""
         for end in self._ends:
             ip(*end, "nud", "failed")

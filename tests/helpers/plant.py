@@ -1,4 +1,4 @@
-"""Whole installations, sound or with a fault planted in them: application, HAProxy, agent, API."""
+"""Complete installations, healthy or with a fault: application, HAProxy, agent, API."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Edit = Callable[[Path], object]
 
 @dataclass
 class Installation:
-    """A world with an ops API, and the doctor that is called to it."""
+    """An installation with an API, and the doctor's checks of it."""
 
     world: World
     url: str
@@ -32,7 +32,7 @@ class Installation:
         return f"http://127.0.0.1:{self.world.port}/"
 
     async def checks(self, probe: bool = False, ahead: float = 0) -> dict[str, Check]:
-        """Return the checks by subject, which has ``haproxy`` for the socket."""
+        """Return the checks by subject; ``haproxy`` stands for the socket."""
         site = self.site if probe else ""
         found = await diagnose(
             load(self.config), Client(self.url), site, lambda: time.time() + ahead
@@ -40,7 +40,7 @@ class Installation:
         return {re.sub(r"^(agent|haproxy) [^ ]*[^ :]", r"\1", one.subject): one for one in found}
 
     async def broken(self, probe: bool = False, ahead: float = 0) -> dict[str, Check]:
-        """Return only what is broken; each says how to mend it."""
+        """Return the failed checks; each must have a fix."""
         checks = await self.checks(probe, ahead)
         found = {name: one for name, one in checks.items() if one.state is State.BROKEN}
         assert all(one.finding and one.mend for one in found.values())
@@ -48,7 +48,7 @@ class Installation:
 
 
 class Plant:
-    """Makes installations with a fault."""
+    """Creates installations with a fault."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
@@ -73,7 +73,7 @@ class Plant:
 
 
 def without(file: str, *patterns: str) -> Edit:
-    """Return an edit that removes the lines of a file which have a pattern in them."""
+    """Return an edit that removes the lines of a file that match a pattern."""
 
     def edit(files: Path) -> None:
         lines = (files / file).read_text().splitlines(keepends=True)

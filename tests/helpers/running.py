@@ -1,4 +1,4 @@
-"""A node with its API on a free port, in the test's own loop, and the other side of HAProxy."""
+"""A node with its API on a free port, in the test's event loop, and a fake HAProxy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EDGE = "/run/haproxy.sock"
 
 
 class Edges(Runtime):
-    """Stands for the edge table of a HAProxy: notes what it is told, and fails if it is to."""
+    """Replaces HAProxy's edge table: records changes, and fails on demand."""
 
     def __init__(self) -> None:
         super().__init__(())
@@ -79,7 +79,7 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def running(folder: Path, config: str = "", clients: int = 1000) -> AsyncIterator[Running]:
-    """Yield a node whose API answers; ``config`` is its file."""
+    """Yield a running node with an API; ``config`` is its file."""
     path = folder / "api.toml"
     path.write_text(config)
     loaded = load(path)
@@ -117,11 +117,11 @@ def block(key: str, until: int, limit: str = "default") -> Block:
 
 
 def lift(limit: str, key: str) -> Lift:
-    """Return a lift of whatever there is now."""
+    """Return a lift of any current block."""
     now = time.time_ns() // 1000 + 1
     return Lift(key, limit, now, now // 1_000_000 + 3600)
 
 
 async def listed(store: Store) -> list[str]:
-    """Return the keys of the blocks that a store has."""
+    """Return the keys of a store's blocks."""
     return [entry.key for entry in await store.load() if isinstance(entry, Block)]

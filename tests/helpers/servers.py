@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 PROGRAM = shlex.split(os.environ.get("RATELIMIT_TEST_REDIS", "")) or (
     ["redis-server"] if shutil.which("redis-server") else None
 )
-"""The command, or None if there is no server; one that was named has to be there."""
+"""The command, or None if there is no server; a configured one must exist."""
 
 LIMIT = 40
-"""Seconds that anything a test waits for may take."""
+"""Timeout in seconds of every wait in a test."""
 
 
 class Server:
@@ -69,7 +69,7 @@ class Server:
         return f"redis://{self.host}:{self.port}"
 
     def start(self) -> Server:
-        """Start it and wait until it answers, be it with an error."""
+        """Start the server and wait until it answers, even with an error."""
         self.process = subprocess.Popen(
             self._command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL
         )
@@ -89,7 +89,7 @@ class Server:
         return self
 
     def client(self, password: str | None = None) -> redis.Redis:
-        """Return a client of the test's own, which bypasses what is tested."""
+        """Return a client of the test, which bypasses the code under test."""
         return redis.Redis(
             unix_socket_path=self.socket,
             password=password,
@@ -128,7 +128,7 @@ class Server:
         self.signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """End it at once and wait until it has gone."""
+        """Kill the server and wait until it has ended."""
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
@@ -137,7 +137,7 @@ class Server:
 
 
 async def until(condition: Callable[[], object], seconds: float = LIMIT) -> None:
-    """Wait for something to become true; TimeoutError if it does not."""
+    """Wait until a condition is true. Raises TimeoutError."""
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)

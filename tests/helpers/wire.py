@@ -63,7 +63,7 @@ def frame(kind: int, payload: bytes, ids: tuple[int, int] = (0, 0), flags: int =
 
 
 def message(name: str, **arguments: bytes) -> bytes:
-    """A message whose arguments are typed data already."""
+    """A message with arguments that are already encoded."""
     listed = b"".join(string(key) + value for key, value in arguments.items())
     return string(name) + bytes([len(arguments)]) + listed
 
@@ -149,7 +149,7 @@ class _Cursor:
 
 
 def frames(data: bytes) -> list[Frame]:
-    """Take apart what the agent sent: whole frames and nothing else."""
+    """Parse data from the agent, which must consist of whole frames."""
     found = []
     while data:
         (length,) = struct.unpack(">I", data[:4])

@@ -24,16 +24,16 @@ from pathlib import Path
 from ratelimit.haproxy.process import files
 
 HAPROXY = os.environ.get("RATELIMIT_TEST_HAPROXY", "haproxy").split()
-"""The command of HAProxy; several words to run another version, such as ``chroot DIR haproxy``."""
+"""Command of HAProxy; several words run another version, such as ``chroot DIR haproxy``."""
 
 PATIENCE = 60.0
-"""Seconds after which a condition that has not come true fails the test."""
+"""Timeout in seconds of every wait in a test."""
 
 LONGEST = 180.0
-"""Seconds that a test may take on a machine that does much else."""
+"""Maximum seconds of a test on a busy machine."""
 
 PROCESSING_TIMEOUT = 0.05
-"""Seconds, of spoe.conf."""
+"""Seconds, from spoe.conf."""
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]], what: str) -> None:
@@ -54,13 +54,13 @@ def free_port() -> int:
     nor one that is such with 10,000 more, as the second port of a cluster's node.
     """
     while True:
-        port = 10_000 + secrets.randbelow(12_000)  # unlike random, never seeded by a test
+        port = 10_000 + secrets.randbelow(12_000)  # not seeded by tests, unlike random
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
 
 
 def patient(folder: Path) -> None:
-    """Have HAProxy wait for the agent longer than a busy machine delays it."""
+    """Make HAProxy wait for the agent longer than a busy machine delays it."""
     conf = folder / "spoe.conf"
     shipped = "timeout processing 50ms\n"
     assert shipped in conf.read_text()
@@ -88,7 +88,7 @@ class Answer:
 
 
 class Client:
-    """One HTTP/1.1 client on an address of its own, with keep-alive."""
+    """An HTTP/1.1 client with its own address and keep-alive."""
 
     def __init__(self, port: int, source: str) -> None:
         self.source = source
@@ -152,10 +152,10 @@ class World:
     spop: str = ""
     env: dict[str, str] = field(default_factory=dict)
     inside: tuple[str, ...] = ()
-    """A command that HAProxy is started by, as its last words."""
+    """A command that runs HAProxy; HAProxy's own command line is appended."""
     requests: Counter[str] = field(default_factory=Counter)
     head: str = ""
-    """What the application read last of a client: request line and header fields."""
+    """Last request of a client at the application: request line and header fields."""
     agent: subprocess.Popen[bytes] | None = None
     haproxy: subprocess.Popen[bytes] | None = None
     _clients: list[Client] = field(default_factory=list)
@@ -199,7 +199,7 @@ class World:
         return path
 
     def configure(self, config: str) -> None:
-        """Have the agent take another configuration."""
+        """Change the agent's configuration and reload."""
         assert self.agent is not None
         self.write_config(config)
         self.agent.send_signal(signal.SIGHUP)
@@ -217,7 +217,7 @@ class World:
         return self.agent.wait(PATIENCE)
 
     def checks(self) -> int:
-        """How many checks the agent has answered, which it tells as it ends."""
+        """Return the number of checks that the agent has answered, from its last log line."""
         self.stop_agent()
         found = re.findall(r'"checks": (\d+)', self.agent_log())
         return int(found[-1])
@@ -249,7 +249,7 @@ class World:
         return (self.folder / "haproxy.log").read_text()
 
     async def runtime(self, command: str) -> str:
-        """Ask HAProxy on its runtime API."""
+        """Send a command to HAProxy's runtime API."""
         reader, writer = await asyncio.open_unix_connection(f"{self.folder}/haproxy.sock")
         writer.write(command.encode() + b"\n")
         answer = await asyncio.wait_for(reader.read(), PATIENCE)
@@ -257,11 +257,11 @@ class World:
         return answer.decode()
 
     async def servers(self, backend: str) -> dict[str, dict[str, str]]:
-        """Return what HAProxy tells of the servers of a backend, by name; none until it starts."""
+        """Return HAProxy's view of the servers of a backend, by name; empty until it starts."""
         try:
             entries = await self._stat()
         except (FileNotFoundError, ConnectionRefusedError):
-            return {}  # HAProxy has not made its socket yet
+            return {}  # HAProxy has not created its socket yet
         return {
             entry["svname"]: entry
             for entry in entries
@@ -269,7 +269,7 @@ class World:
         }
 
     async def denied(self) -> dict[str, int]:
-        """Return how many requests each backend has denied, those with any."""
+        """Return the number of denied requests of each backend, without zeros."""
         rows = [row for row in await self._stat() if row["svname"] == "BACKEND"]
         return {row["pxname"]: int(row["dreq"]) for row in rows if int(row["dreq"] or 0)}
 
@@ -284,7 +284,7 @@ class World:
         return {one["addr"] for one in found.values() if one["status"].startswith("UP")}
 
     async def agent_is(self, *states: str) -> bool:
-        """Tell whether HAProxy has found out that the agent is in one of ``states``."""
+        """Return whether HAProxy sees the agent in one of ``states``."""
         agent = (await self.servers("spoa")).get("agent")
         if agent is None or agent["status"] not in states:
             return False
