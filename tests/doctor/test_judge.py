@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -148,6 +149,11 @@ def test_agent_hung(plant: Plant) -> None:
     run(test())
 
 
+def listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(path)) == 0
+
+
 @pytest.mark.integration
 def test_backend_of_the_agent_is_another_address(plant: Plant) -> None:
     async def test() -> None:
@@ -156,7 +162,7 @@ def test_backend_of_the_agent_is_another_address(plant: Plant) -> None:
             text = made.config.read_text()
             made.world.start_agent()
             made.config.write_text(text)
-            await until((plant.folder / "spop.sock").exists, "the agent listens")
+            await until(lambda: listens(plant.folder / "spop.sock"), "the agent listens")
             check = (await made.broken())["haproxy: agent"]
             assert spop in check.finding and "L4CON" in check.finding
             assert (
