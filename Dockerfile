@@ -78,8 +78,9 @@ CMD ["pytest", "-m", "not integration and not packaging"]
 
 
 FROM python AS runtime
+# The epoch is the day that /etc/shadow notes down.
 RUN groupadd --gid 10001 ratelimit \
-    && useradd --uid 10001 --gid ratelimit --no-create-home --home-dir /nonexistent \
+    && SOURCE_DATE_EPOCH=1767225600 useradd --uid 10001 --gid ratelimit --no-create-home --home-dir /nonexistent \
         --shell /usr/sbin/nologin ratelimit \
     && install -d -o ratelimit -g ratelimit -m 0770 /run/ratelimit \
     && install -d -o ratelimit -g ratelimit -m 0700 /var/lib/ratelimit

@@ -10,6 +10,9 @@ from tests.helpers.composefile import ROOT
 from tests.images import engine
 from tests.images.engine import AGENT, DEVELOPMENT, LIMIT, podman, until
 
+EPOCH = 1767225600
+"""Of all that the Dockerfile dates, in seconds."""
+
 
 def test_size() -> None:
     found = engine.size()
@@ -35,6 +38,14 @@ def test_the_same_sources_make_the_same_files() -> None:
     engine.buildah("rmi", again)
     assert "opt/ratelimit/bin/ratelimit" in first
     assert {name for name in first | second if first.get(name) != second.get(name)} == set()
+
+
+def test_the_day_of_the_build_is_in_no_file() -> None:
+    """The test above can't see it if it builds on the same day."""
+    bounds = ("--rm", "--network=none", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1000:1000")
+    root = ("--user=0", "--entrypoint=getent", AGENT, "shadow", "ratelimit")
+    _, _, changed, *_ = podman("run", *bounds, *root).split(":")
+    assert int(changed) * 24 * 3600 == EPOCH
 
 
 def test_image_says_how_it_is_run() -> None:
