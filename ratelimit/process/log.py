@@ -3,8 +3,8 @@
 The log goes to standard error, including messages of libraries from ``logging``. A thread writes it
 (see ``log_writer``), so that logging never waits and never fails. An entry is always one line
 without control characters, whatever a client sent. Passwords in URLs are removed. At most ``LINES``
-entries of one event are written in ``PERIOD`` seconds; the next entry has the number of omitted
-ones. Audit entries are always written.
+entries of one event are written in ``PERIOD`` seconds; the next entry, or a line at the end of the
+process, has the number of omitted ones. Audit entries are always written.
 """
 
 from __future__ import annotations
@@ -70,6 +70,11 @@ class Bound:
         if left_out:
             record.left_out = left_out
         return left_out is not None
+
+    def rest(self) -> dict[str, int]:
+        """Return how many entries of each event were omitted since its last one, and forget it."""
+        rest, self._left_out = self._left_out, {}
+        return rest
 
     def _admit(self, cause: str) -> int | None:
         """Return None to omit an entry, otherwise the number of omitted ones since the last."""
@@ -154,6 +159,7 @@ class LogStatus:
 
 
 _writers: list[LogWriter] = []
+_bounds: list[Bound] = []
 
 
 def state() -> LogStatus:
@@ -167,17 +173,20 @@ def begin(*more: str) -> None:
     """Write the log, and other streams of ``sys``, in threads until the process ends."""
     _writers.extend(stand_in(name) for name in ("stderr", *more))
     atexit.register(flush)
-    configure(cast(TextIO, _writers[0]), _writers[0].keep)
+    _bounds.append(configure(cast(TextIO, _writers[0]), _writers[0].keep))
 
 
 def flush() -> None:
     """Write the queue within ``END_TIMEOUT``; later text is lost."""
+    for bound in _bounds:
+        for event, count in bound.rest().items():
+            structlog.get_logger().info("entries were left out", of=event, left_out=count)
     for writer in _writers:
         writer.close(END_TIMEOUT)
 
 
-def configure(stream: TextIO | None = None, keep: Callable[[str], object] | None = None) -> None:
-    """Write all entries to a stream, by default standard error.
+def configure(stream: TextIO | None = None, keep: Callable[[str], object] | None = None) -> Bound:
+    """Write all entries to a stream, by default standard error; return what bounds their number.
 
     ``keep`` writes lines that must not be dropped.
     """
@@ -211,6 +220,7 @@ def configure(stream: TextIO | None = None, keep: Callable[[str], object] | None
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     # Requests of the API are in the audit log.
     logging.getLogger("aiohttp.access").disabled = True
+    return bound
 
 
 def _first_things_first(_: WrappedLogger, __: str, entry: EventDict) -> EventDict:

@@ -132,8 +132,14 @@ def test_the_reader_hangs_and_goes_on(
         assert it._process.wait(PATIENCE) == 0
         told = [line for line in lines if line["event"] == "blocked"]
         more = sum(line["count"] for line in lines if line["event"] == "more blocked")
-        assert len(told) + more == blocks, "nothing is missing"
-        assert lines[-1]["event"] == "agent stops"
+        # The end follows a report within the second, if the machine is busy.
+        left_out = sum(
+            line.get("left_out", 0)
+            for line in lines
+            if line["event"] == "blocked" or line.get("of") == "blocked"
+        )
+        assert len(told) + more + left_out == blocks, "nothing is missing"
+        assert "agent stops" in [line["event"] for line in lines]
 
 
 def test_the_end_does_not_wait_for_a_reader_that_hangs(

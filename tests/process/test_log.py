@@ -7,6 +7,8 @@ import io
 import json
 import logging
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -166,6 +168,22 @@ def test_of_one_cause_only_so_many_are_written() -> None:
     assert admit("b") == 0
     now[0] += PERIOD
     assert [admit("a"), admit("a"), admit("b")] == [7, 0, 0]
+
+
+def test_the_end_tells_what_no_later_line_told() -> None:
+    program = (
+        "import structlog\n"
+        "from ratelimit.process import log\n"
+        "log.begin()\n"
+        "for _ in range(log.LINES + 3):\n"
+        "    structlog.get_logger().info('a')\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    ).stderr
+    *lines, last = map(json.loads, said.splitlines())
+    assert len(lines) + last["left_out"] == LINES + 3
+    assert (last["event"], last["of"]) == ("entries were left out", "a")
 
 
 def test_what_operators_do_is_written_in_full(stream: Stream) -> None:
