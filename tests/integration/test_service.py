@@ -148,7 +148,11 @@ class Heirs(Node):
         """Have a successor follow, and connect to it."""
         before = self.pid
         os.kill(before, signal.SIGUSR2)
-        until(lambda: self.pid != before, f"a successor answers: {self.log()}")
+        try:
+            until(lambda: self.pid != before, "a successor answers")
+        except AssertionError as error:
+            error.add_note(self.log())
+            raise
         until(lambda: ended(before), "the predecessor ends")
         assert self._sock is not None
         self._sock.close()
