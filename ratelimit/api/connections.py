@@ -180,7 +180,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         # Otherwise the kernel buffers megabytes for a client that does not read.
         transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_SNDBUF, _UNREAD)
         self.transport.set_write_buffer_limits(high=0)
-        self.transport.pause_reading()
+        # Reading can't be paused here: uvloop begins it afterwards. The first read pauses it.
         call(self._open)
 
     def get_buffer(self, sizehint: int) -> bytearray:
@@ -221,7 +221,6 @@ class HttpConnection(asyncio.BufferedProtocol):
         if not self.transport.is_closing():
             self._inner = self._all.protocol()
             self._inner.connection_made(self.transport)
-            self.transport.resume_reading()
 
     def _pass_on(self) -> None:
         if self._inner is None or self.transport.is_closing():

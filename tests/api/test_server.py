@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+import uvloop
 from structlog.testing import capture_logs
 
 from ratelimit.api import connections
@@ -81,7 +82,7 @@ def test_every_path_of_the_contract_is_there_and_described(tmp_path: Path) -> No
                     if named:
                         assert kind in named[str(answer.status_code)]["content"], path
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_head_answers_as_get_without_the_content(tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ def test_head_answers_as_get_without_the_content(tmp_path: Path) -> None:
             assert raw.count(b"HTTP/1.1 200 OK") == 2
             assert raw.count(b"<html") == 1
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 @pytest.mark.parametrize("token", ["", "Bearer wrong"])
@@ -130,7 +131,7 @@ def test_head_needs_the_token_that_get_needs(tmp_path: Path, token: str) -> None
             answer = await api.client.head("/v1/blocks", headers={"Authorization": token})
             assert (answer.status_code, answer.content) == (401, b"")
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_what_may_be_kept_and_what_not(tmp_path: Path) -> None:
@@ -159,7 +160,7 @@ def test_what_may_be_kept_and_what_not(tmp_path: Path) -> None:
             assert answer.status_code == 405
             assert set(answer.headers["allow"].split(",")) >= {"GET", "POST"}
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_health(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +179,7 @@ def test_health(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             api.control.ready = False
             assert await health() == [(200, "ok"), (503, 503)]
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_a_thousand_slow_clients_disturb_nobody(
@@ -204,7 +205,7 @@ def test_a_thousand_slow_clients_disturb_nobody(
             assert len(api.server.connections) <= connections.MAX_CONNECTIONS
             await until(lambda: api.server.connections.cut >= 1000)
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_a_slow_body_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +222,7 @@ def test_a_slow_body_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             assert answer.startswith(b"HTTP/1.1 408 ")
             writer.close()
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 @pytest.mark.parametrize(
@@ -251,7 +252,7 @@ def test_a_body_that_is_none(tmp_path: Path, headers: str, body: bytes, status: 
             await until(lambda: not len(api.server.connections))
 
     with capture_logs() as logs:
-        asyncio.run(main())
+        uvloop.run(main())
     assert not [one for one in logs if one["log_level"] == "error"]
 
 
@@ -318,7 +319,7 @@ def test_slow_bodies_lock_no_operator_out(tmp_path: Path) -> None:
             await until(lambda: opened.cut + len(opened) >= 600)
             assert opened.cut >= 600 - connections.MAX_CONNECTIONS
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 @pytest.mark.parametrize("path", [b"/openapi.json", b"/v1/blocks?limit=1000"])
@@ -344,7 +345,23 @@ def test_clients_that_ask_much_and_read_nothing_disturb_nobody(
             assert not any(turns.unsent), "more is written to a client that does not read"
             await operate(api)
 
-    asyncio.run(main())
+    uvloop.run(main())
+
+
+def test_what_comes_with_the_connection_is_read(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api:
+            # Nothing waits here: all of it is there before the server hears of the connection.
+            sock = socket.create_connection(("127.0.0.1", api.port))
+            sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 300)
+            reader, writer = await asyncio.open_connection(sock=sock)
+            for _ in range(300):
+                head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+                assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+                await reader.readexactly(int(re.findall(rb"Content-Length: (\d+)", head)[0]))
+            writer.close()
+
+    uvloop.run(main())
 
 
 def test_requests_of_one_read_are_answered_in_turns(
@@ -362,7 +379,7 @@ def test_requests_of_one_read_are_answered_in_turns(
             writer.close()
             assert len(set(turns.answered)) == 500
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_a_reader_is_let_for_as_long_as_it_reads(tmp_path: Path) -> None:
@@ -389,7 +406,7 @@ def test_a_reader_is_let_for_as_long_as_it_reads(tmp_path: Path) -> None:
             assert not one.overdue(one.since + limit)
             assert one.overdue(one.since + limit + 1)
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 @pytest.mark.parametrize(
@@ -417,7 +434,7 @@ def test_what_is_not_http(tmp_path: Path, raw: bytes) -> None:
             writer.close()
             assert (await api.client.get("/healthz")).status_code == 200
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_a_place_that_is_taken(tmp_path: Path) -> None:
@@ -429,7 +446,7 @@ def test_a_place_that_is_taken(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as taken:
         patch.delenv("RATELIMIT_OPS__LISTEN")
-        asyncio.run(main(taken.getsockname()[1]))
+        uvloop.run(main(taken.getsockname()[1]))
 
 
 def test_a_fault_of_ours_is_an_answer_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,7 +462,7 @@ def test_a_fault_of_ours_is_an_answer_too(tmp_path: Path, monkeypatch: pytest.Mo
             assert "of a test" not in answer.text
             assert (await api.client.get("/healthz")).status_code == 200
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_the_limits_in_force(tmp_path: Path) -> None:
@@ -464,4 +481,4 @@ def test_the_limits_in_force(tmp_path: Path) -> None:
             answer = await api.client.delete("/v1/limits/none/fuse")
             assert (answer.status_code, answer.json()["errors"][0]["field"]) == (404, "name")
 
-    asyncio.run(main())
+    uvloop.run(main())
