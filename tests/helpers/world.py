@@ -35,6 +35,12 @@ LONGEST = 180.0
 PROCESSING_TIMEOUT = 0.05
 """Seconds, from spoe.conf."""
 
+SHIPPED = "50ms"
+"""The same as it is there: HAProxy lets a request pass if the agent has not answered by then."""
+
+PATIENT = "2s"
+"""Longer than a busy machine delays an answer, so that HAProxy does what the agent says."""
+
 
 async def until(condition: Callable[[], bool | Awaitable[bool]], what: str) -> None:
     """Wait until ``condition`` is true."""
@@ -59,12 +65,12 @@ def free_port() -> int:
             return port
 
 
-def patient(folder: Path) -> None:
-    """Make HAProxy wait for the agent longer than a busy machine delays it."""
+def ask_for(folder: Path, processing: str) -> None:
+    """Set how long HAProxy waits for an answer of the agent."""
     conf = folder / "spoe.conf"
-    shipped = "timeout processing 50ms\n"
+    shipped = f"timeout processing {SHIPPED}\n"
     assert shipped in conf.read_text()
-    conf.write_text(conf.read_text().replace(shipped, "timeout processing 2s\n"))
+    conf.write_text(conf.read_text().replace(shipped, f"timeout processing {processing}\n"))
 
 
 def haproxy_version() -> tuple[int, int]:
@@ -332,10 +338,16 @@ async def world(
     edit: Callable[[Path], object] = lambda files: None,
     env: dict[str, str] | None = None,
     inside: tuple[str, ...] = (),
+    processing: str = PATIENT,
 ) -> AsyncIterator[World]:
-    """Yield a world in which HAProxy has seen the agent's health; ``edit`` changes its files."""
+    """Yield a world in which HAProxy has seen the agent's health; ``edit`` changes its files.
+
+    ``processing`` is how long HAProxy waits for an answer of the agent; a test of what happens
+    without one sets ``SHIPPED``.
+    """
     made = World(folder, port=port or free_port(), env=env or {}, inside=inside)
     shutil.copytree(files(), folder / "haproxy", ignore=shutil.ignore_patterns("__pycache__"))
+    ask_for(folder / "haproxy", processing)
     edit(folder / "haproxy")
     application = await asyncio.start_server(made.application, "127.0.0.1", 0)
     try:
@@ -363,12 +375,13 @@ def run(
     agent: bool = True,
     port: int | None = None,
     edit: Callable[[Path], object] = lambda files: None,
+    processing: str = PATIENT,
     **env: str,
 ) -> None:
-    """Run ``test`` in a world of its own."""
+    """Run ``test`` in a world of its own; ``world()`` has the parameters."""
 
     async def main() -> None:
-        made = world(folder, config, agent, port, edit, env)
+        made = world(folder, config, agent, port, edit, env, processing=processing)
         async with asyncio.timeout(LONGEST), made as w:
             await test(w)
 

@@ -27,7 +27,7 @@ import pytest
 import redis
 
 from tests.helpers.servers import Server
-from tests.helpers.world import Client, World, free_port, until, world
+from tests.helpers.world import SHIPPED, Client, World, free_port, until, world
 from tests.store.redis.test_sentinel import watch
 
 pytestmark = pytest.mark.integration
@@ -262,7 +262,9 @@ async def sites(folder: Path, stores: Stores) -> AsyncIterator[list[Site]]:
                 f'[haproxy]\nsockets = ["{place}/haproxy.sock"]\n'
             )
             env = {"RATELIMIT_STATS_LEVEL": "admin"}
-            made = await stack.enter_async_context(world(place, config, env=env))
+            made = await stack.enter_async_context(
+                world(place, config, env=env, processing=SHIPPED)
+            )
             site = Site(made, f"http://{ops}", place / "ratelimit.toml")
             stack.callback(site.signal, signal.SIGKILL)
             found.append(site)

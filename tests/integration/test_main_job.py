@@ -14,7 +14,7 @@ import httpx
 import pytest
 from http_sfv.list import List
 
-from tests.helpers.world import LONGEST, Answer, World, free_port, patient, run, until, world
+from tests.helpers.world import LONGEST, Answer, World, free_port, run, until, world
 
 pytestmark = pytest.mark.integration
 
@@ -164,8 +164,7 @@ def test_http2_with_a_hundred_streams_at_once(tmp_path: Path) -> None:
             assert Counter(a.status_code for a in answers) == {429: 100}
         assert w.requests == {"127.4.0.1": 100}
 
-    # From 3.1 on, each of the first streams opens a connection to the agent.
-    run(tmp_path, test, LONG, edit=patient)
+    run(tmp_path, test, LONG)
 
 
 def test_ipv6(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.world import LONGEST, World, haproxy_version, patient, run, until, world
+from tests.helpers.world import LONGEST, SHIPPED, World, haproxy_version, run, until, world
 from tests.integration.visitors import load, more
 
 pytestmark = pytest.mark.integration
@@ -40,7 +40,7 @@ def test_the_agent_is_killed_and_started_again(tmp_path: Path) -> None:
             await more(answers)
         assert w.checks() >= 100
 
-    run(tmp_path, test)
+    run(tmp_path, test, processing=SHIPPED)
 
 
 def test_the_agent_hangs(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_the_agent_hangs(tmp_path: Path) -> None:
             await more(answers, 300)
             await until(lambda: questions(w)[False] > before[False], "the agent is asked again")
 
-    run(tmp_path, test)
+    run(tmp_path, test, processing=SHIPPED)
 
 
 def test_the_agent_is_stopped_gently_under_load(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_the_agent_is_stopped_gently_under_load(tmp_path: Path) -> None:
             await until(lambda: w.agent_is("UP"), "HAProxy sees the new agent")
             await more(answers)
 
-    run(tmp_path, test)
+    run(tmp_path, test, processing=SHIPPED)
 
 
 def test_haproxy_is_reloaded_under_load(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_haproxy_is_reloaded_under_load(tmp_path: Path) -> None:
                 await more(answers)
         assert w.checks() >= len(answers) * 0.9
 
-    run(tmp_path, test)
+    run(tmp_path, test, processing=SHIPPED)
 
 
 @pytest.mark.parametrize(("way", "since"), [("reset", (3, 1)), ("half-closed", (3, 3))])
@@ -93,9 +93,8 @@ def test_a_client_that_leaves_while_the_agent_is_asked(
     """HAProxy tells of that since a version; before, the question ends with its time."""
 
     def edit(files: Path) -> None:
-        cfg, spoe = files / "haproxy.cfg", files / "spoe.conf"
+        cfg = files / "haproxy.cfg"
         cfg.write_text(cfg.read_text().replace("fall 2 rise 1", "fall 100000 rise 1"))
-        spoe.write_text(spoe.read_text().replace("processing 50ms", "processing 5s"))
 
     sources = [f"127.9.3.{n}" for n in range(1, 9)]
 
@@ -112,7 +111,7 @@ def test_a_client_that_leaves_while_the_agent_is_asked(
             await until(lambda: f"{source}:" in w.haproxy_log(), "it is logged")
 
     async def main() -> None:
-        async with asyncio.timeout(LONGEST), world(tmp_path, edit=edit) as w:
+        async with asyncio.timeout(LONGEST), world(tmp_path, edit=edit, processing="5s") as w:
             assert w.agent is not None
             w.agent.send_signal(signal.SIGSTOP)
             await asyncio.gather(*(leave(w, source) for source in sources))
@@ -175,7 +174,7 @@ def test_without_the_agent_haproxy_itself_refuses_above_the_limit(
         assert await newcomer.statuses(101) == [200] * 100 + [429]
 
     limit = "[limits.default]\nwindow = '30s'\n"
-    run(tmp_path, test, limit, edit=patient, RATELIMIT_ALONE_RATE="20")
+    run(tmp_path, test, limit, RATELIMIT_ALONE_RATE="20")
 
 
 def test_haproxy_starts_before_the_agent(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.world import HAPROXY, LONGEST, Answer, World, free_port, until, world
+from tests.helpers.world import HAPROXY, LONGEST, SHIPPED, Answer, World, free_port, until, world
 from tests.integration.visitors import load, more
 
 pytestmark = pytest.mark.integration
@@ -60,8 +60,8 @@ def test_two_proxies_are_replaced_one_after_the_other(tmp_path: Path) -> None:
             folder.mkdir()
         async with (
             asyncio.timeout(LONGEST),
-            world(folders[0], state(folders[0]), edit=edit) as first,
-            world(folders[1], state(folders[1]), edit=edit) as second,
+            world(folders[0], state(folders[0]), edit=edit, processing=SHIPPED) as first,
+            world(folders[1], state(folders[1]), edit=edit, processing=SHIPPED) as second,
         ):
             with balancer(folders[2], first, second) as front:
                 await until(front.listens, "the load balancer listens")

@@ -19,7 +19,7 @@ import pytest
 
 from tests.helpers import wire
 from tests.helpers.fleet import BLOCKED, Node, fleet, until
-from tests.helpers.world import PATIENCE, World, free_port, patient, run
+from tests.helpers.world import PATIENCE, World, free_port, run
 from tests.integration.test_outages import questions
 from tests.integration.visitors import load, more
 
@@ -246,4 +246,4 @@ def test_the_agent_hands_over_under_load(tmp_path: Path) -> None:
             os.kill(successor, signal.SIGTERM)
             until(lambda: ended(successor), "the successor ends")
 
-    run(tmp_path, test, edit=patient)
+    run(tmp_path, test)

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from ratelimit.haproxy.process import files
-from tests.helpers.world import World, closed, free_port, run, until
+from tests.helpers.world import SHIPPED, World, closed, free_port, run, until
 from tests.integration.certificates import make_certificate
 
 pytestmark = pytest.mark.integration
@@ -53,6 +53,7 @@ def test_a_proxy_that_names_no_client_is_not_one_of_the_clients(tmp_path: Path) 
         tmp_path,
         test,
         edit=behind("127.6.0.0/24\n"),
+        processing=SHIPPED,
         RATELIMIT_API_KEYS="1",
         RATELIMIT_ALONE_RATE="3",
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.nameserver import NameServer
-from tests.helpers.world import Client, World, until, world
+from tests.helpers.world import SHIPPED, Client, World, until, world
 from tests.integration.containers import Containers
 from tests.story.chain import BALANCER, CDN, Visitor, chain
 
@@ -98,7 +98,14 @@ def test_no_request_is_lost_and_only_attackers_are_refused(tmp_path: Path) -> No
         inside = ("unshare", "--mount", "sh", "-c", f'{mount}; exec "$@"', "sh")
         try:
             async with (
-                world(tmp_path, CONFIG, edit=edit, env=settings, inside=inside) as w,
+                world(
+                    tmp_path,
+                    CONFIG,
+                    edit=edit,
+                    env=settings,
+                    inside=inside,
+                    processing=SHIPPED,
+                ) as w,
                 chain(tmp_path, w.port) as port,
             ):
                 story = Story(w, names, containers)

@@ -12,7 +12,7 @@ import redis
 
 from ratelimit.store import StoreError
 from tests.helpers.acl import rights
-from tests.helpers.servers import PROGRAM, Server, until
+from tests.helpers.servers import LIMIT, PROGRAM, Server, until
 from tests.store.conftest import block, lift, listed, nodes, run
 
 pytestmark = pytest.mark.integration
@@ -196,6 +196,19 @@ def test_another_sentinel_is_asked_if_the_first_goes_away(
     run(main)
 
 
+async def acknowledged(store: RedisStore, name: str) -> None:
+    """Block a client, again if the replicas of a busy machine do not confirm it in time."""
+    async with asyncio.timeout(LIMIT):
+        while True:
+            try:
+                await store.save(block(name))
+            except StoreError as error:
+                if "replicas" not in str(error):
+                    raise
+            else:
+                return
+
+
 def test_a_block_by_hand_waits_for_replicas(make_server: Callable[..., Server]) -> None:
     primary = make_server()
     primary.do("ACL", "SETUSER", "ratelimit", *rights("server"), *rights("replicas"))
@@ -207,7 +220,7 @@ def test_a_block_by_hand_waits_for_replicas(make_server: Callable[..., Server]) 
         await until(lambda: "'state': 'online'" in str(primary.do("INFO", "replication")))
         async with nodes(url, replicas=1) as [(store, seen)]:
             for number in range(20):
-                await store.save(block(f"k{number}"))
+                await acknowledged(store, f"k{number}")
                 assert replica.do("HEXISTS", "test:{fleet}:blocks", f"default|k{number}") == 1
             replica.pause()
             with pytest.raises(StoreError, match="0 of 1 replicas") as caught:
@@ -221,9 +234,9 @@ def test_a_block_by_hand_waits_for_replicas(make_server: Callable[..., Server]) 
             await until(lambda: "b" in seen.clients())
             assert store.up and store.outages == 0
             replica.resume()
-            await store.save(block("c"))
+            await acknowledged(store, "c")
         async with nodes(url, replicas=2) as [(store, _)]:
-            with pytest.raises(StoreError, match="1 of 2 replicas"):
+            with pytest.raises(StoreError, match=r"[01] of 2 replicas"):
                 await store.save(block("d"))
         assert primary.client().acl_log() == []
 
