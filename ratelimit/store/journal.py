@@ -32,6 +32,11 @@ from ratelimit.turns import paced
 HANG = 3.0
 """Seconds in which the disk must have finished an operation."""
 
+START_HANG = 15.0
+"""The same at the start. It may be that of the whole machine, when disks are busiest, and a node that
+gives up does not run, or runs without a journal. systemd allows 30 s for the whole start.
+"""
+
 SETTLED = 3600
 """Seconds for which the clock must have been steady before anything is deleted by it: after a boot
 it may be years ahead until it is corrected.
@@ -283,9 +288,10 @@ class Journal:
     async def _do(self, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Run an operation in the thread. Raises StoreError; a hung disk is reported meanwhile."""
         future = self._thread.run(functools.partial(work, *args, **kwargs))
-        while not (await asyncio.wait([future], timeout=HANG))[0]:
+        limit = START_HANG if self._task is None else HANG
+        while not (await asyncio.wait([future], timeout=limit))[0]:
             if self._task is None:
-                raise StartError(f"{self.path}: no answer from the disk within {HANG:.0f} s")
+                raise StartError(f"{self.path}: no answer from the disk within {limit:.0f} s")
             self._state(f"{self.path}: the disk does not answer")
         try:
             return future.result()

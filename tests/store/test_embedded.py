@@ -530,7 +530,7 @@ def test_a_disk_that_hangs_is_an_outage_and_holds_up_nothing(
 def test_a_disk_that_hangs_at_the_start_is_a_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "HANG", 0.05)
+    monkeypatch.setattr(journal, "START_HANG", 0.05)
     monkeypatch.setattr(journal, "_CLOSE_TIMEOUT", 0.1)
     hangs = threading.Event()
 
@@ -540,6 +540,20 @@ def test_a_disk_that_hangs_at_the_start_is_a_clear_error(
         with pytest.raises(StartError, match="no answer from the disk"):
             await store.start()
         hangs.set()
+
+    run(main)
+
+
+def test_a_disk_that_is_busy_at_the_start_has_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        store = MemoryStore(str(tmp_path))
+        with monkeypatch.context() as patch:
+            patch.setattr(journal, "HANG", 0.0)  # no operation is that fast
+            await store.start()
+        assert store.up
+        await store.close()
 
     run(main)
 

@@ -365,7 +365,7 @@ def test_a_folder_that_can_not_be_used(server: Server, tmp_path: Path, logs: lis
 def test_a_disk_that_hangs_holds_up_neither_start_nor_end(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "HANG", 0.05)
+    monkeypatch.setattr(journal, "START_HANG", 0.05)
     monkeypatch.setattr(journal, "_CLOSE_TIMEOUT", 0.1)
 
     async def main() -> None:
