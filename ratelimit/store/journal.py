@@ -33,8 +33,8 @@ HANG = 3.0
 """Seconds in which the disk must have finished an operation."""
 
 START_HANG = 15.0
-"""The same at the start. It may be that of the whole machine, when disks are busiest, and a node that
-gives up does not run, or runs without a journal. systemd allows 30 s for the whole start.
+"""The same at the start, when the whole machine may start and disks be busiest. A node that gives
+up does not run, or runs without a journal. systemd allows 30 s for the whole start.
 """
 
 SETTLED = 3600
