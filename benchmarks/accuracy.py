@@ -25,7 +25,7 @@ from benchmarks.harness import Figure, Programs, Target
 from benchmarks.report import Column, Report, Row, Table
 from ratelimit.limiter.limiter import Limiter
 from ratelimit.model import Limit
-from ratelimit.spop.notify import Responder
+from ratelimit.spop.respond import Responder
 from tests.helpers import wire
 
 if TYPE_CHECKING:

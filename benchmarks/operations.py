@@ -32,7 +32,7 @@ from benchmarks.end_to_end import APPLICATION, SHIPPED, HAProxy
 from benchmarks.harness import Figure, Programs, Target
 from benchmarks.report import Column, Report, Row, Table
 from ratelimit.node.top import Busiest
-from ratelimit.spop.notify import Responder
+from ratelimit.spop.respond import Responder
 from tests.helpers import wire
 from tests.helpers.running import running
 from tests.helpers.servers import Server

@@ -2,7 +2,7 @@
 
 import sys
 
-from ratelimit.process.signals import hold
+from ratelimit.process.hold_signals import hold
 
 
 def main() -> None:

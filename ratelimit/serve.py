@@ -20,7 +20,7 @@ from ratelimit.node.operations import Control
 from ratelimit.process import log as logs
 from ratelimit.process.ending import LastResort
 from ratelimit.process.handover import Predecessor
-from ratelimit.process.signals import let_through
+from ratelimit.process.hold_signals import let_through
 from ratelimit.process.systemd import Manager
 
 STOP_TIMEOUT = 7.0

@@ -26,7 +26,7 @@ from ratelimit.model import Address
 from ratelimit.process.systemd import Passed
 from ratelimit.spop.connection import Connection
 from ratelimit.spop.constants import Status
-from ratelimit.spop.notify import Responder
+from ratelimit.spop.respond import Responder
 from ratelimit.store.sync import Sync
 
 MAX_CONNECTIONS = 4096

@@ -22,7 +22,7 @@ from ratelimit.haproxy.process import HAProxy, confine, find, unprivileged
 from ratelimit.model import Address
 from ratelimit.notation import format_duration
 from ratelimit.process import log as logs
-from ratelimit.process.signals import let_through
+from ratelimit.process.hold_signals import let_through
 from ratelimit.process.systemd import Manager
 from ratelimit.serve import on_signal, run
 

@@ -6,6 +6,7 @@ from ratelimit.engine.key cimport Key
 from ratelimit.engine.networks cimport Networks
 from ratelimit.engine.outcome cimport Outcome
 from ratelimit.engine.query cimport Query
+from ratelimit.engine.retry_after cimport RetryAfter
 from ratelimit.engine.rule cimport Rule
 from ratelimit.engine.table cimport Table
 
@@ -21,6 +22,7 @@ cdef uint64_t SECOND, MAPPED
 cdef class Engine:
     cdef readonly list rules, exchanges
     cdef readonly Table table
+    cdef RetryAfter retry_after
     cdef readonly Networks lists, barred
     cdef object strike
     cdef readonly uint64_t now, checks
@@ -45,7 +47,8 @@ cdef class Engine:
     cpdef int ask(self, Rule rule, bytes key, uint64_t hits) except -1
     @cython.locals(verdict=int, rule=Rule, left=uint64_t)
     cdef int judge(self, Query query, Outcome outcome) except -1
-    cdef void expect(self, Query query) noexcept
+    @cython.locals(table=Table)
+    cdef void aim(self, Query query) noexcept
     @cython.locals(
         table=Table, rule=Rule, hits=uint64_t, slot=Py_ssize_t, text=bytes,
         counted=uint64_t, exchange=Exchange, place=uint64_t, listed=uint64_t, mark=uint64_t,
@@ -67,6 +70,7 @@ cdef class Engine:
     )
     cdef uint64_t classify(self, Query query) noexcept
     cdef void mask(self, Rule rule, int kind, uint64_t hi, uint64_t lo) noexcept
-    cdef Py_ssize_t locate(self, Rule rule, int kind, uint64_t hi, uint64_t lo) except -1
+    @cython.locals(ident=uint64_t)
+    cdef Py_ssize_t visit(self, Query query) except -1
     @cython.locals(rule=Rule, slot=Py_ssize_t, exchange=Exchange)
     cdef int announce(self, Query query) except -1

@@ -27,6 +27,7 @@ from ratelimit.engine.layout import (
 from ratelimit.engine.networks import Networks
 from ratelimit.engine.outcome import DENYLIST, Outcome
 from ratelimit.engine.query import Query
+from ratelimit.engine.retry_after import RetryAfter
 from ratelimit.engine.rule import Rule
 from ratelimit.engine.sharing import Exchange
 from ratelimit.engine.table import Table
@@ -98,6 +99,7 @@ class Engine:
         secret = secret or secrets.token_bytes(64)
         self.rules: list[Rule] = []
         self.table = Table(capacity, secret[:48])
+        self.retry_after = RetryAfter(self.table)
         self.exchanges: list[Exchange] = []
         self.shared = shared
         self.refresh = refresh
@@ -202,12 +204,13 @@ class Engine:
         query.lo = self.key.lo
         query.data = key
         query.text_size = len(key)
+        self.aim(query)
         self.outcome.clear()
         self.judge(query, self.outcome)
         return self.outcome.verdict
 
     def judge(self, query: Query, outcome: Outcome) -> None:
-        """Check a query; store its verdict in ``outcome`` if it is the most severe so far."""
+        """Check an aimed query; its verdict is the outcome if it is the most severe so far."""
         verdict = self.check(query)
         rule = query.rule
         if verdict == _ALLOW:
@@ -232,10 +235,15 @@ class Engine:
         if query.via > 0:
             self.sight(query)
 
-    def expect(self, query: Query) -> None:
-        """Note a query for the prefetch by ``table.fetch()``."""
+    def aim(self, query: Query) -> None:
+        """Mask the key of a query and find its place in the table, before ``judge()``."""
+        table = self.table
         self.mask(query.rule, query.kind, query.hi, query.lo)
-        self.table.expect(self.hi, self.lo, query.kind << 16 | query.rule.index)
+        table.aim(self.hi, self.lo, query.kind << 16 | query.rule.index)
+        query.client_hi = self.hi
+        query.client_lo = self.lo
+        query.base = table.base
+        query.tag = table.tag
 
     def check(self, query: Query) -> int:
         """Count the hits of a client against a limit and return the verdict.
@@ -249,7 +257,7 @@ class Engine:
         hits = query.hits
         self.checks += 1
         rule.at(self.now)
-        slot = self.locate(rule, query.kind, query.hi, query.lo)
+        slot = self.visit(query)
         if table.idle > self.minute:
             rule.seen += 1
         self.until = 0
@@ -307,9 +315,9 @@ class Engine:
                 rule.blocked += 1
                 return _BLOCK
         if place > 0:
-            self.wait = exchange.rest(slot, place - 1)
+            self.wait = exchange.retry_after(slot, place - 1)
         else:
-            self.wait = table.wait(slot, rule, table.alone, 0)
+            self.wait = self.retry_after.alone(slot, rule)
         rule.throttled += 1
         return _THROTTLE
 
@@ -328,7 +336,8 @@ class Engine:
         For a network, use its first address.
         """
         self.key.text(key, 0, len(key))
-        return self.locate(rule, self.key.kind, self.key.hi, self.key.lo)
+        self.mask(rule, self.key.kind, self.key.hi, self.key.lo)
+        return self.table.find(self.hi, self.lo, self.key.kind << 16 | rule.index)
 
     def known(self, rule: Rule, key: bytes) -> int:
         """Return the slot of a client like ``slot()``, or -1 if it is not in the table."""
@@ -386,9 +395,8 @@ class Engine:
         rule = query.rule
         if query.kind != ADDRESS:
             return NONE
-        self.mask(rule, query.kind, query.hi, query.lo)
-        hi = self.hi
-        lo = self.lo
+        hi = query.client_hi
+        lo = query.client_lo
         last_hi = hi
         last_lo = lo
         if hi == 0 and lo >> 32 == MAPPED:
@@ -415,16 +423,16 @@ class Engine:
         self.hi = hi
         self.lo = lo
 
-    def locate(self, rule: Rule, kind: int, hi: int, lo: int) -> int:
-        """Return the slot of the client of a key, masked with the limit's prefix."""
-        self.mask(rule, kind, hi, lo)
-        return self.table.find(self.hi, self.lo, kind << 16 | rule.index)
+    def visit(self, query: Query) -> int:
+        """Return the slot of the client of an aimed query; add it to the table if missing."""
+        ident = query.kind << 16 | query.rule.index
+        return self.table.visit(query.client_hi, query.client_lo, ident, query.base, query.tag)
 
     def announce(self, query: Query) -> None:
-        """Announce a client's hits to the store, unless it is blocked."""
+        """Announce the hits of an aimed query to the store, unless its client is blocked."""
         rule = query.rule
         rule.at(self.now)
-        slot = self.locate(rule, query.kind, query.hi, query.lo)
+        slot = self.visit(query)
         if self.table.idle > self.minute:
             rule.seen += 1  # the check itself will find it just seen
         if self.table.until(slot) <= self.table.now:

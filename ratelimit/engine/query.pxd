@@ -8,6 +8,6 @@ cdef uint64_t _UNTOLD
 cdef class Query:
     cdef Rule rule
     cdef int kind
-    cdef uint64_t hits, hi, lo, via, left
+    cdef uint64_t hits, hi, lo, client_hi, client_lo, tag, via, left
     cdef bytes data
-    cdef Py_ssize_t text, text_size
+    cdef Py_ssize_t text, text_size, base

@@ -2,6 +2,7 @@
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 from ratelimit.engine.buffer cimport Buffer
+from ratelimit.engine.retry_after cimport RetryAfter
 from ratelimit.engine.rule cimport Rule
 from ratelimit.engine.table cimport Table
 
@@ -19,6 +20,7 @@ cdef uint32_t _MAX_RESERVED, _LOOKED_AT, _LEAST
 @cython.final
 cdef class Exchange:
     cdef Table table
+    cdef RetryAfter waits
     cdef readonly Rule rule
     cdef readonly uint32_t capacity, size, flown, refresh
     cdef uint32_t used, left, next, head, queued, most
@@ -59,7 +61,7 @@ cdef class Exchange:
         total=uint64_t, unsent=uint64_t,
     )
     cdef uint64_t remote(self, uint32_t place, uint64_t hits) noexcept
-    cdef uint64_t rest(self, Py_ssize_t slot, uint32_t place) noexcept
+    cdef uint64_t retry_after(self, Py_ssize_t slot, uint32_t place) noexcept
     @cython.locals(
         rule=Rule, first=Py_ssize_t, last=uint64_t, at=uint64_t, steps=uint64_t, _=int,
     )

@@ -39,6 +39,7 @@ from ratelimit.engine.layout import (
     TOLD_NEAR,
     WEIGHT_BITS,
 )
+from ratelimit.engine.retry_after import RetryAfter
 from ratelimit.engine.rule import Rule
 from ratelimit.engine.table import Table
 
@@ -67,7 +68,7 @@ _LO = 4
 _IDENT = 5  # and what it is known by beside the key: another client may have its slot by now.
 _HALVES = 41  # of a client, 32 bits each
 _REMOTE = 17  # of them: 17 counters of sent, 17 of remote,
-_SUM = 34  # the sum of remote, which follows it as Table.wait() expects,
+_SUM = 34  # the sum of remote, which follows it as RetryAfter expects,
 _UNSENT = 35  # hits that no batch has carried,
 _ASKED = 36  # the millisecond of the last batch it was in,
 _TELL = 37  # whether the other nodes are to be told of it,
@@ -91,6 +92,7 @@ class Exchange:
 
     def __init__(self, table: Table, rule: Rule, capacity: int, refresh: int) -> None:
         self.table = table
+        self.waits = RetryAfter(table)
         self.rule = rule
         self.capacity = capacity
         # With a window of a day, rounds as frequent as with a short one would repeat the same data.
@@ -314,9 +316,9 @@ class Exchange:
         total += (here + oldest) * rule.weight + _HALF >> WEIGHT_BITS
         return total - (here * rule.weight + _HALF >> WEIGHT_BITS)
 
-    def rest(self, slot: int, place: int) -> int:
-        """Return the seconds of ``Table.wait()``, including hits on other nodes."""
-        return self.table.wait(slot, self.rule, self.halves, _HALVES * place + _REMOTE)
+    def retry_after(self, slot: int, place: int) -> int:
+        """Return the seconds to wait, including hits on other nodes."""
+        return self.waits.shared(slot, self.rule, self.halves, _HALVES * place + _REMOTE)
 
     def advance(self, place: int) -> None:
         """Clear the counters that have left the rings."""

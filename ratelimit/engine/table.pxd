@@ -4,9 +4,9 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from ratelimit.engine.rule cimport Rule
 
 cdef int WAYS, SET_WORDS, SLOT_WORDS, FIRST_COUNTER, STAMP_BITS, WEIGHT_BITS
-cdef int EPOCH, FETCHED, SUM, UNTIL
+cdef int EPOCH, SUM, UNTIL
 cdef uint64_t RING, SECOND, BY_HAND
-cdef uint64_t _MAX_COUNTER, _SMALL, _HALF, _SPREAD, _M64, _M32
+cdef uint64_t _MAX_COUNTER, _HALF, _SPREAD, _M64, _M32
 
 
 @cython.final
@@ -20,25 +20,26 @@ cdef class Table:
     cdef Py_ssize_t base
     cdef uint64_t tag
     cdef int way
-    cdef uint64_t[::1] aims
-    cdef int expected
     cdef uint64_t touched
     cdef readonly uint64_t entries, evictions, idle
     cdef readonly dict orphans
-    cdef uint32_t[::1] alone
 
     cpdef void at(self, uint64_t now) noexcept
-    @cython.locals(slot=Py_ssize_t, i=int, kept=uint64_t)
     cpdef Py_ssize_t find(self, uint64_t hi, uint64_t lo, uint64_t ident) except -1
+    @cython.locals(slot=Py_ssize_t, i=int, kept=uint64_t)
+    cdef Py_ssize_t visit(
+        self, uint64_t hi, uint64_t lo, uint64_t ident, Py_ssize_t base, uint64_t tag
+    ) except -1
     @cython.locals(mixed=uint64_t)
     cdef void aim(self, uint64_t hi, uint64_t lo, uint64_t ident) noexcept
-    cdef void expect(self, uint64_t hi, uint64_t lo, uint64_t ident) noexcept
-    @cython.locals(
-        touched=uint64_t, i=int, base=Py_ssize_t, tag=uint64_t, way=int, slot=Py_ssize_t,
-    )
-    cdef void fetch(self) noexcept
-    @cython.locals(base=Py_ssize_t, tag=uint64_t, way=int, slot=Py_ssize_t)
+    cdef void fetch_set(self, Py_ssize_t base) noexcept
+    @cython.locals(way=int, slot=Py_ssize_t)
+    cdef void fetch_slot(self, Py_ssize_t base, uint64_t tag) noexcept
     cpdef Py_ssize_t peek(self, uint64_t hi, uint64_t lo, uint64_t ident) noexcept
+    @cython.locals(way=int, slot=Py_ssize_t)
+    cdef Py_ssize_t search(
+        self, uint64_t hi, uint64_t lo, uint64_t ident, Py_ssize_t base, uint64_t tag
+    ) noexcept
     @cython.locals(way=int, slot=Py_ssize_t, key=tuple)
     cdef int vacate(self, Py_ssize_t base) except -1
     @cython.locals(stalest=int, longest=int64_t, idle=int64_t, way=int, word=uint64_t)
@@ -53,13 +54,6 @@ cdef class Table:
         i=int, _=int,
     )
     cdef void advance(self, Py_ssize_t slot, Rule rule) noexcept
-    @cython.locals(
-        first=Py_ssize_t, left=uint64_t, at=uint64_t, parts=uint64_t,
-        until=uint64_t, counter=uint64_t, room=uint64_t, spare=uint64_t,
-    )
-    cdef uint64_t wait(
-        self, Py_ssize_t slot, Rule rule, uint32_t[::1] others, Py_ssize_t start
-    ) noexcept
     @cython.locals(first=Py_ssize_t, i=int)
     cdef void settle(self, Py_ssize_t slot, Rule rule) noexcept
     cpdef uint64_t until(self, Py_ssize_t slot) noexcept

@@ -33,7 +33,6 @@ from ratelimit.engine.layout import (
     BY_HAND,
     CLIENT_BYTES,
     EPOCH,
-    FETCHED,
     FIRST_COUNTER,
     RING,
     SET_WORDS,
@@ -49,7 +48,6 @@ from ratelimit.notation import SECOND
 
 _HALF = 1 << WEIGHT_BITS - 1  # to round a share to the nearest
 _MAX_COUNTER = 1 << 27  # 17 of them fit into the sum; more than any rate
-_SMALL = 1 << 20  # times a sub-window it fits 64 bits; see _MAX_WINDOW in rule.py
 _SPREAD = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, made odd
 _M64 = 0xFFFFFFFFFFFFFFFF
 _M32 = 0xFFFFFFFF
@@ -76,15 +74,11 @@ class Table:
         self.base = 0
         self.tag = 0
         self.way = 0
-        self.aims = memoryview(bytearray(16 * FETCHED)).cast("Q")
-        self.expected = 0
         self.touched = 0
         self.idle = 0
         self.entries = 0
         self.evictions = 0
         self.orphans: dict[tuple[int, int, int], int] = {}
-        # For wait(), of a client that has no hits elsewhere.
-        self.alone = memoryview(bytearray(4 * (RING + 1))).cast("I")
 
     @property
     def capacity(self) -> int:
@@ -103,10 +97,15 @@ class Table:
 
     def find(self, hi: int, lo: int, ident: int) -> int:
         """Return the slot of a client, adding it if missing, and record the visit."""
-        slot = self.peek(hi, lo, ident)
+        self.aim(hi, lo, ident)
+        return self.visit(hi, lo, ident, self.base, self.tag)
+
+    def visit(self, hi: int, lo: int, ident: int, base: int, tag: int) -> int:
+        """Do the work of ``find()`` for a client whose place is known from ``aim()``."""
+        slot = self.search(hi, lo, ident, base, tag)
         if slot < 0:
-            self.way = self.vacate(self.base)
-            slot = self.base + WAYS + self.way * SLOT_WORDS
+            self.way = self.vacate(base)
+            slot = base + WAYS + self.way * SLOT_WORDS
             self.words[slot] = hi
             self.words[slot + 1] = lo
             self.words[slot + 2] = ident
@@ -119,8 +118,8 @@ class Table:
                 if kept & 1 == 0:
                     self.halves[2 * slot + EPOCH] = kept >> 1
         else:
-            self.idle = self.stamp - (self.words[self.base + self.way] & _M32) & _M32
-        self.words[self.base + self.way] = self.tag << 32 | self.stamp
+            self.idle = self.stamp - (self.words[base + self.way] & _M32) & _M32
+        self.words[base + self.way] = tag << 32 | self.stamp
         return slot
 
     def aim(self, hi: int, lo: int, ident: int) -> None:
@@ -137,45 +136,27 @@ class Table:
         self.base = ((mixed >> 32) * self.sets >> 32) * SET_WORDS
         self.tag = (mixed >> 8 & _M32) | 1
 
-    def expect(self, hi: int, lo: int, ident: int) -> None:
-        """Note a client for ``fetch()``; more than ``FETCHED`` are ignored."""
-        if self.expected < FETCHED:
-            self.aim(hi, lo, ident)
-            self.aims[2 * self.expected] = self.base
-            self.aims[2 * self.expected + 1] = self.tag
-            self.expected += 1
+    def fetch_set(self, base: int) -> None:
+        """Touch the tags of a set, which ``fetch_slot()`` and ``visit()`` will read."""
+        self.touched ^= self.words[base]  # stored, so that the compiler does not remove the read
 
-    def fetch(self) -> None:
-        """Touch the memory that ``find()`` and ``count()`` will read for the noted clients.
-
-        These reads do not depend on each other, so a processor does many in parallel.
-        """
-        touched = self.touched
-        for i in range(self.expected):
-            base = self.aims[2 * i]
-            touched ^= self.words[base]
-        for i in range(self.expected):
-            base = self.aims[2 * i]
-            tag = self.aims[2 * i + 1]
-            for way in range(WAYS):
-                if self.words[base + way] >> 32 == tag:
-                    # They span at most three cache lines.
-                    slot = base + WAYS + way * SLOT_WORDS
-                    touched ^= self.words[slot] ^ self.words[slot + 8]
-                    touched ^= self.words[slot + SLOT_WORDS - 1]
-                    break
-        # Stored, so that the compiler does not remove the reads.
-        self.touched = touched
-        self.expected = 0
+    def fetch_slot(self, base: int, tag: int) -> None:
+        """Touch the slot that ``visit()`` and ``count()`` will read for a client."""
+        for way in range(WAYS):
+            if self.words[base + way] >> 32 == tag:
+                # They span at most three cache lines.
+                slot = base + WAYS + way * SLOT_WORDS
+                self.touched ^= self.words[slot] ^ self.words[slot + 8]
+                self.touched ^= self.words[slot + SLOT_WORDS - 1]
+                break
 
     def peek(self, hi: int, lo: int, ident: int) -> int:
-        """Return the slot of a known client, or -1.
-
-        ``base``, ``tag`` and ``way`` have the set, the tag and the way.
-        """
+        """Return the slot of a known client, or -1."""
         self.aim(hi, lo, ident)
-        base = self.base
-        tag = self.tag
+        return self.search(hi, lo, ident, self.base, self.tag)
+
+    def search(self, hi: int, lo: int, ident: int, base: int, tag: int) -> int:
+        """Return the slot of a known client, or -1; ``way`` has its way."""
         for way in range(WAYS):
             if self.words[base + way] >> 32 == tag:
                 slot = base + WAYS + way * SLOT_WORDS
@@ -256,38 +237,6 @@ class Table:
                 self.halves[first + at] = 0
             self.halves[2 * slot + SUM] = total
         self.words[slot + 3] = rule.tick
-
-    def wait(self, slot: int, rule: Rule, others: memoryview, start: int) -> int:
-        """Return the seconds, at least 1, until one hit fits if the client sends none before.
-
-        ``others`` has the counters of its hits elsewhere from ``start`` on, followed by their sum.
-        """
-        first = 2 * slot + FIRST_COUNTER
-        left = self.halves[2 * slot + SUM]
-        left += others[start + RING]  # both together need more than 32 bits
-        at = rule.oldest
-        parts = 0
-        counter = 0
-        while parts < RING:
-            parts += 1
-            counter = self.halves[first + at] + others[start + at]
-            left -= counter
-            if left < rule.rate:
-                break
-            at = at + 1 if at + 1 < RING else 0
-        until = parts * rule.sub_window - rule.elapsed
-        if counter > 0 and not rule.strict:
-            # A counter leaves the window gradually. The result is the largest share of this part of
-            # the window that may remain, after rounding.
-            room = 2 * (rule.rate - left) - 1
-            if room < _SMALL:
-                spare = rule.sub_window * room // (2 * counter)
-            else:
-                # The same, where the product does not fit 64 bits.
-                spare = rule.sub_window // (2 * counter) * room
-                spare += rule.sub_window % (2 * counter) * room // (2 * counter)
-            until = until - spare + 1 if until > spare else 1
-        return (until + SECOND - 1) // SECOND
 
     def until(self, slot: int) -> int:
         """Return the epoch second at which the client's block ends or ended; 0 without one."""

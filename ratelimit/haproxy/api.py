@@ -27,7 +27,7 @@ from ratelimit.haproxy.commands import (
     show_entries,
     taken_for,
 )
-from ratelimit.haproxy.mirror import Mirror, Truth
+from ratelimit.haproxy.edge_table import EdgeTable, Truth
 from ratelimit.haproxy.runtime_socket import Edge, EdgeError
 from ratelimit.haproxy.stats import (
     MAX_WEIGHT,
@@ -183,7 +183,7 @@ class Runtime:
     ) -> None:
         self.prefixes = prefixes or Prefixes()
         self._edges = [Edge(path, timeout) for path in sockets]
-        self._mirrors = [Mirror(edge) for edge in self._edges]
+        self._tables = [EdgeTable(edge) for edge in self._edges]
         self._timeout = timeout + _GRACE
         self._known = asyncio.Event()
 
@@ -200,22 +200,22 @@ class Runtime:
     @property
     def missed(self) -> int:
         """The number of changes that an HAProxy did not apply at once."""
-        return sum(mirror.faults for mirror in self._mirrors)
+        return sum(table.faults for table in self._tables)
 
     @property
     def dropped(self) -> int:
         """The number of changes that were dropped because the queue was full."""
-        return sum(mirror.dropped for mirror in self._mirrors)
+        return sum(table.dropped for table in self._tables)
 
     @property
     def corrected(self) -> int:
         """The number of entries that comparisons have corrected."""
-        return sum(mirror.corrected for mirror in self._mirrors)
+        return sum(table.corrected for table in self._tables)
 
     @property
     def behind(self) -> int:
         """The number of tables that may differ from the blocklist."""
-        return sum(mirror.due for mirror in self._mirrors)
+        return sum(table.due for table in self._tables)
 
     async def run(self, truth: Truth) -> None:
         """Keep the edge tables equal to the blocklist, from ``compare()`` on, until cancelled.
@@ -225,15 +225,15 @@ class Runtime:
         """
         await self._known.wait()
         async with asyncio.TaskGroup() as tasks:
-            for mirror in self._mirrors:
-                tasks.create_task(mirror.run(truth, lambda: self.prefixes))
+            for table in self._tables:
+                tasks.create_task(table.run(truth, lambda: self.prefixes))
             await asyncio.Event().wait()
 
     def compare(self) -> None:
         """Compare all edge tables: the blocklist is complete, or has changed without notice."""
         self._known.set()
-        for mirror in self._mirrors:
-            mirror.compare()
+        for table in self._tables:
+            table.compare()
 
     def push(self, key: str, until: int, by_hand: int = 0) -> Telling:
         """Make every HAProxy block a client until an epoch second.
@@ -308,7 +308,7 @@ class Runtime:
 
     async def close(self) -> None:
         """Stop; pending changes are dropped."""
-        await asyncio.gather(*(mirror.close() for mirror in self._mirrors))
+        await asyncio.gather(*(table.close() for table in self._tables))
 
     def _change(
         self,
@@ -318,10 +318,10 @@ class Runtime:
         until: int = 0,
     ) -> Telling:
         made = {}
-        for mirror in self._mirrors:
-            marked = "" if mark is None else mirror.maps.mark(network_key(mark), until)
-            made[mirror.edge.path] = [
-                mirror.change(change) for change in (marked, *changes) if change
+        for table in self._tables:
+            marked = "" if mark is None else table.maps.mark(network_key(mark), until)
+            made[table.edge.path] = [
+                table.change(change) for change in (marked, *changes) if change
             ]
         return Telling(made, timeout)
 

@@ -102,7 +102,7 @@ class Edges:
         self.runtime.compare()
         self.files.changed()
 
-    # The wanted content of the tables, see ``mirror.Truth``.
+    # The wanted content of the tables, see ``edge_table.Truth``.
 
     def until(self, client: Network) -> int:
         """Return until when HAProxy may block a client, by the clock of this machine."""

@@ -1,4 +1,4 @@
-"""The blocklist: the block of each client and its strikes; not on the request path.
+"""The blocklist: the last block of each client and limit; not on the request path.
 
 An entry is kept ``forget`` seconds after the end of its block, because the length of the next block
 depends on the strikes before it. The number of entries is bounded: a new entry replaces the ended
@@ -18,8 +18,7 @@ from operator import attrgetter
 
 from ratelimit.large import LargeDict, OrderedSet
 from ratelimit.limiter.orders import UNKNOWN, Lifts, beats
-from ratelimit.model import Block, Lift, Limit
-from ratelimit.notation import format_duration
+from ratelimit.model import Block, Lift
 
 MAX_ENTRIES = 200_000
 _PAGE = 20  # entries per read, 0.1 ms of work
@@ -75,11 +74,8 @@ class Blocklist:
 
     def next_order(self, limit: str, key: str, now: int) -> int:
         """Return the order of a new entry; ``now`` is in epoch nanoseconds."""
-        return self._next_order(self.get(limit, key), self.lifts.get(limit, key), now)
-
-    def _next_order(self, known: Block | None, lifted: Lift | None, now: int) -> int:
         self._order = max(now // 1000, self._order + 1)
-        for one in (known, lifted):
+        for one in (self.get(limit, key), self.lifts.get(limit, key)):
             if one is not None and one.order >= self._order:
                 self._order = one.order + 1
         return self._order
@@ -161,37 +157,6 @@ class Blocklist:
                 self._drop(limit, key)
                 gone += 1
         return gone
-
-    def strike(
-        self, limit: Limit, key: str, now: int, clock: int = 0, text: str = ""
-    ) -> Block | None:
-        """Block a client that exceeded a limit; return None if there is no room.
-
-        ``clock`` is the time of the hit in epoch nanoseconds. The first strike has the first length
-        of the limit's ladder, and so on; the last length is repeated. ``text`` is shown instead of
-        a hashed key.
-        """
-        last = self.get(limit.name, key)
-        strikes = 1
-        if (
-            last is not None
-            and last.shadow == limit.shadow
-            and now - max(last.since, last.until) < limit.forget
-        ):
-            strikes = last.strikes + 1
-        block = Block(
-            key=key,
-            limit=limit.name,
-            reason=f"over {limit.rate} in {format_duration(limit.window)}",
-            strikes=strikes,
-            since=now,
-            until=now + limit.block[min(strikes, len(limit.block)) - 1],
-            node=self.node,
-            shadow=limit.shadow,
-            order=self._next_order(last, self.lifts.get(limit.name, key), clock),
-            text=text,
-        )
-        return block if self.put(block, now) else None
 
     def _has_room(self, now: int) -> bool:
         return len(self._places) < self.max_entries or self._make_room(now)

@@ -24,6 +24,7 @@ from ratelimit.limiter.keys import (
     network_text,
 )
 from ratelimit.limiter.lists import Lists, span
+from ratelimit.limiter.strikes import next_block
 from ratelimit.limiter.strings import E, kept, string_text
 from ratelimit.model import (
     EVERY_LIMIT,
@@ -560,9 +561,8 @@ class Limiter:
         if last is not None and not last.shadow:
             # Otherwise it would win over the block in shadow mode, here and on all other nodes.
             _tell(self.on_made, self.lift_now(limit.name, key, now))
-        # Rounded up to a whole second, so that no block is shorter than configured.
-        block = self.blocklist.strike(limit, key, -(-now // SECOND), now, shown)
-        if block is None:
+        block = next_block(self.blocklist, limit, key, now, shown)
+        if not self.blocklist.put(block, block.since):
             return 0
         self.blocks += 1
         self.blocks_unreported += 1

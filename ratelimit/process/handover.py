@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import structlog
 
 from ratelimit.exceptions import RatelimitError, StartError
-from ratelimit.process.signals import HELD
+from ratelimit.process.hold_signals import HELD
 from ratelimit.process.systemd import FIRST_FD, OURS, Passed
 
 START_TIMEOUT = 60

@@ -2,7 +2,7 @@
 cimport cython
 from libc.stdint cimport uint64_t
 from ratelimit.spop.codec cimport Reader
-from ratelimit.spop.notify cimport Responder
+from ratelimit.spop.respond cimport Responder
 
 cdef Py_ssize_t _LENGTH
 

@@ -22,7 +22,7 @@ from ratelimit.spop.handshake import (
     write_agent_disconnect,
     write_agent_hello,
 )
-from ratelimit.spop.notify import Responder
+from ratelimit.spop.respond import Responder
 
 _LENGTH = 4  # bytes before each frame
 

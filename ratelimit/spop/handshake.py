@@ -1,6 +1,6 @@
 """The HELLO and DISCONNECT frames (SPOE.txt, sections 3.2.4, 3.2.5, 3.2.8, 3.2.9).
 
-``spop.notify`` handles NOTIFY and ACK.
+``spop.respond`` handles NOTIFY and ACK.
 """
 
 from __future__ import annotations

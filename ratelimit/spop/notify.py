@@ -1,145 +1,254 @@
-"""Answers NOTIFY frames (SPOE.txt, sections 3.2.6, 3.2.7 and 3.4).
+"""Parses NOTIFY frames into messages (SPOE.txt, sections 3.2.6 and 3.4), a number at a time.
 
-The engine checks each message of a read, in order; after the last message of a frame, its ACK is
-written. Other frames stop the pass and are left to ``spop.connection``.
+Parsing is a separate pass before the checks, so that the table entries of all messages can be
+prefetched at once.
 """
 
 from __future__ import annotations
 
 from ratelimit.engine.check import Engine
 from ratelimit.engine.layout import FETCHED
-from ratelimit.engine.outcome import Outcome
-from ratelimit.model import Verdict
-from ratelimit.spop.ack import Acknowledge
-from ratelimit.spop.parse import CHECKED, KEYLESS, UNKNOWN, Message, Plan
+from ratelimit.engine.query import UNTOLD, Query
+from ratelimit.engine.rule import Rule
+from ratelimit.exceptions import SpopError
+from ratelimit.spop.codec import Reader
+from ratelimit.spop.constants import DataType, FrameType, Status
+
+CHECKED = 0
+"""A message with a limit and a key."""
+
+UNKNOWN = 1
+"""A message whose name is no limit."""
+
+KEYLESS = 2
+"""A message without a valid key or valid hits."""
+
+EMPTY = 3
+"""A frame without messages, which has an ACK too."""
 
 # Of C's int type when compiled.
-_ALLOW = int(Verdict.ALLOW)
-_THROTTLE = int(Verdict.THROTTLE)
-_BLOCK = int(Verdict.BLOCK)
+_NOTIFY = int(FrameType.NOTIFY)
+_FRAGMENTED = int(Status.FRAGMENTED)
+_TOO_BIG = int(Status.TOO_BIG)
+_NULL = int(DataType.NULL)
+_INT32 = int(DataType.INT32)
+_INT64 = int(DataType.INT64)
+_UINT64 = int(DataType.UINT64)
+_IPV4 = int(DataType.IPV4)
+_IPV6 = int(DataType.IPV6)
+_STRING = int(DataType.STRING)
+_BINARY = int(DataType.BINARY)
+_CHECKED = CHECKED
+_UNKNOWN = UNKNOWN
+_KEYLESS = KEYLESS
+_EMPTY = EMPTY
 
-_FEW = 3  # messages; below this number, prefetching does not pay
+_FIN = 1
+_MAX_HITS = 1 << 27
+_UNTOLD = UNTOLD
 
-_MAX_NOTES = 64
-_MAX_NOTE = 64  # bytes
+
+class Message(Query):
+    """A parsed message; objects are reused.
+
+    ``state`` is one of the constants above; the query is valid in state CHECKED. ``name`` and
+    ``name_size`` are the position of its name. ``ends`` is true for the last message of a frame,
+    whose ids are at ``ids``.
+    """
+
+    def __init__(self, rule: Rule) -> None:
+        super().__init__(rule)
+        self.state = _EMPTY
+        self.name = 0
+        self.name_size = 0
+        self.ends = False
+        self.ids = 0
+        self.ids_size = 0
 
 
-class Responder:
-    """Reads NOTIFY frames, asks the engine, and writes ACK frames; connections share one responder.
+class NotifyParser:
+    """The messages of a read, up to FETCHED at a time.
 
-    Attributes:
-        fetching: whether the table is prefetched before the checks; affects only the speed.
-        unknown: number of messages whose name is no limit.
-        keyless: number of messages without a valid key or valid hits.
-        notes: the first of these as (problem, name), for the log.
+    Call ``begin()``, then ``read()`` until it returns fewer than FETCHED. ``pos`` is the end of the
+    last whole frame, ``error`` the protocol error at that position, or None.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.ack = Acknowledge()
-        self.plan = Plan(engine.rules[0], engine.key)
-        self.outcome = Outcome(engine.rules[0])  # of the frame so far
-        # Plain Python spends its time on objects, not on the table.
-        self.fetching = not __file__.endswith(".py")
-        self.unknown = 0
-        self.keyless = 0
-        self.notes: dict[tuple[str, str], bool] = {}
+        self.reader = Reader()
+        self.messages = [Message(engine.rules[0]) for _ in range(FETCHED)]
+        self.data = b""
+        self.pos = 0
+        self.max_frame_size = 0
+        self.within = False
+        self.ids = 0
+        self.ids_size = 0
+        self.error: SpopError | None = None
 
-    def answer(self, data: bytes, start: int, max_frame_size: int) -> int:
-        """Answer the NOTIFY frames of ``data[start:]``; return where the pass stopped.
+    def begin(self, data: bytes, start: int, max_frame_size: int) -> None:
+        """Begin a new read, from ``data[start:]``."""
+        self.data = data
+        self.pos = start
+        self.max_frame_size = max_frame_size
+        self.within = False
+        self.error = None
 
-        The pass stops at anything that is not a whole NOTIFY frame, or when the output is full:
-        call ``take()``, then continue if there was progress. Raises SpopError for a protocol error;
-        ``take()`` still returns the answers to the frames before it.
+    def read(self, rules: list[Rule], frames: int) -> int:
+        """Parse the next messages, of up to ``frames`` frames; return their number.
+
+        A frame that was begun before counts as one of them. Parsing stops at anything that is not a
+        whole NOTIFY frame. Messages of a frame with a protocol error are dropped, except those
+        returned by an earlier call.
         """
-        plan = self.plan
-        engine = self.engine
-        plan.begin(data, start, max_frame_size)
-        self.outcome.clear()
-        count = FETCHED
-        while count == FETCHED:
-            count = plan.read(engine.rules, self.ack.room())
-            if self.fetching and count >= _FEW:
-                self.fetch(count)
-            for i in range(count):
-                self.respond(plan.messages[i])
-        if plan.error is not None:
-            raise plan.error
-        return plan.pos
+        reader = self.reader
+        count = 0
+        whole = 0
+        if self.within:
+            frames -= 1
+        try:
+            while count < FETCHED:
+                if not self.within:
+                    if frames == 0 or not self.open():
+                        break
+                    frames -= 1
+                message = self.messages[count]
+                count += 1
+                message.ends = False
+                if reader.pos < reader.end:
+                    self.message(message, rules)
+                else:
+                    message.state = _EMPTY
+                if reader.pos == reader.end:
+                    message.ends = True
+                    message.ids = self.ids
+                    message.ids_size = self.ids_size
+                    self.within = False
+                    self.pos = reader.end
+                    whole = count
+        except SpopError as error:
+            self.error = error
+            return whole
+        return count
 
-    def reserve(self, data: bytes, start: int, max_frame_size: int) -> None:
-        """Announce to the store the messages that ``answer()`` will answer.
+    def open(self) -> bool:
+        """Begin the next frame; return false if it is not a whole NOTIFY."""
+        p = self.data
+        pos = self.pos
+        left = len(self.data) - pos
+        if left < 5:
+            return False
+        length = p[pos]
+        length = length << 8 | p[pos + 1]
+        length = length << 8 | p[pos + 2]
+        length = length << 8 | p[pos + 3]
+        if length > self.max_frame_size:
+            raise SpopError(
+                _TOO_BIG, f"a frame of {length} bytes; the maximum is {self.max_frame_size}"
+            )
+        if p[pos + 4] != _NOTIFY or left - 4 < length:
+            return False
+        reader = self.reader
+        reader.reset(self.data, pos + 5, pos + 4 + length)
+        flags = reader.u32()
+        if flags != _FIN:
+            raise SpopError(_FRAGMENTED, "a fragmented NOTIFY; fragmentation was not announced")
+        self.ids = reader.pos
+        reader.varint()
+        reader.varint()
+        self.ids_size = reader.pos - self.ids
+        self.within = True
+        return True
 
-        A protocol error stops it; ``answer()`` reports the error.
-        """
-        plan = self.plan
-        plan.begin(data, start, max_frame_size)
-        count = FETCHED
-        while count == FETCHED:
-            count = plan.read(self.engine.rules, len(data))
-            for i in range(count):
-                message = plan.messages[i]
-                if message.state == CHECKED:
-                    self.engine.announce(message)
+    def message(self, message: Message, rules: list[Rule]) -> None:
+        reader = self.reader
+        data = reader.data
+        reader.string()
+        message.name = reader.start
+        message.name_size = reader.size
+        kind = _NULL
+        key = 0
+        key_size = 0
+        number = 0
+        hits = 1
+        via = 0
+        left = _UNTOLD
+        usable = True
+        for _ in range(reader.byte()):
+            reader.string()
+            start = reader.start
+            size = reader.size
+            reader.typed()
+            if size == 3 and same(data, start, b"key", 3):
+                kind = reader.type
+                key = reader.start
+                key_size = reader.size
+                number = reader.number
+            elif size == 3 and same(data, start, b"via", 3):
+                if _INT32 <= reader.type <= _UINT64:
+                    via = reader.number
+            elif size == 4 and same(data, start, b"left", 4):
+                if _INT32 <= reader.type <= _UINT64:
+                    left = reader.number
+            elif size == 4 and same(data, start, b"hits", 4):
+                if reader.type == _NULL:
+                    continue
+                hits = reader.number
+                if reader.type < _INT32 or reader.type > _UINT64:
+                    usable = False
+                elif hits >> 63 and (reader.type == _INT32 or reader.type == _INT64):
+                    usable = False
+                elif hits > _MAX_HITS:
+                    hits = _MAX_HITS
+        message.state = _UNKNOWN
+        for rule in rules:
+            if rule.name_size == message.name_size and same(
+                data, message.name, rule.name, rule.name_size
+            ):
+                message.rule = rule
+                message.state = _KEYLESS
+                break
+        # An empty header names no client.
+        named = kind != _NULL and (key_size > 0 or kind < _STRING)
+        if message.state == _KEYLESS and named and usable:
+            message.state = _CHECKED
+            message.hits = hits
+            message.via = via
+            message.left = left
+            self.take(message, kind, key, key_size, number)
 
-    def fetch(self, count: int) -> None:
-        """Prefetch the table entries of the messages, all at once.
-
-        The table is larger than any cache; without prefetching, each check waits for memory longer
-        than it computes.
-        """
-        for i in range(count):
-            message = self.plan.messages[i]
-            if message.state == CHECKED:
-                self.engine.expect(message)
-        self.engine.table.fetch()
-
-    def take(self) -> bytes:
-        """Return the ACK frames written since the last call."""
-        return self.ack.take()
-
-    def respond(self, message: Message) -> None:
-        """Check a message; write the ACK if its frame ends with it."""
-        if message.state == CHECKED:
-            self.engine.judge(message, self.outcome)
-        elif message.state == UNKNOWN:
-            self.unknown += 1
-            self.note("unknown message", message)
-        elif message.state == KEYLESS:
-            self.keyless += 1
-            self.note("no usable key or hits", message)
-        if message.ends:
-            self.acknowledge(message)
-            self.outcome.clear()
-
-    def acknowledge(self, message: Message) -> None:
-        ack = self.ack
-        outcome = self.outcome
-        ack.begin(self.plan.data, message.ids, message.ids_size)
-        if outcome.verdict != _ALLOW:
-            until = outcome.until
-            if until > 0:
-                # HAProxy compares it with its own clock, which is this machine's.
-                until = max(until - self.engine.ahead, 1)
-            if outcome.verdict == _THROTTLE:
-                ack.refuse(b"throttle", outcome.wait, 0)
-            elif outcome.verdict == _BLOCK:
-                ack.refuse(b"block", outcome.wait, until)
-            else:
-                ack.refuse(b"denylist", outcome.wait, 0)
-            ack.tell(outcome.rule, 0, outcome.wait)
+    def take(self, message: Message, kind: int, start: int, size: int, number: int) -> None:
+        """Set the key of a message from a value of SPOP, and find its place in the table."""
+        key = self.engine.key
+        data = self.data
+        message.data = data
+        message.text = start
+        message.text_size = 0
+        if kind == _IPV4:
+            key.ipv4(data, start)
+        elif kind == _IPV6:
+            key.ipv6(data, start)
+        elif kind == _STRING:
+            key.text(data, start, size)
+            message.text_size = size
+        elif kind == _BINARY:
+            key.binary(data, start, size)
+            message.text_size = size
         else:
-            if outcome.told:
-                ack.tell(outcome.rule, outcome.left, outcome.wait)
-            if outcome.shadow == _BLOCK:
-                ack.watch(b"block:", outcome.shadow_rule)
-            elif outcome.shadow == _THROTTLE:
-                ack.watch(b"throttle:", outcome.shadow_rule)
-        ack.end()
+            key.number(number)
+            message.data = key.written
+            message.text = 0
+            message.text_size = len(key.written)
+        message.kind = key.kind
+        message.hi = key.hi
+        message.lo = key.lo
+        self.engine.aim(message)
 
-    def note(self, problem: str, message: Message) -> None:
-        """Store the name of a message that could not be checked, for the log."""
-        if len(self.notes) < _MAX_NOTES:
-            end = message.name + min(message.name_size, _MAX_NOTE)
-            name = self.plan.data[message.name : end]
-            self.notes.setdefault((problem, name.decode("ascii", "backslashreplace")), False)
+
+def same(data: bytes, start: int, name: bytes, size: int) -> bool:
+    """Return whether ``data`` has the ``size`` bytes of ``name`` at ``start``."""
+    p = data
+    q = name
+    for i in range(size):
+        if p[start + i] != q[i]:
+            return False
+    return True

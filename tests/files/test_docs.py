@@ -146,7 +146,7 @@ def entries(section: str) -> str:
 
 
 def test_every_argument_of_a_message_is_documented() -> None:
-    source = ast.parse((SPOP / "parse.py").read_text())
+    source = ast.parse((SPOP / "notify.py").read_text())
     read = {
         argument.value.decode()
         for call in ast.walk(source)

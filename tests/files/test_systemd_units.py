@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ratelimit.config import load
-from ratelimit.process.signals import HELD
+from ratelimit.process.hold_signals import HELD
 
 UNITS = Path(__file__).parent.parent.parent / "systemd"
 PROGRAM = "/opt/ratelimit/bin/ratelimit"

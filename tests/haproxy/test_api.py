@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from ratelimit.haproxy import commands, mirror, runtime_socket, stats
+from ratelimit.haproxy import commands, edge_table, runtime_socket, stats
 from ratelimit.haproxy.api import (
     Action,
     Drain,
@@ -424,8 +424,8 @@ def test_another_process_is_compared(tmp_path: Path) -> None:
 def test_no_table_is_compared_before_the_blocklist_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mirror, "LOOK", 0.01)
-    monkeypatch.setattr(mirror, "_SPACE", 0.01)
+    monkeypatch.setattr(edge_table, "LOOK", 0.01)
+    monkeypatch.setattr(edge_table, "_SPACE", 0.01)
 
     async def test() -> None:
         made = Edge(tmp_path / "edge.sock")
@@ -480,8 +480,8 @@ def test_entries_are_compared_in_small_steps() -> None:
     lines = [f"0x1: key=::ffff:{key} use=0 exp=9 gpt0={later()}" for key in book.keys]
     right: LargeDict[bool] = LargeDict()
     for steps in (
-        mirror._judged(lines, book, Prefixes(), right),
-        mirror._missing(book.keys, book, Prefixes(), right),
+        edge_table._judged(lines, book, Prefixes(), right),
+        edge_table._missing(book.keys, book, Prefixes(), right),
     ):
         asked = done = 0
         for _ in steps:
@@ -494,7 +494,7 @@ def test_entries_are_compared_in_small_steps() -> None:
 def test_a_table_that_can_not_be_compared_is_tried_again_seldom(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mirror, "LOOK", 0.01)
+    monkeypatch.setattr(edge_table, "LOOK", 0.01)
     pauses: list[float] = []
 
     async def test() -> None:
@@ -524,7 +524,7 @@ def test_a_table_that_can_not_be_compared_is_tried_again_seldom(
 def test_more_changes_than_can_wait_are_made_by_a_comparison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mirror, "MAX_UNSENT", 40)
+    monkeypatch.setattr(edge_table, "MAX_UNSENT", 40)
 
     async def test() -> None:
         end = later()

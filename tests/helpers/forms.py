@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from ratelimit.engine.check import Engine
-    from ratelimit.spop.notify import Responder
+    from ratelimit.spop.respond import Responder
 
 PACKAGE = Path(ratelimit.__file__).parent
 
@@ -90,8 +90,8 @@ def responder(engine: Engine) -> Responder:
     """Return the responder of an engine, in the same form; always the same object."""
     # Imported late, after the form is selected.
     from ratelimit.engine.check import Engine
-    from ratelimit.spop import notify
+    from ratelimit.spop import respond
 
-    module = notify if type(engine) is Engine else plain_modules()[notify.__name__]
+    module = respond if type(engine) is Engine else plain_modules()[respond.__name__]
     made: Responder = module.Responder(engine)
     return made

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ratelimit.process import handover
-from ratelimit.process.signals import HELD
+from ratelimit.process.hold_signals import HELD
 from tests.helpers.fleet import Node, until
 from tests.helpers.world import PATIENCE
 from tests.integration.test_service import Heirs, ended

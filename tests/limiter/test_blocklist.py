@@ -7,7 +7,9 @@ import random
 import pytest
 
 from ratelimit.limiter.blocklist import Blocklist
+from ratelimit.limiter.strikes import next_block
 from ratelimit.model import EVERY_LIMIT, Block, Limit
+from ratelimit.notation import SECOND
 
 NOW = 1_700_000_000
 
@@ -131,7 +133,7 @@ def test_a_list_has_room_for_what_it_has_and_in_place_of_what_has_ended() -> Non
 def test_blocks_in_shadow_are_not_in_force() -> None:
     kept = Blocklist()
     limit = Limit(rate=1, block=(10,), shadow=True)
-    assert kept.strike(limit, "a", NOW) is not None
+    assert kept.put(next_block(kept, limit, "a", NOW * SECOND), NOW)
     assert kept.active(NOW) == 0
     kept.put(block("a", NOW + 10), NOW)
     assert (kept.active(NOW), len(kept)) == (1, 1)

@@ -170,8 +170,8 @@ def test_what_goes_wrong_is_counted(tmp_path: Path) -> None:
         assert value(seen, "reload_timestamp_seconds") == parts.about.since > 0
         parts.reloaded = Reloaded(ok=False, at=1_700_000_500.5)
         parts.agent.limiter.blocklist.refused = 7
-        (mirror,) = parts.edges.runtime._mirrors
-        mirror.faults, mirror.dropped, mirror.corrected = 5, 4, 3
+        (table,) = parts.edges.runtime._tables
+        table.faults, table.dropped, table.corrected = 5, 4, 3
         parts.tasks.task("tick").failed(OSError("no memory"))
         hook = parts.webhooks.hooks[0]
         parts.webhooks.send("fuse", {})

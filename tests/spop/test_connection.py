@@ -10,7 +10,7 @@ from ratelimit.limiter.limiter import Limiter
 from ratelimit.model import Limit
 from ratelimit.spop.connection import Connection
 from ratelimit.spop.constants import MAX_FRAME_SIZE, Status
-from ratelimit.spop.notify import Responder
+from ratelimit.spop.respond import Responder
 from tests.helpers import wire
 from tests.helpers.wire import ACK, AGENT_DISCONNECT, AGENT_HELLO
 

@@ -21,8 +21,8 @@ from ratelimit.steps import Steps
 from ratelimit.store.base import Events, StoreError, tell
 from ratelimit.store.entries import Damage
 from ratelimit.store.pending import Change, Outbox
+from ratelimit.store.redis.entry_writer import EntryWriter
 from ratelimit.store.redis.session import Life, Script
-from ratelimit.store.redis.writing import EntryWriter
 from ratelimit.store.secret import SEED, KeptSecret
 from ratelimit.store.signing import Signer, UnsignedError
 from ratelimit.turns import paced

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from ratelimit.limiter.orders import beats
+from ratelimit.limiter.strikes import struck
 from ratelimit.model import EVERY_LIMIT, Block, Entry, Lift
 from ratelimit.store.entries import MAX_SECOND
 from ratelimit.store.redis.session import Life, Script
@@ -226,21 +226,6 @@ class _Try:
     block: bytes = b""
     lift: bytes = b""
     raised: bool = False
-
-
-def struck(new: Block, last: Block, memory: int) -> Block:
-    """Return the block that holds after a strike of a blocked client, as in ``block.lua``.
-
-    ``memory`` is for how many seconds after its end a strike is remembered.
-    """
-    strikes = new.strikes
-    if new.shadow == last.shadow:
-        if new.since < last.until:
-            strikes = max(strikes, last.strikes)
-        elif new.since < max(last.since, last.until) + memory and strikes <= last.strikes:
-            strikes = last.strikes + 1
-    holds = new if beats(new, last) else last
-    return replace(holds, strikes=strikes) if new.shadow == last.shadow else holds
 
 
 def _field(entry: Entry) -> str:

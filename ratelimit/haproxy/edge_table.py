@@ -81,7 +81,7 @@ class _Change:
     made: asyncio.Future[str] = field(default_factory=asyncio.Future)
 
 
-class Mirror:
+class EdgeTable:
     """The edge table of one HAProxy.
 
     ``faults`` counts changes that could not be made at once, ``dropped`` those that were dropped
