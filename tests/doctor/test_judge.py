@@ -159,9 +159,7 @@ def test_backend_of_the_agent_is_another_address(plant: Plant) -> None:
     async def test() -> None:
         spop = f"127.0.0.1:{free_port()}"
         async with plant(agent=False, RATELIMIT_SPOP=spop) as made:
-            text = made.config.read_text()
-            made.world.start_agent()
-            made.config.write_text(text)
+            made.world.start_agent(made.more)
             await until(lambda: listens(plant.folder / "spop.sock"), "the agent listens")
             check = (await made.broken())["haproxy: agent"]
             assert spop in check.finding and "L4CON" in check.finding

@@ -21,11 +21,15 @@ Edit = Callable[[Path], object]
 
 @dataclass
 class Installation:
-    """An installation with an API, and the doctor's checks of it."""
+    """An installation with an API, and the doctor's checks of it.
+
+    ``more`` is its configuration without the agent's address.
+    """
 
     world: World
     url: str
     config: Path
+    more: str
 
     @property
     def site(self) -> str:
@@ -67,9 +71,10 @@ class Plant:
     ) -> AsyncIterator[Installation]:
         sockets = f"\n[haproxy]\nsockets = ['{self.folder}/{socket}']\n"
         path = self.folder / "ratelimit.toml"
-        path.write_text(f"[agent]\nlisten = ['unix://{self.folder}/spop.sock']\n{config}{sockets}")
-        async with world(self.folder, config + sockets, agent, edit=edit, env=env) as made:
-            yield Installation(made, self._url, path)
+        more = config + sockets
+        path.write_text(f"[agent]\nlisten = ['unix://{self.folder}/spop.sock']\n{more}")
+        async with world(self.folder, more, agent, edit=edit, env=env) as made:
+            yield Installation(made, self._url, path, more)
 
 
 def without(file: str, *patterns: str) -> Edit:
