@@ -235,6 +235,11 @@ class Runtime:
         for table in self._tables:
             table.compare()
 
+    def refill(self) -> None:
+        """Fill the maps of every edge again, at the next look at HAProxy."""
+        for table in self._tables:
+            table.refill()
+
     def push(self, key: str, until: int, by_hand: int = 0) -> Telling:
         """Make every HAProxy block a client until an epoch second.
 

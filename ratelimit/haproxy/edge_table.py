@@ -100,6 +100,7 @@ class EdgeTable:
         self._wanted = 1  # comparisons requested; _compared is the last one that succeeded
         self._compared = 0
         self._woken = asyncio.Event()
+        self._refill = False
 
     def change(self, what: str | Network) -> asyncio.Future[str]:
         """Queue commands, or the removal of all entries of a network.
@@ -126,6 +127,10 @@ class EdgeTable:
         self._wanted += 1
         self._woken.set()
 
+    def refill(self) -> None:
+        """Request to fill the maps, at the next look at HAProxy: often enough for wide blocks."""
+        self._refill = True
+
     async def run(self, truth: Truth, prefixes: Callable[[], Prefixes]) -> None:
         """Compare the table when necessary, until cancelled."""
         pause = LOOK
@@ -133,11 +138,14 @@ class EdgeTable:
         while True:
             try:
                 await self._look()
-                if self.due:
-                    wanted = self._wanted
-                    async with asyncio.timeout(COMPARE_TIMEOUT):
+                refill, self._refill = self._refill, False
+                async with asyncio.timeout(COMPARE_TIMEOUT):
+                    if self.due:
+                        wanted = self._wanted
                         await self._compare(truth, prefixes())
-                    self._compared = wanted
+                        self._compared = wanted
+                    elif refill:
+                        await self.maps.fill(truth.lines)
             except (EdgeError, TimeoutError) as error:
                 self._wanted += 1
                 problem = str(error) or f"not finished after {COMPARE_TIMEOUT:g} s"

@@ -76,7 +76,7 @@ class Edges:
             self.compare()
         self._keys[key] = None
         self._wait.set()
-        self.files.changed()
+        self._changed(key)
 
     def ended(self, key: str) -> None:
         """Have the maps forget a key whose block has ended.
@@ -92,7 +92,7 @@ class Edges:
         """Send the state of keys; return the failures, including changes that take too long."""
         for key in keys:
             self._keys.pop(key, None)
-        self.files.changed()
+            self._changed(key)
         await self._settle()
         found = await asyncio.gather(*map(self._tell, keys))
         return list({fault.socket: fault for faults in found for fault in faults}.values())
@@ -120,13 +120,27 @@ class Edges:
                 yield f"{network} {NEVER if value == ALLOW else ALWAYS}"
         else:
             for block in self.limiter.blocklist.of(EVERY_LIMIT):
-                if (one := key_network(block.key)) is not None and (until := self._ends(block)):
+                one = key_network(block.key)
+                if one is not None and (until := self._ends(block, one)):
                     yield f"{network_key(one)} {until}"
 
-    def _ends(self, block: Block) -> int:
-        """Return the end of a block by the clock of this machine; 0 if it has ended."""
-        ahead = self.limiter.engine.ahead
-        return block.until - ahead if block.until > self.limiter.engine.table.now else 0
+    def _ends(self, block: Block, network: Network) -> int:
+        """Return the end of a network's block by hand by the clock of this machine; 0 if it ended.
+
+        The latest end of this block and those of wider networks: HAProxy looks for the narrowest
+        network of an address, and would take no notice of a wider one, should the agent be down
+        when the narrower one ends.
+        """
+        if block.until <= self.limiter.engine.table.now:
+            return 0
+        return max(block.until, self.limiter.wider_until(network)) - self.limiter.engine.ahead
+
+    def _changed(self, key: str) -> None:
+        """Note that the block of a key has changed, and with it the ends of its parts in maps."""
+        network = key_network(key)
+        if network is not None and self.limiter.may_have_parts(network):
+            self.runtime.refill()
+        self.files.changed()
 
     # ---- sending ---------------------------------------------------------------------------
 
@@ -147,7 +161,7 @@ class Edges:
     def _tell(self, key: str) -> Telling:
         block = self.limiter.blocklist.get(EVERY_LIMIT, key)
         network = key_network(key)
-        by_hand = 0 if block is None else self._ends(block)
+        by_hand = 0 if block is None or network is None else self._ends(block, network)
         if block is not None and network is not None:
             until = self.until(self.runtime.prefixes.client(network))
             if until:

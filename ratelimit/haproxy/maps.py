@@ -37,7 +37,7 @@ Lines = Callable[[str], Iterator[str]]
 """Returns the lines of a map by its name: a network or an address, a space, a value."""
 
 _PIECE = MAX_COMMAND - 500  # bytes of lines per command; the rest is room for the path
-_STEP = 32  # lines per step
+_STEP = 8  # lines per step
 _LONGEST = 100  # bytes, more than the longest line
 _FILE = re.compile(r"(?m)^-?\d+ \(([A-Za-z0-9_./@:-]{1,400})\) ")
 _VERSION = re.compile(r"New version created: (\d+)")

@@ -6,6 +6,7 @@ change: at once if there are few, otherwise in steps.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from ratelimit.engine.networks import Networks
@@ -28,6 +29,7 @@ class Barred:
         self.networks = networks
         self._until = until
         self._spans = OrderedSet()
+        self._lengths: Counter[tuple[int, int]] = Counter()
         self._changes = 0
         self._known = 0  # number of changes that the engine has
 
@@ -41,15 +43,28 @@ class Barred:
 
     def add(self, network: Network, key: str) -> None:
         """Add a network, or note that its block has changed."""
-        self._spans.add(_span(network, key))
+        if self._spans.add(_span(network, key)):
+            self._lengths[network.version, network.prefixlen] += 1
         self._changes += 1
 
     def discard(self, key: str) -> bool:
         """Remove a key; return false if it is absent."""
         network = key_network(key)
-        there = network is not None and self._spans.discard(_span(network, key))
-        self._changes += there
-        return there
+        if network is None or not self._spans.discard(_span(network, key)):
+            return False
+        self._lengths[network.version, network.prefixlen] -= 1
+        self._changes += 1
+        return True
+
+    def lengths(self, version: int) -> set[int]:
+        """Return the prefix lengths of the networks of an IP version."""
+        return {at for (one, at), count in self._lengths.items() if count and one == version}
+
+    def within(self, network: Network) -> bool:
+        """Return whether one of the networks may be a part of another network."""
+        first, last, _ = span(network, 0)
+        page = self._spans.after(f"{first:0{_DIGITS}x}", 2)
+        return len(page) == 2 and int(page[1][:_DIGITS], 16) <= last
 
     def cut(self) -> Steps[None]:
         """Rebuild the engine's structure with all changes so far."""

@@ -310,6 +310,25 @@ class Limiter:
         until = max(until, self._until(key))
         return until if until > self.engine.table.now else 0
 
+    def wider_until(self, network: Network) -> int:
+        """Return the latest end of blocks by hand of networks that contain a network, 0 for none.
+
+        An epoch second.
+        """
+        lengths = self._barred.lengths(network.version)
+        lengths |= {width[network.version == 6] for width in self._widths}
+        wider = (
+            network_text(network.supernet(new_prefix=length))
+            for length in lengths
+            if length < network.prefixlen
+        )
+        return max(map(self._until, wider), default=0)
+
+    def may_have_parts(self, network: Network) -> bool:
+        """Return whether parts of a network may be blocked by hand."""
+        wide = any(network.prefixlen < width[network.version == 6] for width in self._widths)
+        return wide or self._barred.within(network)
+
     def string_key(self, string: bytes) -> str:
         """Return the key of a string."""
         key = self.engine.key

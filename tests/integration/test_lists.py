@@ -215,3 +215,40 @@ def test_a_block_that_has_ended_hides_no_wider_one_from_haproxy(
 
     limits = f"[haproxy]\nsockets = ['{tmp_path}/haproxy.sock']\n"
     run(tmp_path, test, limits, RATELIMIT_STATS_LEVEL="admin")
+
+
+def test_a_block_that_ends_without_the_agent_hides_no_wider_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    monkeypatch.setenv("RATELIMIT_OPS__LISTEN", f"127.0.0.1:{port}")
+    narrow, wide = "127.6.0.9", "127.6.0.0/24"
+
+    async def test(w: World) -> None:
+        async def blocked(key: str, ttl: str) -> int:
+            answer = await api.post("/v1/blocks", json={"key": key, "ttl": ttl})
+            assert answer.status_code == 201
+            return int(answer.json()["until"])
+
+        async def until_end(key: str, end: int) -> None:
+            async def shown() -> bool:
+                lines = (await w.runtime(f"show map {await as_named(w, BLOCKS)}")).splitlines()
+                return any(line.split()[1:] == [key, str(end)] for line in lines)
+
+            await until(shown, f"HAProxy blocks {key} until {end}")
+
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as api:
+            soon = await blocked(narrow, "20s")
+            late = await blocked(wide, "1h")
+            await until_end(narrow, late)
+            assert (await api.delete(f"/v1/blocks/{wide}")).status_code == 204
+            await until_end(narrow, soon)
+            late = await blocked(wide, "1h")
+            await until_end(narrow, late)
+        await stopped(w)
+        await until(lambda: time.time() > soon, "the narrow block has ended")
+        assert (await w.client(narrow).get()).status == 429
+        assert (await w.client("127.6.0.10").get()).status == 429
+
+    limits = f"[haproxy]\nsockets = ['{tmp_path}/haproxy.sock']\n"
+    run(tmp_path, test, limits, RATELIMIT_STATS_LEVEL="admin")
