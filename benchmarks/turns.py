@@ -227,7 +227,7 @@ class Site:
         end = int(time.time()) + 3600
         keys = (f"::ffff:{IPv4Address(_STALE + n)}" for n in range(ENTRIES))
         before = self.status("edges", "corrected")
-        for _, line in batches((key, set_entry(key, end)) for key in keys):
+        for line in batches(set_entry(key, end) for key in keys):
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.connect(str(self._edge))
                 sock.sendall(line.encode() + b"\n")

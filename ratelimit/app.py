@@ -25,7 +25,8 @@ from ratelimit.events.fleet_events import Alerts
 from ratelimit.events.load import Load
 from ratelimit.events.webhooks import Webhooks
 from ratelimit.exceptions import StartError
-from ratelimit.haproxy.api import Prefixes, Runtime
+from ratelimit.haproxy.api import Runtime
+from ratelimit.haproxy.commands import Prefixes
 from ratelimit.haproxy.stats import AGENT_BACKEND
 from ratelimit.limiter.limiter import Limiter, Sharing
 from ratelimit.model import Address, Entry

@@ -17,7 +17,8 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from ratelimit.haproxy.api import EdgeEntry, Report
+from ratelimit.haproxy.api import EdgeEntry
+from ratelimit.haproxy.stats import Report
 from ratelimit.limiter.typed import MAX_GIVEN
 from ratelimit.node.top import MAX_BUSIEST, BusyClient
 from ratelimit.notation import DAY, SECOND, parse_duration

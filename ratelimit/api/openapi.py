@@ -24,6 +24,7 @@ _ALWAYS = {
     403: "The request comes from another site, or the token's role does not permit it.",
     408: "The request did not arrive in time.",
     421: "On loopback: Host is not a local name.",
+    422: "A field is invalid; `errors` names it.",
 }
 _WITH_TOKEN = {401: "The token is missing or unknown."}
 _WITH_BODY = {413: "The body is too large.", 415: "The body is not application/json."}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiohttp import web
 from pydantic import BaseModel
@@ -24,21 +24,21 @@ class Route:
         answer: model of the answer, or its content type if it is not JSON; None for no body.
         status: of that answer.
         partly: model of the answer, with status 200, if not every HAProxy applied the change.
-        problems: other possible statuses and their meaning.
+        problems: other possible statuses and their meaning, besides those of every route.
         cached: whether the answer changes seldom and has an ETag.
     """
 
-    method: str
+    method: str = "GET"
     path: str
     handler: Callable[[Call], Awaitable[Reply | web.StreamResponse]]
     summary: str
     role: Role = Role.VIEW
     query: type[BaseModel] = models.NoQuery
     body: type[BaseModel] | None = None
-    answer: type[BaseModel] | str | None
+    answer: type[BaseModel] | str | None = None
     status: int = 200
     partly: type[BaseModel] | None = None
-    problems: dict[int, str]
+    problems: dict[int, str] = field(default_factory=dict)
     cached: bool = False
 
     @property
@@ -47,18 +47,15 @@ class Route:
         return self.handler.__name__
 
 
-_INVALID = "A field is invalid; `errors` names it."
 _STORE = "The store is not available; `detail` says what was done."
 
 ROUTES = (
     Route(
-        method="GET",
         path="/v1/blocks",
         handler=blocks.list_blocks,
         summary="Read a page of the blocklist",
         query=models.BlocksQuery,
         answer=models.BlocksPage,
-        problems={422: _INVALID},
     ),
     Route(
         method="POST",
@@ -70,18 +67,16 @@ ROUTES = (
         answer=models.MadeBlock,
         status=201,
         problems={
-            422: _INVALID,
             503: _STORE,
             507: "The blocklist is full of active blocks; nothing was done.",
         },
     ),
     Route(
-        method="GET",
         path="/v1/blocks/{key}",
         handler=blocks.show_block,
         summary="Read the blocks of a key",
         answer=models.KeyBlocks,
-        problems={404: "The key has no block.", 422: _INVALID},
+        problems={404: "The key has no block."},
     ),
     Route(
         method="DELETE",
@@ -89,10 +84,9 @@ ROUTES = (
         handler=blocks.lift_block,
         summary="Unblock a key on every node and in every edge table",
         role=Role.BLOCKS,
-        answer=None,
         status=204,
         partly=models.Lifted,
-        problems={404: "The key has no block.", 422: _INVALID, 503: _STORE},
+        problems={404: "The key has no block.", 503: _STORE},
     ),
     Route(
         method="POST",
@@ -101,32 +95,25 @@ ROUTES = (
         summary="Convert a key to the form in which it may be in a path",
         body=models.GivenKey,
         answer=models.ShownKey,
-        problems={422: _INVALID},
     ),
     Route(
-        method="GET",
         path="/v1/clients",
         handler=handlers.list_clients,
         summary="List the busiest clients of this node",
         query=models.ClientsQuery,
         answer=models.BusyClients,
-        problems={422: _INVALID},
     ),
     Route(
-        method="GET",
         path="/v1/clients/{key}",
         handler=handlers.explain,
         summary="Explain everything known about a key",
         answer=models.Explained,
-        problems={422: _INVALID},
     ),
     Route(
-        method="GET",
         path="/v1/limits",
         handler=handlers.list_limits,
         summary="List the limits in force",
         answer=models.Limits,
-        problems={422: _INVALID},
         cached=True,
     ),
     Route(
@@ -135,33 +122,27 @@ ROUTES = (
         handler=handlers.clear_fuse,
         summary="Reset the fuse of a limit",
         role=Role.OPERATE,
-        answer=None,
         status=204,
-        problems={404: "The limit does not exist, or its fuse has not blown.", 422: _INVALID},
+        problems={404: "The limit does not exist, or its fuse has not blown."},
     ),
     Route(
-        method="GET",
         path="/v1/status",
         handler=handlers.status,
         summary="Read the state of this node",
         answer=models.Status,
-        problems={422: _INVALID},
     ),
     Route(
-        method="GET",
         path="/v1/nodes",
         handler=handlers.nodes,
         summary="List the live nodes of the fleet",
         answer=models.Nodes,
-        problems={422: _INVALID, 503: "The store is not available."},
+        problems={503: "The store is not available."},
     ),
     Route(
-        method="GET",
         path="/v1/haproxy",
         handler=handlers.haproxy,
         summary="Read the state of the HAProxy processes of this node",
         answer=models.Haproxy,
-        problems={422: _INVALID},
     ),
     Route(
         method="POST",
@@ -174,17 +155,15 @@ ROUTES = (
         problems={
             403: "The change would disable the agents and with them the limits.",
             404: "HAProxy has no such server.",
-            422: _INVALID,
             503: "No HAProxy applied the change; `detail` says why.",
         },
     ),
     Route(
-        method="GET",
         path="/v1/events",
         handler=handlers.events,
         summary="Stream events as server-sent events; Last-Event-ID resumes",
         answer="text/event-stream",
-        problems={422: _INVALID, 503: "Too many listeners."},
+        problems={503: "Too many listeners."},
     ),
     Route(
         method="POST",
@@ -197,47 +176,38 @@ ROUTES = (
         problems={422: "The configuration is invalid and not applied; `errors` says why."},
     ),
     Route(
-        method="GET",
         path="/healthz",
         handler=handlers.alive,
         summary="Check that the process is alive",
         role=Role.NOBODY,
         answer=models.Health,
-        problems={422: _INVALID},
     ),
     Route(
-        method="GET",
         path="/readyz",
         handler=handlers.ready,
         summary="Check that the node accepts requests; true also while the store is down",
         role=Role.NOBODY,
         answer=models.Health,
-        problems={422: _INVALID, 503: "The node is starting or draining."},
+        problems={503: "The node is starting or draining."},
     ),
     Route(
-        method="GET",
         path="/metrics",
         handler=handlers.metrics,
         summary="Read the metrics for Prometheus",
         answer="text/plain",
-        problems={422: _INVALID},
     ),
     Route(
-        method="GET",
         path="/openapi.json",
         handler=handlers.openapi,
         summary="Read this description",
         answer="application/vnd.oai.openapi+json",
-        problems={422: _INVALID},
         cached=True,
     ),
     Route(
-        method="GET",
         path="/",
         handler=handlers.page,
         summary="The web page; it contains no data and queries the API",
         role=Role.NOBODY,
         answer="text/html",
-        problems={422: _INVALID},
     ),
 )

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from ratelimit.api import models
 from ratelimit.api.call import Call, Reply
 from ratelimit.api.errors import ProblemError
-from ratelimit.haproxy.api import Acted, Action, Drain, Ready, UnknownServerError, Weight
+from ratelimit.haproxy.api import Acted, UnknownServerError
 from ratelimit.haproxy.stats import AGENT_BACKEND, MAX_WEIGHT
 
 log = structlog.get_logger()
@@ -32,13 +32,6 @@ class ServerChange(models.Asked):
             raise ValueError("must have either state or weight")
         return self
 
-    @property
-    def action(self) -> Action:
-        """The change as an action for HAProxy."""
-        if self.weight is not None:
-            return Weight(self.weight)
-        return Drain() if self.state == "drain" else Ready()
-
 
 class ChangedServer(models.Answer):
     """The server after the change, for each HAProxy that has it or did not answer."""
@@ -54,7 +47,7 @@ async def change_server(call: Call) -> Reply:
         raise ProblemError(403, "this would disable the agents and with them the limits")
     name = f"{backend}/{server}"
     try:
-        acted = await call.control.runtime.act(name, change.action)
+        acted = await call.control.runtime.act(name, change.state or change.weight or 0)
     except UnknownServerError as error:
         raise ProblemError.field(404, "server", str(error)) from None
     problems = [f"{one.socket}: {one.problem}" for one in acted if one.problem]

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ratelimit.api.client import Client, path_of
 from ratelimit.exceptions import ApiError, RatelimitError, SpopError
-from ratelimit.haproxy.api import Report, Runtime
+from ratelimit.haproxy.api import Runtime
 from ratelimit.haproxy.commands import (
     Entry,
     Prefixes,
@@ -27,6 +27,7 @@ from ratelimit.haproxy.commands import (
 )
 from ratelimit.haproxy.maps import entries as map_entries
 from ratelimit.haproxy.runtime_socket import Edge
+from ratelimit.haproxy.stats import Report
 from ratelimit.model import Address
 from ratelimit.spop.constants import MAX_FRAME_SIZE
 from ratelimit.spop.handshake import read_health, write_health_check

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from ratelimit.doctor.findings import CLOCK_TOLERANCE, SHOWN, Check, State, clock_check
 from ratelimit.doctor.gather import TIMEOUT, AgentStatus, EdgeTable, Facts
-from ratelimit.haproxy.api import Report
 from ratelimit.haproxy.commands import TABLE
 from ratelimit.haproxy.maps import NAMES
-from ratelimit.haproxy.stats import AGENT_BACKEND
+from ratelimit.haproxy.stats import AGENT_BACKEND, Report
 from ratelimit.model import Limit
 from ratelimit.notation import SECOND, format_duration
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from ratelimit.exceptions import RatelimitError
 from ratelimit.haproxy.commands import (
-    Entry,
     Prefixes,
     clear_entry,
     entries_of,
@@ -29,39 +28,8 @@ from ratelimit.haproxy.commands import (
 )
 from ratelimit.haproxy.edge_table import EdgeTable, Truth
 from ratelimit.haproxy.runtime_socket import Edge, EdgeError
-from ratelimit.haproxy.stats import (
-    MAX_WEIGHT,
-    REPORT,
-    Backend,
-    Frontend,
-    Report,
-    Server,
-    Table,
-    read_report,
-    set_server,
-)
+from ratelimit.haproxy.stats import REPORT, Change, Report, Server, read_report, set_server
 from ratelimit.limiter.keys import Network, key_network
-
-__all__ = [
-    "Acted",
-    "Action",
-    "Backend",
-    "Drain",
-    "EdgeEntry",
-    "Entry",
-    "Fault",
-    "Frontend",
-    "Prefixes",
-    "Ready",
-    "Report",
-    "Runtime",
-    "Server",
-    "Table",
-    "Telling",
-    "Truth",
-    "UnknownServerError",
-    "Weight",
-]
 
 TIMEOUT = 0.9
 """Seconds to wait for an HAProxy, so that an answer of the API takes at most a second."""
@@ -93,42 +61,6 @@ class EdgeEntry:
     socket: str
     key: str
     until: int
-
-
-@dataclass(frozen=True, slots=True)
-class Drain:
-    """Send no new requests to a server; requests in progress may end."""
-
-    @property
-    def setting(self) -> str:
-        return "state drain"
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """End a drain or maintenance."""
-
-    @property
-    def setting(self) -> str:
-        return "state ready"
-
-
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """A server's share of the load, 0 to 256. Raises ValueError."""
-
-    weight: int
-
-    def __post_init__(self) -> None:
-        if type(self.weight) is not int or not 0 <= self.weight <= MAX_WEIGHT:
-            raise ValueError(f"a weight must be a whole number from 0 to {MAX_WEIGHT}")
-
-    @property
-    def setting(self) -> str:
-        return f"weight {self.weight}"
-
-
-Action = Drain | Ready | Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +227,7 @@ class Runtime:
         """Return the state of each HAProxy."""
         return list(await asyncio.gather(*(_report(edge) for edge in self._edges)))
 
-    async def act(self, server: str, action: Action) -> list[Acted]:
+    async def act(self, server: str, change: Change) -> list[Acted]:
         """Change a server, ``BACKEND/SERVER``, in every HAProxy that has it.
 
         Raises UnknownServerError if all HAProxies answered and none has the server.
@@ -305,7 +237,7 @@ class Runtime:
         if not any(chosen) and not any(report.problem for report in reports):
             raise UnknownServerError("no HAProxy of this node has such a server")
         doing = [
-            _act(edge, report, found, action)
+            _act(edge, report, found, change)
             for edge, report, found in zip(self._edges, reports, chosen, strict=True)
             if found is not None or report.problem
         ]
@@ -352,10 +284,10 @@ def _read_report(path: str, answer: Sequence[str]) -> Report:
         return Report(path, problem=f"unreadable answer: {ascii(str(error))[1:-1]}")
 
 
-async def _act(edge: Edge, report: Report, server: Server | None, action: Action) -> Acted:
+async def _act(edge: Edge, report: Report, server: Server | None, change: Change) -> Acted:
     if server is None:
         return Acted(edge.path, problem=report.problem)
-    answer = await _asked(edge, set_server(server, action.setting))
+    answer = await _asked(edge, set_server(server, change))
     problem = str(answer) if isinstance(answer, EdgeError) else refusal(answer)
     if problem:
         return Acted(edge.path, server, problem)

@@ -148,20 +148,18 @@ def show_entries(keys: Iterable[str] = ()) -> str:
     return ";".join(f"show table {TABLE} key {key}" for key in keys) or f"show table {TABLE}"
 
 
-def batches(commands: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], str]]:
-    """Join commands to lines of at most ``MAX_COMMAND`` bytes; yield each with their names."""
-    names: list[str] = []
+def batches(commands: Iterable[str]) -> Iterator[str]:
+    """Join commands to lines of at most ``MAX_COMMAND`` bytes."""
     line: list[str] = []
     size = 0
-    for name, command in commands:
+    for command in commands:
         if size + len(command) + 1 > MAX_COMMAND:
-            yield names, ";".join(line)
-            names, line, size = [], [], 0
-        names.append(name)
+            yield ";".join(line)
+            line, size = [], 0
         line.append(command)
         size += len(command) + 1
     if line:
-        yield names, ";".join(line)
+        yield ";".join(line)
 
 
 def refusal(answer: Sequence[str]) -> str:

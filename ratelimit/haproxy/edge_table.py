@@ -20,7 +20,6 @@ import structlog
 
 from ratelimit.haproxy.commands import (
     MAX_COMMAND,
-    Entry,
     Prefixes,
     batches,
     clear_entry,
@@ -292,14 +291,13 @@ def _missing(
 
 def _clearing(lines: list[str], network: Network) -> Steps[list[str]]:
     """Return the lines of commands that remove the entries of a network."""
-    entries: list[Entry] = []
+    commands: list[str] = []
     for number, entry in enumerate(map(read_entry, lines), 1):
         if entry is not None and within(entry.key, network):
-            entries.append(entry)
+            commands.append(clear_entry(entry.written))
         if number % _JUDGED == 0:
             yield
-    commands = ((entry.key, clear_entry(entry.written)) for entry in entries)
-    return [line for _, line in batches(commands)]
+    return list(batches(commands))
 
 
 def _end(changes: list[_Change], problem: str) -> None:

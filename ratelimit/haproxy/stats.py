@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from typing import Literal
 
 from ratelimit.haproxy.commands import TABLE
 
@@ -15,6 +16,9 @@ AGENT_BACKEND = "spoa"
 
 MAX_WEIGHT = 256
 """Highest weight of a server (management.txt, section 9.3, "set weight")."""
+
+Change = Literal["drain", "ready"] | int
+"""A server's new state or weight: ``drain`` sends no new requests to it, ``ready`` ends this."""
 
 _NEEDED = ("pxname", "svname", "status")
 _NAME = re.compile(r"[A-Za-z0-9_.:-]+")
@@ -113,10 +117,11 @@ class Report:
     edge: Table | None = None
 
 
-def set_server(server: Server, setting: str) -> str:
-    """Return the command that changes a server; ``setting`` comes from an ``Action``."""
+def set_server(server: Server, change: Change) -> str:
+    """Return the command that changes a server. Raises ValueError."""
     if not is_name(server.backend) or not is_name(server.name):
         raise ValueError("not the name of a server")
+    setting = f"weight {change}" if isinstance(change, int) else f"state {change}"
     return f"set server {server.backend}/{server.name} {setting}"
 
 

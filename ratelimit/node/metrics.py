@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_client.core import (
@@ -20,63 +20,22 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from ratelimit.agent.server import Agent
 from ratelimit.engine import compiled
 from ratelimit.events.webhooks import Webhooks
-from ratelimit.haproxy.edges import Edges
 from ratelimit.histogram import Histogram
 from ratelimit.model import VERDICTS
 from ratelimit.notation import SECOND
 from ratelimit.process import log as logs
-from ratelimit.process.supervisor import Supervisor
-from ratelimit.store import Node, Store
 from ratelimit.store.base import SharedStore
 
-
-class Reload(Protocol):
-    """The result of a reload."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether the new configuration was applied."""
-
-    @property
-    def at(self) -> float:
-        """Time in epoch seconds."""
-
-
-class Source(Protocol):
-    """The running parts of a node; ``operations.Control`` is one."""
-
-    @property
-    def agent(self) -> Agent:
-        """Has the limiter and the sync."""
-
-    @property
-    def store(self) -> Store:
-        """Keeps the blocks."""
-
-    @property
-    def about(self) -> Node:
-        """This node."""
-
-    @property
-    def edges(self) -> Edges:
-        """Sends the blocklist to HAProxy."""
-
-    @property
-    def tasks(self) -> Supervisor:
-        """The background tasks."""
-
-    @property
-    def reloaded(self) -> Reload | None:
-        """The last reload; None before the first."""
+if TYPE_CHECKING:
+    from ratelimit.node.operations import Control
 
 
 class Metrics(Collector):
     """The metrics of a node, its process, and Python's garbage collector."""
 
-    def __init__(self, source: Source, webhooks: Webhooks) -> None:
+    def __init__(self, source: Control, webhooks: Webhooks) -> None:
         self._source = source
         self._webhooks = webhooks
         self.registry = CollectorRegistry()

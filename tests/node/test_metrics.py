@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -31,6 +31,7 @@ from ratelimit.haproxy.edges import Edges
 from ratelimit.limiter.limiter import Limiter, Sharing
 from ratelimit.model import Address, Limit
 from ratelimit.node.metrics import Metrics
+from ratelimit.node.operations import Control
 from ratelimit.process.supervisor import Supervisor
 from ratelimit.store import MemoryStore, Node, Store
 from ratelimit.store.base import StoreError
@@ -58,7 +59,7 @@ class Reloaded:
 
 @dataclass
 class Parts:
-    """What ``metrics.Source`` wants."""
+    """What the metrics read of ``Control``."""
 
     agent: Agent
     store: Store
@@ -96,7 +97,7 @@ async def running(tmp_path: Path) -> AsyncIterator[tuple[Parts, Metrics, Address
     parts = Parts(agent, store, about, webhooks, Edges(limiter, Runtime(["/nowhere"])))
     parts.tasks.task("tick")
     try:
-        yield parts, Metrics(parts, webhooks), await agent.listen(LOOPBACK)
+        yield parts, Metrics(cast(Control, parts), webhooks), await agent.listen(LOOPBACK)
     finally:
         await agent.close(1)
         await store.close()
@@ -257,7 +258,7 @@ def test_a_shared_store_is_seen_to_go_and_counts_to_be_exchanged(tmp_path: Path)
         agent = Agent(limiter, sync)
         webhooks = Webhooks([], "n1")
         parts = Parts(agent, store, about, webhooks, Edges(limiter, Runtime([])))
-        metrics = Metrics(parts, webhooks)
+        metrics = Metrics(cast(Control, parts), webhooks)
         await store.start()
         exchanging = asyncio.create_task(sync.run())
         try:
