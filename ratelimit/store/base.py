@@ -111,6 +111,7 @@ class Events:
         on_hot: called with the clients that any node has declared hot.
         on_lost: called at the start of an outage; not again before ``on_back``.
         on_back: called at the end of an outage, and after a first contact that was delayed.
+        on_clock: called when ``clock_offset`` is known, before blocks get times of that clock.
         forget: returns for how many seconds strikes of a limit are remembered.
     """
 
@@ -120,6 +121,7 @@ class Events:
     on_hot: Callable[[bytes], object] = lambda ids: None
     on_lost: Callable[[], object] = lambda: None
     on_back: Callable[[], object] = lambda: None
+    on_clock: Callable[[], object] = lambda: None
     forget: Callable[[str], int] = lambda limit: 86_400
 
     def tell(self, entry: Entry) -> None:

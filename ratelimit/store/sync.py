@@ -102,6 +102,7 @@ class Sync:
             on_hot=self._warm,
             on_lost=self._lost,
             on_back=self._back,
+            on_clock=self._set_clock,
             forget=limiter.forget,
         )
         self._urgent = asyncio.Event()
@@ -160,11 +161,7 @@ class Sync:
         if self.store is None:
             return
         self._report()
-        offset = self.store.clock_offset
-        self.epoch = time.time_ns() + offset - time.monotonic_ns()
-        # Round to a tenth of a second: otherwise half of the nodes with a right clock would add
-        # one.
-        self.limiter.engine.ahead = (offset + SECOND // 10) // SECOND
+        self._set_clock()
         self._divide()
         if self._node is not None:
             engine = self.limiter.engine
@@ -368,9 +365,17 @@ class Sync:
         if self.store is not None:
             self.store.keep(entry)
 
+    def _set_clock(self) -> None:
+        """Take over the clock of the store."""
+        offset = 0 if self.store is None else self.store.clock_offset
+        self.epoch = time.time_ns() + offset - time.monotonic_ns()
+        # Round to a tenth of a second: otherwise half of the nodes with a right clock would add
+        # one.
+        self.limiter.engine.ahead = (offset + SECOND // 10) // SECOND
+        self.limiter.engine.at(self.now())
+
     def _merge(self) -> Merge:
         self.tick()
-        self.limiter.engine.at(self.now())
         return Merge(self.limiter, self.store.kept.secret if self.store is not None else b"")
 
     def _divide(self) -> None:

@@ -74,6 +74,7 @@ class Seen:
         self.loads = 0
         self.hot: list[bytes] = []
         self.states: list[str] = []
+        self.ends_at_clock: list[list[int]] = []
         self.events = Events(
             on_block=self._block,
             on_lift=self._lift,
@@ -81,6 +82,7 @@ class Seen:
             on_hot=self.hot.append,
             on_lost=lambda: self.states.append("lost"),
             on_back=lambda: self.states.append("back"),
+            on_clock=lambda: self.ends_at_clock.append(self.ends()),
             forget=lambda limit: FORGET,
         )
 
@@ -105,6 +107,9 @@ class Seen:
 
     def clients(self) -> set[str]:
         return {key for _, key in self.blocks}
+
+    def ends(self) -> list[int]:
+        return [block.until for block in self.blocks.values()]
 
 
 def make_node(

@@ -375,6 +375,7 @@ class RedisStore(SharedStore):
         era, changes = await self._members.heartbeat(life, self._blocklist)
         seconds = round(self.clock_offset / SECOND)
         if not known and seconds:
+            self.events.on_clock()
             # Blocks from before the first contact have times of the local clock.
             for entry in self.outbox.shift(seconds, self.events.forget):
                 self.events.tell(entry)

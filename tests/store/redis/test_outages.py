@@ -156,6 +156,27 @@ def test_it_starts_without_the_store(make_server: Callable[..., Server], logs: l
     assert [line["event"] for line in logs] == ["store lost", "store back"]
 
 
+def test_the_clock_is_told_before_blocks_get_its_time(
+    make_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make_server(start=False)
+    true = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: true() - 300 * 10**9)
+
+    async def main() -> None:
+        async with nodes(server.url) as [(store, seen)]:
+            early = block("early")
+            assert seen.list.apply(early)
+            store.put(early)
+            await asyncio.to_thread(server.start)
+            await until(lambda: store.up)
+            assert seen.ends_at_clock == [[early.until]]
+            (end,) = seen.ends()
+            assert abs(end - early.until - 300) <= 2
+
+    run(main)
+
+
 def test_a_long_outage_takes_no_memory(
     make_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
