@@ -278,7 +278,4 @@ async def _tick(agent: Agent, task: Task) -> None:
 
 def written(address: Address) -> str:
     """Return an address as in HAProxy's ``bind`` and ``server`` lines and in URLs."""
-    if address.path:
-        return f"unix@{address.path}"
-    host = f"[{address.host}]" if ":" in address.host else address.host
-    return f"{host}:{address.port}"
+    return f"unix@{address.path}" if address.path else address.host_port

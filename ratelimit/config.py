@@ -31,6 +31,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, Setting
 from ratelimit.agent.trust import trusted_network
 from ratelimit.events.webhooks import EVENTS, EventName, Receiver
 from ratelimit.exceptions import ConfigError
+from ratelimit.files import is_exposed, read_secret
 from ratelimit.limiter.lists import ListFile, Lists, read_lists
 from ratelimit.model import FUSE, MAX_RATE, NAME, SHARED_CLIENTS, UNKNOWN, Address, Limit
 from ratelimit.notation import (
@@ -42,8 +43,8 @@ from ratelimit.notation import (
     parse_host_port,
     parse_listen,
     parse_unix_path,
+    printable,
 )
-from ratelimit.secret_files import is_exposed, read_secret
 from ratelimit.steps import Steps, finish
 from ratelimit.store.redis.url import parse
 
@@ -604,7 +605,7 @@ def _line(path: Path | None, loc: tuple[int | str, ...], message: str) -> str:
 
 def _short(line: str) -> str:
     """Escape a line, and shorten it in the middle if it is too long."""
-    shown = line if line.isprintable() else ascii(line)[1:-1]
+    shown = printable(line)
     return shown if len(shown) <= _MAX_LINE else f"{shown[:300]} ... {shown[-190:]}"
 
 

@@ -2,7 +2,6 @@
 
 RatelimitError
 ├── ConfigError      the configuration is invalid
-├── LogError         an access log can't be read
 ├── ApiError         the HTTP API is unreachable or answered with an error
 ├── StartError       a requirement is missing: a free address, HAProxy
 ├── StoreError       the store is not available; ``unsent`` says that nothing was done
@@ -13,7 +12,10 @@ from __future__ import annotations
 
 
 class RatelimitError(Exception):
-    """Base class; the text is suitable for operators."""
+    """Base class; the text is suitable for operators.
+
+    Raised itself if no caller has to tell the error from others.
+    """
 
 
 class ConfigError(RatelimitError):
@@ -25,10 +27,6 @@ class ConfigError(RatelimitError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
-
-
-class LogError(RatelimitError):
-    """An access log can't be read or has an unknown format."""
 
 
 class ApiError(RatelimitError):

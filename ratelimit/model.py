@@ -125,7 +125,7 @@ Entry = Block | Lift
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A listening address: host and port, or the path of a unix socket."""
+    """The address of a socket: host and port, or the path of a unix socket."""
 
     host: str = ""
     port: int = 0
@@ -141,11 +141,10 @@ class Address:
         except ValueError:
             return False
 
+    @property
+    def host_port(self) -> str:
+        """``HOST:PORT``, with an IPv6 host in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
     def __str__(self) -> str:
-        if self.path:
-            return f"unix://{self.path}"
-        return (
-            f"tcp://[{self.host}]:{self.port}"
-            if ":" in self.host
-            else f"tcp://{self.host}:{self.port}"
-        )
+        return f"unix://{self.path}" if self.path else f"tcp://{self.host_port}"

@@ -1,4 +1,4 @@
-"""Durations and addresses as text, in the configuration and on the command line."""
+"""Durations and addresses as text, in the configuration and on the command line; escaped text."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ DAY = 86_400 * SECOND
 _UNITS = {"d": DAY, "h": 3600 * SECOND, "m": 60 * SECOND, "s": SECOND, "ms": MILLISECOND}
 _LONGEST_HOST = 253  # RFC 1035, section 2.3.4
 _LONGEST_UNIX_PATH = 107  # sun_path of unix(7), less the NUL
+
+
+def printable(text: str) -> str:
+    """Return a text for a line of a log, an error or a table: control characters are escaped."""
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def parse_duration(text: str) -> int:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 FLOORS = [
     ["backoff", "exceptions", "histogram", "large", "model", "steps", "tls"],
-    ["notation", "process", "secret_files", "turns"],
+    ["files", "notation", "turns"],
+    ["process"],
     ["engine"],
     ["limiter", "spop"],
     ["haproxy", "store"],

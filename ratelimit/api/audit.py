@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from ratelimit.api.tokens import STRANGER, Caller, Role
+from ratelimit.notation import printable
 from ratelimit.process.log import AUDIT
 
 LINES_PER_SECOND = 10
@@ -81,10 +82,10 @@ class Audit:
             "role": attempt.caller.role.name.lower(),
             "peer": attempt.peer,
             "forwarded": attempt.forwarded,
-            "method": _shown(attempt.method),
-            "path": _shown(attempt.path),
+            "method": printable(attempt.method[:_SHOWN]),
+            "path": printable(attempt.path[:_SHOWN]),
             "what": attempt.what,
-            "key": _shown(key),
+            "key": printable(key[:_SHOWN]),
             "status": attempt.status,
             "why": attempt.why,
         }
@@ -95,8 +96,3 @@ class Audit:
         if (more := self._reads - LINES_PER_SECOND) > 0:
             log.info(AUDIT, what="refused reads without a valid token", count=more)
         self._reads = 0
-
-
-def _shown(text: str) -> str:
-    text = text[:_SHOWN]
-    return text if text.isprintable() else ascii(text)

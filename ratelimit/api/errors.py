@@ -8,6 +8,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from ratelimit.api.models import FieldProblem, Problem
+from ratelimit.notation import printable
 
 _MESSAGES = {
     "extra_forbidden": "unknown field",
@@ -41,9 +42,10 @@ class ProblemError(Exception):
         found = []
         for one in error.errors(include_url=False, include_input=False):
             field = ".".join(str(part) for part in one["loc"]) or "body"
+            # The name of an unknown field is arbitrary input, possibly half a surrogate pair.
             message = _MESSAGES.get(one["type"]) or one["msg"].removeprefix("Value error, ")
             message = message.replace("Input should be", "must be")
-            found.append(FieldProblem(field=_shown(field), message=message))
+            found.append(FieldProblem(field=printable(field[:100]), message=message))
         return cls(422, "; ".join(f"{one.field}: {one.message}" for one in found), found)
 
     @classmethod
@@ -65,8 +67,3 @@ class ProblemError(Exception):
             content_type=CONTENT_TYPE,
             headers=self.headers,
         )
-
-
-def _shown(text: str) -> str:
-    # The name of an unknown field is arbitrary input, possibly half a surrogate pair.
-    return text[:100] if text.isprintable() else ascii(text[:100])

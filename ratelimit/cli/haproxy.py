@@ -10,7 +10,8 @@ import click
 
 from ratelimit.api.client import Client, path_of
 from ratelimit.cli.node import asks
-from ratelimit.cli.tables import new_table, printable, show
+from ratelimit.cli.tables import new_table, show
+from ratelimit.notation import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

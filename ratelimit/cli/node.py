@@ -21,12 +21,12 @@ from ratelimit.cli.tables import (
     clients_table,
     duration,
     explanation,
-    printable,
     show,
     status_tables,
 )
 from ratelimit.exceptions import ApiError
 from ratelimit.limiter.keys import key_network
+from ratelimit.notation import printable
 
 _PAGE = 1000
 

@@ -1,4 +1,4 @@
-"""Output of the commands: tables, once or refreshed, and escaping of text from clients."""
+"""Output of the commands: tables, once or refreshed; text from clients is escaped."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import click
 
 from ratelimit.exceptions import ApiError
 from ratelimit.model import UNKNOWN, VERDICTS
+from ratelimit.notation import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -230,11 +231,6 @@ def _edges(entries: list[dict[str, Any]]) -> RenderableType:
     for entry in entries:
         made.add_row(printable(entry["socket"]), printable(entry["key"]), _left(entry["until"]))
     return made  # type: ignore[no-any-return]
-
-
-def printable(text: str) -> str:
-    """Return text from a client with its control characters escaped."""
-    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _left(until: int) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 from datetime import UTC, datetime
@@ -17,9 +15,10 @@ from urllib.parse import urlsplit
 import click
 
 from ratelimit import __version__
-from ratelimit.cli.tables import printable
 from ratelimit.exceptions import RatelimitError
+from ratelimit.files import write_whole
 from ratelimit.haproxy.trusted_proxies import Network, ProxyList, judge, read, write
+from ratelimit.notation import printable
 
 CLOUDFLARE = ("https://www.cloudflare.com/ips-v4", "https://www.cloudflare.com/ips-v6")
 """URLs under which Cloudflare publishes its networks."""
@@ -28,10 +27,6 @@ _TIMEOUT = 10  # seconds
 _LARGEST = 1 << 20  # bytes
 _SHOWN = 20  # findings
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
-
-class ListError(RatelimitError):
-    """A list can't be read or must not be used."""
 
 
 @click.group("trusted-proxies")
@@ -89,8 +84,13 @@ def update(file: Path, sources: tuple[str, ...], force: bool) -> None:
         findings.append(f"{len(lost)} of its {len(before)} networks would be removed")
     if findings and not force:
         shown = "\n  ".join(map(printable, findings[:_SHOWN]))
-        raise ListError(f"{file} is not changed; --force writes it:\n  {shown}")
-    _replace(file, text)
+        raise RatelimitError(f"{file} is not changed; --force writes it:\n  {shown}")
+    try:
+        # HAProxy's user must be able to read it.
+        mode = file.stat().st_mode & 0o777 if file.exists() else 0o644
+        write_whole(file, [text.encode()], mode)
+    except OSError as error:
+        raise RatelimitError(f"{file}: {error.strerror}") from error
     added = set(networks) - before
     click.echo(f"{file}: {_summary(read(text), now)}")
     click.echo(f"{len(added)} added, {len(lost)} removed; reload HAProxy to apply")
@@ -110,9 +110,9 @@ def _read(file: Path) -> ProxyList:
         with file.open("rb") as opened:
             data = opened.read(_LARGEST + 1)
     except OSError as error:
-        raise ListError(f"{file}: {error.strerror}") from error
+        raise RatelimitError(f"{file}: {error.strerror}") from error
     if len(data) > _LARGEST:
-        raise ListError(f"{file}: larger than {_LARGEST >> 20} MiB")
+        raise RatelimitError(f"{file}: larger than {_LARGEST >> 20} MiB")
     return read(data.decode("utf-8", "backslashreplace"))
 
 
@@ -127,10 +127,10 @@ class _SameSite(urllib.request.HTTPRedirectHandler):
 
 
 def _fetch(url: str) -> list[Network]:
-    """Return the networks of a source; raise ListError if it contains anything else."""
+    """Return the networks of a source; raise RatelimitError if it contains anything else."""
     parts = urlsplit(url)
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
-        raise ListError(f"{printable(url)}: must be https://HOST/PATH")
+        raise RatelimitError(f"{printable(url)}: must be https://HOST/PATH")
     request = urllib.request.Request(  # noqa: S310 - the scheme is checked above
         url, headers={"User-Agent": f"ratelimit/{__version__}"}
     )
@@ -142,34 +142,14 @@ def _fetch(url: str) -> list[Network]:
         with error:
             to = error.headers.get("Location")
             why = f"redirects to {printable(to)}" if to else f"answers with status {error.code}"
-        raise ListError(f"{url}: {why}") from None
+        raise RatelimitError(f"{url}: {why}") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise ListError(f"{url}: {getattr(error, 'reason', error)}") from None
+        raise RatelimitError(f"{url}: {getattr(error, 'reason', error)}") from None
     if len(data) > _LARGEST:
-        raise ListError(f"{url}: larger than {_LARGEST >> 20} MiB")
+        raise RatelimitError(f"{url}: larger than {_LARGEST >> 20} MiB")
     found = read(data.decode("utf-8", "backslashreplace"))
     if found.findings:
-        raise ListError(f"{url}: {printable(str(found.findings[0]))}")
+        raise RatelimitError(f"{url}: {printable(str(found.findings[0]))}")
     if not found.networks:
-        raise ListError(f"{url}: contains no networks")
+        raise RatelimitError(f"{url}: contains no networks")
     return [network for _, network in found.networks]
-
-
-def _replace(file: Path, text: str) -> None:
-    """Write a file atomically, readable by HAProxy's user."""
-    try:
-        mode = file.stat().st_mode & 0o777 if file.exists() else 0o644
-        with tempfile.NamedTemporaryFile(
-            "w", dir=file.parent, prefix=f".{file.name}.", delete=False
-        ) as made:
-            try:
-                made.write(text)
-                made.flush()
-                os.fchmod(made.fileno(), mode)
-                os.fsync(made.fileno())
-                os.replace(made.name, file)
-            except BaseException:
-                Path(made.name).unlink()
-                raise
-    except OSError as error:
-        raise ListError(f"{file}: {error.strerror}") from error

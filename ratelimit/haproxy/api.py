@@ -30,6 +30,7 @@ from ratelimit.haproxy.edge_table import EdgeTable, Truth
 from ratelimit.haproxy.runtime_socket import Edge, EdgeError
 from ratelimit.haproxy.stats import REPORT, Change, Report, Server, read_report, set_server
 from ratelimit.limiter.keys import Network, key_network
+from ratelimit.notation import printable
 
 TIMEOUT = 0.9
 """Seconds to wait for an HAProxy, so that an answer of the API takes at most a second."""
@@ -281,7 +282,7 @@ def _read_report(path: str, answer: Sequence[str]) -> Report:
     try:
         return read_report(path, answer)
     except (TypeError, ValueError, LookupError, csv.Error) as error:
-        return Report(path, problem=f"unreadable answer: {ascii(str(error))[1:-1]}")
+        return Report(path, problem=f"unreadable answer: {printable(str(error))}")
 
 
 async def _act(edge: Edge, report: Report, server: Server | None, change: Change) -> Acted:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import hashlib
-import os
-import threading
 from pathlib import Path
 
+from ratelimit.files import write_whole
 from ratelimit.haproxy.maps import NAMES, Lines, pieces
+from ratelimit.process.thread import Thread
 
 PAUSE = 1.0
 """Seconds between writes of the files, at least."""
@@ -26,7 +26,8 @@ class MapFiles:
         self._lines = lines
         self._written: dict[str, bytes] = {}
         self._changed = asyncio.Event()
-        self._writing: asyncio.Future[OSError | None] | None = None
+        self._thread = Thread("map files")
+        self._writing: asyncio.Future[None] | None = None
 
     def changed(self) -> None:
         """Note that the content of the files may have changed."""
@@ -57,38 +58,11 @@ class MapFiles:
         self._written[path.name] = digest.digest()
 
     async def _in_thread(self, path: Path, parts: list[bytes]) -> None:
-        """Write a file in a thread that does not keep the process alive if the disk hangs."""
-        late = OSError(f"{path}: not written within {TIMEOUT:g} s")
-        if self._writing is not None and not self._writing.done():
-            raise late
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[OSError | None] = loop.create_future()
-
-        def work() -> None:
-            error = _replace(path, parts)
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(done.set_result, error)
-
-        self._writing = done
-        threading.Thread(target=work, name="map files", daemon=True).start()
-        try:
-            async with asyncio.timeout(TIMEOUT):
-                error = await asyncio.shield(done)
-        except TimeoutError:
-            raise late from None
-        if error is not None:
-            raise error
-
-
-def _replace(path: Path, parts: list[bytes]) -> OSError | None:
-    """Write a file atomically, readable by HAProxy's user; return the error, if any."""
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        with temporary.open("wb", buffering=0) as file:
-            for part in parts:
-                file.write(part)
-            os.fchmod(file.fileno(), 0o644)
-        temporary.replace(path)
-    except OSError as error:
-        return error
-    return None
+        """Write a file; another one waits for a disk that hangs, but the caller does not."""
+        if self._writing is None or self._writing.done():
+            # HAProxy's user must be able to read it.
+            self._writing = self._thread.run(functools.partial(write_whole, path, parts, 0o644))
+            await asyncio.wait([self._writing], timeout=TIMEOUT)
+            if self._writing.done():
+                return self._writing.result()
+        raise OSError(f"{path}: not written within {TIMEOUT:g} s")

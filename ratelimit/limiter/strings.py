@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from ratelimit.limiter.keys import hash_of, is_key, is_like_address
 from ratelimit.model import Block, Lift
+from ratelimit.notation import printable
 
 _MAX_TEXT = 100  # characters shown of a string
 _HINT = re.compile(rb"[A-Za-z0-9_.-]{1,4}")
@@ -47,8 +48,7 @@ def string_text(string: bytes, key: str, secret: bool) -> str:
         and not is_like_address(text)
     ):
         return text
-    begin = (text if text.isprintable() else ascii(text)[1:-1])[:_MAX_TEXT]
-    return f"{begin.strip()}{key}"
+    return f"{printable(text)[:_MAX_TEXT].strip()}{key}"
 
 
 def kept(entry: E, secret: bool, key_of: Callable[[bytes], str]) -> E:

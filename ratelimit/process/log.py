@@ -23,6 +23,7 @@ from typing import Any, TextIO, cast
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from ratelimit.notation import printable
 from ratelimit.process.log_writer import LogWriter, stand_in
 
 LINES = 20
@@ -106,11 +107,11 @@ def escape(_: WrappedLogger, __: str, entry: EventDict) -> EventDict:
     """Escape control characters for a terminal; structlog quotes the rest."""
     trace = entry.get("exception")
     shown = {
-        _printable(name): _printable(value) if isinstance(value, str) else value
+        printable(name): printable(value) if isinstance(value, str) else value
         for name, value in entry.items()
     }
     if trace is not None:
-        shown["exception"] = "\n".join(f"  {_printable(line)}" for line in trace.split("\n"))
+        shown["exception"] = "\n".join(f"  {printable(line)}" for line in trace.split("\n"))
     return shown
 
 
@@ -225,9 +226,3 @@ def configure(stream: TextIO | None = None, keep: Callable[[str], object] | None
 
 def _first_things_first(_: WrappedLogger, __: str, entry: EventDict) -> EventDict:
     return {name: entry[name] for name in ("timestamp", "level", "event")} | dict(entry)
-
-
-def _printable(text: str) -> str:
-    if text.isprintable():
-        return text
-    return "".join(sign if sign.isprintable() else json.dumps(sign)[1:-1] for sign in text)

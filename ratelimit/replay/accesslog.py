@@ -23,7 +23,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import IO, TYPE_CHECKING, Self, cast
 
-from ratelimit.exceptions import LogError
+from ratelimit.exceptions import RatelimitError
 from ratelimit.notation import MILLISECOND, SECOND
 
 if TYPE_CHECKING:
@@ -98,10 +98,11 @@ class AccessLog:
     Args:
         path: of the file, plain or gzip; ``-`` is standard input.
 
-    Raises LogError if it can't be read, is empty, or has an unknown format. ``lines`` counts the
-    lines read so far, ``unread`` those that do not match the format, and ``invalid`` requests that
-    HAProxy logged as invalid, which no limit counts. ``zone`` is the offset from UTC of the first
-    line in seconds, or None. ``done`` and ``size`` are bytes of the file; ``size`` is 0 if unknown.
+    Raises RatelimitError if it can't be read, is empty, or has an unknown format. ``lines`` counts
+    the lines read so far, ``unread`` those that do not match the format, and ``invalid`` requests
+    that HAProxy logged as invalid, which no limit counts. ``zone`` is the offset from UTC of the
+    first line in seconds, or None. ``done`` and ``size`` are bytes of the file; ``size`` is 0 if
+    unknown.
     """
 
     def __init__(self, path: str) -> None:
@@ -145,13 +146,13 @@ class AccessLog:
     def _open(self, path: str) -> IO[bytes]:
         if path == STDIN:
             if sys.stdin is None:
-                raise LogError(f"{self.name}: closed")
+                raise RatelimitError(f"{self.name}: closed")
             # A separate file object: closing it does not close the interpreter's.
             return open(sys.stdin.fileno(), "rb", closefd=False)
         try:
             return open(path, "rb")
         except OSError as error:
-            raise LogError(f"{path}: {error.strerror}") from error
+            raise RatelimitError(f"{path}: {error.strerror}") from error
 
     def _lines(self) -> Iterator[list[bytes]]:
         """Yield lists of lines without line ends; a line that is too long is cut."""
@@ -165,11 +166,11 @@ class AccessLog:
                 rest = lines.pop()[:_LONGEST]
                 yield lines
         except EOFError as error:
-            raise LogError(f"{self.name}: the gzip file is truncated") from error
+            raise RatelimitError(f"{self.name}: the gzip file is truncated") from error
         except (gzip.BadGzipFile, zlib.error) as error:
-            raise LogError(f"{self.name}: invalid gzip file: {error}") from error
+            raise RatelimitError(f"{self.name}: invalid gzip file: {error}") from error
         except OSError as error:
-            raise LogError(f"{self.name}: {error.strerror}") from error
+            raise RatelimitError(f"{self.name}: {error.strerror}") from error
         if rest:
             yield [rest]
 
@@ -185,10 +186,10 @@ class AccessLog:
     def _sniff(self) -> Format:
         lines = [line for line in chain.from_iterable(self._head) if line.strip()][:_SNIFFED]
         if not lines:
-            raise LogError(f"{self.name}: empty")
+            raise RatelimitError(f"{self.name}: empty")
         read = [sum(map(bool, map(form.pattern.match, lines))) for form in FORMATS]
         if not any(read):
-            raise LogError(
+            raise RatelimitError(
                 f"{self.name}: unknown format; HAProxy's HTTP log and the common and combined "
                 f"formats are supported. First line: {_shown(lines[0])}"
             )

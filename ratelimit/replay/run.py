@@ -46,7 +46,7 @@ def run(
 ) -> ReplayReport:
     """Replay a log against the configured limit ``name``.
 
-    ``progress`` is called from time to time. Raises LogError.
+    ``progress`` is called from time to time. Raises RatelimitError.
     """
     replay = _Replay(config, name, log.format.grain)
     for requests in log:

@@ -195,10 +195,6 @@ class Store(ABC):
         return None  # noqa: RET501
 
     @abstractmethod
-    async def load(self) -> list[Entry]:
-        """Read all blocks that are not forgotten, and all lifts. Raises StoreError."""
-
-    @abstractmethod
     async def nodes_list(self) -> list[Node]:
         """Return the live nodes. Raises StoreError."""
 

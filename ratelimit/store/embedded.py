@@ -9,7 +9,6 @@ import time
 
 import structlog
 
-from ratelimit.model import Entry
 from ratelimit.store.base import Events, Node, Store
 from ratelimit.store.journal import Journal
 from ratelimit.store.secret import KeptSecret
@@ -59,9 +58,6 @@ class MemoryStore(Store):
 
     def reopen(self) -> None:
         self._journal.reopen()
-
-    async def load(self) -> list[Entry]:
-        return await self._journal.load()
 
     async def nodes_list(self) -> list[Node]:
         return [self._node]

@@ -12,20 +12,19 @@ import asyncio
 import contextlib
 import functools
 import math
-import queue
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import structlog
 
 from ratelimit.exceptions import StartError, StoreError
 from ratelimit.limiter.strings import masked
 from ratelimit.model import Entry
+from ratelimit.process.thread import Thread
 from ratelimit.store.base import Events, Merging, tell
-from ratelimit.store.pending import Change, Outbox
+from ratelimit.store.pending import Outbox
 from ratelimit.store.sqlite import BlockFile
 from ratelimit.turns import paced
 
@@ -81,7 +80,7 @@ class Journal:
         self._on_state = on_state
         self._on_merged = on_merged
         self._now = now
-        self._thread = _Thread()
+        self._thread = Thread("journal")
         self._task: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
         self._open = False
@@ -145,26 +144,6 @@ class Journal:
         """Merge the files of agents that have ended, soon."""
         self._purged = -math.inf
         self.outbox.woken.set()
-
-    def put(self, entry: Entry) -> None:
-        """Write an entry as soon as possible."""
-        self.outbox.add(Change(entry))
-
-    def submit(self, entry: Entry) -> Change:
-        """Write an entry for which a caller waits; see ``Outbox.submit()``."""
-        return self.outbox.submit(entry)
-
-    async def written(self, change: Change, timeout: float) -> None:
-        """Return when a submitted change is on the disk; see ``Outbox.written()``."""
-        await self.outbox.written(change, timeout, lambda: self.problem)
-
-    async def load(self) -> list[Entry]:
-        """Read all entries that are not forgotten. Raises StoreError."""
-        return [
-            entry
-            for page in await self._do(list, self._file.pages(self._second()))
-            for entry in page
-        ]
 
     async def _run(self) -> None:
         while True:
@@ -297,51 +276,3 @@ class Journal:
             return future.result()
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{self.path}: {error}; check the disk, writing is retried") from error
-
-
-class _Thread:
-    """A thread that runs one operation after another and does not keep the process alive."""
-
-    def __init__(self) -> None:
-        self._work: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
-        self._started = False
-
-    def run(self, work: Callable[[], _R]) -> asyncio.Future[_R]:
-        """Run ``work``; its result comes in a future, which need not be awaited."""
-        if not self._started:
-            self._started = True
-            # Python waits at exit for the threads of a pool, even if a disk hangs.
-            threading.Thread(target=self._main, name="journal", daemon=True).start()
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[_R] = loop.create_future()
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())
-
-        def call() -> None:
-            result: _R | None = None
-            failure: BaseException | None = None
-            try:
-                result = work()
-            except BaseException as error:  # noqa: BLE001 - passed on
-                failure = error
-            # The loop may be closed because the process ends.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(_settle, future, result, failure)
-
-        self._work.put(call)
-        return future
-
-    def stop(self) -> None:
-        self._work.put(None)
-
-    def _main(self) -> None:
-        while (work := self._work.get()) is not None:
-            work()
-
-
-def _settle(future: asyncio.Future[Any], result: Any, failure: BaseException | None) -> None:
-    if future.done():
-        return
-    if failure is not None:
-        future.set_exception(failure)
-    else:
-        future.set_result(result)

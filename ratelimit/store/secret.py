@@ -9,7 +9,6 @@ would match its client. Anyone with the secret can test which string a hash belo
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import secrets
 import threading
@@ -18,6 +17,7 @@ from pathlib import Path
 import structlog
 
 from ratelimit.exceptions import StartError
+from ratelimit.files import write_whole
 
 SEED = 32
 """Hexadecimal digits in the file."""
@@ -98,12 +98,4 @@ class KeptSecret:
         if self.path is None:
             return
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        new = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}")
-        try:
-            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(f"{self.seed}\n")
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(self.path)
-        finally:
-            new.unlink(missing_ok=True)
+        write_whole(self.path, [f"{self.seed}\n".encode()], 0o600)

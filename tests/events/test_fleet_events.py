@@ -13,7 +13,7 @@ from ratelimit.events.fleet_events import Alerts
 from ratelimit.events.load import Load
 from ratelimit.events.webhooks import Receiver, Webhooks
 from ratelimit.limiter.limiter import Limiter
-from ratelimit.model import Block, Entry, Limit
+from ratelimit.model import Block, Limit
 from ratelimit.store import Events, Node, Store, StoreError
 
 
@@ -57,9 +57,6 @@ class ModelStore(Store):
 
     async def start(self) -> None: ...
     async def close(self) -> None: ...
-    async def load(self) -> list[Entry]:
-        return []
-
     def announce(self, node: Node) -> None:
         self.fleet.nodes[self.node] = node
 

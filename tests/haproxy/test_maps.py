@@ -247,7 +247,7 @@ def test_a_disk_that_hangs_keeps_one_thread_and_nobody_waiting(
     go_on = threading.Event()
     monkeypatch.setattr("ratelimit.haproxy.map_files.TIMEOUT", 0.05)
     monkeypatch.setattr(
-        "ratelimit.haproxy.map_files._replace", lambda path, parts: go_on.wait(LONGEST)
+        "ratelimit.haproxy.map_files.write_whole", lambda path, parts, mode: go_on.wait(LONGEST)
     )
 
     async def test() -> None:

@@ -16,9 +16,11 @@ from ratelimit.api.server import ApiServer
 from ratelimit.config import load
 from ratelimit.haproxy.api import Runtime, Telling
 from ratelimit.limiter.limiter import Limiter
-from ratelimit.model import Block, Lift
+from ratelimit.model import Block, Entry, Lift
 from ratelimit.node.operations import Control
 from ratelimit.store import Events, MemoryStore, Node, Store
+from ratelimit.store.journal import Journal
+from ratelimit.store.redis.store import RedisStore
 from ratelimit.store.sync import Sync
 from tests.helpers.servers import until
 
@@ -122,6 +124,21 @@ def lift(limit: str, key: str) -> Lift:
     return Lift(key, limit, now, now // 1_000_000 + 3600)
 
 
+async def entries(store: Store) -> list[Entry]:
+    """Return the blocks and lifts that a store has."""
+    if isinstance(store, RedisStore):
+        pages = [page async for page in store._blocklist.read(store._connected())]
+    else:
+        assert isinstance(store, MemoryStore)
+        pages = await journalled(store._journal)
+    return list({(one.limit, one.key, type(one)): one for page in pages for one in page}.values())
+
+
+async def journalled(journal: Journal) -> list[list[Entry]]:
+    """Return the blocks and lifts in the file of a journal that are not forgotten."""
+    return await journal._do(list, journal._file.pages(journal._second()))
+
+
 async def listed(store: Store) -> list[str]:
     """Return the keys of a store's blocks."""
-    return [entry.key for entry in await store.load() if isinstance(entry, Block)]
+    return [entry.key for entry in await entries(store) if isinstance(entry, Block)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ratelimit.exceptions import LogError
+from ratelimit.exceptions import RatelimitError
 from ratelimit.replay import accesslog
 from ratelimit.replay.accesslog import AccessLog, Unread
 
@@ -194,16 +194,16 @@ PACKED = gzip.compress(f"{HTTPLOG}\n".encode() * 1000, mtime=0)  # the same byte
     ],
 )
 def test_logs_that_can_not_be_read(path: Path, content: bytes, what: str) -> None:
-    with pytest.raises(LogError) as error:
+    with pytest.raises(RatelimitError) as error:
         read(path, content)
     assert str(error.value).startswith(f"{path}: ")
     assert what in str(error.value)
 
 
 def test_files_that_can_not_be_opened(tmp_path: Path) -> None:
-    with pytest.raises(LogError, match="no: No such file or directory"):
+    with pytest.raises(RatelimitError, match="no: No such file or directory"):
         AccessLog(str(tmp_path / "no"))
-    with pytest.raises(LogError, match="Is a directory"):
+    with pytest.raises(RatelimitError, match="Is a directory"):
         AccessLog(str(tmp_path))
 
 
@@ -219,5 +219,5 @@ def test_how_far_a_file_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_standard_input_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)  # as Python has it then
-    with pytest.raises(LogError, match="standard input: closed"):
+    with pytest.raises(RatelimitError, match="standard input: closed"):
         AccessLog("-")

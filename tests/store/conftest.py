@@ -22,6 +22,7 @@ from ratelimit.store import Events, Node, Store
 from ratelimit.store.journal_file import SlotFile
 from ratelimit.store.redis.store import RedisStore
 from ratelimit.store.redis.url import Target, parse
+from tests.helpers.running import entries
 from tests.helpers.servers import PROGRAM, Server
 
 
@@ -179,4 +180,4 @@ def lift(key: str, limit: str = "default", after: int = 0) -> Lift:
 
 async def listed(store: Store) -> list[Block]:
     """Return the blocks that a store has."""
-    return [entry for entry in await store.load() if isinstance(entry, Block)]
+    return [entry for entry in await entries(store) if isinstance(entry, Block)]

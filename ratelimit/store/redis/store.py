@@ -39,6 +39,7 @@ from ratelimit.notation import SECOND
 from ratelimit.steps import Steps
 from ratelimit.store.base import Events, Node, SharedStore, StoreError
 from ratelimit.store.journal import Journal
+from ratelimit.store.pending import Change
 from ratelimit.store.redis.blocklist import SharedBlocklist
 from ratelimit.store.redis.nodes import HEARTBEAT, Members, nodes_key
 from ratelimit.store.redis.session import Life, Script
@@ -206,7 +207,7 @@ class RedisStore(SharedStore):
 
     def keep(self, entry: Entry) -> None:
         if self._journal is not None:
-            self._journal.put(entry)
+            self._journal.outbox.add(Change(entry))
 
     def _submit(self, entry: Entry, timeout: float) -> Coroutine[Any, Any, tuple[Entry, bool]]:
         """Write to the store and the journal; if the journal is down, the store alone decides."""
@@ -215,14 +216,15 @@ class RedisStore(SharedStore):
         if journal is not None:
             # A journal that is too far behind compares the whole list soon.
             with contextlib.suppress(StoreError):
-                kept = journal.submit(entry)
+                kept = journal.outbox.submit(entry)
         deadline = time.monotonic() + timeout
 
         async def written() -> tuple[Entry, bool]:
             held, found = await stored
             if journal is not None and kept is not None and journal.up:
-                change = kept if held == entry else journal.submit(held)
-                await journal.written(change, max(0.0, deadline - time.monotonic()))
+                change = kept if held == entry else journal.outbox.submit(held)
+                left = max(0.0, deadline - time.monotonic())
+                await journal.outbox.written(change, left, lambda: journal.problem)
             return held, found
 
         return written()
@@ -242,11 +244,6 @@ class RedisStore(SharedStore):
     def adopt(self) -> None:
         if self._journal is not None:
             self._journal.adopt()
-
-    async def load(self) -> list[Entry]:
-        pages = self._blocklist.read(self._connected())
-        entries = {(e.limit, e.key, type(e)): e async for page in pages for e in page}
-        return list(entries.values())
 
     async def exchange(
         self,

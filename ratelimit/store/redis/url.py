@@ -8,6 +8,7 @@ from enum import Enum
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote
 
+from ratelimit.model import Address
 from ratelimit.tls import client_context
 
 DEFAULT_PORT = 6379
@@ -22,18 +23,13 @@ class Kind(Enum):
     CLUSTER = "cluster"
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Address of a server: host and port, or the path of a unix socket."""
+class Endpoint(Address):
+    """The address of a server, in the form for errors."""
 
-    host: str = ""
-    port: int = 0
-    path: str = ""
+    __slots__ = ()
 
     def __str__(self) -> str:
-        if self.path:
-            return self.path
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return self.path or self.host_port
 
 
 @dataclass(frozen=True, slots=True)

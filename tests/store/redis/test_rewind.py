@@ -15,6 +15,7 @@ from ratelimit.exceptions import StartError
 from ratelimit.model import Lift
 from ratelimit.store import StoreError, journal
 from ratelimit.store.pending import Change
+from tests.helpers.running import journalled
 from tests.helpers.servers import Server, until
 from tests.store.conftest import block, lift, listed, make_node, nodes, run
 
@@ -249,7 +250,8 @@ def test_what_other_nodes_do_is_in_the_journal(server: Server, tmp_path: Path) -
             await until(lambda: two.clients() == {"b", "strikes"})
             assert second._journal is not None
             await until(lambda: not len(second._journal.outbox))  # type: ignore[union-attr]
-            kept = {(type(entry), entry.key) for entry in await second._journal.load()}
+            pages = await journalled(second._journal)
+            kept = {(type(entry), entry.key) for page in pages for entry in page}
             assert {key for _, key in kept} == {"a", "b", "strikes"}
             assert (Lift, "a") in kept
 

@@ -1,9 +1,11 @@
-"""Files with secrets: reading them, and checking who else can."""
+"""Files: secrets in them, who can read them, and files that are replaced as a whole."""
 
 from __future__ import annotations
 
 import os
+import secrets
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 MIN_SECRET = 16
@@ -24,6 +26,23 @@ def read_secret(path: str) -> bytes:
     if len(secret) > _MAX_SECRET:
         raise ValueError(f"must have at most {_MAX_SECRET} bytes")
     return secret
+
+
+def write_whole(path: Path, parts: Iterable[bytes], mode: int) -> None:
+    """Replace a file: a reader sees the old one or the new one, also after a crash. Raises OSError.
+
+    It has this mode from the beginning, whatever the umask is.
+    """
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def is_exposed(path: str) -> bool:

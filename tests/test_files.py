@@ -16,7 +16,7 @@ from ratelimit import serve as service
 from ratelimit.cli import up as together
 from ratelimit.cli.main import main
 from ratelimit.config import Config, load
-from ratelimit.secret_files import is_exposed, read_secret
+from ratelimit.files import is_exposed, read_secret
 
 SECRET = "s3cr3t" * 6
 
