@@ -26,9 +26,9 @@ CACHE = ROOT / ".cache" / "matrix"
 WITH_HAPROXY = (
     "tests/benchmarks/test_settings.py",
     "tests/integration",
-    "tests/commands",
-    "tests/doctor/test_judge.py",
-    "tests/haproxy/test_api.py",
+    "tests/cli",
+    "tests/doctor",
+    "tests/haproxy",
     "tests/story",
     "--ignore=tests/integration/test_fleet.py",
 )

@@ -57,6 +57,12 @@ def test_the_matrix_is_the_one_of_the_makefile() -> None:
     assert job["strategy"]["matrix"]["server"] == [entry.name for entry in matrix.ENTRIES]
 
 
+def test_the_tests_of_the_matrix_exist() -> None:
+    paths = (*matrix.WITH_HAPROXY, *matrix.WITH_STORE)
+    missing = [path for path in paths if not (ROOT / path.removeprefix("--ignore=")).exists()]
+    assert missing == []
+
+
 def test_a_release_has_no_image_that_was_not_tried_before() -> None:
     tried, released = (
         read(name)["jobs"]["image"]["strategy"]["matrix"] for name in ("ci.yml", "release.yml")
