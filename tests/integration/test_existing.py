@@ -19,6 +19,7 @@ import pytest
 from ratelimit.haproxy.process import files
 from tests.helpers.world import HAPROXY, Client, World, closed, free_port, run, until
 from tests.integration.certificates import make_certificate
+from tests.integration.test_trusted_proxies import CLAIMS
 
 pytestmark = pytest.mark.integration
 
@@ -76,7 +77,7 @@ def replaced(old: str, new: str) -> Callable[[str], str]:
 
 
 def test_the_readme_has_all_pieces() -> None:
-    assert set(pieces()) == {"address", "limiter", "refusal", "backends", "login"}
+    assert set(pieces()) == {"address", "limiter", "refusal", "backends", "login", "headers"}
     assert all(lines.count("\n") > 0 for lines in pieces().values())
 
 
@@ -215,7 +216,7 @@ def test_clients_behind_a_load_balancer_and_a_cdn_are_told_apart(tmp_path: Path)
             found = await through(balancer, 120, X_Forwarded_For=forwarded)
             assert found == {200: 100, 429: 20}, forwarded
         edge = {"X_Forwarded_For": "198.51.100.7"}
-        for named in ("192.0.2.3", "192.0.2.4"):
+        for named in ("192.0.2.3", "[2001:db8:4::1]:443", '"192.0.2.5:80",'):
             found = await through(balancer, 120, **edge, CF_Connecting_IP=named)
             assert found == {200: 100, 429: 20}, named
         assert await through(direct, 20, X_Forwarded_For="192.0.2.1") == {200: 20}, "not believed"
@@ -234,6 +235,44 @@ def test_clients_behind_a_load_balancer_and_a_cdn_are_told_apart(tmp_path: Path)
     other = free_port()
     limits = f"{LONG}[limits.unknown]\nrate = 5\nwindow = '30s'\n"
     run(tmp_path, test, limits, edit=lists)
+
+
+def test_the_application_gets_no_address_that_nobody_vouches_for(tmp_path: Path) -> None:
+    """With the lines for headers that the README has."""
+    last = "http-request set-var(txn.rl_wait) int(1) if rl_refused\n    http-request allow if rl_refused\n"
+
+    def more(text: str) -> str:
+        text = replaced("    option forwardfor\n", "")(text)
+        return replaced(last, last + re.sub("(?m)^(?=.)", "    ", pieces()["headers"]))(text)
+
+    def lists(folder: Path) -> None:
+        (folder / "lb.lst").write_text("127.6.0.0/24\n")
+        (folder / "cdn.lst").write_text("198.51.100.0/24\n")
+        installed("behind_cdn", f"127.0.0.1:{free_port()}", more)(folder)
+
+    async def test(w: World) -> None:
+        async def seen(source: str, forwarded: str) -> dict[str, str]:
+            claims = dict.fromkeys(CLAIMS, "192.0.2.66") | {"X-Forwarded-For": forwarded}
+            claims |= {"X-Forwarded-Proto": "https", "X_Forwarded_Proto": "https"}
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", w.port, local_addr=(source, 0)
+            )
+            lines = [f"{name}: {value}" for name, value in claims.items()]
+            writer.write("\r\n".join(["GET / HTTP/1.1", "Host: x", *lines, "", ""]).encode())
+            await reader.readuntil(b"\r\n\r\n")
+            await closed(writer)
+            fields = [line.partition(": ") for line in w.head.splitlines()[1:] if line]
+            return {name: value for name, _, value in fields if name != "host"}
+
+        for source, forwarded, client, proto in (
+            ("127.2.0.1", "192.0.2.66", "127.2.0.1", "http"),
+            ("127.6.0.1", "192.0.2.7", "192.0.2.7", "https"),
+            ("127.6.0.1", "198.51.100.7", "192.0.2.66", "https"),
+        ):
+            told = {"x-forwarded-for": client, "x-forwarded-proto": proto}
+            assert await seen(source, forwarded) == told
+
+    run(tmp_path, test, LONG, edit=lists)
 
 
 def test_clients_behind_the_proxy_protocol_are_told_apart(tmp_path: Path) -> None:
