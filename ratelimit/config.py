@@ -46,6 +46,7 @@ from ratelimit.notation import (
     printable,
 )
 from ratelimit.steps import Steps, finish
+from ratelimit.store import MEMORY
 from ratelimit.store.redis.url import parse
 
 if TYPE_CHECKING:
@@ -58,7 +59,6 @@ if TYPE_CHECKING:
 _ENV_PREFIX = "RATELIMIT_"
 _ENV_DELIMITER = "__"
 _ENV_LEVELS = 3  # LIMITS__LOGIN__RATE
-_MEMORY = "memory://"
 _MAX_PROBLEMS = 20  # lines per error
 _MAX_LINE = 500  # characters per line
 _MAX_TRUSTED = 1000  # networks, which are searched at each connection
@@ -71,12 +71,8 @@ def _duration(value: object) -> int:
     return parse_duration(value if isinstance(value, str) else "")
 
 
-def _listen(value: object) -> Address:
-    return parse_listen(value if isinstance(value, str) else "")
-
-
-def _host_port(value: object) -> Address:
-    return parse_host_port(value if isinstance(value, str) else "")
+def _text(parse: Callable[[str], Address]) -> BeforeValidator:
+    return BeforeValidator(lambda value: parse(value if isinstance(value, str) else ""))
 
 
 def _between(low: int, high: int, unit: int) -> Callable[[int], int]:
@@ -97,7 +93,7 @@ def _sync_interval(value: int) -> int:
 
 
 def _store_url(url: str) -> str:
-    if url != _MEMORY:
+    if url != MEMORY:
         parse(url)
     return url
 
@@ -154,8 +150,8 @@ def _secret_file(path: str) -> str:
 Duration = Annotated[int, BeforeValidator(_duration)]
 """Text in the file, nanoseconds in memory."""
 
-Listen = Annotated[Address, BeforeValidator(_listen)]
-HostPort = Annotated[Address, NoDecode, BeforeValidator(_host_port)]
+Listen = Annotated[Address, _text(parse_listen)]
+HostPort = Annotated[Address, NoDecode, _text(parse_host_port)]
 Window = Annotated[Duration, AfterValidator(_between(100 * MILLISECOND, DAY, MILLISECOND))]
 BlockLength = Annotated[Duration, AfterValidator(_between(SECOND, 30 * DAY, SECOND))]
 Forget = Annotated[Duration, AfterValidator(_between(SECOND, 366 * DAY, SECOND))]
@@ -232,7 +228,7 @@ class OpsSection(_Section):
 class StoreSection(_Section):
     """``[store]``: what the nodes share."""
 
-    url: Annotated[str, AfterValidator(_store_url)] = "memory://"
+    url: Annotated[str, AfterValidator(_store_url)] = MEMORY
     sync_interval: SyncInterval = 10 * MILLISECOND
     prefix: Annotated[str, StringConstraints(pattern=f"^{NAME}$")] = "ratelimit"
     state_dir: FilePath = ""
@@ -245,14 +241,14 @@ class StoreSection(_Section):
     @field_validator("replicas")
     @classmethod
     def _has_replicas(cls, replicas: int, info: ValidationInfo) -> int:
-        if replicas and info.data.get("url") == _MEMORY:
+        if replicas and info.data.get("url") == MEMORY:
             raise ValueError("must be 0 with memory://, which has none")
         return replicas
 
     @field_validator("secret_file")
     @classmethod
     def _is_shared(cls, path: str, info: ValidationInfo) -> str:
-        if path and info.data.get("url") == _MEMORY:
+        if path and info.data.get("url") == MEMORY:
             raise ValueError("needs a store.url that nodes share, such as redis://")
         return path
 
@@ -467,14 +463,20 @@ class Config(BaseSettings):
 
     def receivers(self) -> tuple[Receiver, ...]:
         """Return the receivers of webhooks. Raises ConfigError if a secret can't be read."""
-        found = []
-        for number, hook in enumerate(self.webhooks):
-            try:
-                secret = read_secret(hook.secret_file) if hook.secret_file else b""
-            except (OSError, ValueError) as error:
-                raise self.wrong(f"webhooks.{number}.secret_file", str(error)) from error
-            found.append(Receiver(hook.url, hook.events, secret))
-        return tuple(found)
+        return tuple(
+            Receiver(hook.url, hook.events, self._secret(f"webhooks.{number}", hook.secret_file))
+            for number, hook in enumerate(self.webhooks)
+        )
+
+    def fleet_secret(self) -> bytes:
+        """Return the key that signs the blocklist, or nothing. Raises ConfigError."""
+        return self._secret("store", self.store.secret_file)
+
+    def _secret(self, section: str, path: str) -> bytes:
+        try:
+            return read_secret(path) if path else b""
+        except (OSError, ValueError) as error:
+            raise self.wrong(f"{section}.secret_file", str(error)) from error
 
     def exposed_files(self) -> list[str]:
         """Return the secret files that every user of this machine can read, with their fields."""
@@ -482,21 +484,12 @@ class Config(BaseSettings):
         for number, hook in enumerate(self.webhooks):
             files.append((f"webhooks.{number}.secret_file", hook.secret_file))
         files.append(("store.secret_file", self.store.secret_file))
-        if self.store.url != _MEMORY:
+        if self.store.url != MEMORY:
             target = parse(self.store.url)
             files += [("store.url", path) for path in target.secret_files()]
             if target.has_password and self._path and not _variable(("store", "url")):
                 files.append(("store.url", str(self._path)))
         return [f"{field}: {path}" for field, path in files if path and is_exposed(path)]
-
-    def fleet_secret(self) -> bytes:
-        """Return the key that signs the blocklist, or nothing. Raises ConfigError."""
-        if not self.store.secret_file:
-            return b""
-        try:
-            return read_secret(self.store.secret_file)
-        except (OSError, ValueError) as error:
-            raise self.wrong("store.secret_file", str(error)) from error
 
     def _fuse(self, limit: LimitSection) -> float:
         """Return the fuse of a limit; one that is stricter than the default has none unless set."""
@@ -510,18 +503,13 @@ class Config(BaseSettings):
         """Return the limits in the order of the file."""
         return tuple(
             Limit(
-                name=name,
-                rate=limit.rate,
-                window=limit.window,
-                block=tuple(length // SECOND for length in limit.block),
-                forget=limit.forget // SECOND,
-                strict=limit.strict,
-                ipv4_prefix=limit.ipv4_prefix,
-                ipv6_prefix=limit.ipv6_prefix,
-                shadow=limit.shadow,
-                headers=limit.headers,
-                fuse=self._fuse(limit),
-                secret=limit.secret,
+                **limit.model_dump()
+                | {
+                    "name": name,
+                    "block": tuple(length // SECOND for length in limit.block),
+                    "forget": limit.forget // SECOND,
+                    "fuse": self._fuse(limit),
+                }
             )
             for name, limit in self.limits.items()
         )

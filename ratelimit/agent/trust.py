@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from ratelimit.limiter.keys import network_text, parse_network
 
@@ -11,6 +11,16 @@ from ratelimit.limiter.keys import network_text, parse_network
 def trusted_network(text: str) -> str:
     """Return a network or address in its shortest form. Raises ValueError."""
     return network_text(parse_network(text))
+
+
+def peer_address(host: str) -> IPv4Address | IPv6Address | None:
+    """Return the address of a peer, as the kernel writes it; None for a peer without one."""
+    try:
+        address = ip_address(host.partition("%")[0])  # fe80::1%eth0
+    except ValueError:
+        return None
+    # An IPv4 peer on a dual-stack socket.
+    return (address.ipv4_mapped or address) if address.version == 6 else address
 
 
 class Trusted:
@@ -21,13 +31,8 @@ class Trusted:
 
     def __contains__(self, host: str) -> bool:
         """Return whether a peer's address, as the kernel writes it, is in one of the networks."""
-        try:
-            address = ip_address(host.partition("%")[0])  # fe80::1%eth0
-        except ValueError:
-            return False
-        if address.version == 6 and address.ipv4_mapped is not None:
-            address = address.ipv4_mapped  # an IPv4 peer on a dual-stack socket
-        return any(address in network for network in self._networks)
+        address = peer_address(host)
+        return address is not None and any(address in network for network in self._networks)
 
 
 def is_loopback(host: str) -> bool:

@@ -16,7 +16,7 @@ from ratelimit.haproxy.api import Fault
 from ratelimit.limiter.keys import wider_keys
 from ratelimit.limiter.typed import Given, reach, read, too_wide
 from ratelimit.model import EVERY_LIMIT, Block
-from ratelimit.node.operations import Control, ListFullError
+from ratelimit.node.operations import Control, ListFullError, block_data
 from ratelimit.store import StoreError
 from ratelimit.turns import paced
 
@@ -121,21 +121,7 @@ def _store_problem(error: StoreError, done: str) -> ProblemError:
 def entries(control: Control, blocks: list[Block]) -> list[models.BlockEntry]:
     """Return blocks as the API shows them."""
     now = control.now()
-    return [
-        models.BlockEntry(
-            key=block.shown,
-            limit=block.limit,
-            reason=block.reason,
-            strikes=block.strikes,
-            since=block.since,
-            until=block.until,
-            by=block.by,
-            node=block.node,
-            active=block.until > now,
-            shadow=block.shadow,
-        )
-        for block in blocks
-    ]
+    return [models.BlockEntry(**block_data(block), active=block.until > now) for block in blocks]
 
 
 def _cursor(block: Block) -> str:

@@ -8,7 +8,8 @@ of waiting connections bounds the guesses of one peer.
 from __future__ import annotations
 
 from collections import OrderedDict
-from ipaddress import ip_address
+
+from ratelimit.agent.trust import peer_address
 
 FREE = 3
 """Wrong tokens of a peer before its first pause."""
@@ -54,10 +55,7 @@ class Guesses:
 
 def _network(peer: str) -> str:
     """Return the addresses that one host may have: for IPv6 its /64."""
-    try:
-        address = ip_address(peer.partition("%")[0])
-    except ValueError:
+    address = peer_address(peer)
+    if address is None:
         return peer
-    if address.version == 6 and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped  # by IPv4 on a socket of both kinds; they share one /64
     return str(address) if address.version == 4 else str(int(address) >> 64)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Any
 
 from aiohttp import web
 
@@ -83,18 +82,12 @@ async def list_limits(call: Call) -> Reply:
     """Answer with the limits in force."""
     limits = (
         models.LimitInForce(
-            name=limit.name,
-            rate=limit.rate,
-            window=format_duration(limit.window),
-            block=[format_duration(seconds * SECOND) for seconds in limit.block],
-            forget=format_duration(limit.forget * SECOND),
-            strict=limit.strict,
-            shadow=limit.shadow,
-            headers=limit.headers,
-            fuse=limit.fuse,
-            ipv4_prefix=limit.ipv4_prefix,
-            ipv6_prefix=limit.ipv6_prefix,
-            secret=limit.secret,
+            **dataclasses.asdict(limit)
+            | {
+                "window": format_duration(limit.window),
+                "block": [format_duration(seconds * SECOND) for seconds in limit.block],
+                "forget": format_duration(limit.forget * SECOND),
+            }
         )
         for limit in [rule.limit for rule in call.control.limiter.engine.rules]
     )
@@ -103,11 +96,10 @@ async def list_limits(call: Call) -> Reply:
 
 async def clear_fuse(call: Call) -> Reply:
     """Reset the fuse of a limit."""
-    try:
-        cleared = call.control.clear_fuse(call.names["name"])
-    except KeyError:
-        raise ProblemError.field(404, "name", "is not a limit in force") from None
-    if not cleared:
+    limiter, name = call.control.limiter, call.names["name"]
+    if limiter.rule(name) is None:
+        raise ProblemError.field(404, "name", "is not a limit in force")
+    if not limiter.clear_fuse(name):
         raise ProblemError.field(404, "name", "its fuse has not blown")
     return Reply(status=204)
 
@@ -115,14 +107,8 @@ async def clear_fuse(call: Call) -> Reply:
 async def status(call: Call) -> Reply:
     """Answer with the state of this node."""
     control = call.control
-    agent, store, sync, engine = (
-        control.agent,
-        control.store,
-        control.sync,
-        control.limiter.engine,
-    )
-    blocklist = control.limiter.blocklist
-    reload = control.reloaded
+    agent, store, engine = control.agent, control.store, control.limiter.engine
+    blocklist, reload = control.limiter.blocklist, control.reloaded
     limits = (
         models.LimitCounters(
             name=rule.limit.name,
@@ -173,19 +159,15 @@ async def status(call: Call) -> Reply:
             outages=store.outages,
             unwritten=len(store.outbox),
             dropped=store.outbox.dropped,
-            sync_failures=sync.failures,
-            late=sync.late,
+            sync_failures=control.sync.failures,
+            late=control.sync.late,
             journal=store.journal,
             journal_problem=store.journal_problem,
             unsigned=store.unsigned,
         ),
-        edges=models.EdgeState(
-            faults=control.edges.faults,
-            dropped=control.edges.dropped,
-            corrected=control.edges.corrected,
-        ),
+        edges=models.EdgeState.model_validate(control.edges),
         events=models.EventState(listeners=len(control.bus), dropped=control.bus.dropped),
-        reload=_reload(reload) if reload else None,
+        reload=models.ReloadState.model_validate(reload) if reload else None,
         tasks=[models.TaskState.model_validate(task) for task in control.tasks.tasks.values()],
         log=models.LogState.model_validate(logs.state()),
         haproxy=await control.runtime.report(),
@@ -193,16 +175,10 @@ async def status(call: Call) -> Reply:
     return Reply(await paced(listing(state, "limits", limits)))
 
 
-def _reload(result: Any) -> models.ReloadState:
-    return models.ReloadState(
-        ok=result.ok, at=result.at, problems=list(result.problems), restart=list(result.restart)
-    )
-
-
 async def nodes(call: Call) -> Reply:
     """Answer with the live nodes."""
     try:
-        found = await call.control.nodes()
+        found = await call.control.store.nodes_list()
     except StoreError as error:
         raise ProblemError(503, f"the store is not available: {error}") from error
     here = call.control.about.id
@@ -230,7 +206,7 @@ async def reload(call: Call) -> Reply:
             "the configuration is unchanged",
             [_configured(problem) for problem in result.problems],
         )
-    return Reply(_reload(result))
+    return Reply(models.ReloadState.model_validate(result))
 
 
 def _configured(problem: str) -> models.FieldProblem:

@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import aiohttp
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ratelimit.api.client import Client, path_of
 from ratelimit.exceptions import ApiError, RatelimitError, SpopError
@@ -46,14 +46,14 @@ TIMEOUT = 1.0
 SAMPLE = 20
 """Entries of an edge table that are compared with the blocklist."""
 
+_M = TypeVar("_M", bound=BaseModel)
+
 _PROBE_TIMEOUT = 5
 _UNROUTED = "100::1"  # in the discard-only prefix (RFC 6666), which no client uses
 
 
 class Note(BaseModel):
     """A message of HAProxy that the agent could not check."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     problem: str
     message: str
@@ -62,15 +62,11 @@ class Note(BaseModel):
 class UnlistedProxy(BaseModel):
     """A peer in no list of trusted proxies that sends requests of many clients."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
     key: str
 
 
 class Counts(BaseModel):
     """A limit and the numbers of its verdicts."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     name: str
     allowed: int = 0
@@ -87,8 +83,6 @@ class Counts(BaseModel):
 class AgentStatus(BaseModel):
     """The fields of ``GET /v1/status`` that the checks use."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
     version: str
     node: str
     checks: int
@@ -100,15 +94,11 @@ class AgentStatus(BaseModel):
 
 
 class _Limit(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
     block: object | None
 
 
 class _Explained(BaseModel):
     """The fields of ``GET /v1/clients/{key}`` that the checks use."""
-
-    model_config = ConfigDict(extra="ignore")
 
     lists: str
     limits: list[_Limit]
@@ -183,20 +173,18 @@ class Api:
 
     async def status(self) -> AgentStatus:
         """Return the agent's state. Raises RatelimitError."""
-        answer = await asyncio.to_thread(self._client.get, "/v1/status")
-        try:
-            return AgentStatus.model_validate(answer)
-        except ValidationError:
-            raise ApiError("the answer does not come from a ratelimit agent") from None
+        return await self._get("/v1/status", AgentStatus)
 
     async def refuses(self, key: str) -> bool:
         """Return whether the agent has a reason to block this client. Raises RatelimitError."""
-        answer = await asyncio.to_thread(self._client.get, path_of("/v1/clients", key))
+        known = await self._get(path_of("/v1/clients", key), _Explained)
+        return bool(known.lists or known.by_hand or any(one.block for one in known.limits))
+
+    async def _get(self, path: str, model: type[_M]) -> _M:
         try:
-            known = _Explained.model_validate(answer)
+            return model.model_validate(await asyncio.to_thread(self._client.get, path))
         except ValidationError:
             raise ApiError("the answer does not come from a ratelimit agent") from None
-        return bool(known.lists or known.by_hand or any(one.block for one in known.limits))
 
 
 async def gather(config: Config, api: Api, probe: str, clock: Callable[[], float]) -> Facts:

@@ -13,6 +13,7 @@ import operator
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
@@ -58,7 +59,6 @@ class Explanation:
     networks around it.
     """
 
-    key: str
     listed: str
     limits: list[ClientState]
     by_hand: list[Block]
@@ -129,7 +129,7 @@ class Control:
     # Events for operators and changes for HAProxy.
 
     def _blocked(self, block: Block) -> None:
-        self.bus.publish("block", **_told(block))
+        self.bus.publish("block", **block_data(block))
         # HAProxy learns a block by a limit from the client's next request.
         if block.limit == EVERY_LIMIT and block.until > self.now():
             self.edges.tell(block.key)
@@ -283,7 +283,7 @@ class Control:
         edge = await self.runtime.edge(key)
         listed = self.limiter.listed(key)
         blocks = [one for one in by_hand if one is not None]
-        return Explanation(key, listed, states, blocks, list(edge))
+        return Explanation(listed, states, blocks, list(edge))
 
     async def tidy(self) -> None:
         """Remove ended entries and detect unlisted proxies, until cancelled."""
@@ -301,16 +301,6 @@ class Control:
 
     # The node.
 
-    async def nodes(self) -> list[Node]:
-        """Return the live nodes. Raises StoreError."""
-        return await self.store.nodes_list()
-
-    def clear_fuse(self, limit: str) -> bool:
-        """Reset the fuse of a limit; return false if it had not blown. Raises KeyError."""
-        if self.limiter.rule(limit) is None:
-            raise KeyError(limit)
-        return self.limiter.clear_fuse(limit)
-
     async def reload(self) -> ReloadResult:
         """Reload the configuration; nothing changes if it is invalid."""
         result = await self.reloader.reload()
@@ -320,8 +310,8 @@ class Control:
         return result
 
 
-def _told(block: Block) -> dict[str, object]:
-    """Return the data of an event about a block."""
-    about: dict[str, object] = dict(zip(_TOLD, _told_values(block), strict=True))
+def block_data(block: Block) -> dict[str, Any]:
+    """Return what an event and the API tell about a block."""
+    about: dict[str, Any] = dict(zip(_TOLD, _told_values(block), strict=True))
     about["key"] = block.shown
     return about

@@ -48,22 +48,11 @@ def run(
 
     ``progress`` is called from time to time. Raises RatelimitError.
     """
-    replay = _Replay(config, name, log.format.grain)
+    replay = _Replay(log, config, name)
     for requests in log:
         replay.take(requests)
         progress()
-    replay.finish()
-    report = ReplayReport(
-        log=log.name,
-        format=log.format.name,
-        grain=log.format.grain,
-        limit=replay.limit,
-        zone=log.zone,
-    )
-    report.lines, report.unread, report.first_unread = log.lines, log.unread, log.first_unread
-    report.invalid = log.invalid
-    replay.tell(report, rows)
-    return report
+    return replay.finish(rows)
 
 
 def _limiter(config: Config, limit: Limit) -> Limiter:
@@ -73,23 +62,18 @@ def _limiter(config: Config, limit: Limit) -> Limiter:
 
 
 class _Replay:
-    def __init__(self, config: Config, name: str, grain: int) -> None:
-        self.limit = next(limit for limit in config.limits_in_force() if limit.name == name)
-        self._grain = grain
-        self._limiter = _limiter(config, self.limit)
+    def __init__(self, log: AccessLog, config: Config, name: str) -> None:
+        limit = next(limit for limit in config.limits_in_force() if limit.name == name)
+        self._log = log
+        self._report = ReplayReport(log.name, log.format.name, log.format.grain, limit)
+        self._limiter = _limiter(config, limit)
         self._limiter.on_block.append(self._block)
         self._made: Block | None = None
-        demand = replace(self.limit, rate=MAX_RATE, block=(), strict=False, headers=False)
+        demand = replace(limit, rate=MAX_RATE, block=(), strict=False, headers=False)
         self._demand = Limiter([demand], config.agent.max_clients)
         self._key = lru_cache(_KEYS_KNOWN)(self._network)
         self._held: list[tuple[int, bytes]] = []
         self._offenders: dict[str, Offender] = {}
-        self._nameless = 0
-        self._throttled = 0
-        self._blocked = 0
-        self._late = 0
-        self._requests = 0
-        self._first = 0
         self._now = 0
         self._ticked = 0
 
@@ -100,7 +84,7 @@ class _Replay:
             return
         self._held.sort(key=itemgetter(0))
         cut = len(self._held) - _HELD
-        if self._grain == SECOND:
+        if self._report.grain == SECOND:
             # Spread a second as a whole, unless it has more requests than are held.
             while cut > 0 and self._held[cut - 1][0] == self._held[cut][0]:
                 cut -= 1
@@ -108,21 +92,29 @@ class _Replay:
         self._pass(self._held[:cut])
         del self._held[:cut]
 
-    def finish(self) -> None:
-        """Replay the remaining requests."""
+    def finish(self, rows: int) -> ReplayReport:
+        """Replay the remaining requests; return the report."""
         self._held.sort(key=itemgetter(0))
         self._pass(self._held)
-        self._held = []
+        report, log, table = self._report, self._log, self._demand.engine.table
+        report.lines, report.zone, report.invalid = log.lines, log.zone, log.invalid
+        report.unread, report.first_unread = log.unread, log.first_unread
+        report.clients, report.clients_exact = table.entries, not table.evictions
+        report.blocks, report.last = self._limiter.blocks, self._now
+        report.offending = len(self._offenders)
+        worst = sorted(self._offenders.values(), key=lambda o: (-o.refused, o.first, o.key))
+        report.offenders = worst[:rows]
+        return report
 
     def _pass(self, requests: list[tuple[int, bytes]]) -> None:
-        past = self._now - self._now % self._grain
+        past = self._now - self._now % self._report.grain
         kept = [request for request in requests if request[0] >= past]
-        self._late += len(requests) - len(kept)
-        if self._grain == SECOND:
+        self._report.late += len(requests) - len(kept)
+        if self._report.grain == SECOND:
             kept = _spread(kept)
-        self._requests += len(kept)
-        if kept and not self._first:
-            self._first = kept[0][0]
+        self._report.requests += len(kept)
+        if kept and not self._report.first:
+            self._report.first = kept[0][0]
         for now, client in kept:
             self._ask(max(now, self._now), client)
 
@@ -147,14 +139,14 @@ class _Replay:
     def _refused(self, client: bytes, demand: int, throttled: bool) -> None:
         made, self._made = self._made, None
         if throttled:
-            self._throttled += 1
+            self._report.throttled += 1
         else:
-            self._blocked += 1
+            self._report.blocked += 1
         key = self._key(client)
         offender = self._offenders.get(key)
         if offender is None:
             if len(self._offenders) >= _MAX_OFFENDERS:
-                self._nameless += 1
+                self._report.nameless += 1
                 return
             offender = self._offenders[key] = Offender(key, self._now)
         offender.last = self._now
@@ -169,21 +161,10 @@ class _Replay:
 
     def _network(self, client: bytes) -> str:
         """Return the key under which this client is counted, as the blocklist writes it."""
-        return counted_key(printable(client), self.limit)
+        return counted_key(printable(client), self._report.limit)
 
     def _block(self, block: Block) -> None:
         self._made = block
-
-    def tell(self, report: ReplayReport, rows: int) -> None:
-        table = self._demand.engine.table
-        report.late, report.requests = self._late, self._requests
-        report.clients, report.clients_exact = table.entries, not table.evictions
-        report.first, report.last = self._first, self._now
-        report.throttled, report.blocked = self._throttled, self._blocked
-        report.blocks = self._limiter.blocks
-        report.offending, report.nameless = len(self._offenders), self._nameless
-        worst = sorted(self._offenders.values(), key=lambda o: (-o.refused, o.first, o.key))
-        report.offenders = worst[:rows]
 
 
 def _spread(requests: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:

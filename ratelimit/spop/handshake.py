@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ratelimit.exceptions import SpopError
@@ -75,41 +76,25 @@ def write_agent_hello(max_frame_size: int) -> bytes:
 
     It announces only pipelining: HAProxy 3.1 and later support neither "async" nor "fragmentation".
     """
-    writer = _begin(FrameType.AGENT_HELLO)
-    writer.string(b"version")
-    writer.typed_string(VERSION.encode())
-    writer.string(b"max-frame-size")
-    writer.byte(DataType.UINT32)
-    writer.varint(max_frame_size)
-    writer.string(b"capabilities")
-    writer.typed_string(b"pipelining")
-    return _end(writer)
+    items = {"version": VERSION, "max-frame-size": max_frame_size, "capabilities": "pipelining"}
+    return _frame(FrameType.AGENT_HELLO, items)
 
 
 def write_agent_disconnect(status: int, message: str) -> bytes:
     """Return the AGENT-DISCONNECT to send before the connection is closed."""
-    writer = _begin(FrameType.AGENT_DISCONNECT)
-    writer.string(b"status-code")
-    writer.byte(DataType.UINT32)
-    writer.varint(status)
-    writer.string(b"message")
-    writer.typed_string(message.encode("ascii", "backslashreplace")[:_MAX_MESSAGE])
-    return _end(writer)
+    text = message.encode("ascii", "backslashreplace")[:_MAX_MESSAGE].decode()
+    return _frame(FrameType.AGENT_DISCONNECT, {"status-code": status, "message": text})
 
 
 def write_health_check() -> bytes:
     """Return the HAPROXY-HELLO of a health check (section 3.2.4), for checking another agent."""
-    writer = _begin(FrameType.HAPROXY_HELLO)
-    writer.string(b"supported-versions")
-    writer.typed_string(VERSION.encode())
-    writer.string(b"max-frame-size")
-    writer.byte(DataType.UINT32)
-    writer.varint(MAX_FRAME_SIZE)
-    writer.string(b"capabilities")
-    writer.typed_string(b"pipelining")
-    writer.string(b"healthcheck")
-    writer.byte(_TRUE)
-    return _end(writer)
+    items = {
+        "supported-versions": VERSION,
+        "max-frame-size": MAX_FRAME_SIZE,
+        "capabilities": "pipelining",
+        "healthcheck": True,
+    }
+    return _frame(FrameType.HAPROXY_HELLO, items)
 
 
 def read_health(frame: bytes) -> str:
@@ -129,16 +114,14 @@ def read_health(frame: bytes) -> str:
 
 
 def _read_metadata(reader: Reader) -> None:
-    flags = 0
-    for _ in range(4):
-        flags = flags << 8 | reader.byte()
-    if flags != _FIN:
+    if reader.u32() != _FIN:
         raise SpopError(Status.FRAGMENTED, "a fragmented handshake frame")
     reader.varint()
     reader.varint()
 
 
-def _begin(frame_type: FrameType) -> Writer:
+def _frame(frame_type: FrameType, items: Mapping[str, object]) -> bytes:
+    """Return a frame with a KV-LIST of texts, integers (as UINT32) and ``True``."""
     writer = Writer(MIN_FRAME_SIZE)
     writer.pos = 4
     writer.byte(frame_type)
@@ -146,10 +129,15 @@ def _begin(frame_type: FrameType) -> Writer:
     writer.pos += 4
     writer.varint(0)
     writer.varint(0)
-    return writer
-
-
-def _end(writer: Writer) -> bytes:
+    for name, value in items.items():
+        writer.string(name.encode())
+        if isinstance(value, str):
+            writer.typed_string(value.encode())
+        elif value is True:
+            writer.byte(_TRUE)
+        elif isinstance(value, int):
+            writer.byte(DataType.UINT32)
+            writer.varint(value)
     writer.u32(0, writer.pos - 4)
     return writer.take()
 

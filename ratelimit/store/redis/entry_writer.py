@@ -7,9 +7,11 @@ writes again.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ratelimit.limiter.strikes import struck
 from ratelimit.model import EVERY_LIMIT, Block, Entry, Lift
@@ -19,6 +21,8 @@ from ratelimit.store.signing import Signer, UnsignedError
 
 _TRIES = 5  # an entry with an invalid signature takes two or three
 _BAD = "an entry that no node can have written"
+
+Args = tuple[bytes | str | int, ...]
 
 _BLOCK, _LIFT = Script("entries", "block"), Script("entries", "lift")
 
@@ -60,33 +64,51 @@ class EntryWriter:
             _Try(at, new, bool(self._signer) and new and block.limit == EVERY_LIMIT)
             for at, (block, new) in enumerate(blocks)
         ]
+
+        def args(one: _Try) -> Args:
+            block = held[one.at]
+            assert isinstance(block, Block)  # noqa: S101 - lifts are not retried
+            text, memory = self._signer.text(block), self._forget(block.limit)
+            follows = int(one.new and not one.follows)
+            return _field(block), text, memory, follows, one.block, one.lift
+
+        again = partial(self._held, held)
+        changed = await self._write(life, _BLOCK, left, args, 1, again, sure)
+        return [(True, entry) for entry in held], changed
+
+    async def _write(
+        self,
+        life: Life,
+        script: Script,
+        left: list[_Try],
+        args: Callable[[_Try], Args],
+        size: int,
+        again: Callable[..., bool],
+        sure: bool,
+    ) -> int:
+        """Write entries until the store has all of them; return the number of changes of the list.
+
+        ``again`` takes an entry and its part of the answer, ``size`` values; it returns true if the
+        entry must be written again.
+        """
         changed = 0
         for _ in range(_TRIES):
             if not left:
                 break
-            args: list[bytes | str | int] = []
-            for one in left:
-                block = held[one.at]
-                assert isinstance(block, Block)  # noqa: S101 - lifts are not retried
-                memory = self._forget(block.limit)
-                args += _field(block), self._signer.text(block), memory
-                args += int(one.new and not one.follows), one.block, one.lift
+            every = itertools.chain.from_iterable(map(args, left))
             answer = await life.run(
-                _BLOCK, self._keys, self._new_era(), self._channel, *args, sure=sure
+                script, self._keys, self._new_era(), self._channel, *every, sure=sure
             )
             try:
-                *texts, count = answer
+                *rest, count = answer
                 changed += int(count)
-                left = [
-                    one
-                    for one, text in zip(left, texts, strict=True)
-                    if self._held(held, one, text)
-                ]
+                parts = zip(*(rest[at::size] for at in range(size)), strict=True)
+                left = [one for one, part in zip(left, parts, strict=True) if again(one, *part)]
             except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
-                raise life.odd("the answer to a block") from None
+                raise life.odd("the answer to a change") from None
         if left:
             raise life.fail(f"{_BAD} comes back again and again", unsent=True)
-        return [(True, entry) for entry in held], changed
+        return changed
 
     def _held(self, held: list[Entry], one: _Try, text: bytes) -> bool:
         """Process the result for a block; return true if it must be written again.
@@ -138,32 +160,14 @@ class EntryWriter:
         """
         held = [(False, lift) for lift, _ in lifts]
         left = [_Try(at, new) for at, (_, new) in enumerate(lifts)]
-        changed = 0
-        for _ in range(_TRIES):
-            if not left:
-                break
-            args: list[bytes | str | int] = []
-            for one in left:
-                _, lift = held[one.at]
-                args += _field(lift), lift.order, lift.until, int(one.new and not self._signer)
-                args += self._signer.sign(lift), one.block, one.lift
-            answer = await life.run(
-                _LIFT, self._keys, self._new_era(), self._channel, *args, sure=sure
-            )
-            try:
-                *rest, count = answer
-                changed += int(count)
-                parts = zip(*(rest[at::6] for at in range(6)), strict=True)
-                left = [
-                    one
-                    for one, part in zip(left, parts, strict=True)
-                    if self._lifted(held, one, *part)
-                ]
-            except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
-                raise life.odd("the answer to a lift") from None
-        if left:
-            raise life.fail(f"{_BAD} comes back again and again", unsent=True)
-        return held, changed
+
+        def args(one: _Try) -> Args:
+            _, lift = held[one.at]
+            follows, signature = int(one.new and not self._signer), self._signer.sign(lift)
+            return _field(lift), lift.order, lift.until, follows, signature, one.block, one.lift
+
+        again = partial(self._lifted, held)
+        return held, await self._write(life, _LIFT, left, args, 6, again, sure)
 
     def _lifted(
         self,
