@@ -239,7 +239,7 @@ def test_clients_behind_a_load_balancer_and_a_cdn_are_told_apart(tmp_path: Path)
 
 def test_the_application_gets_no_address_that_nobody_vouches_for(tmp_path: Path) -> None:
     """With the lines for headers that the README has."""
-    last = "http-request set-var(txn.rl_wait) int(1) if rl_refused\n    http-request allow if rl_refused\n"
+    last = "set-var(txn.rl_wait) int(1) if rl_refused\n    http-request allow if rl_refused\n"
 
     def more(text: str) -> str:
         text = replaced("    option forwardfor\n", "")(text)
