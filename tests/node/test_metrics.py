@@ -19,6 +19,7 @@ from typing import Any, cast
 import httpx
 import pytest
 import uvloop
+import yaml
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as parse_openmetrics,
 )
@@ -412,6 +413,18 @@ def test_the_dashboard_asks_the_source_that_is_chosen() -> None:
     for panel in panels:
         for target in panel.get("targets", ()):
             assert target["datasource"]["uid"] == "${datasource}"
+
+
+def test_every_alert_is_seen_to_fire() -> None:
+    rules = yaml.safe_load((MONITORING / "alerts.yml").read_text())
+    alerts = {rule["alert"] for group in rules["groups"] for rule in group["rules"]}
+    fired: set[str] = set()
+    for case in yaml.safe_load((MONITORING / "alerts_test.yml").read_text())["tests"]:
+        fired.update(x["alertname"] for x in case.get("alert_rule_test", ()) if x["exp_alerts"])
+        for check in case.get("promql_expr_test", ()):
+            for sample in check["exp_samples"]:
+                fired.update(re.findall(r'alertname="(\w+)"', sample["labels"]))
+    assert fired == alerts
 
 
 @pytest.mark.integration
