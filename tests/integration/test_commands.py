@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import random
@@ -15,50 +14,16 @@ import sys
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ratelimit.exceptions import StartError
 from ratelimit.haproxy import process as haproxy
 from tests.helpers import wire
+from tests.helpers.command import command, line
 from tests.helpers.world import PATIENCE, free_port
 
 pytestmark = pytest.mark.integration
-
-
-@contextlib.contextmanager
-def command(*words: str, **env: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ratelimit", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, **env},
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        process.communicate()
-
-
-def line(process: subprocess.Popen[str], pattern: str) -> re.Match[str]:
-    """Read what the process prints up to the line with ``pattern``."""
-    assert process.stdout is not None
-    seen = []
-    for printed in process.stdout:
-        seen.append(printed)
-        found = re.search(pattern, printed)
-        if found:
-            return found
-    raise AssertionError(f"{pattern} was never printed: {''.join(seen)}")
 
 
 @pytest.fixture
@@ -141,19 +106,6 @@ def child_named(name: str, parent: int) -> Path:
     raise AssertionError(f"{parent} has no child {name}")
 
 
-def test_haproxy_becomes_another_user_only_if_root_starts_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert haproxy.unprivileged() is None
-    assert haproxy.confine(Path("/x/spop.sock"), None) == {"RATELIMIT_SPOP": "unix@/x/spop.sock"}
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert haproxy.unprivileged() is not None
-    monkeypatch.setattr(haproxy, "_ACCOUNTS", ("no-such-user",))
-    with pytest.raises(StartError, match="no-such-user"):
-        haproxy.unprivileged()
-
-
 def test_up_with_a_backend_of_ones_own(config: Path) -> None:
     listen, backend = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     with command(
@@ -195,15 +147,6 @@ def test_up_says_what_is_wrong_with_haproxy(
     assert process.returncode == 1
     assert words in output
     assert "Traceback" not in output
-
-
-def test_without_haproxy_it_says_how_to_install_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(haproxy, "_SBIN", str(tmp_path))
-    with pytest.raises(StartError, match="not installed; install it with: apt-get install haproxy"):
-        asyncio.run(haproxy.find())
 
 
 def test_up_ends_when_haproxy_never_listens(config: Path, tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ import pytest
 from ratelimit.api.client import Client
 from ratelimit.events.webhooks import SIGNATURE, sign
 from tests.helpers import wire
+from tests.helpers.command import command, line
 from tests.helpers.fleet import fleet, until
 from tests.helpers.world import PATIENCE
-from tests.integration.test_commands import command, line
 
 if TYPE_CHECKING:
     from pathlib import Path
