@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -71,3 +72,62 @@ def test_no_service_is_left_enabled(tmp_path: Path, status: int) -> None:
     assert "new.service is installed and not enabled" in said
     assert ("failed: 100" in said) is (status == 100)
     assert left.split() == ["old.target.wants/old.service"]
+
+
+PROMTOOL = "#!/bin/sh\necho promtool of $0\n"
+
+# Stands for Debian's apt-get: has the packages of one release, and knows them after an update only.
+ARCHIVE = """#!/bin/sh
+echo "apt-get $*" >>"$ASKED"
+case $1 in
+update) touch updated ;;
+download) [ -e updated ] && [ "$3" = "$PACKAGE" ] && cp "$DEB" . ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("package", ["prometheus", "promtool"], ids=["bookworm", "trixie"])
+def test_promtool_is_taken_from_the_package_that_has_it(tmp_path: Path, package: str) -> None:
+    """Up to Debian 12 it is in prometheus, from 13 on it has a package of its own."""
+    content, programs, venv = tmp_path / "content", tmp_path / "programs", tmp_path / "venv"
+    for folder in (content / "DEBIAN", content / "usr/bin", programs, venv / "bin"):
+        folder.mkdir(parents=True)
+    (content / "DEBIAN/control").write_text(
+        f"Package: {package}\nVersion: 1\nArchitecture: all\nMaintainer: us\nDescription: none\n"
+    )
+    (content / "usr/bin/promtool").write_text(PROMTOOL)
+    (content / "usr/bin/promtool").chmod(0o755)
+    deb = tmp_path / f"{package}_1_all.deb"
+    subprocess.run(["dpkg-deb", "--build", content, deb], check=True, capture_output=True)
+    # Only what the recipe needs, and no promtool of this machine.
+    for name in ("cp", "dpkg-deb", "rm", "tar", "touch", "sh"):
+        found = shutil.which(name)
+        assert found is not None, name
+        (programs / name).symlink_to(found)
+    for name, text in (("apt-get", ARCHIVE), ("sudo", '#!/bin/sh\nexec "$@"\n')):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    (venv / "created").touch()
+    make = shutil.which("make")
+    assert make is not None
+    ran = subprocess.run(
+        [
+            *(make, "-s", "-o", "system-base", "-o", f"{venv}/created"),
+            *(f"VENV={venv}", "TYPED=", f"{venv}/bin/promtool"),
+        ],
+        cwd=SCRIPT.parents[1],
+        env={
+            "PATH": str(programs),
+            "DEB": str(deb),
+            "PACKAGE": package,
+            "ASKED": str(tmp_path / "asked"),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    taken = subprocess.run([venv / "bin" / "promtool"], capture_output=True, text=True, check=True)
+    assert taken.stdout.startswith("promtool of ")
+    assert "apt-get update -qq" in (tmp_path / "asked").read_text()
+    assert [one.name for one in venv.glob("*.deb")] == []
