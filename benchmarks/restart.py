@@ -259,7 +259,7 @@ def restart(
     for name, quiet, (begin, logged), (end, logged_end) in marks:
         before = [record[at + 1] for at in range(0, len(record), 3) if quiet <= record[at] < begin]
         during = [at for at in range(0, len(record), 3) if begin <= record[at] < end]
-        verdicts = re.findall(r'" (\w+) \S+ \S+ \S+$', log[logged:logged_end], re.MULTILINE)
+        verdicts = re.findall(r'(?m)" (\w+) [^"\n]*$', log[logged:logged_end])
         found[name].append(
             Restart(
                 requests=len(during),

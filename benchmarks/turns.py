@@ -197,12 +197,12 @@ class Site:
 
     def emptied(self) -> None:
         """Have Redis lose all of it; it is told the whole list."""
-        told = self._log().count("it has been told")
+        told = self._log().count("they were written back")
         host, _, port = self._url.removeprefix("redis://").rpartition(":")
         with socket.create_connection((host, int(port)), _PATIENCE) as sock:
             sock.sendall(b"FLUSHALL\r\n")
             sock.recv(100)
-        self.until(lambda: self._log().count("it has been told") > told, "Redis is told")
+        self.until(lambda: self._log().count("they were written back") > told, "Redis is told")
 
     def block_many(self) -> None:
         """Have many clients blocked, whose blocks end at about the same time."""
