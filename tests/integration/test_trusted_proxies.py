@@ -197,6 +197,13 @@ CLAIMS = dict.fromkeys(
     [
         *("CF-Connecting-IP", "CF-Connecting-IPv6", "True-Client-IP", "X-Real-IP", "X-Client-IP"),
         *("X-Cluster-Client-IP", "Fastly-Client-IP", "X-Forwarded", "Forwarded", "Forwarded-For"),
+        *(
+            "Client-IP",
+            "Proxy-Client-IP",
+            "WL-Proxy-Client-IP",
+            "X-Originating-IP",
+            "X-Remote-Addr",
+        ),
         *("X-Forwarded-For", "X_Forwarded_For", "X_Real_IP", "CF_Connecting_IP", "True_Client_IP"),
     ],
     "192.0.2.66",
