@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ async def reasons(w: World, client: Client, **headers: str) -> list[tuple[str, A
 
 @pytest.mark.parametrize("agent", [True, False])
 def test_what_is_exempt_is_neither_counted_nor_refused(tmp_path: Path, agent: bool) -> None:
-    """In one line for all parts."""
+    """In one line for all parts; the README has further lines."""
 
     async def test(w: World) -> None:
         bot, other = w.client("127.2.0.1"), w.client("127.6.0.1")
@@ -52,8 +53,11 @@ def test_what_is_exempt_is_neither_counted_nor_refused(tmp_path: Path, agent: bo
         while (await bot.get()).status == 200:
             pass
         assert (await bot.get("/robots.txt")).status == 200, "though it is blocked"
-        assert (await bot.get("/health")).status == 200
+        assert (await bot.get("/healthz")).status == 200
+        assert (await bot.send("OPTIONS", "/")).status == 200
+        assert (await bot.get(User_Agent="Mozilla/5.0 (compatible; UptimeRobot/2.0)")).status == 200
         if agent:
+            assert (await bot.get(User_Agent="Mozilla/5.0")).status == 429
             assert "used:1" in await w.runtime("show table t_block")
         else:
             assert "used:1" in await w.runtime("show table t_alone")
@@ -70,7 +74,10 @@ def test_what_is_exempt_is_neither_counted_nor_refused(tmp_path: Path, agent: bo
         mark = "    .if defined(RATELIMIT_EXEMPT)\n"
         text = config.read_text()
         assert mark in text
-        config.write_text(text.replace(mark, f"    acl rl_exempt path /health\n{mark}"))
+        lines = re.findall("`(acl rl_exempt .*?)` \\|", (files / "README.md").read_text())
+        assert len(lines) == 3
+        more = "".join(f"    {line}\n" for line in lines)
+        config.write_text(text.replace(mark, more + mark))
 
     limits = f"{ONE}[limits.login]\nrate = 2\nwindow = '30s'\n[limits.api_key]\nrate = 2\n"
     run(
