@@ -13,8 +13,8 @@ from ratelimit.engine.rule import Rule
 from ratelimit.exceptions import SpopError
 from ratelimit.limiter.limiter import Limiter
 from ratelimit.model import MAX_RATE, Limit
-from tests.engine.test_sharing import Store
 from tests.helpers import wire
+from tests.helpers.counts import Store
 from tests.helpers.forms import plain_engine, responder
 
 pytestmark = pytest.mark.both_forms

@@ -3,54 +3,26 @@
 from __future__ import annotations
 
 import random
-import struct
 import tracemalloc
 from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ratelimit.engine.check import Engine
-from ratelimit.engine.layout import ANSWER_BYTES, NOTICE_BYTES, RECORD_BYTES, RING
+from ratelimit.engine.layout import ANSWER_BYTES, NOTICE_BYTES, RECORD_BYTES
 from ratelimit.engine.rule import Rule
 from ratelimit.engine.sharing import Exchange
 from ratelimit.model import Limit
+from ratelimit.notation import SECOND
 from tests.helpers import wire
+from tests.helpers.asking import START
+from tests.helpers.counts import ANSWER, LIMIT, MS, RECORD, SECRET, Store, exchanging, refused
 from tests.helpers.forms import plain_engine, responder
 
-SECOND = 1_000_000_000
-MS = 1_000_000
-START = 1_700_000_000 * SECOND
 NEVER = 1 << 62
-LIMIT = Limit(block=())
-SECRET = bytes(range(64))
 ASK = wire.notify(wire.message("default", key=wire.address("192.0.2.1")))
-RECORD = struct.Struct("<16sIQ17I")
-ANSWER = struct.Struct("<IQ17I")
-
-
-class Store:
-    """What exchange.lua does, in plain words."""
-
-    def __init__(self) -> None:
-        self.totals: dict[bytes, dict[int, int]] = {}
-        self.epochs: dict[bytes, int] = {}
-        self.records = 0
-
-    def exchange(self, batch: bytes) -> bytes:
-        answers = []
-        for key, epoch, tick, *deltas in RECORD.iter_unpack(batch):
-            if epoch > self.epochs.get(key, -1):
-                self.epochs[key], self.totals[key] = epoch, {}
-            totals = self.totals[key]
-            for i, delta in enumerate(deltas if epoch == self.epochs[key] else ()):
-                totals[tick - i] = totals.get(tick - i, 0) + delta
-            newest = max(totals)
-            counters = (totals.get(newest - i, 0) for i in range(RING))
-            answers.append(ANSWER.pack(self.epochs[key], newest, *counters))
-            self.records += 1
-        return b"".join(answers)
 
 
 class Fleet:
@@ -282,13 +254,6 @@ def test_a_quiet_client_is_dropped() -> None:
     assert all(engine.exchanges[0].size == 0 for engine in fleet.engines)
 
 
-def node(limit: Limit = LIMIT, shared: int = 100) -> tuple[Engine, Exchange]:
-    engine = Engine([limit], 1000, lambda *_: 0, SECRET, shared, 50)
-    engine.rules[0].divide(2)
-    engine.at(START)
-    return engine, engine.exchanges[0]
-
-
 def ask(engine: Engine, times: int, client: str = "192.0.2.1") -> int:
     """Ask a number of times; return how many passed."""
     data = wire.notify(wire.message("default", key=wire.address(client)))
@@ -297,7 +262,7 @@ def ask(engine: Engine, times: int, client: str = "192.0.2.1") -> int:
 
 
 def test_a_batch_is_sent_once_whether_or_not_it_is_answered() -> None:
-    engine, exchange = node()
+    engine, exchange = exchanging()
     ask(engine, 40)
     first = exchange.pack(START)
     assert sum(RECORD.unpack(first)[3:]) == 40
@@ -308,7 +273,7 @@ def test_a_batch_is_sent_once_whether_or_not_it_is_answered() -> None:
 
 
 def test_hits_of_other_nodes_count_here() -> None:
-    engine, exchange = node()
+    engine, exchange = exchanging()
     ask(engine, 40)
     tick = RECORD.unpack(exchange.pack(START))[2]
     exchange.learn(ANSWER.pack(0, tick, 45, 50, *[0] * 15))
@@ -316,7 +281,7 @@ def test_hits_of_other_nodes_count_here() -> None:
 
 
 def test_hits_of_a_node_whose_time_is_ahead_count_too() -> None:
-    engine, exchange = node()
+    engine, exchange = exchanging()
     ask(engine, 40)
     tick = RECORD.unpack(exchange.pack(START))[2]
     exchange.learn(ANSWER.pack(0, tick + 2, 30, 20, 40, *[0] * 14))
@@ -324,7 +289,7 @@ def test_hits_of_a_node_whose_time_is_ahead_count_too() -> None:
 
 
 def test_a_time_before_the_last_hit_drops_nobody() -> None:
-    engine, exchange = node()
+    engine, exchange = exchanging()
     engine.at(START + LIMIT.window // 16)
     ask(engine, 40)
     now = START + LIMIT.window // 16
@@ -346,7 +311,7 @@ def learn(exchange: Exchange, now: int, others: int) -> None:
 
 
 def test_far_from_its_limit_a_client_goes_with_the_next_round() -> None:
-    engine, exchange = node()
+    engine, exchange = exchanging()
     ask(engine, 26)
     learn(exchange, START, 0)  # which begins a round, and tells the others of it
     learn(exchange, START + 10 * MS, 0)  # which brings what they have
@@ -362,12 +327,12 @@ def test_far_from_its_limit_a_client_goes_with_the_next_round() -> None:
     ("seconds", "refresh"), [(1, 50), (10, 50), (60, 50), (600, 500), (86_400, 1000)]
 )
 def test_rounds_of_a_long_window_are_fewer(seconds: int, refresh: int) -> None:
-    _, exchange = node(Limit(window=seconds * SECOND, block=()))
+    _, exchange = exchanging(Limit(window=seconds * SECOND, block=()))
     assert exchange.refresh == refresh
 
 
 def test_with_more_than_its_part_of_the_slack_a_node_sends_at_once() -> None:
-    engine, exchange = node()
+    engine, exchange = exchanging()
     engine.at(START + 60 * MS)
     ask(engine, 26)
     for at in (60, 70):
@@ -382,7 +347,7 @@ def test_with_more_than_its_part_of_the_slack_a_node_sends_at_once() -> None:
 
 def due_with(left: int) -> int:
     """Return in how many ns a client of 80 hits a second, that lacks so many, is asked about."""
-    engine, exchange = node()
+    engine, exchange = exchanging()
     others = LIMIT.rate - 26 - 5 - left
     engine.at(START - 500 * MS)
     ask(engine, 26)
@@ -405,7 +370,7 @@ def test_just_before_its_limit_it_is_asked_about_when_half_of_the_time_is_over()
 
 
 def test_a_batch_carries_only_what_is_due() -> None:
-    engine, exchange = node()
+    engine, exchange = exchanging()
     for client in ("192.0.2.1", "192.0.2.2"):
         ask(engine, 26, client)
     exchange.learn(Store().exchange(exchange.pack(START)))
@@ -420,7 +385,7 @@ def test_a_batch_carries_only_what_is_due() -> None:
 
 def test_far_from_a_high_limit_of_a_day_a_client_waits_for_the_next_round() -> None:
     left, window = 1 << 22, 86_400 * SECOND
-    engine, exchange = node(Limit(rate=10_000_000, window=window, block=()))
+    engine, exchange = exchanging(Limit(rate=10_000_000, window=window, block=()))
     # So far in its part that this many hits times the time for them are 2^65.
     now = START - START % (window // 16) + (1 << 43) - window // 16
     assert refused(engine, now, 10_000_000 - left) == 0
@@ -431,7 +396,7 @@ def test_far_from_a_high_limit_of_a_day_a_client_waits_for_the_next_round() -> N
 
 
 def test_what_the_round_has_carried_is_not_due_any_more() -> None:
-    engine, exchange = node()
+    engine, exchange = exchanging()
     ask(engine, 26)
     learn(exchange, START, 20)
     learn(exchange, START + 10 * MS, 26 + 20)
@@ -443,7 +408,7 @@ def test_what_the_round_has_carried_is_not_due_any_more() -> None:
 
 
 def test_over_its_limit_a_client_does_not_press_any_more() -> None:
-    engine, exchange = node()
+    engine, exchange = exchanging()
     ask(engine, 40)
     learn(exchange, START, 70)
     ask(engine, 10)
@@ -451,7 +416,7 @@ def test_over_its_limit_a_client_does_not_press_any_more() -> None:
 
 
 def test_a_blocked_client_is_not_exchanged() -> None:
-    engine, exchange = node()
+    engine, exchange = exchanging()
     ask(engine, 40)
     slot = engine.slot(engine.rules[0], b"192.0.2.1")
     engine.hold(engine.rules[0], slot, START // SECOND + 60)
@@ -460,7 +425,7 @@ def test_a_blocked_client_is_not_exchanged() -> None:
 
 
 def test_answers_of_another_shape_are_refused() -> None:
-    engine, exchange = node()
+    engine, exchange = exchanging()
     ask(engine, 40)
     exchange.pack(START)
     for answers in (b"x" * (ANSWER_BYTES - 1), b"x" * 2 * ANSWER_BYTES):
@@ -472,7 +437,7 @@ def test_answers_of_another_shape_are_refused() -> None:
 
 @given(st.binary(max_size=5 * ANSWER_BYTES), st.binary(max_size=5 * NOTICE_BYTES))
 def test_any_answers_and_notices_do_no_harm(answers: bytes, notices: bytes) -> None:
-    engine, exchange = node()
+    engine, exchange = exchanging()
     clients = [f"192.0.2.{n}" for n in range(1, len(answers) // ANSWER_BYTES + 1)]
     for client in clients:
         ask(engine, 40, client)
@@ -483,7 +448,7 @@ def test_any_answers_and_notices_do_no_harm(answers: bytes, notices: bytes) -> N
 
 
 def test_without_room_a_client_is_counted_here_alone() -> None:
-    engine, exchange = node(shared=2)
+    engine, exchange = exchanging(shared=2)
     for n in range(1, 5):
         ask(engine, 40, f"192.0.2.{n}")
     assert exchange.size == 2
@@ -492,7 +457,7 @@ def test_without_room_a_client_is_counted_here_alone() -> None:
 
 
 def test_a_client_that_finds_no_room_is_counted_again_when_it_would_have_gone() -> None:
-    engine, exchange = node(shared=1)
+    engine, exchange = exchanging(shared=1)
     ask(engine, 40, "192.0.2.1")
     counted = []
     for window in range(5):
@@ -504,7 +469,7 @@ def test_a_client_that_finds_no_room_is_counted_again_when_it_would_have_gone() 
 
 
 def test_a_client_that_found_no_room_is_shared_as_soon_as_there_is_some() -> None:
-    engine, exchange = node(shared=1)
+    engine, exchange = exchanging(shared=1)
     ask(engine, 40, "192.0.2.1")
     ask(engine, 40, "192.0.2.2")
     for at in (0, 10):
@@ -684,7 +649,7 @@ def test_shared_counts_stay_with_their_limit_when_others_come_and_go() -> None:
 
 
 def test_a_limit_that_is_no_more_takes_no_memory() -> None:
-    engine, _ = node(shared=100)
+    engine, _ = exchanging(shared=100)
     sizes = []
     tracemalloc.start()
     try:
@@ -709,84 +674,6 @@ def test_reserved_hits_are_judged_by_what_all_had_before() -> None:
         engine.exchanges[0].learn(store.exchange(engine.exchanges[0].pack(START + turn * MS)))
         admitted += ask(engine, 7)
     assert admitted == LIMIT.rate
-
-
-def refused(engine: Engine, now: int, hits: int = 1) -> int:
-    """Send hits of a client; return how many seconds it is told to wait, 0 if they pass."""
-    engine.at(now)
-    key = wire.address("192.0.2.1")
-    responder(engine).answer(
-        wire.notify(wire.message("default", key=key, hits=wire.int64(hits))), 0, 16380
-    )
-    (answer,) = wire.frames(responder(engine).take())
-    wait = answer.items.get("retry_after", 0)
-    assert isinstance(wait, int)
-    return wait
-
-
-def test_a_refused_client_is_told_to_wait_for_its_hits_at_other_nodes_too() -> None:
-    engine, exchange = node(Limit(rate=10, window=3600 * SECOND, block=()))
-    part = 225 * SECOND
-    start = START - START % part + 100 * SECOND
-    assert refused(engine, start - 16 * part, 2) == 0
-    engine.at(start)
-    # Nine elsewhere, of ten minutes ago, and two here that are about to leave the window.
-    _, epoch, tick, *deltas = RECORD.unpack(batch_of(engine, exchange, start))
-    exchange.learn(ANSWER.pack(epoch, tick, *deltas[:3], 9, *deltas[4:]))
-    wait = refused(engine, start)
-    assert wait > 3000 - 225
-    assert not fits(engine, start + (wait - 1) * SECOND)
-    assert fits(engine, start + wait * SECOND)
-
-
-def batch_of(engine: Engine, exchange: Exchange, now: int) -> bytes:
-    """Return a batch with the client, whether or not it has enough hits to be shared."""
-    exchange.heat(engine.slot(engine.rules[0], b"192.0.2.1"), 0)
-    return exchange.pack(now)
-
-
-def fits(engine: Engine, now: int) -> bool:
-    """Tell whether one hit more of a client would pass."""
-    engine.at(now)
-    rule = engine.rules[0]
-    return engine.hits(rule, engine.slot(rule, b"192.0.2.1")) < rule.rate
-
-
-MOST_HITS = 1 << 27
-COUNTS = st.one_of(st.integers(0, 30), st.sampled_from([0, 0, MOST_HITS, 10_000_000]))
-
-
-@settings(max_examples=500, deadline=None)
-@given(
-    rate=st.one_of(st.integers(1, 60), st.sampled_from([1_700_000, 10_000_000])),
-    window=st.sampled_from([100 * MS, SECOND, 7001 * MS, 3600 * SECOND, 86_400 * SECOND]),
-    strict=st.booleans(),
-    phase=st.floats(0, 1, exclude_max=True),
-    here=st.lists(COUNTS, min_size=17, max_size=17),
-    elsewhere=st.lists(COUNTS, min_size=17, max_size=17),
-)
-@example(10_000_000, 86_400 * SECOND, True, 0.5, [MOST_HITS] * 17, [MOST_HITS] * 17)
-@example(10_000_000, 86_400 * SECOND, False, 0.5, [MOST_HITS] * 17, [MOST_HITS] * 17)
-@example(10_000_000, 86_400 * SECOND, False, 0.5, [0] * 16 + [1], [5_000_000] * 17)
-def test_the_wait_is_as_long_as_it_must_be_and_no_longer(
-    rate: int, window: int, strict: bool, phase: float, here: list[int], elsewhere: list[int]
-) -> None:
-    engine, exchange = node(Limit(rate=rate, window=window, block=(), strict=strict))
-    part = window // 16
-    now = START + 2 * window
-    now += int(phase * part) - now % part
-    for age in range(16, -1, -1):
-        refused(engine, now - age * part, here[age])
-    _, epoch, tick, *own = RECORD.unpack(batch_of(engine, exchange, now))
-    totals = (mine + others for mine, others in zip(own, elsewhere, strict=True))
-    exchange.learn(ANSWER.pack(epoch, tick, *totals))
-    wait = refused(engine, now)
-    if wait == 0:
-        return
-    if wait > 1:
-        # Shares of a part of the window have 20 binary digits.
-        assert not fits(engine, now + (wait - 1) * SECOND - (part >> 19) - 1)
-    assert fits(engine, now + wait * SECOND)
 
 
 @pytest.mark.both_forms

@@ -10,6 +10,8 @@ from ratelimit.limiter.blocklist import Blocklist
 from ratelimit.limiter.strikes import next_block
 from ratelimit.model import EVERY_LIMIT, Block, Limit
 from ratelimit.notation import SECOND
+from tests.helpers import wire
+from tests.helpers.asking import Asked
 
 NOW = 1_700_000_000
 
@@ -149,3 +151,36 @@ def test_a_time_beyond_reason_harms_no_other_entry(end: int) -> None:
     kept.drop(NOW + 20, 16)
     assert keys(kept) == ({"odd"} if end > NOW else set())
     assert kept.remove("default", "odd") is not None or end <= NOW
+
+
+def test_a_full_blocklist_forgets_who_is_blocked_no_longer() -> None:
+    node = Asked(Limit(rate=1, block=(10,)))
+    node.limiter.blocklist.max_entries = 3
+    for n, now in enumerate((0, 0, 0, 20)):
+        for _ in range(2):
+            passed = node.frame(now, wire.message("default", key=wire.address(f"192.0.2.{n}")))
+    assert passed["reason"] == "block"
+    assert node.limiter.blocklist.refused == 0
+
+
+def test_without_room_on_the_blocklist_a_client_is_throttled() -> None:
+    node = Asked(Limit(rate=1))
+    node.limiter.blocklist.max_entries = 1
+    node.ask(0)
+    node.ask(0)
+    node.ask(0, "192.0.2.2")
+    answer = node.frame(0, wire.message("default", key=wire.address("192.0.2.2")))
+    assert answer["reason"] == "throttle"
+    assert node.limiter.blocklist.refused == 1
+
+
+def test_forgotten_entries_leave_the_blocklist() -> None:
+    node = Asked(Limit(rate=1, block=(10,), forget=100))
+    for client in range(20):
+        for _ in range(2):
+            node.ask(client, f"192.0.2.{client}")
+    assert len(node.limiter.blocklist) == 20
+    node.tick(120)
+    assert 8 <= len(node.limiter.blocklist) <= 10
+    node.tick(1000)
+    assert len(node.limiter.blocklist) == 0

@@ -4,75 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from ratelimit.limiter.limiter import FUSE_CLIENTS, Limiter
-from ratelimit.limiter.lists import Lists, Range, cut, read_lists
-from ratelimit.limiter.merge import Merge
-from ratelimit.model import EVERY_LIMIT, MAX_RATE, Block, Entry, Lift, Limit
-from ratelimit.spop.ack import MAX_ACK
-from ratelimit.steps import Steps, finish
+from ratelimit.limiter.limiter import FUSE_CLIENTS
+from ratelimit.model import EVERY_LIMIT, Block, Entry, Lift, Limit
+from ratelimit.notation import SECOND
+from ratelimit.steps import finish
 from tests.helpers import wire
+from tests.helpers.asking import START
 from tests.helpers.forms import responder
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-SECOND = 1_000_000_000
-START = 1_700_000_000 * SECOND
-NO_LISTS = Lists()
-
-
-class Node:
-    """A limiter that is asked in frames, at seconds after the start."""
-
-    def __init__(self, *limits: Limit, lists: Lists = NO_LISTS, max_clients: int = 10_000) -> None:
-        self.now = 0.0
-        self.fuses: list[tuple[str, bool]] = []
-        self.limiter = Limiter(limits or [Limit()], max_clients, lists=lists, node="here")
-        self.limiter.on_fuse.append(lambda limit, blown: self.fuses.append((limit.name, blown)))
-        self.tick()
-
-    def tick(self, now: float | None = None) -> None:
-        self.now = self.now if now is None else now
-        self.limiter.tick(START + round(self.now * SECOND))
-        finish(self.limiter.tidy())
-
-    def frame(self, *messages: bytes) -> dict[str, wire.Value]:
-        engine = self.limiter.engine
-        engine.at(START + round(self.now * SECOND))
-        data = wire.notify(*messages)
-        assert responder(engine).answer(data, 0, 16380) == len(data)
-        (ack,) = wire.frames(responder(engine).take())
-        return ack.items
-
-    def ask(self, client: str, limit: str = "default", hits: int = 1) -> str:
-        """Return the reason of a refusal, or that there is none."""
-        key = wire.text(client)
-        asked = self.frame(wire.message(limit, key=key, hits=wire.int64(hits)))
-        return str(asked.get("reason", "allow"))
-
-    def by_hand(self, key: str, seconds: float = 60) -> None:
-        since = START // SECOND + round(self.now)
-        until = since + round(seconds)
-        order = self.limiter.blocklist.next_order(EVERY_LIMIT, key, since * SECOND)
-        block = Block(key, EVERY_LIMIT, "said so", 0, since, until, by="ann", order=order)
-        self.limiter.apply(block)
-
-    def lift(self, limit: str, key: str) -> None:
-        self.limiter.lift_now(limit, key, START + round(self.now * SECOND))
-
-    def reload(self, *limits: Limit, lists: Lists = NO_LISTS) -> None:
-        finish(finish(self.limiter.reload(limits, lists)))
-
-
-def lists(allow: str = "", deny: str = "") -> Lists:
-    return finish(read_lists(allow.split(), deny.split(), [], []))
-
-
-# ---- lists --------------------------------------------------------------------------------------
+from tests.helpers.limited import NO_LISTS, Node, clients, lists
 
 
 def test_who_is_allowed_is_never_counted() -> None:
@@ -123,9 +66,6 @@ def test_lists_are_of_addresses_not_of_strings() -> None:
     assert node.ask("1.2.3.4", "api") == "denylist"
 
 
-# ---- blocks by hand -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("key", "blocked", "free"),
     [
@@ -169,71 +109,6 @@ def test_lifting_one_block_leaves_the_other() -> None:
     assert node.ask("192.0.2.1") == "block"
     node.lift(EVERY_LIMIT, "192.0.2.1")
     assert node.ask("192.0.2.1") == "allow"
-
-
-@pytest.fixture
-def cuts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Has one more item whenever the networks that are blocked by hand are cut."""
-    found = []
-
-    def counted(ranges: Iterable[Range]) -> Steps[tuple[bytes, bytes]]:
-        found.append(1)
-        return cut(ranges)
-
-    monkeypatch.setattr("ratelimit.limiter.barred.cut", counted)
-    return found
-
-
-def test_many_networks_blocked_by_hand_are_loaded_at_once_and_changed_at_ticks(
-    cuts: list[int],
-) -> None:
-    node = Node()
-    since = START // SECOND
-    blocks = [
-        Block(f"10.{n // 256}.{n % 256}.0/24", EVERY_LIMIT, "", 0, since, since + 60)
-        for n in range(1000)
-    ]
-    cuts.clear()
-    finish(node.limiter.load(blocks))
-    finish(node.limiter.cut())
-    assert len(cuts) == 1
-    assert [node.ask(f"10.3.231.{n}") for n in (0, 255)] == ["block", "block"]
-    node.by_hand("10.200.0.0/16")
-    node.lift(EVERY_LIMIT, "10.3.231.0/24")
-    assert len(cuts) == 1
-    node.tick(1)
-    assert len(cuts) == 2
-    assert node.ask("10.200.1.1") == "block"
-    assert node.ask("10.3.231.0") == "allow"
-    finish(node.limiter.load(blocks))
-    finish(node.limiter.cut())
-    assert node.ask("10.200.1.1") == "block", "what a list does not have, it has lost"
-    assert node.ask("10.3.231.0") == "allow", "what was lifted stays lifted"
-    node.tick(60)
-    assert node.ask("10.3.230.0") == node.ask("10.200.1.1") == "allow"
-
-
-def test_networks_are_cut_once_however_many_pages_a_list_has(cuts: list[int]) -> None:
-    node = Node()
-    since = START // SECOND
-    blocks = [
-        Block(f"10.{n // 256}.{n % 256}.0/24", EVERY_LIMIT, "", 0, since, since + 60)
-        for n in range(1000)
-    ]
-    cuts.clear()
-    merge = Merge(node.limiter)
-    for start in range(0, len(blocks), 100):
-        finish(merge.take(blocks[start : start + 100]))
-    assert not any(merge.newer())
-    assert len(cuts) == 1
-    assert node.ask("10.3.231.0") == "block"
-
-
-def test_few_networks_of_a_list_are_blocked_at_once() -> None:
-    node = Node()
-    since = START // SECOND
-    finish(node.limiter.load([Block("10.0.0.0/24", EVERY_LIMIT, "", 0, since, since + 60)]))
-    assert node.ask("10.0.0.7") == "block"
 
 
 def test_a_list_is_merged_with_what_changes_meanwhile() -> None:
@@ -290,47 +165,6 @@ def test_lifts_of_a_list_take_blocks_off_in_small_steps() -> None:
     assert len(node.limiter.blocklist.lifts) == 0, "by now nothing is left that they could end"
 
 
-def test_the_strikes_of_a_lifted_block_are_forgotten_everywhere() -> None:
-    ladder = Limit(rate=1, block=(10, 600))
-    node, other = Node(ladder), Node(ladder)
-    made: list[Block] = []
-    node.limiter.on_block.append(made.append)
-    for now in (0, 20):
-        node.tick(now)
-        assert [node.ask("192.0.2.1") for _ in range(2)] == ["allow", "block"]
-    finish(other.limiter.load(made))
-    node.tick(30)
-    lift = node.limiter.lift_now("default", "192.0.2.1", START + 30 * SECOND)
-    assert [node.ask("192.0.2.1") for _ in range(2)] == ["allow", "block"]
-    assert made[-1].until - made[-1].since == 10
-    # Whatever arrives first, and however often.
-    arrivals: list[list[Entry]] = [[made[-1], lift], [lift, made[-1]], [*made]]
-    for entries in arrivals:
-        finish(other.limiter.load(entries))
-    assert other.limiter.blocklist.get("default", "192.0.2.1") == made[-1]
-
-
-def test_a_strike_in_shadow_lifts_the_one_before_it() -> None:
-    shadow, ladder = (Limit(rate=1, block=(10, 600), shadow=shadow) for shadow in (True, False))
-    node, other = Node(ladder), Node(shadow)
-    told: list[Entry] = []
-    node.limiter.on_made.append(told.append)
-    assert [node.ask("192.0.2.1") for _ in range(2)] == ["allow", "block"]
-    node.reload(shadow)
-    node.tick(60)
-    assert [node.ask("192.0.2.1") for _ in range(2)] == ["allow", "allow"]
-    real, lift, hidden = told
-    assert isinstance(lift, Lift) and isinstance(hidden, Block) and hidden.shadow
-    finish(other.limiter.load([hidden, lift, real]))
-    assert list(other.limiter.blocklist) == list(node.limiter.blocklist) == [hidden]
-    node.reload(ladder)
-    node.tick(120)
-    assert [node.ask("192.0.2.1") for _ in range(2)] == ["allow", "block"]
-    assert len(told) == 4, "a block in shadow gives way by itself"
-    finish(other.limiter.load(told[3:]))
-    assert list(other.limiter.blocklist) == list(node.limiter.blocklist) == told[3:]
-
-
 def test_a_block_that_has_ended_needs_no_place_in_the_table() -> None:
     node = Node(Limit(rate=1, block=(600,)))
     node.tick(60)
@@ -339,17 +173,6 @@ def test_a_block_that_has_ended_needs_no_place_in_the_table() -> None:
     for client in [f"10.0.0.{n}" for n in range(9)]:
         node.limiter.apply(replace(ended, key=client))
     assert node.limiter.engine.table.entries == 0
-
-
-def test_a_block_by_hand_is_no_strike() -> None:
-    node = Node(Limit(rate=1, block=(10, 60)))
-    node.by_hand("192.0.2.1", 5)
-    node.tick(10)
-    node.ask("192.0.2.1")
-    node.ask("192.0.2.1")
-    block = node.limiter.blocklist.get("default", "192.0.2.1")
-    assert block is not None
-    assert block.strikes == 1
 
 
 def test_a_block_by_hand_settles_nothing() -> None:
@@ -369,9 +192,6 @@ def test_a_block_by_hand_outlives_eviction() -> None:
     assert node.ask("192.0.2.1") == "block", "still by hand, for the limit is in shadow"
 
 
-# ---- shadow -------------------------------------------------------------------------------------
-
-
 def test_shadow_refuses_nothing_and_shows_all() -> None:
     shadow = Limit(rate=2, block=(10, 60), shadow=True, headers=True)
     node = Node(shadow, Limit(name="login", rate=4, block=()))
@@ -389,95 +209,6 @@ def test_shadow_refuses_nothing_and_shows_all() -> None:
     assert found[:4] == [{"shadow": "block:default"}] * 4
     assert "shadow" not in found[4], "refused by another limit"
     assert found[4]["limit_name"] == "login", "a limit in shadow hides no other"
-
-
-def test_out_of_shadow_everybody_starts_without_blocks() -> None:
-    shadow = Limit(rate=2, block=(10, 60), shadow=True)
-    node = Node(shadow)
-    for _ in range(5):
-        node.ask("192.0.2.1")
-    node.reload(replace(shadow, shadow=False))
-    node.tick(2)
-    assert [node.ask("192.0.2.1") for _ in range(3)] == ["allow", "allow", "block"]
-    block = node.limiter.blocklist.get("default", "192.0.2.1")
-    assert block is not None
-    assert (block.shadow, block.strikes) == (False, 1)
-
-
-# ---- headers ------------------------------------------------------------------------------------
-
-
-def test_headers_tell_what_is_left_of_the_tightest_limit() -> None:
-    node = Node(
-        Limit(rate=10, headers=True),
-        Limit(name="login", rate=3, window=90 * SECOND, headers=True),
-        Limit(name="plain", rate=1),
-    )
-    messages = [wire.message(limit, key=wire.text("192.0.2.1")) for limit in ("default", "login")]
-    assert node.frame(*messages) == {
-        "limit": 3,
-        "remaining": 2,
-        "reset": 90,
-        "window": 90,
-        "limit_name": "login",
-    }
-    assert node.frame(messages[0])["remaining"] == 8
-    assert node.frame(wire.message("plain", key=wire.text("192.0.2.1"))) == {}
-
-
-@pytest.mark.parametrize(
-    ("left", "told"),
-    [
-        (wire.int64(0), False),
-        (wire.int64(2), False),
-        (wire.int64(3), True),
-        (wire.int64(-1), True),
-        (wire.NULL, True),
-        (wire.text("1"), True),
-    ],
-)
-def test_headers_of_another_group_are_told_if_fewer_hits_are_left(left: bytes, told: bool) -> None:
-    node = Node(Limit(rate=3, headers=True))
-    answer = node.frame(wire.message("default", key=wire.text("192.0.2.1"), left=left))
-    assert answer.get("remaining") == (2 if told else None)
-    assert ("limit_name" in answer) == told
-
-
-def test_headers_of_a_refusal_are_told_whatever_another_group_has_told() -> None:
-    node = Node(Limit(rate=1, block=(), headers=True))
-    asked = wire.message("default", key=wire.text("192.0.2.1"), left=wire.int64(0))
-    assert node.frame(asked) == {}
-    refused = node.frame(asked)
-    assert (refused["deny"], refused["limit_name"], refused["remaining"]) == (True, "default", 0)
-
-
-def test_a_window_of_no_whole_seconds_is_told_as_none() -> None:
-    node = Node(Limit(window=1500 * 1_000_000, headers=True))
-    told = node.frame(wire.message("default", key=wire.text("192.0.2.1")))
-    assert told["reset"] == 2
-    assert told["window"] is None, "nor is one of another limit left in place"
-
-
-def test_the_longest_answer_fits_the_smallest_frame() -> None:
-    limit = Limit(
-        name="n" * 64, rate=MAX_RATE, window=86_400 * SECOND, block=(30 * 86_400,), headers=True
-    )
-    node = Node(limit)
-    engine = node.limiter.engine
-    for hits, denied in ((0, False), (1 << 27, True)):
-        message = wire.message(limit.name, key=wire.text("x"), hits=wire.int64(hits))
-        data = wire.notify(message, ids=((1 << 64) - 1, (1 << 64) - 1))
-        assert responder(engine).answer(data, 0, 16380) == len(data)
-        answer = responder(engine).take()
-        assert (b"deny" in answer) is denied
-        assert len(answer) <= MAX_ACK
-
-
-# ---- the fuse -----------------------------------------------------------------------------------
-
-
-def clients(count: int, net: int = 10) -> Iterator[str]:
-    return (f"{net}.0.{n >> 8}.{n & 255}" for n in range(count))
 
 
 def test_the_fuse_blows_when_too_many_clients_are_refused() -> None:
@@ -559,9 +290,6 @@ def test_an_operator_clears_a_fuse() -> None:
     assert node.ask("192.0.2.1", hits=2) == "block"
 
 
-# ---- reload -------------------------------------------------------------------------------------
-
-
 def test_a_reload_keeps_the_counts_where_the_window_stays() -> None:
     node = Node(Limit(rate=10, block=()), Limit(name="login", rate=10, block=()))
     for limit in ("default", "login"):
@@ -618,9 +346,6 @@ def test_explain_says_what_each_limit_has() -> None:
     block = finish(node.limiter.explain("2001:db8::5"))[1].block
     assert block is not None
     assert block.node == "here"
-
-
-# ---- prefixes that change -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

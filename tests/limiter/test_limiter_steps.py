@@ -8,8 +8,10 @@ import pytest
 
 from ratelimit.limiter.limiter import Limiter
 from ratelimit.model import EVERY_LIMIT, Block, Limit
+from ratelimit.notation import SECOND
 from ratelimit.steps import Steps, finish
-from tests.limiter.test_limiter import SECOND, START, Node, lists
+from tests.helpers.asking import START
+from tests.helpers.limited import Node, lists
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import re
 from ipaddress import ip_network
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -29,42 +28,6 @@ def read(
 ) -> Lists:
     allowed, denied = ([ListFile.read(file) for file in some] for some in (allow_files, deny_files))
     return finish(read_lists(allow, deny, allowed, denied))
-
-
-@pytest.mark.parametrize(
-    ("text", "network"),
-    [
-        ("192.0.2.1", "192.0.2.1/32"),
-        ("192.0.2.0/24", "192.0.2.0/24"),
-        ("192.0.2.0/255.255.255.0", "192.0.2.0/24"),
-        ("2001:DB8::/32", "2001:db8::/32"),
-        ("::ffff:192.0.2.1", "192.0.2.1/32"),
-        ("::ffff:192.0.2.0/120", "192.0.2.0/24"),
-        ("64:ff9b::192.0.2.1", "192.0.2.1/32"),
-        ("64:ff9b::c000:200/120", "192.0.2.0/24"),
-        ("64:ff9b::/96", "0.0.0.0/0"),
-        ("64:ff9b:1::/48", "64:ff9b:1::/48"),
-        ("::/0", "::/0"),
-    ],
-)
-def test_networks_as_they_are_written(text: str, network: str) -> None:
-    assert str(parse_network(text)) == network
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("192.0.2.1/24", "bits set beyond its prefix; is it 192.0.2.0/24?"),
-        ("192.0.2.0/33", "not an address or a network"),
-        ("fe80::1%eth0", "an address can't have a zone"),
-        ("example.com", "not an address or a network"),
-        ("", "not an address or a network"),
-        ("17", "not an address or a network"),
-    ],
-)
-def test_what_is_no_network(text: str, problem: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(problem)):
-        parse_network(text)
 
 
 def test_a_file_has_one_a_line_and_comments(tmp_path: Path) -> None:

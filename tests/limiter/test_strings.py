@@ -10,23 +10,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ratelimit.engine.layout import ADDRESS, TEXT
-from ratelimit.limiter.keys import client_key, hash_key
 from ratelimit.limiter.limiter import Limiter
 from ratelimit.limiter.strings import masked, string_text
-from ratelimit.limiter.typed import MAX_GIVEN, Given, reach, read, told, too_wide
+from ratelimit.limiter.typed import Given, read, told
 from ratelimit.model import EVERY_LIMIT, Block, Entry, Lift, Limit
 from ratelimit.steps import finish
 from tests.helpers import wire
 from tests.helpers.forms import responder
+from tests.helpers.strings import HASH, KEY, SECRET, START, limiter, strike
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SECRET = bytes(range(64))
-START = 1_700_000_000
-KEY = b"sk_live_4f1c9b07a2d8e6"
-HASH = "~" + "0123456789abcdef" * 2
+
 TEXTS = st.one_of(
     st.binary(min_size=1, max_size=300),
     st.text(min_size=1, max_size=300).map(lambda text: text.encode("utf-8", "surrogatepass")),
@@ -35,32 +31,12 @@ TEXTS = st.one_of(
 )
 
 
-def limiter(*limits: Limit) -> Limiter:
-    made = Limiter(limits or [Limit(rate=1)], 1000, SECRET)
-    made.tick(START * 1_000_000_000)
-    return made
-
-
-def strike(made: Limiter, key: bytes, limit: str = "default") -> Block:
-    """Have a client exceed a limit of one hit; return its block."""
-    frame = wire.notify(wire.message(limit, key=key, hits=wire.int64(2)))
-    blocks: list[Block] = []
-    made.on_block.append(blocks.append)
-    assert responder(made.engine).answer(frame, 0, 16380) == len(frame)
-    responder(made.engine).take()
-    [block] = blocks
-    return block
-
-
 def load(made: Limiter, blocks: Sequence[Block]) -> None:
     finish(made.load(blocks))
 
 
 def old_block(key: str, limit: str = "default", text: str = "") -> Block:
     return Block(key, limit, "over 1 in 1s", 1, START, START + 600, text=text)
-
-
-# ---- what is shown -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -141,15 +117,6 @@ def test_an_address_that_is_shown_is_the_same_key(
     block = strike(made, wire.text(str(address)))
     assert block.text == ""
     assert read(made, block.shown) == Given(block.key)
-
-
-def test_a_key_is_by_kind() -> None:
-    assert client_key(TEXT, 1, 2, 32, 64) == "~00000000000000010000000000000002"
-    assert client_key(ADDRESS, 0, 0xFFFF << 32 | 0xC0000207, 32, 64) == "192.0.2.7"
-    assert hash_key(1, 2) == client_key(TEXT, 1, 2, 24, 48)
-
-
-# ---- what is kept --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -272,100 +239,3 @@ def test_a_string_that_is_shown_is_known_by_another_secret() -> None:
 )
 def test_a_damaged_entry_is_named_without_the_string(key: str, shown: str) -> None:
     assert masked(key) == shown
-
-
-# ---- what is given -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "wrong"),
-    [
-        ("", "must not be empty"),
-        (" a", "without spaces around"),
-        ("a\n", "must be printable"),
-        ("a" * (MAX_GIVEN + 1), "at most 4096"),
-        ("192.0.2.*", "must be an IPv4 or IPv6 address or network; is it 192.0.2.0/24?"),
-        ("192.0.2.1-192.0.2.3", "is it 192.0.2.1 and 192.0.2.2/31?"),
-        ("192.0.2.256", "must be an IPv4 or IPv6 address or network"),
-    ],
-)
-def test_what_is_no_key(text: str, wrong: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(wrong)) as error:
-        read(limiter(), text)
-    assert not text or repr(text) not in str(error.value), "it may be a secret"
-
-
-def test_what_is_like_an_address_is_a_string_if_a_limit_counts_it() -> None:
-    made = limiter()
-    with pytest.raises(ValueError, match=r"192\.0\.2\.0/24"):
-        read(made, "192.0.2.*")
-    assert read(made, "192.0.2.*", force=True).key == made.string_key(b"192.0.2.*")
-    block = strike(made, wire.text("192.0.2.*"))
-    assert read(made, "192.0.2.*").key == block.key
-
-
-@pytest.mark.parametrize(
-    ("text", "key", "note"),
-    [
-        ("192.0.2.7", "192.0.2.7", ""),
-        ("192.0.2.77/24", "192.0.2.0/24", "192.0.2.77/24 has host bits; the network is"),
-        ("64:ff9b::192.0.2.7", "192.0.2.7", "64:ff9b::192.0.2.7 is 192.0.2.7"),
-        ("64:ff9b::c000:200/120", "192.0.2.0/24", "64:ff9b::c000:200/120 is 192.0.2.0/24"),
-    ],
-)
-def test_what_was_corrected_is_said(text: str, key: str, note: str) -> None:
-    given = read(limiter(), text)
-    assert given.key == given.shown(True) == key
-    assert given.note.startswith(note) and bool(given.note) == bool(note)
-
-
-@pytest.mark.parametrize(
-    ("key", "wide"),
-    [
-        ("0.0.0.0/0", "0.0.0.0/0 is 4,294,967,296 addresses; wider than /8 needs force"),
-        ("0.0.0.0/7", "0.0.0.0/7 is 33,554,432 addresses; wider than /8 needs force"),
-        ("10.0.0.0/8", ""),
-        ("::/0", ", and every IPv4 address; wider than /19 needs force"),
-        ("2000::/3", "wider than /19 needs force"),
-        ("2003::/19", ""),
-        (HASH, ""),
-    ],
-)
-def test_a_very_wide_network_is_not_meant_by_itself(key: str, wide: str) -> None:
-    told = too_wide(key)
-    assert told.endswith(wide) and bool(told) == bool(wide)
-
-
-@pytest.mark.parametrize(
-    ("key", "note"),
-    [
-        ("192.0.2.7", ""),
-        (
-            "2001:db8::/64",
-            "limit login: 2001:db8::/48 counts as one client, but this block",
-        ),
-        ("2001:db8::/48", ""),
-        ("2001:db8::/32", ""),
-        (
-            "64:ff9b::/48",
-            "clients of 64:ff9b::/96 are counted by their IPv4 address: use that address",
-        ),
-        (
-            "2001:db8::7",
-            "limits default, api: 2001:db8::/64 counts as one client, but this block applies",
-        ),
-        (HASH, "no limit of this node currently counts a client with this key"),
-    ],
-)
-def test_a_block_that_is_not_what_the_limits_count(key: str, note: str) -> None:
-    made = limiter(Limit(), Limit(name="api"), Limit(name="login", ipv6_prefix=48))
-    told = reach(made, key)
-    assert told.startswith(note) and bool(told) == bool(note)
-    if key == "2001:db8::7":
-        assert "to block the client, block 2001:db8::/64. limit login: 2001:db8::/48 counts" in told
-
-
-def test_a_string_that_is_counted_needs_no_note() -> None:
-    made = limiter()
-    block = strike(made, wire.text("alice"))
-    assert reach(made, block.key) == ""

@@ -24,8 +24,8 @@ from ratelimit.store.base import Events, Node, SharedStore, StoreError
 from ratelimit.store.redis.store import RedisStore
 from ratelimit.store.redis.url import parse
 from ratelimit.store.sync import Sync
-from tests.engine.test_sharing import Store as Counts
 from tests.helpers import wire
+from tests.helpers.counts import Store as Counts
 from tests.helpers.forms import responder
 
 LIMIT = Limit(block=())
