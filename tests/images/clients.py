@@ -147,7 +147,7 @@ def _change(agent: Container, *words: str) -> None:
     try:
         ask(agent, "blocks", *words)
     except AssertionError as error:
-        if "the others follow when the store is back" not in str(error):
+        if "the other nodes follow when the store is up again" not in str(error):
             raise
 
 

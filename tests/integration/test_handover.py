@@ -23,7 +23,6 @@ pytestmark = pytest.mark.integration
 
 CLIENT = "192.0.2.1"
 LIMIT = '[limits.default]\nrate = 1\nwindow = "1m"\nblock = ["1h"]\nfuse = 0\n'
-GOES_ON = "this process goes on"
 
 # An agent and its successors for which the disk hangs: they can't open the file, or not write to
 # it, while a file of that name is there.
@@ -180,7 +179,7 @@ def test_the_signal_to_stop_ends_both_and_writes_what_has_waited(it: Heirs, fold
     assert it.ask(CLIENT, 2).reason == BLOCKED
     (folder / "no-open").unlink()
     it.stop()
-    assert "are lost" not in it.log()
+    assert "were lost" not in it.log()
     it.start()
     assert it.ask(CLIENT, hits=0).reason == BLOCKED
 
