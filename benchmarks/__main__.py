@@ -1,7 +1,7 @@
 """``python -m benchmarks [--quick] [--json FILE] [NAME...]``: all benchmarks, or those named.
 
-Each runs as a process of its own, one after the other, so that none can spoil another, and puts its
-record into one file of results. One that fails, or takes longer than it may, is named at the end.
+Each runs in a process of its own, one after the other, and writes its record to one file of
+results. The end of the output names each that failed or exceeded its time limit.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import report
-from benchmarks.harness import ROOT
+from benchmarks.harness import report
+from benchmarks.harness.programs import ROOT
 
 BENCHMARKS = (
     "agent",
@@ -46,20 +46,19 @@ _STOP_TIMEOUT = 10  # seconds from SIGTERM to SIGKILL
 
 
 def measure(name: str, file: Path, quick: bool, limit: float) -> str:
-    """Run one benchmark and return what went wrong; nothing if it did well."""
+    """Run one benchmark and return its fault, or nothing."""
     command = [sys.executable, "-m", *f"benchmarks.{name}".split(), "--json", str(file)]
     with subprocess.Popen([*command, *["--quick"] * quick], cwd=ROOT) as process:
         try:
             code = process.wait(limit)
         except subprocess.TimeoutExpired:
-            # It ends the programs that it started.
-            process.terminate()
+            process.terminate()  # it ends the programs that it started
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_STOP_TIMEOUT)
             process.kill()
             return f"took more than {limit:g} s"
         except KeyboardInterrupt:
-            process.wait()  # it got the Ctrl-C too
+            process.wait()  # it got the Ctrl-C, too
             raise
     return f"ended with {code}" if code else ""
 

@@ -1,9 +1,9 @@
-"""Tells what got slower, dearer or less exact from one file of results to another.
+"""Compares two files of results: prints the figures that got worse or better.
 
-``python -m benchmarks.compare OLD.json NEW.json`` takes the ratio of the medians of every figure of
-which less or more is better, so that above 1 is worse, and prints those that changed beyond their
-spread: no round of the one is within the range of the other, and the ratio is farther from 1 than
-``--least`` says. It ends with 1 if something got worse, or is not there any more.
+``python -m benchmarks.compare OLD.json NEW.json`` computes the ratio of the medians of each figure
+that can be better or worse; above 1 is worse. It prints the figures that changed beyond their
+spread: the ranges of both files do not overlap, and the ratio differs from 1 by at least
+``--least``. The exit status is 1 if a figure got worse or is missing.
 
 Take both files on the same machine, one soon after the other, from runs of the same length.
 """
@@ -13,24 +13,19 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from benchmarks import report
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from benchmarks.harness import Figure
-    from benchmarks.report import Better, Record
+from benchmarks.harness import report
+from benchmarks.harness.report import Better, Figure, Record
 
 LEAST = 0.1
 
 
 @dataclass(frozen=True)
 class Name:
-    """Which figure of all."""
+    """The name of a figure."""
 
     benchmark: str
     table: str
@@ -43,7 +38,7 @@ class Name:
 
 @dataclass(frozen=True)
 class Change:
-    """A figure that is there before and after."""
+    """A figure of both files."""
 
     name: Name
     better: Better
@@ -60,7 +55,7 @@ class Change:
         return worse / before if before else math.inf
 
     def beyond(self, least: float) -> bool:
-        """Tell whether the ranges are apart and the ratio is at least so far from 1, either way."""
+        """Tell whether the ranges do not overlap and the ratio differs from 1 by ``least``."""
         apart = self.new.low > self.old.high or self.new.high < self.old.low
         return apart and not 1 / (1 + least) < self.ratio < 1 + least
 
@@ -81,7 +76,7 @@ def figures(records: dict[str, Record]) -> Iterator[tuple[Name, Better, Figure]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """What changed beyond the spread, the worst first, and which figures are only in one file."""
+    """The figures that changed beyond their spread, worst first, and those of only one file."""
 
     count: int
     worse: list[Change]
@@ -108,7 +103,7 @@ def compare(old: dict[str, Record], new: dict[str, Record], least: float = LEAST
 
 
 def warnings(old: dict[str, Record], new: dict[str, Record]) -> Iterator[str]:
-    """Yield why the files may not be comparable."""
+    """Yield reasons why the files may not be comparable."""
     for name in old.keys() ^ new.keys():
         yield f"{name}: only in the {'old' if name in old else 'new'} file"
     for name in old.keys() & new.keys():

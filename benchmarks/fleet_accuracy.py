@@ -1,58 +1,34 @@
-"""What a fleet admits of clients at several times their limit; see ``fleet.py``."""
+"""What a fleet allows clients at several times their limit; see ``fleet.py``."""
 
 from __future__ import annotations
 
 import random
 import statistics
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks import harness
-from benchmarks.fleet_clients import Client, measure
-from benchmarks.fleet_load import (
-    LIGHT,
-    LIGHT_CLIENTS,
-    RATE,
-    Fleet,
-    Meter,
-    Usage,
-    frames_of,
-    streams_to,
-)
-from benchmarks.harness import Figure, Programs, Target
-from benchmarks.report import Column, Report, Row, Table
+from benchmarks.harness.clients import Client, Kind, measure
+from benchmarks.harness.fleet import LIGHT, LIGHT_CLIENTS, RATE, Fleet, Meter, Usage
+from benchmarks.harness.programs import Programs, progress
+from benchmarks.harness.report import Column, Figure, Report, Table, Target
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from tests.helpers.servers import Server
 
 RATIOS = (0.5, 0.9, 1.1, 2, 10, 30)
 BOUNDS = {2: 0.02, 10: 0.06, 30: 0.2}
-"""What may be admitted above the limit by 4 nodes at 10 ms, by times of the limit; a mean."""
+"""The mean that 4 nodes at 10 ms may allow above the limit, by times of the limit."""
 
 LIGHT_RATE = 20_000
-"""Checks a second of all light clients, beside those that are measured."""
+"""Checks a second of all light clients, next to those that are measured."""
 
 INEXACT = 3
-"""Hits that the weighting of a window's oldest part can be off by, if arrivals are random."""
+"""Hits by which the weighting of a window's oldest part can be wrong, with random arrivals."""
 
 _RUNS = 10  # clients of each kind
-_STAGGER = 3.0  # seconds: together at most so many hits at a time as the agents answer at once
+_STAGGER = 3.0  # seconds over which the clients start, so that the agents answer at once
 _BLOCK_MS = 30
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of client: times its limit, spread evenly or not, at even moments or random ones."""
-
-    ratio: float
-    even: bool
-    steady: bool
-
-    def __str__(self) -> str:
-        spread, moments = "even" if self.even else "uneven", "steady" if self.steady else "random"
-        return f"{self.ratio:g}x, {spread}, {moments}"
 
 
 @dataclass(frozen=True)
@@ -81,7 +57,7 @@ QUICK = [MAIN, Setting(4, "0")]
 
 @dataclass(frozen=True)
 class Result:
-    """What became of the clients, by kind, and what it took."""
+    """The clients of a fleet, by kind, and the cost."""
 
     setting: Setting
     clients: dict[Kind, list[Client]]
@@ -97,42 +73,42 @@ class Result:
     def spreads(self) -> Figure | None:
         return _milliseconds(self.of(*RATIOS))
 
-    def targets(self) -> Iterable[Target]:
+    def targets(self) -> Iterator[Target]:
         title = str(self.setting)
         below = self.of(0.5, 0.9)
-        # At random moments, a client at 0.9 of its limit on the mean exceeds it at times.
-        always = [c for c in below if c.ratio == 0.5 or c.steady]
+        # At random moments, a client at 0.9 of its limit on average sometimes exceeds it.
+        always = [c for c in below if c.kind.ratio == 0.5 or c.kind.steady]
         refused = sum(c.was_refused for c in always)
-        yield Target(f"clients refused though always below, {title}", refused, 0, True)
+        yield Target(f"clients refused though always below, {title}", refused, 0)
         if not self.setting.strict:
             false = sum(c.was_refused and c.held <= RATE - INEXACT for c in below)
-            yield Target(f"clients falsely refused at 0.5 and 0.9, {title}", false, 0, True)
+            yield Target(f"clients falsely refused at 0.5 and 0.9, {title}", false, 0)
         light = self.refusals_of_light
-        yield Target(f"bytes of refusals to light clients, {title}", light, 0, True)
+        yield Target(f"bytes of refusals to light clients, {title}", light, 0)
         missed = sum(c.was_refused and not c.done for c in self.of(*RATIOS))
-        yield Target(f"clients whose block did not reach all nodes, {title}", missed, 0, True)
+        yield Target(f"clients whose block did not reach all nodes, {title}", missed, 0)
         if self.setting == MAIN:
             for kind, those in self.clients.items():
                 if kind.ratio in BOUNDS:
                     name = f"above the limit, {title}, {kind}"
-                    yield Target(name, _above(those), BOUNDS[int(kind.ratio)], True)
+                    yield Target(name, _above(those), BOUNDS[int(kind.ratio)])
             if self.spreads is not None:
-                yield Target(f"ms to the block on all, {title}", self.spreads.high, _BLOCK_MS, True)
+                yield Target(f"ms to the block on all, {title}", self.spreads.high, _BLOCK_MS)
         if self.setting.interval == "0":
-            # Near the limit the edge of a window passes through the hits, unless strict.
+            # Near the limit, the edge of a window falls between the hits, unless strict.
             ratios = RATIOS if self.setting.strict else RATIOS[3:]
             most = max(c.worst for c in self.of(*ratios))
             name = f"hits in the worst window, {title}, from {ratios[0]:g}x on"
-            yield Target(name, most, RATE, True)
+            yield Target(name, most, RATE)
 
 
 def _above(clients: Iterable[Client]) -> float:
-    """Return what was admitted above the limit in the worst window, as a part of it; a mean."""
+    """Return the mean share that was allowed above the limit in the worst window."""
     return statistics.mean(max(0, c.worst / RATE - 1) for c in clients)
 
 
 def _milliseconds(clients: Iterable[Client]) -> Figure | None:
-    """Return how long blocks took from the first refusal to all nodes, of those that did."""
+    """Return the times from the first refusal to the block on all nodes, where it arrived."""
     times = [1000 * c.spread for c in clients if c.was_refused and c.done]
     return Figure.of(times) if times else None
 
@@ -142,35 +118,30 @@ def _run(programs: Programs, server: Server, setting: Setting, number: int) -> R
     nodes = setting.nodes
     fleet = Fleet(programs, f"fleet{number}", nodes, server, setting.interval, limit=limit)
     order = random.Random(number)
-    kinds = [kind for kind in setting.kinds for _ in range(_RUNS)]
-    clients = [
-        Client(i, kind.ratio, kind.even, kind.steady, nodes, order.uniform(0, _STAGGER))
-        for i, kind in enumerate(kinds)
-    ]
-    by_kind: dict[Kind, list[Client]] = {kind: [] for kind in setting.kinds}
-    for kind, client in zip(kinds, clients, strict=True):
-        by_kind[kind].append(client)
-    order.shuffle(clients)
-    streams = streams_to(fleet, frames_of(LIGHT, LIGHT_CLIENTS), LIGHT_RATE)
+    clients: dict[Kind, list[Client]] = {}
+    for i, kind in enumerate(kind for kind in setting.kinds for _ in range(_RUNS)):
+        client = Client(i, kind, nodes, order.uniform(0, _STAGGER))
+        clients.setdefault(kind, []).append(client)
+    shuffled = [client for some in clients.values() for client in some]
+    order.shuffle(shuffled)
+    streams = fleet.streams(LIGHT, LIGHT_CLIENTS, LIGHT_RATE)
     meter = Meter(fleet)
-    checks, late, slowest = measure(fleet, clients, streams)
+    checks, late, slowest = measure(fleet, shuffled, streams)
     usage = meter.usage(checks)
-    for stream in streams:
-        stream.sock.close()
     fleet.stop()
     refusals = sum(stream.excess for stream in streams)
-    return Result(setting, by_kind, usage, late, slowest, refusals)
+    return Result(setting, clients, usage, late, slowest, refusals)
 
 
 def run_accuracy(programs: Programs, server: Server, quick: bool) -> Report:
-    """Measure what fleets of several sizes and intervals admit."""
+    """Measure what fleets of several sizes and intervals allow."""
     settings = QUICK if quick else SETTINGS
     results = []
     for number, setting in enumerate(settings):
-        harness.progress(f"{setting} ({number + 1} of {len(settings)})")
+        progress(f"{setting} ({number + 1} of {len(settings)})")
         results.append(_run(programs, server, setting, number))
-    note = f"{_RUNS} clients of each kind, limit {RATE} in 1 s, {LIGHT_CLIENTS:,} light clients "
-    note += f"with {LIGHT_RATE:,} checks a second beside. "
+    note = f"{_RUNS} clients of each kind, limit {RATE} in 1 s, next to {LIGHT_CLIENTS:,} light "
+    note += f"clients with {LIGHT_RATE:,} checks a second. "
     main = next(result for result in results if result.setting == MAIN)
     tables = (_kinds(main, note), _fleets(results, note), _costs(results, note))
     return Report(tables, tuple(target for result in results for target in result.targets()))
@@ -183,17 +154,16 @@ def _kinds(result: Result, note: str) -> Table:
         Column("blocked, %", digits=0),
         Column("ms to the block on all", "less", 1),
     )
-    rows = [
-        Row.of(
-            str(kind),
+    rows = {
+        str(kind): (
             statistics.mean(c.worst for c in clients),
-            Figure.of(float(c.worst) for c in clients),
+            [c.worst for c in clients],
             100 * statistics.mean(c.was_refused for c in clients),
             _milliseconds(clients),
         )
         for kind, clients in result.clients.items()
-    ]
-    return Table("times its limit", f"{note}{result.setting}", columns, tuple(rows))
+    }
+    return Table.of("times its limit", f"{note}{result.setting}", columns, rows)
 
 
 def _fleets(results: list[Result], note: str) -> Table:
@@ -206,23 +176,20 @@ def _fleets(results: list[Result], note: str) -> Table:
         Column(f"with {RATE - INEXACT + 1} to {RATE}", digits=0),
         Column("with fewer", "less", 0),
     )
-    rows = []
+    rows = {}
     for result in results:
         held = [client.held for client in result.of(0.9) if client.was_refused]
-        rows.append(
-            Row.of(
-                str(result.setting),
-                *(100 * _above(result.of(ratio)) for ratio in above),
-                result.spreads,
-                len(held),
-                sum(hits > RATE for hits in held),
-                sum(RATE - INEXACT < hits <= RATE for hits in held),
-                sum(hits <= RATE - INEXACT for hits in held),
-            )
+        rows[str(result.setting)] = (
+            *(100 * _above(result.of(ratio)) for ratio in above),
+            result.spreads,
+            len(held),
+            sum(hits > RATE for hits in held),
+            sum(RATE - INEXACT < hits <= RATE for hits in held),
+            sum(hits <= RATE - INEXACT for hits in held),
         )
-    text = f"{note}The mean of what is admitted above the limit in the worst window; clients "
-    text += "refused at 0.9 of it, by all hits of the window before, from an exact log"
-    return Table("nodes, admitted", text, columns, tuple(rows), drawn=False)
+    text = f"{note}The mean share allowed above the limit in the worst window; clients refused at "
+    text += "0.9 of the limit, by the hits of the window before, from an exact log"
+    return Table.of("nodes, admitted", text, columns, rows, drawn=False)
 
 
 def _costs(results: list[Result], note: str) -> Table:
@@ -235,17 +202,16 @@ def _costs(results: list[Result], note: str) -> Table:
         Column("hits late by ms", digits=0),
         Column("slowest answer, ms", "less", 1),
     )
-    rows = [
-        Row.of(
-            str(result.setting),
+    rows = {
+        str(result.setting): (
             result.usage.checks,
-            result.usage.per_check(result.usage.commands),
+            result.usage.commands_a_check,
             result.usage.redis_us,
-            result.usage.per_check(result.usage.octets),
+            result.usage.octets_a_check,
             result.usage.agent_us,
             1000 * result.late,
             1000 * result.slowest,
         )
         for result in results
-    ]
-    return Table("nodes, cost", f"{note}What the runs cost", columns, tuple(rows), drawn=False)
+    }
+    return Table.of("nodes, cost", f"{note}The cost of the runs", columns, rows, drawn=False)

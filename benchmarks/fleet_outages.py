@@ -1,45 +1,30 @@
-"""How a fleet answers while Redis hangs, and its memory while Redis is gone; see ``fleet.py``."""
+"""Answers of a fleet while Redis hangs, and its memory while Redis is gone; see ``fleet.py``."""
 
 from __future__ import annotations
 
 import itertools
-import select
 import socket
 import statistics
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from benchmarks import harness
-from benchmarks.fleet_load import (
-    HEAVY,
-    HEAVY_CLIENTS,
-    LIGHT,
-    LIGHT_CLIENTS,
-    RATE,
-    TICK,
-    Fleet,
-    Stream,
-    drain,
-    frames_of,
-    streams_to,
-)
-from benchmarks.harness import Figure, Programs, Target
-from benchmarks.report import Column, Report, Row, Table
+from benchmarks.harness.fleet import RATE, Fleet, drain, keep_busy
+from benchmarks.harness.programs import MIB, Programs, progress
+from benchmarks.harness.report import Column, Figure, Report, Table, Target
+from benchmarks.harness.spop import Probe
 from ratelimit.store.redis.store import BACKOFF
-from tests.helpers import wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
     from tests.helpers.servers import Server
 
 HUNG = 10.0
-"""Seconds that Redis hangs; the answers before are watched for as long."""
+"""Seconds that Redis hangs; the answers before are timed for as long."""
 
 ATTEMPTS = round(3600 / (BACKOFF[1] / 2))
-"""As many attempts as an hour can have: each waits for half of the longest back-off at least."""
+"""The most attempts of an hour: each waits for half of the longest back-off at least."""
 
 _NODES = 4
 _PARTS = ("before", "while hung", "after")
@@ -51,157 +36,99 @@ _PROBE = 0x0F000000
 _BACKOFF = 0.002  # seconds between attempts, instead of up to half a second
 
 
-class _Probe:
-    """Asks one node a question at a time, and notes how long each answer took."""
-
-    def __init__(self, address: str, number: int) -> None:
-        self.sock = harness.connect(address)
-        self.seconds: list[float] = []
-        self._frame = wire.notify(
-            wire.message("default", hits=wire.int64(0), key=b"\x06" + (_PROBE + number).to_bytes(4))
-        )
-        self._asked: float | None = None
-
-    def send(self, now: float) -> None:
-        if self._asked is None:
-            self._asked = now
-            self.sock.sendall(self._frame)
-
-    def receive(self) -> None:
-        self.sock.recv(1 << 16)
-        assert self._asked is not None
-        self.seconds.append(time.perf_counter() - self._asked)
-        self._asked = None
-
-
 class _Pairs:
-    """Clients that spend more than their limit, half on one node and half on another.
+    """Clients that exceed their limit, with half of the hits on one node and half on another.
 
-    ``shared`` is when the first of them began that both nodes refused.
+    ``shared`` is the time of the first of them that both nodes refused.
     """
 
-    def __init__(self, addresses: Sequence[str]) -> None:
+    def __init__(self, fleet: Fleet) -> None:
         self.shared: float | None = None
-        self._socks = [harness.connect(address) for address in addresses[:2]]
-        self._keys = (b"\x06" + (_PAIRS + n).to_bytes(4) for n in itertools.count())
-        self._began: float | None = None
-        self._key = b""
+        self._probes = [Probe(address) for address in fleet.addresses[:2]]
+        self._clients = itertools.count(_PAIRS)
+        self._client = next(self._clients)
+        self._due = self._began = 0.0
 
-    def step(self, now: float) -> None:
-        """Look what became of the last client, and begin another."""
-        if self._began is not None:
-            refused = [self._ask(sock, 0) for sock in self._socks]
-            if all(refused):
-                self.shared = self._began
-                return
-        self._key = next(self._keys)
-        self._began = now
-        for sock in self._socks:
-            self._ask(sock, RATE * 6 // 10)
-
-    def _ask(self, sock: socket.socket, hits: int) -> bool:
-        sock.sendall(wire.notify(wire.message("default", key=self._key, hits=wire.int64(hits))))
-        (answer,) = wire.frames(sock.recv(1 << 16))
-        return "deny" in answer.items
-
-    def close(self) -> None:
-        for sock in self._socks:
-            sock.close()
-
-
-def _mix(fleet: Fleet) -> list[Stream]:
-    light = frames_of(LIGHT, LIGHT_CLIENTS)
-    heavy = frames_of(HEAVY, HEAVY_CLIENTS)
-    heavy_rate = 0.9 * RATE * HEAVY_CLIENTS
-    return [*streams_to(fleet, light, _LIGHT_RATE), *streams_to(fleet, heavy, heavy_rate)]
-
-
-def _keep_busy(
-    streams: Sequence[Stream], probes: Sequence[_Probe], until: Callable[[float], bool]
-) -> Iterator[float]:
-    """Send the streams, and a question of each probe every millisecond; yield between."""
-    socks = {stream.sock: stream.receive for stream in streams}
-    socks |= {probe.sock: probe.receive for probe in probes}
-    while not until(now := time.perf_counter()):
-        yield now
-        for stream in streams:
-            stream.send(now)
-        for probe in probes:
-            probe.send(time.perf_counter())
-        while (left := now + TICK - time.perf_counter()) > 0:
-            for sock in select.select(list(socks), [], [], left)[0]:
-                socks[sock]()
+    def step(self) -> None:
+        """Check the last client, and begin another."""
+        now = time.perf_counter()
+        if self.shared is not None or now < self._due:
+            return
+        if self._began and all(probe.refuses(self._client, 0) for probe in self._probes):
+            self.shared = self._began
+            return
+        self._client, self._began, self._due = next(self._clients), now, now + _EVERY
+        for probe in self._probes:
+            probe.refuses(self._client, RATE * 6 // 10)
 
 
 def _hang_once(fleet: Fleet, server: Server) -> tuple[list[list[float]], float]:
     """Return the answer times before, during and after, and seconds until counts were shared."""
-    streams = _mix(fleet)
-    probes = [_Probe(address, n) for n, address in enumerate(fleet.addresses)]
-    pairs = _Pairs(fleet.addresses)
-    begin = time.perf_counter()
+    streams = fleet.mix(_LIGHT_RATE)
+    probes = [Probe(address) for address in fleet.addresses]
+    receivers: Mapping[int, Callable[[], object]] = {p.sock.fileno(): p.receive for p in probes}
+    pairs = _Pairs(fleet)
     for stream in streams:
-        stream.begin(begin)
-    times: list[list[float]] = []
-    resumed = 0.0
-    for part in (1.0, HUNG, HUNG, _AFTER):  # the first is not counted
-        if len(times) == 2:
-            server.pause()
-        elif len(times) == 3:
-            server.resume()
-            resumed = time.perf_counter()
+        stream.begin(time.perf_counter())
+
+    def busy(seconds: float, resumed: bool = False) -> list[float]:
+        """Send for so long; return the milliseconds of the answers to the probes."""
         for probe in probes:
             probe.seconds = []
-        end = time.perf_counter() + part
-        due = 0.0
-        for now in _keep_busy(streams, probes, lambda now, end=end: now >= end):  # type: ignore[misc]
-            if resumed and pairs.shared is None and now >= due:
-                due = now + _EVERY
-                pairs.step(now)
-        times.append([1000 * seconds for probe in probes for seconds in probe.seconds])
+        end = time.perf_counter() + seconds
+        for _ in keep_busy(streams, receivers, lambda: time.perf_counter() >= end):
+            if resumed:
+                pairs.step()
+            for number, probe in enumerate(probes):
+                if probe.asked is None:
+                    probe.send(_PROBE + number, hits=0)
+        return [1000 * took for probe in probes for took in probe.seconds]
+
+    busy(1.0)
+    times = [busy(HUNG)]
+    server.pause()
+    times.append(busy(HUNG))
+    server.resume()
+    resumed = time.perf_counter()
+    times.append(busy(_AFTER, resumed=True))
     if pairs.shared is None:
         sys.exit("counts are not shared again")
     drain(streams)
-    pairs.close()
-    for sock in [stream.sock for stream in streams] + [probe.sock for probe in probes]:
-        sock.close()
-    return times[1:], pairs.shared - resumed
+    return times, pairs.shared - resumed
 
 
 def run_hang(programs: Programs, server: Server, quick: bool) -> Report:
     """Measure answer times before, while and after Redis hangs."""
     rounds = 1 if quick else 5
-    fleet = Fleet(programs, "hang", _NODES, server, "10ms")
-    taken: list[list[float]] = []
+    fleet = Fleet(programs, "hang", _NODES, server)
+    found: dict[str, list[float]] = {}
     above = []
-    shared = []
+    again = "seconds until counts are shared again"
     for number in range(rounds):
-        harness.progress(f"Redis hangs, round {number + 1} of {rounds}")
+        progress(f"Redis hangs, round {number + 1} of {rounds}")
         times, seconds = _hang_once(fleet, server)
-        slowest = [max(part) for part in times]
-        above.append(slowest[1] - slowest[0])
-        shared.append(seconds)
-        nearly = [statistics.quantiles(part, n=1000)[-1] for part in times]
-        taken.append([*slowest, *nearly, seconds])
+        above.append(max(times[1]) - max(times[0]))
+        for part, took in zip(_PARTS, times, strict=True):
+            found.setdefault(f"slowest, ms, {part}", []).append(max(took))
+        for part, took in zip(_PARTS, times, strict=True):
+            nearly = statistics.quantiles(took, n=1000)[-1]
+            found.setdefault(f"99.9 %, ms, {part}", []).append(nearly)
+        found.setdefault(again, []).append(seconds)
     fleet.stop()
     note = f"{_NODES} nodes at 10 ms, the mix at {_LIGHT_RATE:,} light checks a second; Redis "
-    note += f"hangs for {HUNG:g} s. Milliseconds from question to answer in {HUNG:g} s "
-    note += f"before, then, and after; {rounds} rounds: median (least-greatest)"
-    names = [f"{what} {when}" for what in ("slowest, ms,", "99.9 %, ms,") for when in _PARTS]
-    names.append("seconds until counts are shared again")
-    values = zip(*taken, strict=True)
-    rows = (Row.of(name, Figure.of(those)) for name, those in zip(names, values, strict=True))
-    columns = (Column("median (least-greatest)", "less"),)
-    table = Table("Redis hangs", note, columns, tuple(rows), drawn=False)
-    more, longest = Figure.of(above).median, Figure.of(shared).high
+    note += f"hangs for {HUNG:g} s. Milliseconds from question to answer in the {HUNG:g} s "
+    note += f"before, meanwhile, and after; {rounds} rounds: median (least-greatest)"
+    columns = [Column("median (least-greatest)", "less")]
+    rows = {name: [values] for name, values in found.items()}
     targets = (
-        Target("ms of the slowest answer above before", more, 5, at_most=True),
-        Target("s until counts are shared again, worst", longest, 1, at_most=True),
+        Target("ms of the slowest answer above before", Figure.of(above).median, 5),
+        Target("s until counts are shared again, worst", max(found[again]), 1),
     )
-    return Report((table,), targets)
+    return Report((Table.of("Redis hangs", note, columns, rows, drawn=False),), targets)
 
 
 class _Closer:
-    """A server that closes every connection at once, and counts them."""
+    """A server that closes every connection at once, and counts the connections."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -226,39 +153,35 @@ class _Closer:
 
 
 def run_gone(programs: Programs, server: Server, quick: bool) -> Report:
-    """Measure memory while nodes try as often to reach a store as they would in an hour."""
+    """Measure memory while nodes try to reach a store as often as in an hour."""
     nodes = 2
     closer = _Closer()
     settings = {"BENCHMARK_BACKOFF": str(_BACKOFF)}
-    fleet = Fleet(programs, "gone", nodes, None, "10ms", closer.url, settings)
-    streams = _mix(fleet)
+    fleet = Fleet(programs, "gone", nodes, None, url=closer.url, settings=settings)
+    streams = fleet.mix(_LIGHT_RATE)
     begin = time.perf_counter()
     for stream in streams:
         stream.begin(begin)
-    rows = []
-    grown = 0.0
-    first: list[int] = []
+    rows = {}
+    memory: list[list[int]] = []
     attempts, parts = ATTEMPTS // 10 if quick else ATTEMPTS, 4
+    warm = attempts // 10  # before memory is first read
     for part in range(parts + 1):
-        warm = attempts // 10  # until memory is first read
         goal = nodes * (warm + part * (attempts - warm) // parts)
-        for _ in _keep_busy(streams, [], lambda _, goal=goal: closer.count >= goal):  # type: ignore[misc]
-            harness.progress(f"Redis is gone, attempt {closer.count // nodes:,} of {attempts:,}")
-        memory = [agent.rss() for agent in fleet.agents]
-        first = first or memory
-        grown = max(after / before - 1 for before, after in zip(first, memory, strict=True))
+        for _ in keep_busy(streams, {}, lambda goal=goal: closer.count >= goal):  # type: ignore[misc]
+            progress(f"Redis is gone, attempt {closer.count // nodes:,} of {attempts:,}")
+        memory.append([agent.rss() for agent in fleet.agents])
         name = f"{closer.count / nodes:,.0f} attempts of a node"
-        rows.append(Row.of(name, *(size / 2**20 for size in memory)))
+        rows[name] = [size / MIB for size in memory[-1]]
     seconds = time.perf_counter() - begin
     checks = sum(stream.asked for stream in streams)
     drain(streams)
-    for stream in streams:
-        stream.sock.close()
     fleet.stop()
     closer.close()
     note = f"{nodes} nodes whose store closes every connection; {checks:,} checks meanwhile, in "
-    note += f"{seconds:.0f} s. "
-    note += f"Attempts come every {_BACKOFF * 1000:g} ms; no hour has more than {ATTEMPTS:,}"
-    columns = tuple(Column(f"MiB, node {number + 1}") for number in range(nodes))
-    target = Target("growth of memory while Redis is gone", grown, 0.02, at_most=True)
-    return Report((Table("Redis is gone", note, columns, tuple(rows)),), (target,))
+    note += f"{seconds:.0f} s. Attempts come every {_BACKOFF * 1000:g} ms; an hour has at most "
+    note += f"{ATTEMPTS:,}"
+    columns = [Column(f"MiB, node {number + 1}") for number in range(nodes)]
+    grown = max(last / first - 1 for first, last in zip(memory[0], memory[-1], strict=True))
+    target = Target("growth of memory while Redis is gone", grown, 0.02)
+    return Report((Table.of("Redis is gone", note, columns, rows),), (target,))

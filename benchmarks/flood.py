@@ -1,121 +1,65 @@
-"""A flood of 20,000 requests a second beside visitors, through HAProxy as shipped.
+"""A flood of 20,000 requests a second next to normal visitors, through HAProxy as shipped.
 
-``python -m benchmarks.flood`` sends what 500 visitors ask for, all the time, and in every second
-turn what 100 attackers do, each from an address of its own (``paced.c``). Visitors' answers are
+``python -m benchmarks.flood`` sends the requests of 500 visitors all the time, and in every second
+turn those of 100 attackers, each from an address of its own (``paced.c``). Visitors' answers are
 timed from when their requests were due, and each turn with the flood is compared with the one
-before it. How much of the flood got how far, its clients and the agent count. Run by root, all of
-them come before what else the machine does, and the visitors' client, which measures, first.
+before it. The clients and the agent count how far the flood got. Run by root, all programs have
+priority over other work of the machine, and the visitors' client, which measures, over the others.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import time
-from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import command, harness
-from benchmarks.end_to_end import APPLICATION, SHIPPED, HAProxy
-from benchmarks.harness import Figure, Target
-from benchmarks.report import Column, Report, Row, Table
+from benchmarks.harness import command
+from benchmarks.harness.haproxy import SHIPPED, HAProxy
+from benchmarks.harness.http import Crowd, Paced, Sender
+from benchmarks.harness.programs import Programs, free_address, progress, take_precedence
+from benchmarks.harness.report import Column, Figure, Report, Table, Target
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from benchmarks.harness import Program, Programs
-
 TURN = 9
-"""Seconds. Each time a block ends, an attacker gets its limit through once more; so the share of
-the flood that gets through depends on its length. In four turns that happens twice, in sixteen
-three times."""
-
-_GRACE = 5  # seconds beyond its time after which a load is ended
-
-
-@dataclass(frozen=True)
-class Crowd:
-    """Clients of one kind: their first address, and their requests a second in all."""
-
-    source: str
-    clients: int
-    rate: int
-
+"""Seconds. An attacker passes its limit once more at the end of each block, so the share of the
+flood that passes depends on the length: twice in four turns, three times in sixteen."""
 
 VISITORS = Crowd("127.10.0.1", 500, 500)
 ATTACKERS = Crowd("127.66.0.1", 100, 20_000)
 
 
 @dataclass(frozen=True)
-class Load:
-    """What a crowd got in one turn; ``took`` is nanoseconds of each admitted request."""
-
-    sent: int
-    allowed: int
-    refused: int
-    failed: int
-    withheld: int
-    leaked: int
-    late_p99_us: float
-    took: array[int]
-
-
-class Sender:
-    """A crowd under way, in a process of its own; ``measures`` if its times are what counts."""
-
-    def __init__(
-        self,
-        program: str,
-        port: str,
-        crowd: Crowd,
-        seed: int,
-        seconds: float = TURN,
-        measures: bool = True,
-    ) -> None:
-        self._seconds = seconds
-        command = [program, port, crowd.source, str(crowd.clients), str(crowd.rate)]
-        self._process = subprocess.Popen(
-            [*command, str(seconds), str(seed)], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
-        )
-        if measures:
-            harness.put_first(self._process)
-
-    def result(self) -> Load:
-        try:
-            output, _ = self._process.communicate(timeout=self._seconds + _GRACE)
-        finally:
-            self._process.kill()
-        if self._process.returncode:
-            sys.exit(f"{self._process.args!r} failed")
-        line, _, took = output.partition(b"\n")
-        return Load(**json.loads(line), took=array("I", took))
-
-
-@dataclass(frozen=True)
 class Turn:
-    """What came of a turn; CPU in cores."""
+    """The results of a turn; CPU in cores."""
 
-    visitors: Load
-    attackers: Load | None
+    visitors: Paced
+    attackers: Paced | None
     haproxy: float
     agent: float
     application: float
+
+    @property
+    def p99(self) -> float:
+        return latency([self], 0.99)
+
+
+def latency(turns: Sequence[Turn], share: float) -> float:
+    """Return a percentile of the visitors' answers in all these turns, in milliseconds."""
+    took = sorted(value for turn in turns for value in turn.visitors.took())
+    return took[int(len(took) * share)] / 1e6
 
 
 class Arena:
     """HAProxy as shipped, an agent with an empty configuration, and an application."""
 
     def __init__(self, programs: Programs, config: Path, threads: int) -> None:
-        backend, spop = harness.free_address(), harness.free_address()
-        haproxy = harness.find("haproxy") or "haproxy"
-        self.application = programs.start(
-            "application", [haproxy, "-db", "-f", str(APPLICATION)], {"BENCH_LISTEN": backend}
-        )
+        self.application, backend = programs.application()
+        spop = free_address()
         self.agent = programs.agent("agent", "compiled", spop)
         self.haproxy = HAProxy(
             programs,
@@ -131,65 +75,59 @@ class Arena:
 
     def turn(self, flood: bool) -> Turn:
         self._turns += 1
-        programs: list[Program] = [self.haproxy.program, self.agent, self.application]
-        port = self.haproxy.address.rpartition(":")[2]
+        programs = [self.haproxy.program, self.agent, self.application]
+        address = self.haproxy.address
         before = [program.cpu() for program in programs]
         begin = time.monotonic()
-        visitors = Sender(self._paced, port, VISITORS, self._turns)
-        attackers = None
+        senders = [Sender(self._paced, address, VISITORS, self._turns, TURN)]
         if flood:
-            attackers = Sender(self._paced, port, ATTACKERS, -self._turns, measures=False)
-        loads = [sender.result() for sender in (visitors, attackers) if sender]
+            attack = Sender(self._paced, address, ATTACKERS, -self._turns, TURN, measures=False)
+            senders.append(attack)
+        loads = [sender.result() for sender in senders]
         seconds = time.monotonic() - begin
         after = [program.cpu() for program in programs]
         cores = [(a - b) / seconds / 1e9 for a, b in zip(after, before, strict=True)]
         return Turn(loads[0], loads[1] if flood else None, *cores)
 
 
-def latency(turns: Sequence[Turn], share: float) -> float:
-    """Return a percentile of the visitors' answers in all these turns, in milliseconds."""
-    took = sorted(value for turn in turns for value in turn.visitors.took)
-    return took[int(len(took) * share)] / 1e6
+def costs(turns: Sequence[Turn]) -> list[list[float]]:
+    """Return the load of turns and the use of CPU: each a list over the turns."""
+    attacks = [turn.attackers for turn in turns if turn.attackers]
+    return [
+        [turn.visitors.sent / TURN for turn in turns],
+        [turn.visitors.late_p99_us / 1000 for turn in turns],
+        [load.sent / TURN for load in attacks],
+        [load.late_p99_us / 1000 for load in attacks],
+        [turn.haproxy for turn in turns],
+        [turn.agent for turn in turns],
+        [turn.application for turn in turns],
+    ]
 
 
 def report(quiet: list[Turn], floods: list[Turn], checks: int, order: str) -> Report:
-    """Return what came of turns, in pairs, and of how many checks the agent did in them.
-
-    ``order`` says what these programs come before.
-    """
+    """Return the results of pairs of turns, in which the agent did so many checks."""
     visits = [turn.visitors for turn in quiet + floods]
     attacks = [turn.attackers for turn in floods if turn.attackers]
     sent = sum(load.sent for load in attacks)
     asked = checks - sum(load.sent for load in visits)
     lost = sum(load.failed + load.withheld for load in visits)
-    ratio = Figure.of(
-        latency([with_it], 0.99) / latency([without], 0.99)
-        for with_it, without in zip(floods, quiet, strict=True)
-    )
-    both = (("alone", quiet), ("beside the flood", floods))
-    visitors = Table(
+    ratio = Figure.of(b.p99 / a.p99 for a, b in zip(quiet, floods, strict=True))
+    turns = {"alone": quiet, "next to the flood": floods}
+    percentiles = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
+    visitors = Table.of(
         "visitors",
         f"{len(quiet)} turns of {TURN} s each, {order}; milliseconds from when a request was"
         " due; attackers earn their blocks in the slowest turns",
-        (
-            Column("p50", "less"),
-            Column("p99", "less"),
-            Column("p99.9", "less"),
-            Column("p99 of all turns at once", "less"),
-        ),
-        tuple(
-            Row.of(
-                name,
-                *(
-                    Figure.of(latency([turn], share) for turn in turns)
-                    for share in (0.5, 0.99, 0.999)
-                ),
-                latency(turns, 0.99),
-            )
-            for name, turns in both
-        ),
+        [*(Column(p, "less") for p in percentiles), Column("p99 of all turns at once", "less")],
+        {
+            name: [
+                *([latency([turn], share) for turn in some] for share in percentiles.values()),
+                latency(some, 0.99),
+            ]
+            for name, some in turns.items()
+        },
     )
-    work = Table(
+    work = Table.of(
         "turns",
         "requests a second; how late the clients sent them, p99 in milliseconds; cores used",
         (
@@ -201,19 +139,7 @@ def report(quiet: list[Turn], floods: list[Turn], checks: int, order: str) -> Re
             Column("agent", "less"),
             Column("application", "less"),
         ),
-        tuple(
-            Row.of(
-                name,
-                Figure.of(turn.visitors.sent / TURN for turn in turns),
-                Figure.of(turn.visitors.late_p99_us / 1000 for turn in turns),
-                Figure.of(load.sent / TURN for load in attacks) if turns is floods else None,
-                Figure.of(load.late_p99_us / 1000 for load in attacks) if turns is floods else None,
-                Figure.of(turn.haproxy for turn in turns),
-                Figure.of(turn.agent for turn in turns),
-                Figure.of(turn.application for turn in turns),
-            )
-            for name, turns in both
-        ),
+        {name: costs(some) for name, some in turns.items()},
     )
     counts = {
         "sent": sent,
@@ -222,40 +148,36 @@ def report(quiet: list[Turn], floods: list[Turn], checks: int, order: str) -> Re
         "got no answer": sum(load.failed for load in attacks),
         "not sent, too many without an answer": sum(load.withheld for load in attacks),
     }
-    flood = Table(
+    flood = Table.of(
         "requests of the flood",
         "how far they got",
         (Column("count", digits=0), Column("%", "less")),
-        tuple(Row.of(name, count, 100 * count / sent) for name, count in counts.items()),
+        {name: (count, 100 * count / sent) for name, count in counts.items()},
     )
+    leaked = sum(load.leaked for load in attacks)
     return Report(
         (visitors, work, flood),
         (
             Target("flood, requests a second", sent / len(floods) / TURN, 19_500, at_most=False),
-            Target("visitors refused", sum(load.refused for load in visits), 0, at_most=True),
-            Target("visitors' requests that failed", lost, 0, at_most=True),
-            Target("visitors' p99 beside the flood : alone", ratio.median, 1.5, at_most=True),
-            Target("share of the flood that reached the agent", asked / sent, 0.03, at_most=True),
-            Target(
-                "flood admitted beyond the limit",
-                sum(load.leaked for load in attacks),
-                0,
-                at_most=True,
-            ),
+            Target("visitors refused", sum(load.refused for load in visits), 0),
+            Target("visitors' requests that failed", lost, 0),
+            Target("visitors' p99 next to the flood : alone", ratio.median, 1.5),
+            Target("share of the flood that reached the agent", asked / sent, 0.03),
+            Target("flood admitted beyond the limit", leaked, 0),
         ),
     )
 
 
 def run(programs: Programs, options: argparse.Namespace) -> Report:
-    order = harness.take_precedence()
+    order = take_precedence()
     arena = Arena(programs, options.config, options.threads)
-    turns: list[tuple[Turn, Turn]] = []
+    quiet, floods = [], []
     for number in range(options.rounds):
-        harness.progress(f"round {number + 1} of {options.rounds}")
-        turns.append((arena.turn(flood=False), arena.turn(flood=True)))
+        progress(f"round {number + 1} of {options.rounds}")
+        quiet.append(arena.turn(flood=False))
+        floods.append(arena.turn(flood=True))
     arena.agent.stop()
-    quiet, floods = zip(*turns, strict=True)
-    return report(list(quiet), list(floods), arena.agent.checks(), order)
+    return report(quiet, floods, arena.agent.checks(), order)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

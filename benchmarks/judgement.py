@@ -1,13 +1,14 @@
-"""What the clients of a load test saw, and whether the limiter did right by them.
+"""Judges from the requests of a load test whether the limiter treated the clients correctly.
 
-No network and no clock: ``benchmarks/locustfile.py`` writes down when each request was due, sent
-and answered, and how. A client can't know when its request was counted, only that it was between
-these times. So it is judged by what is certain: a request has *leaked* if it was admitted though as
-many as the limit allows had been, all of them surely inside one window; a refusal is *wrong* if the
-client surely had not exceeded its limit and no block that it had been told of was in force.
+No network and no clock: ``benchmarks/locustfile.py`` records when each request was due, sent and
+answered, and how. A client can't know when its request was counted, only that it was between these
+times. So the verdict uses only what is certain: a request has *leaked* if it was admitted although
+the number that the limit allows had been admitted before, all of them surely within one window. A
+refusal is *wrong* if the client surely had not exceeded its limit, and no block that an answer had
+announced was in force.
 
-The limiter counts a window in parts and the oldest one by a share, which may be wrong by what that
-part holds. So a request beyond the limit is shown, and one beyond the limit and a part of it is a
+The limiter counts a window in parts, and the oldest part by a share, which can be wrong by the hits
+of that part. So a request beyond the limit is shown, and one beyond the limit plus a part is a
 fault.
 """
 
@@ -16,19 +17,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from benchmarks.harness import Target
-from benchmarks.report import Column, Report, Row, Table
+from benchmarks.harness.report import Column, Report, Table, Target
 from ratelimit.model import SUB_WINDOWS
 
 ADMITTED, REFUSED = 200, 429
 
 LATE = 0.05
-"""Seconds after which a request that was due counts as sent late, which is the test's own fault."""
+"""Seconds after which a request counts as sent late, which is a fault of the test."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A limit: so many hits in a window of so many seconds."""
+    """A limit: ``rate`` hits in a window of so many seconds."""
 
     rate: int
     window: float
@@ -51,9 +51,9 @@ class Kind:
 
 @dataclass
 class Account:
-    """The requests of one client in the order they were sent, which their answers keep.
+    """The requests of one client in the order of sending, which is also that of the answers.
 
-    Times are seconds of one clock. ``until`` is when a block that an answer told of ends, else 0.
+    Times are seconds of one clock. ``until`` is the end of the block that an answer announced or 0.
     """
 
     kind: Kind
@@ -88,7 +88,7 @@ class Account:
         return [sent - due for sent, due in zip(self.sent, self.due, strict=True)]
 
     def leaked(self, more: int = 0) -> int:
-        """Count the requests admitted beyond the limit and so many ``more``."""
+        """Count the requests admitted beyond the limit plus ``more``."""
         rate, window = self.kind.rule.rate + more, self.kind.rule.window
         admitted = [i for i, status in enumerate(self.status) if status == ADMITTED]
         return sum(
@@ -97,13 +97,13 @@ class Account:
         )
 
     def wrong(self) -> int:
-        """Count the refusals for which there was no reason."""
+        """Count the refusals without a reason."""
         rate, window = self.kind.rule.rate, self.kind.rule.window
         found = first = 0
         blocked = 0.0
         for i, status in enumerate(self.status):
             while self.answered[first] < self.sent[i] - window:
-                first += 1  # surely left the window before this one came
+                first += 1  # surely left the window before this request
             if status == REFUSED:
                 found += blocked < self.sent[i] and i + 1 - first <= rate
             blocked = max(blocked, self.until[i])
@@ -134,7 +134,11 @@ def _percentile(values: list[float], share: float) -> float:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of all clients of a class; times are milliseconds."""
+    """The results of all clients of a class; times are milliseconds.
+
+    ``over`` requests leaked beyond the limit and a part of the window. ``spared`` clients were
+    surely above their limit and never refused.
+    """
 
     clients: int
     requests: int
@@ -143,10 +147,8 @@ class Outcome:
     wrong: int
     leaked: int
     over: int
-    """Those that leaked although a part of the window more had been admitted."""
     late: int
     spared: int
-    """Clients that were above their limit for certain, and never refused."""
     p50: float
     p99: float
     p999: float
@@ -178,7 +180,7 @@ class Outcome:
 
 
 def judge(accounts: list[Account]) -> Report:
-    """Return what became of each class, in the order in which the classes came, and the verdict."""
+    """Return the results of each class, in order of appearance, and the verdict."""
     by_kind: dict[Kind, list[Account]] = {}
     for account in accounts:
         if account.answered:
@@ -193,54 +195,35 @@ def judge(accounts: list[Account]) -> Report:
         "clients above their limit never refused": sum(o.spared for o in everyone),
         "requests leaked beyond a part of the window": sum(o.over for o in everyone),
     }
-    return Report(
-        (
-            Table(
-                "requests",
-                "by class of clients; late: sent more than 50 ms after they were due; a client that"
-                " catches up may exceed its limit",
-                (
-                    Column("clients", digits=0),
-                    Column("requests", digits=0),
-                    Column("refused", digits=0),
-                    Column("failed", "less", 0),
-                    Column("wrong", "less", 0),
-                    Column("leaked", "less", 0),
-                    Column("late", "less", 0),
-                ),
-                tuple(
-                    Row.of(
-                        kind.name,
-                        o.clients,
-                        o.requests,
-                        o.refused,
-                        o.failed,
-                        o.wrong,
-                        o.leaked,
-                        o.late,
-                    )
-                    for kind, o in found.items()
-                ),
-            ),
-            Table(
-                "milliseconds",
-                "from when a request was due to its answer; block: from a client's first request"
-                " above its limit to its first refusal",
-                (
-                    Column("p50", "less"),
-                    Column("p99", "less"),
-                    Column("p99.9", "less"),
-                    Column("block, p50", "less"),
-                    Column("block, most", "less"),
-                ),
-                tuple(
-                    Row.of(kind.name, o.p50, o.p99, o.p999, o.block_p50, o.block_most)
-                    for kind, o in found.items()
-                ),
-            ),
-        ),
-        (
-            *(Target(name, value, 0, at_most=True) for name, value in none.items()),
-            Target("visitors' requests", sum(o.requests for o in guests), 1, at_most=False),
-        ),
+    classes = {kind.name: [outcome] for kind, outcome in found.items()}
+    counts = Table.measured(
+        "requests",
+        "by class of clients; late: sent more than 50 ms after they were due; a client that sends"
+        " late requests together may exceed its limit",
+        {
+            "clients": Column("clients", digits=0),
+            "requests": Column("requests", digits=0),
+            "refused": Column("refused", digits=0),
+            "failed": Column("failed", "less", 0),
+            "wrong": Column("wrong", "less", 0),
+            "leaked": Column("leaked", "less", 0),
+            "late": Column("late", "less", 0),
+        },
+        classes,
     )
+    times = Table.measured(
+        "milliseconds",
+        "from when a request was due to its answer; block: from a client's first request above its"
+        " limit to its first refusal",
+        {
+            "p50": Column("p50", "less"),
+            "p99": Column("p99", "less"),
+            "p999": Column("p99.9", "less"),
+            "block_p50": Column("block, p50", "less"),
+            "block_most": Column("block, most", "less"),
+        },
+        classes,
+    )
+    visits = Target("visitors' requests", sum(o.requests for o in guests), 1, at_most=False)
+    faults = tuple(Target(name, value, 0) for name, value in none.items())
+    return Report((counts, times), (*faults, visits))

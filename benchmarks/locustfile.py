@@ -6,8 +6,8 @@ By itself, against a limiter that runs somewhere, from the root of the checkout:
 
 Each simulated client has a loopback address of its own and one connection that is kept alive. All
 but the visitors are open-loop: their requests are due on a schedule that does not shift, whether or
-not answers come, and are timed from when they were due. Raw sockets rather than locust's own
-clients, which neither bind a source address nor send before the last answer has come.
+not answers come, and are timed from when they were due. The clients use sockets, because locust's
+own clients neither bind a source address nor send before the last answer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ import gevent
 from gevent.event import Event
 from locust import LoadTestShape, User, between, events, task
 
-from benchmarks import judgement, plan, report
+from benchmarks import judgement, loadtest
+from benchmarks.harness import report
 from benchmarks.judgement import ADMITTED, REFUSED, Account, Kind
 
 if TYPE_CHECKING:
@@ -36,23 +37,23 @@ if TYPE_CHECKING:
 
     from locust.env import Environment
 
-_PATIENCE = 10.0  # seconds that a visitor waits for an answer, and anyone for a connection
-_TOGETHER = 0.005  # seconds; what an attacker has due within is sent as one piece
-_LATER = 0.05  # seconds that who comes back waits longer than it was told
+_PATIENCE = 10.0  # seconds that a visitor waits for an answer, and any client for a connection
+_TOGETHER = 0.005  # seconds; an attacker sends the requests that are due within as one piece
+_LATER = 0.05  # seconds that a returning client waits after the end of its block
 
 clock = time.perf_counter
 
 
 class Session:
-    """What this run of the test is."""
+    """This run of the test."""
 
-    plan = plan.FULL
+    plan = loadtest.FULL
     accounts: ClassVar[list[Account]] = []
     began = dt.datetime.now(dt.UTC)
 
 
 class NotServedError(Exception):
-    """A visitor or another lawful client was refused, or anybody got no answer."""
+    """A visitor or another lawful client was refused, or a client got no answer."""
 
 
 class Client(User):
@@ -127,7 +128,7 @@ class Client(User):
             while (end := data.find(b"\r\n\r\n", begin)) > 0:
                 head = data[begin:end].lower()
                 if not head.startswith(b"http/1.1 "):
-                    sock.close()  # no answer begins like this: what is unanswered is lost
+                    sock.close()  # not HTTP: the requests without an answer are lost
                     break
                 body = end + 4 + _field(head, b"\r\ncontent-length: ")
                 if len(data) < body:
@@ -155,7 +156,7 @@ class Client(User):
         )
 
     def _lost(self) -> None:
-        """The connection has gone: what waits on it has failed."""
+        """Fail the requests that wait on a closed connection."""
         if self.sock is not None:
             self.sock.close()
             self.sock = None
@@ -170,9 +171,9 @@ def _field(head: bytes, name: bytes) -> int:
 
 
 class Visitor(Client):
-    """A person: a page and what is on it, one after another, and then a look at it."""
+    """A person: loads a page and its parts one after another, and then reads it."""
 
-    kind = Kind("visitor", plan.DEFAULT, lawful=True, guest=True)
+    kind = Kind("visitor", loadtest.DEFAULT, lawful=True, guest=True)
     network = 10
     wait_time = between(1, 3)
 
@@ -186,9 +187,9 @@ class Visitor(Client):
 
 
 class Heavy(Client):
-    """80, 85, 90 or 95 requests a second, evenly: all of it lawful."""
+    """80, 85, 90 or 95 requests a second, evenly, which is below the limit."""
 
-    kind = Kind("heavy, lawful", plan.DEFAULT, lawful=True)
+    kind = Kind("heavy, lawful", loadtest.DEFAULT, lawful=True)
     network = 20
 
     @task
@@ -197,9 +198,9 @@ class Heavy(Client):
 
 
 class Attacker(Client):
-    """Three times the limit, and on when it is refused."""
+    """Three times the limit, even while refused."""
 
-    kind = Kind("attacker, 300/s", plan.DEFAULT)
+    kind = Kind("attacker, 300/s", loadtest.DEFAULT)
     network = 30
 
     @task
@@ -210,7 +211,7 @@ class Attacker(Client):
 class Flooder(Client):
     """Thirty times the limit."""
 
-    kind = Kind("attacker, 3,000/s", plan.DEFAULT)
+    kind = Kind("attacker, 3,000/s", loadtest.DEFAULT)
     network = 40
 
     @task
@@ -233,21 +234,21 @@ class Login(Client):
 
 
 class JustAbove(Login):
-    kind = Kind("login, 1.1 x limit", plan.FULL.login)
+    kind = Kind("login, 1.1 x limit", loadtest.FULL.login)
     network = 50
     share = 1.1
 
 
 class JustBelow(Login):
-    kind = Kind("login, 0.9 x limit", plan.FULL.login, lawful=True)
+    kind = Kind("login, 0.9 x limit", loadtest.FULL.login, lawful=True)
     network = 60
     share = 0.9
 
 
 class Returning(Client):
-    """Too fast; stops when blocked, for as long as it is told; comes back at half the limit."""
+    """Exceeds the limit; stops until the end of its block; returns at half the limit."""
 
-    kind = Kind("stops, comes back", plan.DEFAULT)
+    kind = Kind("stops, comes back", loadtest.DEFAULT)
     network = 70
 
     @task
@@ -269,7 +270,7 @@ class Shape(LoadTestShape):
 def options(parser: ArgumentParser, **_: Any) -> None:
     """Add our arguments to those of locust."""
     parser.add_argument("--quick", action="store_true", help="a short run with few clients")
-    parser.add_argument("--report", metavar="FILE", help="put the results there too")
+    parser.add_argument("--report", metavar="FILE", help="write the results there too")
 
 
 def prepare(environment: Environment, **_: Any) -> None:
@@ -277,7 +278,7 @@ def prepare(environment: Environment, **_: Any) -> None:
     assert environment.parsed_options is not None
     random.seed(1)
     if environment.parsed_options.quick:
-        Session.plan = plan.QUICK
+        Session.plan = loadtest.QUICK
     for user in environment.user_classes:
         user.weight = Session.plan.clients[user.__name__]
         if issubclass(user, Login):
@@ -286,12 +287,12 @@ def prepare(environment: Environment, **_: Any) -> None:
 
 def begin(environment: Environment, **_: Any) -> None:
     Session.accounts.clear()
-    environment.process_exit_code = 2  # unless the end is reached: locust goes on after an error
+    environment.process_exit_code = 2  # until the end is reached: locust goes on after an error
     Session.began = dt.datetime.now(dt.UTC)
 
 
 def end(environment: Environment, **_: Any) -> None:
-    """Judge, show and say by the exit code what became of the clients."""
+    """Judge the results of the clients, show them, and set the exit code."""
     assert environment.parsed_options is not None
     found = judgement.judge(Session.accounts)
     found.show()

@@ -1,207 +1,142 @@
-"""How fast operators are heard, how long their questions take, and what these cost the agent.
+"""The delay of blocks and unblocks by hand, the time of answers of the API, and their cost.
 
-``python -m benchmarks.operations`` runs two nodes with one Redis, each with a HAProxy of its own:
-clients are blocked and lifted by hand on the first, and asked for through the other. Then one agent
-with 100,000 blocks is fully loaded over SPOE, now with and now without somebody who scrapes its
-metrics and looks at its page each second. The HAProxy beside it is stopped and ended. At last the
-busiest clients of a full table of 1,000,000 are looked for, and whatever keeps the event loop
-meanwhile is timed.
+``python -m benchmarks.operations`` runs two nodes with one Redis, each with an HAProxy of its own:
+it blocks and unblocks clients on the first node, and sends their requests through the second
+HAProxy. Then it fully loads one agent with 100,000 blocks, with and without a dashboard that reads
+metrics and page each second, and asks about an HAProxy that is stopped and killed. Finally it
+looks for the busiest clients of a full table of 1,000,000, and times the turns of the event loop
+meanwhile.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import http.client
 import json
 import multiprocessing
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-from unittest import mock
+from typing import TYPE_CHECKING
 
-from benchmarks import command, harness
-from benchmarks.agent import ADDRESSES, DEPTHS, PLACES, Bench, Frames, known
-from benchmarks.end_to_end import APPLICATION, SHIPPED, HAProxy
-from benchmarks.harness import Figure, Programs, Target
-from benchmarks.report import Column, Report, Row, Table
-from ratelimit.node.top import Busiest
-from ratelimit.spop.respond import Responder
+from benchmarks.harness import command
+from benchmarks.harness.haproxy import NEVER, SHIPPED, HAProxy
+from benchmarks.harness.http import Api, get
+from benchmarks.harness.launch import Turns
+from benchmarks.harness.programs import CORES, Programs, free_address, pin, progress, until
+from benchmarks.harness.report import Column, Figure, Report, Table, Target
+from benchmarks.harness.spop import ADDRESSES, CLIENTS, DEPTH, PLACES, Bench, Frames, known
 from tests.helpers import wire
-from tests.helpers.running import running
-from tests.helpers.servers import Server
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
     from multiprocessing.sharedctypes import Synchronized
-    from pathlib import Path
 
-    from benchmarks.harness import Program
+    from benchmarks.harness.programs import Program
 
-CORES = sorted(os.sched_getaffinity(0))
 BLOCKS = 100_000
-CLIENTS = 1_000_000
-NEVER = 10_000_000  # a rate that nobody reaches
 
 _BLOCKED = 0x0B000000  # 11.0.0.0 on
-_PATIENCE = 10  # seconds
-_STEP = 500  # frames that the full table is filled with at a time
-_ASKED = ("/metrics", "/v1/status", "/v1/blocks?limit=50", "/v1/clients?n=20", "/v1/nodes")
-"""What a scrape and the page ask for."""
+_PATHS = ("/metrics", "/v1/status", "/v1/blocks?limit=50", "/v1/clients?n=20", "/v1/nodes")
+"""What a scrape and the page read."""
 
 
-class Api:
-    """The API of an agent, over one ``connection``."""
-
-    def __init__(self, address: str, patience: float = _PATIENCE) -> None:
-        host, _, port = address.rpartition(":")
-        self.connection = http.client.HTTPConnection(host, int(port), timeout=patience)
-
-    @classmethod
-    def of(cls, program: Program, patience: float = _PATIENCE) -> Api:
-        found = re.findall(r'"ops": "([^"]+)"', program.log.read_text())
-        return cls(found[-1], patience)
-
-    @property
-    def url(self) -> str:
-        return f"http://{self.connection.host}:{self.connection.port}"
-
-    def __call__(self, method: str, path: str, body: object = None) -> tuple[int, bytes]:
-        headers = {"Content-Type": "application/json"} if body is not None else {}
-        sent = json.dumps(body) if body is not None else None
-        self.connection.request(method, path, sent, headers)
-        answer = self.connection.getresponse()
-        return answer.status, answer.read()
-
-    def get(self, path: str) -> Any:
-        status, raw = self("GET", path)
-        if status != 200:
-            sys.exit(f"{path}: {status} {raw.decode()}")
-        return json.loads(raw)
-
-
-def until(what: str, condition: Callable[[], bool]) -> float:
-    """Repeat a condition until it holds; return the time then, by ``perf_counter``."""
-    deadline = time.perf_counter() + _PATIENCE
-    while not condition():
-        if time.perf_counter() > deadline:
-            sys.exit(f"not within {_PATIENCE} s: {what}")
-    return time.perf_counter()
+def at_once(what: str, condition: Callable[[], object]) -> float:
+    """Repeat a condition without a pause; return the time when it is true."""
+    return until(what, condition, every=0)
 
 
 # ---- two nodes -----------------------------------------------------------------------------
 
 
-def visit(haproxy: HAProxy, client: str) -> int:
-    """Send a request from an address; return the status."""
-    host, _, port = haproxy.address.rpartition(":")
-    with contextlib.closing(
-        http.client.HTTPConnection(host, int(port), _PATIENCE, source_address=(client, 0))
-    ) as connection:
-        connection.request("GET", "/")
-        return connection.getresponse().status
+def run_fleet(
+    programs: Programs, backend: str, rounds: int
+) -> tuple[dict[str, list[float]], list[int]]:
+    """Block and unblock on the first node.
 
-
-def at_edge(stats: Path, client: str) -> bool:
-    """Tell whether the HAProxy of a socket refuses a client by itself."""
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(_PATIENCE)
-        sock.connect(str(stats))
-        sock.sendall(f"show table t_block key ::ffff:{client}\n".encode())
-        shown = b"".join(iter(lambda: sock.recv(1 << 16), b""))
-    found = re.search(rb"gpt0=(\d+)", shown)
-    return found is not None and int(found[1]) > time.time()
-
-
-def run_fleet(programs: Programs, backend: str, rounds: int) -> tuple[dict[str, Figure], list[int]]:
-    """Block and lift on the first node; return milliseconds, and statuses after the command."""
-    server = Server(programs.folder).start()
-    nodes = []
-    edges = []
+    Returns milliseconds, and the statuses of the requests after ``ratelimit blocks remove``.
+    """
+    server, _ = programs.redis()
+    apis, edges = [], []
     for name in ("first", "second"):
-        spop = harness.free_address()
+        spop = free_address()
         config = (
             f'max_clients = 10_000\n[store]\nurl = "{server.url}"\n'
             f'[haproxy]\nsockets = ["{programs.folder}/{name}-haproxy.sock"]\n'
             '[limits.default]\nrate = 5\nblock = ["1h"]\nfuse = 0\n'
         )
         agent = programs.agent(name, "compiled", spop, config)
-        edge = HAProxy(
-            programs, f"{name}-haproxy", SHIPPED, agent, RATELIMIT_SPOP=spop,
-            RATELIMIT_BACKEND=backend,
-        )  # fmt: skip
-        nodes.append((Api.of(agent), edge))
-        edges.append(programs.folder / f"{name}-haproxy.sock")
-    (here, _), (there, second) = nodes
+        settings = {"RATELIMIT_SPOP": spop, "RATELIMIT_BACKEND": backend}
+        edges.append(HAProxy(programs, f"{name}-haproxy", SHIPPED, agent, **settings))
+        apis.append(Api(agent))
     taken: dict[str, list[float]] = {}
-    try:
-        for number in range(1, rounds + 1):
-            harness.progress(f"block and lift {number} of {rounds}")
-            client = f"127.0.{number >> 8}.{number & 255}"
-            for what, seconds in block_and_lift(here, second, edges, client).items():
-                taken.setdefault(what, []).append(1000 * seconds)
-        clients = [f"127.1.0.{number}" for number in range(1, 6)]
-        after = [lift_by_command(here, there, second, client) for client in clients]
-    finally:
-        server.kill()
-    return {what: Figure.of(times) for what, times in taken.items()}, after
+    for number in range(1, rounds + 1):
+        progress(f"block and unblock {number} of {rounds}")
+        client = f"127.0.{number >> 8}.{number & 255}"
+        for what, seconds in block_and_unblock(apis[0], edges, client).items():
+            taken.setdefault(what, []).append(1000 * seconds)
+    clients = [f"127.1.0.{number}" for number in range(1, 6)]
+    return taken, [unblock_by_command(apis, edges[1], client) for client in clients]
 
 
-def block_and_lift(here: Api, other: HAProxy, edges: list[Path], client: str) -> dict[str, float]:
-    """Block a client by hand and lift it, then have it blocked by its limit and lift that."""
+def block_and_unblock(here: Api, edges: list[HAProxy], client: str) -> dict[str, float]:
+    """Block a client by hand and unblock it; then its limit blocks it, and it is unblocked."""
 
     def passes() -> bool:
-        return visit(other, client) == 200
+        return get(edges[1].address, client) == 200
 
-    def at_each_edge() -> bool:
-        return all(at_edge(edge, client) for edge in edges)
+    def blocked_here() -> bool:
+        return here("GET", f"/v1/blocks/{client}")[0] == 200
 
-    def at_no_edge() -> bool:
-        return not any(at_edge(edge, client) for edge in edges)
+    def edges_with_it() -> int:
+        entries = (edge.say(f"show table t_block key ::ffff:{client}") for edge in edges)
+        ends = [re.search(r"gpt0=(\d+)", entry) for entry in entries]
+        return sum(end is not None and int(end[1]) > time.time() for end in ends)
 
     found = {}
     begin = time.perf_counter()
     here("POST", "/v1/blocks", {"key": client, "ttl": "10m", "reason": "benchmark"})
-    found["blocked by hand: at both edges"] = until("both have it", at_each_edge) - begin
-    found["and refused at the other node"] = until("refused", lambda: not passes()) - begin
+    both = at_once("both edges have the block", lambda: edges_with_it() == len(edges))
+    found["blocked by hand: at both edges"] = both - begin
+    found["and refused at the other node"] = at_once("refused", lambda: not passes()) - begin
     begin = time.perf_counter()
     here("DELETE", f"/v1/blocks/{client}")
-    found["lifted: passes at the other node"] = until("passes", passes) - begin
-    until("it exceeds its limit there", lambda: not passes())
-    until("all know it", lambda: here("GET", f"/v1/blocks/{client}")[0] == 200)
+    found["unblocked: passes at the other node"] = at_once("passes", passes) - begin
+    at_once("the client exceeds its limit", lambda: not passes())
+    at_once("both nodes have the block", blocked_here)
     begin = time.perf_counter()
     here("DELETE", f"/v1/blocks/{client}")
-    found["a limit's block lifted: passes at the other node"] = until("passes", passes) - begin
-    found["and off both edges"] = until("off both edges", at_no_edge) - begin
+    found["a limit's block removed: passes at the other node"] = at_once("passes", passes) - begin
+    neither = at_once("neither edge has the block", lambda: not edges_with_it())
+    found["and removed from both edges"] = neither - begin
     return found
 
 
-def lift_by_command(here: Api, there: Api, other: HAProxy, client: str) -> int:
-    """Block a client and lift it from a shell; return the status of its next request."""
+def unblock_by_command(apis: list[Api], other: HAProxy, client: str) -> int:
+    """Block a client and unblock it with the CLI; return the status of its next request."""
+    here, there = apis
     here("POST", "/v1/blocks", {"key": client, "ttl": "10m"})
-    until("all know it", lambda: there("GET", f"/v1/blocks/{client}")[0] == 200)
-    until("refused", lambda: visit(other, client) == 429)
-    command = [sys.executable, "-m", "ratelimit", "blocks", "remove", client, "--url", here.url]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return visit(other, client)
+    at_once("both nodes have it", lambda: there("GET", f"/v1/blocks/{client}")[0] == 200)
+    at_once("refused", lambda: get(other.address, client) == 429)
+    line = [sys.executable, "-m", "ratelimit", "blocks", "remove", client]
+    line += ["--url", f"http://{here.address}"]
+    subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+    return get(other.address, client)
 
 
 # ---- one agent under full load -------------------------------------------------------------
 
 
-def dashboard(address: str, looks: Synchronized[int]) -> None:
-    """Scrape and look once a second until ended."""
-    api = Api(address)
+def dashboard(program: Program, looks: Synchronized[int]) -> None:
+    """Read metrics and page once a second until terminated."""
+    api = Api(program)
     while True:
         begin = time.monotonic()
-        for path in _ASKED:
+        for path in _PATHS:
             if api("GET", path)[0] != 200:
                 sys.exit(f"{path} is not answered")
         looks.value += 1
@@ -209,10 +144,11 @@ def dashboard(address: str, looks: Synchronized[int]) -> None:
 
 
 @contextlib.contextmanager
-def watched(address: str, seconds: float) -> Iterator[None]:
+def watched(program: Program, seconds: float) -> Iterator[None]:
+    """Run a dashboard in a process of its own."""
     context = multiprocessing.get_context("fork")
     looks = context.Value("i", 0)
-    process = context.Process(target=dashboard, args=(address, looks))
+    process = context.Process(target=dashboard, args=(program, looks))
     process.start()
     try:
         yield
@@ -225,223 +161,180 @@ def watched(address: str, seconds: float) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What was found at the agent under full load.
+    """The results of the agent under full load.
 
     Attributes:
-        pages: milliseconds for a page, by its size.
+        pages: milliseconds of each page, by its size.
         alone, watched: CPU microseconds a check, without and with a dashboard.
-        dearer: by which part of it a check was dearer with one.
         rate: checks a second.
-        haproxy: seconds to the answer about a HAProxy, by how that is.
+        haproxy: seconds to the answer about an HAProxy, by its state.
     """
 
-    pages: dict[int, Figure]
-    alone: Figure
-    watched: Figure
-    dearer: float
+    pages: dict[int, list[float]]
+    alone: list[float]
+    watched: list[float]
     rate: Figure
     haproxy: dict[str, float]
 
-    @property
-    def slowest(self) -> float:
-        return max(figure.high for figure in self.pages.values())
+
+def read_pages(api: Api, size: int) -> list[float]:
+    """Read the whole blocklist; return the milliseconds of each page."""
+    cursor, count, taken = "", 0, []
+    while True:
+        begin = time.perf_counter()
+        page = api("GET", f"/v1/blocks?limit={size}&cursor={cursor}")[1]
+        taken.append(1000 * (time.perf_counter() - begin))
+        found = json.loads(page)
+        count += len(found["blocks"])
+        cursor = found["next"]
+        if not cursor:
+            break
+    if count != BLOCKS:
+        sys.exit(f"{count} blocks on pages of {size}")
+    return taken
+
+
+def ask_about(haproxy: HAProxy, api: Api) -> dict[str, float]:
+    """Return the seconds of an answer about an HAProxy that works, hangs, and is dead."""
+    process = haproxy.program.process
+    found = {}
+    for state in ("well", "hung", "dead"):
+        if state == "hung":
+            process.send_signal(signal.SIGSTOP)
+        elif state == "dead":
+            process.kill()
+            process.wait()
+            time.sleep(3)  # until the agent asks again
+        begin = time.perf_counter()
+        (report,) = api.get("/v1/haproxy")["haproxy"]
+        found[f"HAProxy {state}"] = time.perf_counter() - begin
+        if bool(report["problem"]) != (state != "well"):
+            sys.exit(f"HAProxy {state}: {report}")
+    return found
 
 
 def run_load(programs: Programs, backend: str, rounds: int, seconds: float) -> Loaded:
     """Load an agent, with and without a dashboard, and ask it."""
-    name = "loaded"
     config = (
-        f'[haproxy]\nsockets = ["{programs.folder}/beside.sock"]\n'
+        f'[haproxy]\nsockets = ["{programs.folder}/haproxy.sock"]\n'
         f"[limits.default]\nrate = {NEVER}\nblock = []\n"
         '[limits.blocks]\nrate = 1\nblock = ["1h"]\nfuse = 0\n'
     )
-    bench = Bench(programs, name, "compiled", unix=True, config=config)
-    beside = HAProxy(
-        programs, "beside", SHIPPED, bench.program,
-        RATELIMIT_SPOP=f"unix@{programs.folder}/{name}.sock",
-        RATELIMIT_BACKEND=backend,
-    )  # fmt: skip
-    api = Api.of(bench.program)
+    bench = Bench(programs, "loaded", unix=True, config=config)
+    settings = {"RATELIMIT_SPOP": f"unix@{bench.address}", "RATELIMIT_BACKEND": backend}
+    haproxy = HAProxy(programs, "haproxy", SHIPPED, bench.program, **settings)
+    api = Api(bench.program)
     over = Frames.of([_BLOCKED + i for i in range(BLOCKS)], ("blocks",), hits=wire.int64(2))
     bench.probe(over, refused=True)
     bench.load(over, 8, checks=BLOCKS)
     until("all is stored", lambda: api.get("/v1/status")["store"]["unwritten"] == 0)
     if (entries := api.get("/v1/status")["blocklist"]["entries"]) != BLOCKS:
         sys.exit(f"{entries} blocks")
+    pages = {size: read_pages(api, size) for size in (100, 1000)}
 
-    pages: dict[int, list[float]] = {}
-    for size in (100, 1000):
-        cursor, count = "", 0
-        while True:
-            begin = time.perf_counter()
-            page = api("GET", f"/v1/blocks?limit={size}&cursor={cursor}")[1]
-            pages.setdefault(size, []).append(1000 * (time.perf_counter() - begin))
-            found = json.loads(page)
-            count += len(found["blocks"])
-            cursor = found["next"]
-            if not cursor:
-                break
-        if count != BLOCKS:
-            sys.exit(f"{count} blocks on pages of {size}")
-
-    frames = known()
     bench.move(list(PLACES)[-1])
-    bench.probe(frames)
-    depth = max(DEPTHS)
-    bench.load(frames, depth, checks=ADDRESSES)
+    bench.probe(known())
+    bench.load(known(), DEPTH, checks=ADDRESSES)
     alone, with_it = [], []
-    address = api.url.removeprefix("http://")
     for number in range(rounds):
-        harness.progress(f"load {number + 1} of {rounds}")
-        alone.append(bench.load(frames, depth, seconds))
-        with watched(address, seconds):
-            with_it.append(bench.load(frames, depth, seconds))
-
-    api = Api.of(bench.program)  # the connection from before was silent for too long
-    asked: dict[str, float] = {}
-
-    def ask(what: str) -> None:
-        begin = time.perf_counter()
-        (report,) = api.get("/v1/haproxy")["haproxy"]
-        asked[what] = time.perf_counter() - begin
-        if bool(report["problem"]) != (what != "well"):
-            sys.exit(f"HAProxy {what}: {report}")
-
-    ask("well")
-    beside.program.process.send_signal(signal.SIGSTOP)
-    ask("hung")
-    beside.program.process.kill()
-    beside.program.process.wait()
-    time.sleep(3)  # until it is asked again
-    ask("dead")
+        progress(f"load {number + 1} of {rounds}")
+        alone.append(bench.load(known(), DEPTH, seconds))
+        with watched(bench.program, seconds):
+            with_it.append(bench.load(known(), DEPTH, seconds))
     return Loaded(
-        pages={size: Figure.of(times) for size, times in pages.items()},
-        alone=Figure.of(sample.cost for sample in alone),
-        watched=Figure.of(sample.cost for sample in with_it),
-        dearer=Figure.of(b.cost / a.cost - 1 for a, b in zip(alone, with_it, strict=True)).median,
+        pages=pages,
+        alone=[sample.cost for sample in alone],
+        watched=[sample.cost for sample in with_it],
         rate=Figure.of(sample.rate for sample in with_it),
-        haproxy=asked,
+        # On a new connection: the first one was silent for too long.
+        haproxy=ask_about(haproxy, Api(bench.program)),
     )
 
 
 # ---- the busiest of a full table -----------------------------------------------------------
 
 
-@contextlib.contextmanager
-def timed_pieces() -> Iterator[list[float]]:
-    """Yield the CPU seconds of each piece of work that an event loop of asyncio does meanwhile.
-
-    Not those of the clock: the kernel may let another program run in the middle of one.
-    """
-    times: list[float] = []
-    original = vars(asyncio.Handle)["_run"]
-
-    def run(handle: asyncio.Handle) -> None:
-        begin = time.thread_time()
-        original(handle)
-        times.append(time.thread_time() - begin)
-
-    with mock.patch.object(asyncio.Handle, "_run", run):
-        yield times
-
-
-async def run_scan(folder: Path, rounds: int) -> dict[str, tuple[Figure, Figure]]:
-    """Return milliseconds of an answer, and of the longest piece of work that it was made of."""
+def run_scan(programs: Programs, rounds: int) -> dict[str, tuple[list[float], list[float]]]:
+    """Return milliseconds of an answer, and of the longest turn of the loop meanwhile."""
+    turns = Turns(programs.folder / "turns")
+    bench = Bench(programs, "scan", settings={"BENCHMARK_TURNS": str(programs.folder / "turns")})
+    bench.probe(known())
+    for first in range(_BLOCKED, _BLOCKED + CLIENTS, ADDRESSES):
+        bench.load(Frames.of(range(first, first + ADDRESSES)), DEPTH, checks=ADDRESSES)
+    api = Api(bench.program)
     found = {}
-    config = f"[limits.default]\nrate = {NEVER}\nblock = []\n"
-    folder.mkdir()
-    async with running(folder, config, CLIENTS) as api:
-        responder = Responder(api.control.limiter.engine)
-        for first in range(0, CLIENTS, 100_000):
-            frames = Frames.of(range(_BLOCKED + first, _BLOCKED + first + 100_000))
-            responder.engine.at(api.control.sync.now())
-            for at in range(0, frames.count, _STEP):
-                data = bytes(frames.data[at * frames.size : (at + _STEP) * frames.size])
-                responder.answer(data, 0, 16_384)
-                responder.take()
-        for sort in ("rate", "share"):
-            for count in (20, 1000):
-                took, longest = [], []
-                for _ in range(rounds):
-                    api.control.busiest = Busiest(api.control.limiter, api.control.sync)
-                    url = f"http://127.0.0.1:{api.port}/v1/clients?n={count}&sort={sort}"
-                    # Started before the time is taken, for a fork keeps the loop too.
-                    command = ["sh", "-c", f"read go; exec curl -sf -o {os.devnull} '{url}'"]
-                    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
-                        assert process.stdin
-                        with timed_pieces() as pieces:
-                            begin = time.perf_counter()
-                            process.stdin.close()
-                            while process.poll() is None:
-                                await asyncio.sleep(0.001)
-                            took.append(1000 * (time.perf_counter() - begin))
-                        if process.returncode:
-                            sys.exit(f"{url} is not answered")
-                    longest.append(1000 * max(pieces))
-                found[f"{count} by {sort}"] = Figure.of(took), Figure.of(longest)
+    for sort in ("rate", "share"):
+        for count in (20, 1000):
+            answers, longest = [], []
+            # The agent reuses a recent result, unless more clients are asked for.
+            for n in range(count, count + rounds) if count == 20 else range(count - rounds, count):
+                turns.clear()
+                begin = time.perf_counter()
+                clients = api.get(f"/v1/clients?n={n + 1}&sort={sort}")["clients"]
+                answers.append(1000 * (time.perf_counter() - begin))
+                longest.append(turns.longest)
+                assert len(clients) == n + 1
+            found[f"{count} by {sort}"] = answers, longest
+    bench.program.stop()
     return found
 
 
 def run(programs: Programs, options: argparse.Namespace) -> Report:
-    # The fork for a dashboard and the loader stay off the agent's core.
-    os.sched_setaffinity(0, {CORES[-1]})
-    backend = harness.free_address()
-    haproxy = harness.require("haproxy")
-    programs.start(
-        "application", [haproxy, "-db", "-f", str(APPLICATION)], {"BENCH_LISTEN": backend}
-    )
+    pin()  # the loader and the dashboard stay off the agent's core
+    _, backend = programs.application()
     load = run_load(programs, backend, options.rounds, options.seconds)
     os.sched_setaffinity(0, CORES)
-    fleet, after = run_fleet(programs, backend, 3 * options.rounds)
-    os.environ["RATELIMIT_OPS__LISTEN"] = "127.0.0.1:0"
-    scan = asyncio.run(run_scan(programs.folder / "scan", options.rounds))
+    delays, after = run_fleet(programs, backend, 3 * options.rounds)
+    scan = run_scan(programs, options.rounds)
 
     median = Column("median (least-greatest)", "less")
     passed = after.count(200)
     tables = (
-        Table(
-            "heard",
-            "milliseconds from the request of an operator; two nodes with one Redis, each with a "
+        Table.of(
+            "by hand",
+            "milliseconds from the request of an operator; two nodes with one Redis, each with an "
             f"HAProxy. After `ratelimit blocks remove` the next request passed {passed} of "
             f"{len(after)} times",
-            (median,),
-            tuple(Row.of(what, figure) for what, figure in fleet.items()),
+            [median],
+            {what: [times] for what, times in delays.items()},
         ),
-        Table(
+        Table.of(
             "pages",
             f"milliseconds for each page of {BLOCKS:,} blocks",
-            (median,),
-            tuple(Row.of(f"{size} entries", figure) for size, figure in load.pages.items()),
+            [median],
+            {f"{size} entries": [times] for size, times in load.pages.items()},
         ),
-        Table(
-            "looked at",
+        Table.of(
+            "dashboard",
             f"CPU microseconds a check, at {load.rate.median:,.0f} checks a second, with "
-            f"{BLOCKS:,} blocks; a look is a scrape and a page each second",
-            (Column("median (least-greatest)", "less", 3),),
-            (Row.of("nobody looks", load.alone), Row.of("somebody does", load.watched)),
+            f"{BLOCKS:,} blocks; a dashboard reads metrics and page each second",
+            [Column("median (least-greatest)", "less", 3)],
+            {"without a dashboard": [load.alone], "with a dashboard": [load.watched]},
         ),
-        Table(
+        Table.of(
             "GET /v1/haproxy",
             "seconds to the answer",
-            (Column("seconds", "less", 3),),
-            tuple(Row.of(f"HAProxy {what}", took) for what, took in load.haproxy.items()),
+            [Column("seconds", "less", 3)],
+            {what: [took] for what, took in load.haproxy.items()},
         ),
-        Table(
+        Table.of(
             "busiest",
             f"milliseconds to find the busiest of {CLIENTS:,} clients, and CPU milliseconds of the "
-            "longest piece of work between which others are answered",
+            "longest turn of the event loop meanwhile",
             (Column("answer", "less", 0), Column("longest piece", "less")),
-            tuple(Row.of(what, answer, longest) for what, (answer, longest) in scan.items()),
+            scan,
         ),
     )
+    more = Figure.of(b / a - 1 for a, b in zip(load.alone, load.watched, strict=True)).median
+    slowest = max(map(max, load.pages.values()))
     targets = (
-        *(Target(f"ms, {what}", figure.high, 100, True) for what, figure in fleet.items()),
-        Target("lifted by the command, next request passes", passed / len(after), 1, False),
-        Target(f"ms, slowest page of {BLOCKS:,} blocks", load.slowest, 50, True),
-        Target("CPU a check, more by a scrape and a page a second", load.dearer, 0.05, True),
-        *(Target(f"s, HAProxy {what}", took, 1, True) for what, took in load.haproxy.items()),
+        *(Target(f"ms, {what}", max(times), 100) for what, times in delays.items()),
+        Target("unblocked by the CLI, next request passes", passed / len(after), 1, False),
+        Target(f"ms, slowest page of {BLOCKS:,} blocks", slowest, 50),
+        Target("CPU a check, more with a dashboard", more, 0.05),
+        *(Target(f"s, {what}", took, 1) for what, took in load.haproxy.items()),
         *(
-            Target(f"ms of the loop at a time, {what}", longest.median, 1, True)
+            Target(f"ms of the loop at a time, {what}", Figure.of(longest).median, 1)
             for what, (_, longest) in scan.items()
         ),
     )

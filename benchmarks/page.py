@@ -1,10 +1,10 @@
-"""Makes a page with plots of a file of results, and puts its tables into the documentation.
+"""Makes a page with plots of a file of results, and fills the tables of the documentation.
 
 ``python -m benchmarks.page`` reads ``benchmarks/results/results.json`` and writes the page to
 ``build/results``: ``README.md`` and a plot of each table whose rows can be compared. In
-``docs/benchmarks.md`` it fills what stands between ``<!-- figures: BENCHMARK, TABLE -->`` and
-``<!-- end -->``, so that no figure there is typed by hand, and it copies the plots that a document
-shows to ``benchmarks/results``. With another FILE it writes the page only.
+``docs/benchmarks.md`` it fills the space between ``<!-- figures: BENCHMARK, TABLE -->`` and
+``<!-- end -->``, so no figure there is typed by hand, and it copies the plots that a document shows
+to ``benchmarks/results``. With another FILE it writes only the page.
 """
 
 from __future__ import annotations
@@ -14,30 +14,23 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from benchmarks import report
-from benchmarks.harness import ROOT
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from benchmarks.harness import Figure
-    from benchmarks.report import Record, Table
+from benchmarks.harness import report
+from benchmarks.harness.programs import ROOT
+from benchmarks.harness.report import Figure, Record, Table
 
 RESULTS = ROOT / "benchmarks" / "results" / "results.json"
 PAGE = ROOT / "build" / "results"
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 
-_ACROSS = 4  # plots beside each other
+_ACROSS = 4  # plots in a row
 _SHOWN = re.compile(r"benchmarks/results/([a-z0-9-]+\.svg)")
 _BLOCK = re.compile(r"(<!-- figures: ([^,\n]+), ([^\n]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
 _BUSY = (
-    "**The machine had other work to do**: what is told by the second is too low, and waits are\n"
-    "too long. CPU times and ratios bear that better.\n"
+    "**The machine had other work**: rates are too low and waits too long. CPU times and ratios\n"
+    "are affected less.\n"
 )
 
 
@@ -58,9 +51,8 @@ def page(records: dict[str, Record]) -> str:
     first = next(iter(records.values()))
     parts = [
         "# Results\n",
-        "Made by `python -m benchmarks.page`; nothing is typed by hand. `docs/benchmarks.md` says",
-        "how the figures are taken and what limits them. Each is the median of its rounds, with",
-        "the least and the greatest.\n",
+        "Made by `python -m benchmarks.page`. `docs/benchmarks.md` says how the figures are taken",
+        "and what limits them. Each is the median of its rounds, with minimum and maximum.\n",
         markdown([["machine", ""], *([k, v] for k, v in _same(first.machine).items())]),
     ]
     for name, record in records.items():
@@ -86,12 +78,12 @@ def page(records: dict[str, Record]) -> str:
                 bound = f"at {'most' if target.at_most else 'least'} {target.bound:g}"
                 verdict = "reached" if target.reached else "**missed**"
                 rows.append([target.name, f"{target.value:.3g}", bound, verdict])
-            parts.append(markdown([["target", "is", "to be", ""], *rows]))
+            parts.append(markdown([["target", "value", "bound", ""], *rows]))
     return "\n".join(parts)
 
 
 def _same(machine: dict[str, str]) -> dict[str, str]:
-    """Leave out the commit, which each record tells of itself."""
+    """Leave out the commit, which each record has of its own."""
     return {name: value for name, value in machine.items() if name != "commit"}
 
 

@@ -1,17 +1,18 @@
-"""This limiter beside what else a user would run: how fast, how dear, how exact.
+"""This limiter compared with others that a user could run: speed, cost, accuracy.
 
 ``python -m benchmarks.peers`` puts limiters in front of the same application in turns, and loads
-them with wrk: with traffic that no limit refuses, then with one client that is far above a limit of
-100 a second. The CPU time is of all processes but wrk: limiter, application, Redis. Every HAProxy
-has one thread, nginx and aiohttp are one process. HAProxy and nginx log each request, aiohttp none.
+them with wrk: with traffic that no limit refuses, then with one client far above a limit of 100 a
+second. The CPU time is that of all processes but wrk: limiter, application, Redis. Every HAProxy
+has one thread, nginx and aiohttp are one process. HAProxy and nginx log each request, aiohttp does
+not.
 
-Two applications: a HAProxy that answers at once, for limiters that stand before an application; and
-aiohttp, for the library ``limits``, which an application calls by itself.
+There are two applications: an HAProxy that answers at once, for limiters in front of an
+application; and aiohttp, for the library ``limits``, which an application calls itself.
 
-How exact: clients at twice the limit at random (Poisson), and others that send 80 requests within
-80 ms, once in each second at a random moment, with limits that do not block. No second should see
-more than 100 let through. A refusal is wrong if fewer than 100 requests, refused ones too, had come
-in the second before. Neither depends on whether a limiter counts what it refuses.
+Accuracy: some clients send at twice the limit at random (Poisson), others 80 requests within 80 ms
+once in each second at a random moment, with limits that do not block. In no second should more than
+100 be allowed. A refusal is wrong if fewer than 100 requests, including refused ones, had come in
+the second before. Neither figure depends on whether a limiter counts the requests that it refuses.
 """
 
 from __future__ import annotations
@@ -21,33 +22,39 @@ import itertools
 import random
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import uvloop
 
-from benchmarks import accuracy, command, harness, wrk
-from benchmarks.end_to_end import APPLICATION, COMPARISON, NEVER, SHIPPED, HAProxy
-from benchmarks.harness import Figure, Programs
-from benchmarks.report import Column, Report, Row, Table
+from benchmarks.harness import command, http
+from benchmarks.harness.arrivals import RATE, SECOND, bursts, poisson
+from benchmarks.harness.haproxy import ALLOWING, COMPARISON, NEVER, REFUSING, SHIPPED, HAProxy
+from benchmarks.harness.programs import (
+    Programs,
+    free_address,
+    pair,
+    progress,
+    require,
+    rounds,
+    wait_for,
+)
+from benchmarks.harness.report import Column, Report, Table
+from tests.helpers.world import Client
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
 
-    from benchmarks.harness import Form, Program
+    from benchmarks.harness.programs import Form, Program
 
-RATE = accuracy.RATE
 CLIENTS = 4
-"""Of each kind, all at the same time."""
+"""Clients of each kind, all at the same time."""
 
-_ASKED = 0.99  # of the requests, at least; a busy machine keeps the agent from answering some
+_ASKED = 0.99  # the least share of requests that the agent checks; on a busy machine it is late
 _EDGE = 0.002  # seconds by which a limiter's clock may see a request later than its sender's
-_GIVE_UP = 10  # seconds beyond the end of a client's requests
-
-ALLOWED = f"[limits.default]\nrate = {NEVER}\nblock = []\n"
-REFUSED = f'[limits.default]\nrate = {RATE}\nblock = ["1h"]\n'
-COUNTED = f"[limits.default]\nrate = {RATE}\nblock = []\n"
+_GIVE_UP = 10  # seconds after the end of a client's requests
+_COUNTING = f"[limits.default]\nrate = {RATE}\nblock = []\n"
 
 NGINX = """
 daemon off;
@@ -82,12 +89,11 @@ http {{
 
 @dataclass(frozen=True)
 class Door:
-    """Where requests go in, and all programs that work for them."""
+    """The address of a limiter, all programs that work for it, and its agent if it has one."""
 
     address: str
     programs: tuple[Program, ...]
     agent: Program | None = None
-    """The limiter's agent, which tells in the end what it was asked."""
 
     def cpu(self) -> int:
         return sum(program.cpu() for program in self.programs)
@@ -95,10 +101,10 @@ class Door:
 
 @dataclass(frozen=True)
 class Peer:
-    """A way to limit, set up with a limit that is never reached, one that blocks, one that counts.
+    """A limiter, with a limit that is never reached, one that blocks, and one that counts.
 
-    ``base`` is the name of the same without a limiter. What does not limit has ``allowed`` alone,
-    and what knows no blocks has the same door twice.
+    ``base`` is the name of the same without a limiter. A peer without a limiter has only
+    ``allowed``, and one without blocks has the same door twice.
     """
 
     name: str
@@ -109,18 +115,14 @@ class Peer:
 
 
 class Setup:
-    """Starts the peers' programs."""
+    """Starts the programs of the peers."""
 
     def __init__(self, programs: Programs) -> None:
         self._programs = programs
         self._numbers = itertools.count()
-        self._redis, address = programs.redis()
-        self._redis_url = f"redis://{address}"
-        haproxy = harness.require("haproxy")
-        self._backend = harness.free_address()
-        environment = {"BENCH_LISTEN": self._backend}
-        command_line = [haproxy, "-db", "-f", str(APPLICATION)]
-        self._application = programs.start("application", command_line, environment)
+        server, self._redis = programs.redis()
+        self._redis_url = server.url
+        self._application, self._backend = programs.application()
 
     def _name(self, kind: str) -> str:
         return f"{kind}-{next(self._numbers)}"
@@ -141,27 +143,20 @@ class Setup:
         behind: Door | None = None,
     ) -> Door:
         """Start the agent, or the one that only acknowledges, and HAProxy as shipped."""
-        spop = harness.free_address()
-        name = self._name("agent")
+        name, spop = self._name("agent"), free_address()
         if redis:
             config += f'[store]\nurl = "{self._redis_url}"\nprefix = "{name}"\n'
         agent = self._programs.agent(name, form, spop, config)
         backend, others = self._behind(behind)
-        started = HAProxy(
-            self._programs,
-            self._name("shipped"),
-            SHIPPED,
-            agent,
-            RATELIMIT_SPOP=spop,
-            RATELIMIT_BACKEND=backend,
-        )
+        settings = {"RATELIMIT_SPOP": spop, "RATELIMIT_BACKEND": backend}
+        started = HAProxy(self._programs, self._name("shipped"), SHIPPED, agent, **settings)
         stores = (self._redis,) if redis else ()
         asked = None if form == "ack" else agent
         return Door(started.address, (started.program, agent, *others, *stores), asked)
 
     def nginx(self, rate: int = 0, burst: int = 0) -> Door:
-        program = harness.require("nginx", "nginx-light")
-        name, address = self._name("nginx"), harness.free_address()
+        program = require("nginx", "nginx-light")
+        name, address = self._name("nginx"), free_address()
         file = self._programs.folder / f"{name}.conf"
         file.write_text(
             NGINX.format(
@@ -177,11 +172,10 @@ class Setup:
         return self._ready(address, started, self._application)
 
     def aiohttp(self, storage: str = "", rate: int = 0) -> Door:
-        address = harness.free_address()
+        address = free_address()
         limited = [storage, str(rate)] if storage else []
-        port = address.rpartition(":")[2]
-        line = [sys.executable, "-m", "benchmarks.peer_app", port, *limited]
-        started = self._programs.start(self._name("aiohttp"), line)
+        line = [sys.executable, "-m", "benchmarks.harness.peer_app", str(pair(address)[1])]
+        started = self._programs.start(self._name("aiohttp"), [*line, *limited])
         return self._ready(address, started, *([self._redis] if "redis" in storage else []))
 
     def limits_redis(self, rate: int) -> Door:
@@ -192,7 +186,7 @@ class Setup:
 
     @staticmethod
     def _ready(address: str, *programs: Program) -> Door:
-        harness.wait_for(programs[0], lambda: harness.get(address))
+        wait_for(programs[0], lambda: http.get(address))
         return Door(address, programs)
 
 
@@ -203,7 +197,7 @@ def set_up(start: Setup) -> list[Peer]:
     memory, shared = start.aiohttp("async+memory://", RATE), start.limits_redis(RATE)
 
     def ours(name: str, form: Form, *, redis: bool = False) -> Peer:
-        doors = (start.agent(c, form, redis=redis) for c in (ALLOWED, REFUSED, COUNTED))
+        doors = (start.agent(c, form, redis=redis) for c in (ALLOWING, REFUSING, _COUNTING))
         return Peer(name, alone, *doors)
 
     app = start.aiohttp()
@@ -223,8 +217,8 @@ def set_up(start: Setup) -> list[Peer]:
         Peer(
             "aiohttp behind HAProxy, ratelimit, Redis",
             aiohttp,
-            start.agent(ALLOWED, redis=True, behind=app),
-            start.agent(REFUSED, redis=True, behind=app),
+            start.agent(ALLOWING, redis=True, behind=app),
+            start.agent(REFUSING, redis=True, behind=app),
         ),
     ]
 
@@ -238,9 +232,9 @@ class Sample:
     cpu: float
 
 
-def load(peer: Peer, door: Door, seconds: int, *, refused: bool) -> Sample:
+def load(peer: Peer, door: Door, seconds: float, *, refused: bool) -> Sample:
     cpu = door.cpu()
-    loaded = wrk.load(door.address, seconds)
+    loaded = http.wrk(door.address, seconds)
     cpu = door.cpu() - cpu
     count = loaded.others if refused else loaded.requests - loaded.others
     if count < 0.9 * loaded.requests:
@@ -250,7 +244,7 @@ def load(peer: Peer, door: Door, seconds: int, *, refused: bool) -> Sample:
 
 @dataclass(frozen=True)
 class Answer:
-    """When a request was sent, in seconds, and whether it was let through."""
+    """When a request was sent, in seconds, and whether it was allowed."""
 
     at: float
     passed: bool
@@ -258,37 +252,31 @@ class Answer:
 
 async def client(address: str, source: str, begin: float, times: Sequence[int]) -> list[Answer]:
     """Send requests at their times, one after the other on one connection."""
-    host, _, port = address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port), local_addr=(source, 0))
+    sender = Client(pair(address)[1], source)
     found = []
     for due in times:
-        await asyncio.sleep(max(0, begin + due / accuracy.SECOND - time.monotonic()))
+        await asyncio.sleep(max(0, begin + due / SECOND - time.monotonic()))
         at = time.monotonic()
-        writer.write(f"GET / HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
-        status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
-        (length,) = (line for line in lines if line.startswith("content-length:"))
-        await reader.readexactly(int(length.partition(":")[2]))
-        found.append(Answer(at, status.split()[1] == "200"))
-    writer.close()
+        found.append(Answer(at, (await sender.get()).status == 200))
+    await sender.close()
     return found
 
 
-async def _clients(address: str, seconds: int) -> list[list[Answer]]:
+async def clients(address: str, seconds: int) -> tuple[list[list[Answer]], list[list[Answer]]]:
+    """Return the answers to the clients at random and to those in bursts."""
     begin = time.monotonic() + 0.2
-    kinds: list[Callable[[random.Random], list[int]]] = [
-        lambda rng: list(accuracy.poisson(2 * RATE, seconds, rng)),
-        lambda rng: list(accuracy.bursts(1000, 0.08, seconds, rng)),
-    ]
-    tasks = [
-        client(address, f"127.0.1.{number}", begin, kind(random.Random(number)))
-        for number, kind in enumerate((k for k in kinds for _ in range(CLIENTS)), start=1)
-    ]
+    seeds = [random.Random(number) for number in range(1, 2 * CLIENTS + 1)]
+    times = [list(poisson(2 * RATE, seconds, rng)) for rng in seeds[:CLIENTS]]
+    times += [list(bursts(1000, 0.08, seconds, rng)) for rng in seeds[CLIENTS:]]
     async with asyncio.timeout(seconds + _GIVE_UP):
-        return await asyncio.gather(*tasks)
+        found = await asyncio.gather(
+            *(client(address, f"127.0.1.{n}", begin, some) for n, some in enumerate(times, start=1))
+        )
+    return found[:CLIENTS], found[CLIENTS:]
 
 
 def most(answers: Sequence[Answer]) -> int:
-    """Return the most requests that were let through within a second."""
+    """Return the most requests that were allowed within a second."""
     passed = [answer.at for answer in answers if answer.passed]
     return max(sum(at - 1 + _EDGE < other <= at for other in passed) for at in passed)
 
@@ -304,52 +292,42 @@ def wrong(answers: Sequence[Answer]) -> float:
 
 
 def verify(peer: Peer, requests: int) -> None:
-    """End if the agent was not asked about the requests: HAProxy counts alone when it is slow."""
+    """End if the agent did not check the requests: HAProxy counts itself when it is slow."""
     if peer.allowed.agent:
         peer.allowed.agent.stop()
         checks = peer.allowed.agent.checks()
         if checks < _ASKED * requests:
-            sys.exit(f"{peer.name}: {requests} requests, but the agent was asked {checks} times")
-
-
-def row(
-    peer: Peer, samples: dict[str, list[tuple[Sample, Sample | None]]], exact: list[list[Answer]]
-) -> Row:
-    taken, bases = samples[peer.name], samples[peer.base]
-    refusals = [refused for _, refused in taken if refused]
-    random_ones, bursts = exact[:CLIENTS], exact[CLIENTS:]
-    return Row.of(
-        peer.name,
-        Figure.of(allowed.rate for allowed, _ in taken),
-        Figure.of(allowed.cpu for allowed, _ in taken),
-        Figure.of(a.cpu - b.cpu for (a, _), (b, _) in zip(taken, bases, strict=True))
-        if peer.name != peer.base
-        else None,
-        Figure.of(refused.rate for refused in refusals) if refusals else None,
-        Figure.of(refused.cpu for refused in refusals) if refusals else None,
-        Figure.of(most(answers) for answers in random_ones) if exact else None,
-        Figure.of(most(answers) for answers in bursts) if exact else None,
-        Figure.of(wrong(answers) for answers in bursts) if exact else None,
-    )
+            sys.exit(f"{peer.name}: {requests} requests, but the agent checked {checks}")
 
 
 def run(programs: Programs, options: argparse.Namespace) -> Report:
-    peers = set_up(Setup(programs))
-    samples: dict[str, list[tuple[Sample, Sample | None]]] = {peer.name: [] for peer in peers}
-    seconds = int(options.seconds)
-    for number in range(options.rounds):
-        # Back and forth, so that none always comes after the same one.
-        for peer in peers if number % 2 == 0 else reversed(peers):
-            harness.progress(f"round {number + 1} of {options.rounds}: {peer.name}")
-            refused = load(peer, peer.refused, seconds, refused=True) if peer.refused else None
-            samples[peer.name].append((load(peer, peer.allowed, seconds, refused=False), refused))
-    exact: dict[str, list[list[Answer]]] = {}
-    for peer in peers:
-        harness.progress(f"how exact: {peer.name}")
+    peers = {peer.name: peer for peer in set_up(Setup(programs))}
+    allowed: dict[str, list[Sample]] = {name: [] for name in peers}
+    refused: dict[str, list[Sample]] = {name: [] for name in peers}
+    for name in rounds(options.rounds, peers):
+        peer = peers[name]
+        if peer.refused:
+            refused[name].append(load(peer, peer.refused, options.seconds, refused=True))
+        allowed[name].append(load(peer, peer.allowed, options.seconds, refused=False))
+    rows = {}
+    exact = 2 + 2 * int(options.seconds)
+    for name, peer in peers.items():
+        progress(f"accuracy: {name}")
         door = peer.counted
-        exact[peer.name] = uvloop.run(_clients(door.address, 2 + 2 * seconds)) if door else []
-    for peer in peers:
-        verify(peer, sum(allowed.count for allowed, _ in samples[peer.name]))
+        random_ones, in_bursts = uvloop.run(clients(door.address, exact)) if door else ([], [])
+        pairs = zip(allowed[name], allowed[peer.base], strict=True)
+        rows[name] = (
+            [sample.rate for sample in allowed[name]],
+            [sample.cpu for sample in allowed[name]],
+            [a.cpu - b.cpu for a, b in pairs] if name != peer.base else None,
+            [sample.rate for sample in refused[name]],
+            [sample.cpu for sample in refused[name]],
+            [most(answers) for answers in random_ones],
+            [most(answers) for answers in in_bursts],
+            [wrong(answers) for answers in in_bursts],
+        )
+    for name, peer in peers.items():
+        verify(peer, sum(sample.count for sample in allowed[name]))
     columns = (
         Column("requests a second", "more", 0),
         Column("CPU us a request, all processes", "less", 1),
@@ -360,10 +338,9 @@ def run(programs: Programs, options: argparse.Namespace) -> Report:
         Column("most in a second, of 100, in bursts", "less", 0),
         Column("refused wrongly in bursts, %", "less", 1),
     )
-    note = f"wrk, {wrk.CONNECTIONS} connections, {options.rounds} rounds of {seconds} s; then "
-    note += f"{2 + 2 * seconds} s with {CLIENTS} clients of each kind: median (least-greatest)"
-    rows = tuple(row(peer, samples, exact[peer.name]) for peer in peers)
-    return Report((Table("peers", note, columns, rows),))
+    note = f"wrk, {http.CONNECTIONS} connections, {options.rounds} rounds of {options.seconds:g} s;"
+    note += f" then {exact} s with {CLIENTS} clients of each kind: median (least-greatest)"
+    return Report((Table.of("peers", note, columns, rows),))
 
 
 if __name__ == "__main__":

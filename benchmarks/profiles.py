@@ -1,19 +1,17 @@
-"""What the time goes into: HAProxy, the agent, Redis, each under its load.
+"""Where the CPU time goes in HAProxy, the agent and Redis, each under its load.
 
-``python -m benchmarks.profiles`` loads HAProxy as shipped, with an agent and Redis behind it, with
-wrk, and looks at HAProxy; it loads an agent without HAProxy, as ``benchmarks.agent`` does, and
-looks at that; and it loads four agents with clients near their limits, which is the most that Redis
-gets to do, and looks at Redis. ``perf`` samples by the CPU clock, so that it works in a virtual
-machine too, and tells where the time of the process is spent: in which program or library, in which
-system call, in which function. ``py-spy`` samples the agent's stack with its native frames, and so
-names the functions of the compiled modules and what called them.
+``python -m benchmarks.profiles`` profiles HAProxy as shipped, with an agent and Redis behind it,
+under wrk; an agent without HAProxy, loaded as in ``benchmarks.agent``; and Redis under four agents
+with clients near their limits, which is the largest load for Redis. ``perf`` samples by the CPU
+clock, so it works in a virtual machine, too, and shows the share of each program or library, system
+call and function. ``py-spy`` samples the agent's stack with its native frames, so it names the
+functions of the compiled modules and their callers.
 
-Both need root, or the right to look at other processes.
+Both need root, or the right to trace other processes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import re
 import subprocess
 import sys
@@ -22,13 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import command, harness, wrk
-from benchmarks.agent import CONNECTIONS, Bench, known
-from benchmarks.fleet_load import HEAVY, RATE, Fleet, frames_of, load, streams_to
-from benchmarks.harness import Figure, Programs
-from benchmarks.peers import ALLOWED, Setup
-from benchmarks.report import Column, Report, Row, Table
-from tests.helpers.servers import Server
+from benchmarks.harness import command, http
+from benchmarks.harness.fleet import HEAVY, HEAVY_RATE, Fleet, load
+from benchmarks.harness.haproxy import ALLOWING, SHIPPED, HAProxy
+from benchmarks.harness.programs import Programs, free_address, progress, require
+from benchmarks.harness.report import Column, Figure, Report, Table
+from benchmarks.harness.spop import CONNECTIONS, Bench, known
 
 if TYPE_CHECKING:
     import argparse
@@ -37,10 +34,10 @@ SHOWN = 12
 """Functions and system calls that are shown, at most."""
 
 _LEAST = 0.5  # percent below which a part is not shown
-_EVERYTHING = 80  # percent from which on a caller is the whole program, and tells nothing
-_LOOP = "uv_run, core.c"  # is in the stack of the thread that answers, and of no other
-_FREQUENCY = 997  # samples a second; not in step with anything
-_LONGER = 2  # seconds that a load goes on for beyond its samples
+_EVERYTHING = 80  # percent above which a caller is the whole program
+_LOOP = "uv_run, core.c"  # only in the stack of the thread that answers
+_FREQUENCY = 997  # samples a second; in step with no other period
+_LONGER = 2  # seconds of a load after its samples
 _TIMEOUT = 30  # seconds for a sampler to end after its load
 _IN_FLIGHT = 8
 _WORST_CLIENTS = 500
@@ -49,29 +46,29 @@ _NODES = 4
 
 @dataclass
 class Shares:
-    """Percent of a program's time by part, of each round."""
+    """Percent of a program's time by part, for each round."""
 
     rounds: list[dict[str, float]] = field(default_factory=list)
 
-    def rows(self, kind: str) -> list[Row]:
-        """Return the greatest parts; what a round does not have is 0 there."""
+    def rows(self, kind: str) -> dict[str, list[Figure]]:
+        """Return the greatest parts; a part that a round does not have is 0 there."""
         names = {name for shares in self.rounds for name in shares}
         figures = {
             name: Figure.of(shares.get(name, 0.0) for shares in self.rounds) for name in names
         }
         greatest = sorted(names, key=lambda name: -figures[name].median)[:SHOWN]
-        return [
-            Row.of(f"{kind}: {name}", figures[name])
+        return {
+            f"{kind}: {name}": [figures[name]]
             for name in greatest
             if figures[name].median >= _LEAST
-        ]
+        }
 
 
 class Perf:
     """Samples of a process, of some rounds."""
 
     def __init__(self, programs: Programs) -> None:
-        self._perf = harness.require("perf", "linux-perf")
+        self._perf = require("perf", "linux-perf")
         self._file = programs.folder / "perf.data"
         self._objects, self._calls, self._functions = Shares(), Shares(), Shares()
 
@@ -83,14 +80,14 @@ class Perf:
         _output(process)
         self._objects.rounds.append(self._shares("dso"))
         self._functions.rounds.append(self._shares("dso,sym"))
-        # A system call is what is below it, so that it is one number and not all of the kernel.
+        # A system call includes its callees, so it is one number and not all of the kernel.
         calls = self._shares("sym", "--children")
         found = ((re.fullmatch(r"__\w+?_sys_(\w+)", name), share) for name, share in calls.items())
         self._calls.rounds.append({match[1]: share for match, share in found if match})
 
-    def rows(self) -> list[Row]:
-        functions = self._functions.rows("function")
-        return [*self._objects.rows("in"), *self._calls.rows("system call"), *functions]
+    def rows(self) -> dict[str, list[Figure]]:
+        parts = self._objects.rows("in") | self._calls.rows("system call")
+        return parts | self._functions.rows("function")
 
     def _shares(self, by: str, way: str = "--no-children") -> dict[str, float]:
         options = ("--stdio", way, "-g", "none", "-t", ";", "-s", by)
@@ -133,12 +130,12 @@ class Spy:
         shares = {n: 100 * c / total for n, c in within.items()}
         self._within.rounds.append({n: s for n, s in shares.items() if s < _EVERYTHING})
 
-    def rows(self) -> list[Row]:
-        return [*self._itself.rows("itself"), *self._within.rows("with what it calls")]
+    def rows(self) -> dict[str, list[Figure]]:
+        return self._itself.rows("itself") | self._within.rows("with its callees")
 
 
 def _plain(name: str) -> str:
-    """Return an object or a function as a reader knows it."""
+    """Return the usual name of an object or a function."""
     name = re.sub(r"^\[[.kuGg]\] ", "", name.strip().removesuffix("-").strip())
     name = re.sub(r"\.(cpython-|so\b).*", "", name)
     if name.startswith("0x"):
@@ -151,7 +148,7 @@ def _plain(name: str) -> str:
 
 
 def _demangled(name: str) -> str:
-    """Return what Cython makes of a dotted name: each part after its length."""
+    """Return the dotted name of a function of Cython, which writes each part after its length."""
     parts = []
     while found := re.match(r"_?(\d+)", name):
         size = int(found[1])
@@ -183,49 +180,65 @@ def _output(process: subprocess.Popen[str]) -> str:
     return out
 
 
-def run(programs: Programs, options: argparse.Namespace) -> Report:
-    seconds = options.seconds
-    haproxy, agent, spied, redis = Perf(programs), Perf(programs), Spy(programs), Perf(programs)
-    lasting = int(seconds) + _LONGER
-    door = Setup(programs).agent(ALLOWED, redis=True)
-    for number in range(options.rounds):
-        harness.progress(f"round {number + 1} of {options.rounds}: HAProxy")
-        sampler = haproxy.start(door.programs[0].pid, seconds)
-        wrk.load(door.address, lasting)
-        haproxy.finish(sampler)
-    for program in door.programs:
-        program.stop()
-    bench, asked = Bench(programs, "agent", "compiled", unix=False), known()
-    bench.probe(asked)
-    for number in range(options.rounds):
-        harness.progress(f"round {number + 1} of {options.rounds}: agent")
-        profile: Perf | Spy
-        for profile in (agent, spied):
+def profile_haproxy(programs: Programs, rounds: int, seconds: float) -> Perf:
+    """Profile HAProxy as shipped, with an agent and Redis."""
+    profile, spop = Perf(programs), free_address()
+    server, _ = programs.redis()
+    _, backend = programs.application()
+    config = f'{ALLOWING}[store]\nurl = "{server.url}"\n'
+    agent = programs.agent("agent", "compiled", spop, config)
+    settings = {"RATELIMIT_SPOP": spop, "RATELIMIT_BACKEND": backend}
+    haproxy = HAProxy(programs, "shipped", SHIPPED, agent, **settings)
+    for number in range(rounds):
+        progress(f"round {number + 1} of {rounds}: HAProxy")
+        sampler = profile.start(haproxy.program.pid, seconds)
+        http.wrk(haproxy.address, seconds + _LONGER)
+        profile.finish(sampler)
+    return profile
+
+
+def profile_agent(programs: Programs, rounds: int, seconds: float) -> tuple[Perf, Spy]:
+    """Profile an agent that is loaded directly."""
+    profiles = Perf(programs), Spy(programs)
+    bench = Bench(programs, "agent")
+    bench.probe(known())
+    for number in range(rounds):
+        progress(f"round {number + 1} of {rounds}: agent")
+        for profile in profiles:
             sampler = profile.start(bench.program.pid, seconds)
-            bench.load(asked, _IN_FLIGHT, lasting)
+            bench.load(known(), _IN_FLIGHT, seconds + _LONGER)
             profile.finish(sampler)
     bench.finish()
-    server = Server(programs.folder)
-    with contextlib.ExitStack() as stack:
-        stack.callback(server.kill)
-        server.start()
-        assert server.process
-        fleet = Fleet(programs, "worst", _NODES, server, "10ms")
-        frames = frames_of(HEAVY, _WORST_CLIENTS)
-        for number in range(options.rounds):
-            harness.progress(f"round {number + 1} of {options.rounds}: Redis")
-            streams = streams_to(fleet, frames, 0.9 * RATE * _WORST_CLIENTS)
-            sampler = redis.start(server.process.pid, seconds)
-            load(fleet, streams, lasting)
-            redis.finish(sampler)
-            for stream in streams:
-                stream.sock.close()
-        fleet.stop()
-    note = f"{options.rounds} rounds of {seconds:g} s, perf by the CPU clock; "
-    front = f"{note}wrk, {wrk.CONNECTIONS} connections, through HAProxy as shipped, with Redis"
+    return profiles
+
+
+def profile_redis(programs: Programs, rounds: int, seconds: float) -> Perf:
+    """Profile Redis under agents whose clients are all near their limits."""
+    profile = Perf(programs)
+    server, program = programs.redis()
+    fleet = Fleet(programs, "worst", _NODES, server)
+    for number in range(rounds):
+        progress(f"round {number + 1} of {rounds}: Redis")
+        streams = fleet.streams(HEAVY, _WORST_CLIENTS, HEAVY_RATE * _WORST_CLIENTS)
+        sampler = profile.start(program.pid, seconds)
+        load(fleet, streams, seconds + _LONGER)
+        profile.finish(sampler)
+    return profile
+
+
+def run(_: Programs, options: argparse.Namespace) -> Report:
+    rounds, seconds = options.rounds, options.seconds
+    with Programs() as programs:
+        haproxy = profile_haproxy(programs, rounds, seconds)
+    with Programs() as programs:
+        agent, spied = profile_agent(programs, rounds, seconds)
+    with Programs() as programs:
+        redis = profile_redis(programs, rounds, seconds)
+    note = f"{rounds} rounds of {seconds:g} s, perf by the CPU clock; "
+    front = f"{note}wrk, {http.CONNECTIONS} connections, through HAProxy as shipped, with Redis"
     alone = f"{CONNECTIONS} connections with {_IN_FLIGHT} frames in flight on each, without HAProxy"
     worst = f"{note}{_NODES} agents, {_WORST_CLIENTS} clients at 0.9 of their limit"
-    stacks = f"{options.rounds} rounds of {seconds:g} s, py-spy with native frames; {alone}"
+    stacks = f"{rounds} rounds of {seconds:g} s, py-spy with native frames; {alone}"
     tables = (
         ("HAProxy", front, haproxy),
         ("agent", f"{note}{alone}", agent),
@@ -233,7 +246,7 @@ def run(programs: Programs, options: argparse.Namespace) -> Report:
         ("Redis", worst, redis),
     )
     column = (Column("% of its time", digits=1),)
-    return Report(tuple(Table(title, n, column, tuple(p.rows())) for title, n, p in tables))
+    return Report(tuple(Table.of(title, n, column, p.rows()) for title, n, p in tables))
 
 
 if __name__ == "__main__":

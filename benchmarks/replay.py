@@ -1,8 +1,8 @@
-"""How fast ``ratelimit replay`` reads a log, and in how much memory.
+"""The CPU time and memory with which ``ratelimit replay`` reads a log.
 
-``python -m benchmarks.replay`` writes a log of a million lines in each format, 25,000 clients of
-whom ten attack a third of the time, and has the command read it. Times are CPU times of the
-command, from its start to its end, user and system.
+``python -m benchmarks.replay`` writes a log of a million lines in each format, with 25,000 clients,
+ten of which attack a third of the time, and replays it. Times are CPU times of the command, from
+its start to its end, user and system.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from benchmarks import command, harness
-from benchmarks.harness import Figure, Programs, Target
-from benchmarks.report import Column, Report, Row, Table
+from benchmarks.harness import command
+from benchmarks.harness.programs import MIB, ROOT, Programs, progress
+from benchmarks.harness.report import Column, Figure, Report, Table, Target
 
 if TYPE_CHECKING:
     import argparse
@@ -58,13 +58,13 @@ def lines(form: str, count: int) -> Iterator[str]:
 
 
 def measure(file: Path, output: Path) -> tuple[float, int]:
-    """Return the CPU seconds and the most memory, in bytes, of one replay.
+    """Return the CPU seconds and the maximum memory, in bytes, of one replay.
 
-    The memory that Linux tells is at least what this process had when it started the other.
+    Linux reports at least the memory that this process had when it started the other.
     """
     command = [sys.executable, "-m", "ratelimit", "replay", str(file), "--json"]
     with output.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, cwd=harness.ROOT)
+        process = subprocess.Popen(command, stdout=out, cwd=ROOT)
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -77,31 +77,28 @@ def run(programs: Programs, options: argparse.Namespace) -> Report:
     count = 200_000 if options.quick else 1_000_000
     logs: dict[str, Path] = {}
     for form in FORMATS:
-        harness.progress(f"writing: {form}")
+        progress(f"writing: {form}")
         logs[form] = folder / f"{len(logs)}.log"
         with logs[form].open("w") as file:
             file.writelines(f"{line}\n" for line in lines(form, count))
     logs["HAProxy, gzip"] = folder / "gzip.log"
     with logs["HAProxy"].open("rb") as plain, gzip.open(logs["HAProxy, gzip"], "wb", 6) as packed:
         shutil.copyfileobj(plain, packed)
-    rows, targets = [], []
+    rows, targets = {}, []
     for form, log in logs.items():
-        harness.progress(f"reading: {form}")
+        progress(f"reading: {form}")
         runs = [measure(log, folder / "found.json") for _ in range(rounds)]
         report = json.loads((folder / "found.json").read_text())
         assert report["requests"] == count
         seconds = Figure.of(cpu for cpu, _ in runs)
-        rows.append(
-            Row.of(
-                form,
-                seconds,
-                Figure.of(count / cpu for cpu, _ in runs),
-                Figure.of(size / 2**20 for _, size in runs),
-                100 * report["refused"] / count,
-            )
+        rows[form] = (
+            seconds,
+            [count / cpu for cpu, _ in runs],
+            [size / MIB for _, size in runs],
+            100 * report["refused"] / count,
         )
         million = seconds.median / count * 1e6
-        targets.append(Target(f"CPU seconds a million lines, {form}", million, LIMIT, at_most=True))
+        targets.append(Target(f"CPU seconds a million lines, {form}", million, LIMIT))
     columns = (
         Column("CPU s", "less"),
         Column("lines a CPU s", "more", 0),
@@ -109,7 +106,7 @@ def run(programs: Programs, options: argparse.Namespace) -> Report:
         Column("refused, %", digits=1),
     )
     note = f"ratelimit replay of {count:,} lines, {rounds} times"
-    return Report((Table("log", note, columns, tuple(rows)),), tuple(targets))
+    return Report((Table.of("log", note, columns, rows),), tuple(targets))
 
 
 if __name__ == "__main__":

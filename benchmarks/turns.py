@@ -1,10 +1,10 @@
-"""The longest turn of the agent's event loop, in CPU time, whatever it does next to the answers.
+"""The longest turn of the agent's event loop, in CPU time, during all work other than answers.
 
-``python -m benchmarks.turns`` runs an agent whose lists are full: 200,000 blocks, 100,000 of them
-by hand and 20,000 of these of networks, 100,000 networks on the deny list, and a HAProxy whose edge
-table has 100,000 entries. Each route of its API is asked for. It reloads, drops what has ended,
-comes back from outages of Redis, and compares the edge table. A check that comes meanwhile waits
-for the turn under way, so the longest one is what any of this may cost a check.
+``python -m benchmarks.turns`` runs an agent with full lists: 200,000 blocks, 100,000 of them by
+hand, of which 20,000 are of networks; 100,000 networks on the deny list; and an HAProxy whose edge
+table has 100,000 entries. It requests each route of the API, reloads, removes ended blocks,
+recovers from outages of Redis, and compares the edge table. A check that arrives meanwhile waits
+for the current turn, so the longest turn is the greatest delay by such work.
 """
 
 from __future__ import annotations
@@ -15,33 +15,28 @@ import contextlib
 import functools
 import http.client
 import random
-import re
 import signal
-import socket
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
-from benchmarks import command, harness
-from benchmarks.agent import Frames
-from benchmarks.end_to_end import SHIPPED, HAProxy
-from benchmarks.harness import Figure, Programs, Target
-from benchmarks.operations import Api
-from benchmarks.probe import Turns
-from benchmarks.reload import networks
-from benchmarks.report import Column, Report, Row, Table
+from benchmarks.harness import command
+from benchmarks.harness.haproxy import SHIPPED, HAProxy
+from benchmarks.harness.http import Api
+from benchmarks.harness.launch import Turns
+from benchmarks.harness.programs import Program, Programs, progress, until
+from benchmarks.harness.report import Column, Report, Table, Target
+from benchmarks.harness.spop import block, networks
 from ratelimit.haproxy.commands import batches, set_entry
 from ratelimit.model import EVERY_LIMIT, Block
 from ratelimit.store.redis.store import RedisStore
 from ratelimit.store.redis.url import parse
-from tests.helpers import wire
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterable, Iterator
 
 BLOCKS = 200_000
 BY_HAND = 100_000
@@ -58,10 +53,9 @@ _ENDED = 25_000  # of the blocks; others may take their places
 _LENGTH = 10  # seconds of a block that ends
 _READERS = 16
 _PATIENCE = 240  # seconds
-_AT_ONCE = 50  # checks
 _LIMITS = 0x0B000000  # 11.0.0.0: blocked by a limit
 _HANDS = 0x0C000000
-_STALE = 0x0D000000  # refused by the edge alone
+_STALE = 0x0D000000  # only in the edge table
 _STRANGERS = 0x10000000  # 16.0.0.0; no listed network is below 32.0.0.0
 
 ROUTES = {
@@ -81,7 +75,7 @@ ROUTES = {
     "GET /readyz": "/readyz",
     "GET /": "/",
 }
-"""What is read, by its name in the report."""
+"""The paths that are read, by their name in the report."""
 
 
 class Site:
@@ -91,65 +85,58 @@ class Site:
         self._programs = programs
         folder = programs.folder
         self._spop = f"{folder}/spop.sock"
-        self._edge = folder / "edge.sock"
-        self._redis, address = programs.redis()
-        self._url = f"redis://{address}"
+        self._server, self._redis = programs.redis()
         (folder / "deny.lst").write_text("\n".join(networks(LISTED, 1)))
         (folder / "maps").mkdir()
         self.turns = Turns(folder / "turns")
         self._clients = _STRANGERS
-        asyncio.run(_tell(self._url, _blocks(int(time.time()))))
-        HAProxy(
-            programs,
-            "edge",
-            SHIPPED,
-            RATELIMIT_SPOP=f"unix@{self._spop}",
-            RATELIMIT_STATS_LEVEL="admin",
-        )
-        self.program: harness.Program
+        asyncio.run(_write(self._server.url, _blocks(int(time.time()))))
+        settings = {"RATELIMIT_SPOP": f"unix@{self._spop}", "RATELIMIT_STATS_LEVEL": "admin"}
+        self._edge = HAProxy(programs, "edge", SHIPPED, None, **settings)
+        self.program: Program
 
     def start(self) -> None:
-        """Start the agent, which reads all that Redis has."""
+        """Start the agent, which reads everything from Redis."""
         folder = self._programs.folder
         self.program = self._programs.agent(
             "agent",
             "compiled",
             self._spop,
-            f'[store]\nurl = "{self._url}"\n'
-            f'[haproxy]\nsockets = ["{self._edge}"]\nmaps_dir = "{folder}/maps"\n'
+            f'[store]\nurl = "{self._server.url}"\n'
+            f'[haproxy]\nsockets = ["{self._edge.socket}"]\nmaps_dir = "{folder}/maps"\n'
             f'[lists]\ndeny_files = ["{folder}/deny.lst"]\n'
             "[limits.default]\nipv4_prefix = 32\n[limits.login]\n"
             f'[limits.short]\nrate = 1\nblock = ["{_LENGTH}s"]\nforget = "1s"\nfuse = 0\n',
             {"BENCHMARK_TURNS": str(folder / "turns")},
         )
-        self.turns.clear()  # before the agent listens, no check waits
-        self.until(lambda: re.search('"store (reached|back)"', self._log()), "all is known")
+        self.turns.clear()  # no check waits before the agent listens
+        self._until("everything is read", lambda: self.program.logged('"store (reached|back)"'))
 
-    def ask(self, method: str, path: str, body: object = None) -> bytes:
-        api = Api.of(self.program, _PATIENCE)
-        status, answer = api(method, path, body)
+    def api(self) -> Api:
+        return Api(self.program, _PATIENCE)
+
+    def ask(self, method: str, path: str, body: object = None) -> None:
+        status, answer = self.api()(method, path, body)
         if status >= 400 and status != http.client.NOT_FOUND:
             sys.exit(f"{method} {path}: {status} {answer!r}")
-        return answer
 
     def status(self, section: str, name: str) -> int:
-        return int(Api.of(self.program, _PATIENCE).get("/v1/status")[section][name])
+        return int(self.api().get("/v1/status")[section][name])
 
-    def until(self, condition: Callable[[], object], what: str) -> None:
-        deadline = time.monotonic() + _PATIENCE
-        while not condition():
-            if time.monotonic() > deadline or self.program.process.poll() is not None:
-                sys.exit(f"not within {_PATIENCE} s: {what}\n{self._log()[-3000:]}")
-            time.sleep(0.1)
+    def _until(self, what: str, condition: Callable[[], object]) -> None:
+        until(what, condition, _PATIENCE, self.program, every=0.1)
 
-    def _log(self) -> str:
-        return self.program.log.read_text()
+    def _logs(self, text: str, action: Callable[[], object]) -> None:
+        """Do something and wait until the agent logs a text once more."""
+        before = len(self.program.logged(text))
+        action()
+        self._until(text, lambda: len(self.program.logged(text)) > before)
 
-    # What is timed; each waits until the agent has done it.
+    # The work that is timed; each method waits until the agent has done it.
 
     def settle(self) -> None:
-        """Wait until Redis has been told everything."""
-        self.until(lambda: self.status("store", "unwritten") == 0, "everything is written")
+        """Wait until everything is written to Redis."""
+        self._until("everything is written", lambda: self.status("store", "unwritten") == 0)
 
     def readers(self) -> None:
         threads = [
@@ -166,18 +153,16 @@ class Site:
         self.ask("DELETE", f"/v1/blocks/{key.replace('/', '%2F')}")
 
     def events(self) -> None:
-        """Listen, from the thousand events on that came up before the last reload."""
-        connection = Api.of(self.program, _PATIENCE).connection
-        with contextlib.closing(connection):
+        """Read events, from the thousand events before the last reload on."""
+        with contextlib.closing(self.api().connection) as connection:
             connection.request("GET", "/v1/events", headers={"Last-Event-ID": "1"})
             answer = connection.getresponse()
             while not answer.readline().startswith(b"event: reload"):
                 pass
 
     def reload(self) -> None:
-        reloads = self._log().count('"configuration reloaded"')
-        self.program.process.send_signal(signal.SIGHUP)
-        self.until(lambda: self._log().count('"configuration reloaded"') > reloads, "a reload")
+        hang_up = functools.partial(self.program.process.send_signal, signal.SIGHUP)
+        self._logs('"configuration reloaded"', hang_up)
 
     def other_prefixes(self) -> None:
         """Reload with limits that count other clients."""
@@ -187,62 +172,42 @@ class Site:
         self.reload()
 
     def outage(self) -> None:
-        """Have Redis away for a moment, after which the whole list is read again."""
-        backs = self._log().count('"store back"')
-        losses = self._log().count('"store lost"')
-        self._redis.process.send_signal(signal.SIGSTOP)
-        self.until(lambda: self._log().count('"store lost"') > losses, "Redis is away")
-        self._redis.process.send_signal(signal.SIGCONT)
-        self.until(lambda: self._log().count('"store back"') > backs, "Redis is back")
+        """Stop Redis for a moment, after which the agent reads the whole list again."""
+        self._logs('"store lost"', self._server.pause)
+        self._logs('"store back"', self._server.resume)
 
     def emptied(self) -> None:
-        """Have Redis lose all of it; it is told the whole list."""
-        told = self._log().count("they were written back")
-        host, _, port = self._url.removeprefix("redis://").rpartition(":")
-        with socket.create_connection((host, int(port)), _PATIENCE) as sock:
-            sock.sendall(b"FLUSHALL\r\n")
-            sock.recv(100)
-        self.until(lambda: self._log().count("they were written back") > told, "Redis is told")
+        """Empty Redis; the agent writes the whole list again."""
+        self._logs("they were written back", lambda: self._server.do("FLUSHALL"))
 
     def block_many(self) -> None:
-        """Have many clients blocked, whose blocks end at about the same time."""
+        """Block many clients; the blocks end at about the same time."""
         self._clients += ENDING
-        hits = wire.int64(2)
-        frames = Frames.of(range(self._clients, self._clients + ENDING), ("short",), hits=hits)
-        size = _AT_ONCE * frames.size
-        with harness.connect(self._spop) as sock:
-            for start in range(0, ENDING * frames.size, size):
-                sock.sendall(frames.data[start : start + size])
-                answers = b""
-                while answers.count(b"block_until") < _AT_ONCE:
-                    answers += sock.recv(1 << 16)
+        block(self._spop, self._clients, ENDING, "short")
 
     def ended(self) -> None:
-        """Wait until all of these are forgotten."""
+        """Wait until all of these are removed."""
         path = f"/v1/blocks/{IPv4Address(self._clients + ENDING - 1)}"
-        self.until(lambda: Api.of(self.program, _PATIENCE)("GET", path)[0] == 404, "they end")
+        self._until("they end", lambda: self.api()("GET", path)[0] == http.client.NOT_FOUND)
 
     def compare(self) -> None:
-        """Compare an edge table that refuses clients which are not blocked."""
+        """Compare an edge table with entries of clients that are not blocked."""
         end = int(time.time()) + 3600
         keys = (f"::ffff:{IPv4Address(_STALE + n)}" for n in range(ENTRIES))
         before = self.status("edges", "corrected")
         for line in batches(set_entry(key, end) for key in keys):
-            with socket.socket(socket.AF_UNIX) as sock:
-                sock.connect(str(self._edge))
-                sock.sendall(line.encode() + b"\n")
-                while sock.recv(1 << 16):
-                    pass
+            self._edge.say(line)
         self.turns.clear()
         self.reload()
-        self.until(lambda: self.status("edges", "corrected") >= before + ENTRIES, "it is compared")
+        corrected = before + ENTRIES
+        self._until("it is compared", lambda: self.status("edges", "corrected") >= corrected)
 
 
-async def _tell(url: str, blocks: Iterable[Block]) -> None:
+async def _write(url: str, blocks: Iterable[Block]) -> None:
     store = RedisStore(parse(url))
     await store.start()
-    for block in blocks:
-        store.put(block)
+    for entry in blocks:
+        store.put(entry)
         while len(store.outbox) > 10_000:
             await asyncio.sleep(0.01)
     while len(store.outbox):
@@ -264,16 +229,8 @@ def _blocks(now: int) -> Iterator[Block]:
         yield Block(key, EVERY_LIMIT, "scrapes", 0, now, until, "ann", order=now * 1_000_000)
 
 
-@dataclass
-class Taken:
-    """What was found each time."""
-
-    longest: list[float] = field(default_factory=list)
-    long: list[int] = field(default_factory=list)
-
-
 def works(site: Site) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Yield what is timed in a round, by its name in the report."""
+    """Yield the work of a round, by its name in the report."""
     yield f"ticks, {ENDING:,} blocks are forgotten", site.ended
     for name, path in ROUTES.items():
         yield name, functools.partial(site.ask, "GET", path)
@@ -297,68 +254,62 @@ def works(site: Site) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "recovery, Redis was emptied", site.emptied
 
 
-def memory(seconds: float) -> Taken:
-    """Time random reads of as much memory as the agent has, in pieces of about a millisecond.
+def memory(seconds: float) -> list[float]:
+    """Time random reads of as much memory as the agent has; return milliseconds of each piece.
 
-    Nothing in this can take longer but the machine. Where the host gives memory to a virtual
-    machine when it is touched, the first reads cost the reader CPU time.
+    Only the machine can make a piece longer than about a millisecond. If the host gives memory to a
+    virtual machine only when the memory is touched, the first reads cost the reader CPU time.
     """
     words = array.array("q", range(25_000_000))
-    rnd, turns, taken = random.Random(1), [], Taken()
+    rnd, pieces = random.Random(1), []
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         places = rnd.choices(range(len(words)), k=2000)
         began = time.thread_time_ns()
         sum(map(words.__getitem__, places))
-        turns.append((time.thread_time_ns() - began) / 1e6)
-    taken.longest.append(max(turns))
-    taken.long.append(sum(turn > 1 for turn in turns))
-    return taken
+        pieces.append((time.thread_time_ns() - began) / 1e6)
+    return pieces
 
 
 def run(programs: Programs, options: argparse.Namespace) -> Report:
-    found: dict[str, Taken] = {}
+    found: dict[str, tuple[list[float], list[float]]] = {}
     site = Site(programs)
 
     def take(name: str, work: Callable[[], object]) -> None:
         site.turns.clear()
         work()
-        taken = found.setdefault(name, Taken())
-        taken.longest.append(site.turns.longest)
-        taken.long.append(site.turns.long)
+        longest, long = found.setdefault(name, ([], []))
+        longest.append(site.turns.longest)
+        long.append(site.turns.long)
         site.settle()
 
     take("a start, all is read", site.start)
     if (entries := site.status("blocklist", "entries")) != BLOCKS:
-        sys.exit(f"the agent knows {entries} blocks")
+        sys.exit(f"the agent has {entries} blocks")
     for number in range(1, options.rounds + 1):
         site.block_many()
         for name, work in works(site):
-            harness.progress(f"round {number} of {options.rounds}: {name}")
+            progress(f"round {number} of {options.rounds}: {name}")
             take(name, work)
-    table = Table(
+    table = Table.of(
         "longest turn",
         f"of the agent's event loop; {BLOCKS:,} blocks, {NETWORKS:,} of them of networks by hand, "
         f"{LISTED:,} networks on a list",
         (Column("longest, ms of CPU", "less"), Column("turns above 1 ms", "less", 0)),
-        tuple(
-            Row.of(name, Figure.of(taken.longest), Figure.of(taken.long))
-            for name, taken in found.items()
-        ),
+        found,
         drawn=False,
     )
-    harness.progress("the machine alone")
-    alone = memory(60 if options.rounds > 1 else 10)
-    machine = Table(
+    progress("the machine alone")
+    pieces = memory(60 if options.rounds > 1 else 10)
+    machine = Table.of(
         "the machine alone",
-        "reading 200 MB of memory at random; a turn can't be told shorter than this",
+        "random reads of 200 MB of memory; no turn can be measured as shorter than this",
         (Column("longest, ms of CPU"), Column("pieces above 1 ms", digits=0)),
-        (Row.of("2,000 reads", Figure.of(alone.longest), Figure.of(alone.long)),),
+        {"2,000 reads": (max(pieces), sum(piece > 1 for piece in pieces))},
         drawn=False,
     )
     targets = tuple(
-        Target(f"ms of a turn, {name}", max(taken.longest), BOUND, at_most=True)
-        for name, taken in found.items()
+        Target(f"ms of a turn, {name}", max(longest), BOUND) for name, (longest, _) in found.items()
     )
     return Report((table, machine), targets)
 

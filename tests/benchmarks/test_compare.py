@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from benchmarks import compare, report
-from benchmarks.harness import Figure, Target
-from benchmarks.report import Column, Record, Report, Row, Table
+from benchmarks import compare
+from benchmarks.harness import report
+from benchmarks.harness.report import Column, Figure, Record, Report, Row, Table, Target
 
 if TYPE_CHECKING:
     from pathlib import Path

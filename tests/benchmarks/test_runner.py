@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from benchmarks import __main__ as runner
-from benchmarks import report
-from benchmarks.harness import Target
-from benchmarks.report import Record, Report
+from benchmarks.harness import report
+from benchmarks.harness.report import Record, Report, Target
 
 if TYPE_CHECKING:
     from pathlib import Path

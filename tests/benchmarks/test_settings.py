@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from benchmarks import changes, harness, settings
-from benchmarks.changes import CFG, FIRST, LAST, Edit
-from benchmarks.harness import Figure
-from benchmarks.settings import Sample
+from benchmarks import settings
+from benchmarks.harness.programs import require
+from benchmarks.harness.report import Figure
+from benchmarks.settings import CFG, FIRST, LAST, Edit, Sample
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @pytest.mark.integration
 def test_haproxy_takes_every_setting_without_a_warning(tmp_path: Path) -> None:
-    haproxy = harness.require("haproxy")
-    for number, setting in enumerate(changes.offered(haproxy)):
+    haproxy = require("haproxy")
+    for number, setting in enumerate(settings.offered(haproxy)):
         folder = tmp_path / str(number)
-        changes.write(setting, folder)
+        settings.write(setting, folder)
         command = [haproxy, "-c", "-f", str(folder / CFG)]
         said = subprocess.run(command, capture_output=True, text=True, check=False)
         assert said.returncode == 0, (setting.name, said.stderr)
@@ -29,8 +29,8 @@ def test_haproxy_takes_every_setting_without_a_warning(tmp_path: Path) -> None:
 
 
 def test_every_edit_fits_the_shipped_files(tmp_path: Path) -> None:
-    for number, setting in enumerate(changes.SETTINGS):
-        changes.write(setting, tmp_path / str(number))
+    for number, setting in enumerate(settings.SETTINGS):
+        settings.write(setting, tmp_path / str(number))
 
 
 @pytest.mark.parametrize(("old", "count"), [("backend", 2), ("frontend", 0)])

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from benchmarks import report
-from benchmarks.flood import Crowd, Load, Sender
-from benchmarks.harness import ROOT
+from benchmarks.harness import report
+from benchmarks.harness.http import Crowd, Paced, Sender
+from benchmarks.harness.programs import HARNESS, ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,16 +90,16 @@ def test_wrong_done_to_anybody_ends_with_1() -> None:
     }
 
 
-async def flood_wrong(folder: Path) -> tuple[Load, Load]:
+async def flood_wrong(folder: Path) -> tuple[Paced, Paced]:
     program = str(folder / "paced")
-    source = ROOT / "benchmarks" / "paced.c"
+    source = HARNESS / "paced.c"
     compiler = ("-O2", "-D_GNU_SOURCE", "-Wall", "-Werror", "-o", program, str(source), "-lm")
     assert await (await asyncio.create_subprocess_exec("cc", *compiler)).wait() == 0
     server = await asyncio.start_server(wrong, "127.0.0.1", 0)
     async with server:
-        port = str(server.sockets[0].getsockname()[1])
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
         crowds = (Crowd("127.10.0.1", 5, 50), Crowd("127.66.0.1", 2, 600))
-        senders = [Sender(program, port, crowd, seed=1, seconds=1) for crowd in crowds]
+        senders = [Sender(program, address, crowd, seed=1, seconds=1) for crowd in crowds]
         visitors, attackers = [await asyncio.to_thread(sender.result) for sender in senders]
     return visitors, attackers
 
@@ -108,7 +108,7 @@ def test_clients_of_the_flood_count_what_they_got(tmp_path: Path) -> None:
     visitors, attackers = asyncio.run(flood_wrong(tmp_path))
     for load in (visitors, attackers):
         assert load.sent == load.allowed + load.refused + load.failed
-        assert len(load.took) == load.allowed
+        assert len(load.took()) == load.allowed
     assert visitors.refused > visitors.failed
     assert visitors.allowed == 0
     assert attackers.allowed > 2 * 100

@@ -1,8 +1,8 @@
-"""The application of ``peers.py`` that limits its clients itself, with the library ``limits``.
+"""The application of ``peers.py`` that limits its clients with the library ``limits``.
 
-``python -m benchmarks.peer_app PORT [STORAGE RATE]``: aiohttp on uvloop, which answers at once.
-With a storage, such as ``async+memory://``, a middleware allows each address so many requests a
-second, by the library's sliding window counter: two buckets, as HAProxy's ``http_req_rate``.
+``python -m benchmarks.harness.peer_app PORT [STORAGE RATE]``: aiohttp on uvloop, which answers at
+once. With a storage, such as ``async+memory://``, a middleware limits each address to so many
+requests a second, by the sliding window counter of the library: two buckets, like HAProxy.
 """
 
 from __future__ import annotations

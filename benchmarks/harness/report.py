@@ -1,8 +1,7 @@
-"""What a benchmark found: tables of figures, targets, and on which machine; as text and as JSON.
+"""The results of a benchmark: tables of figures and targets, as text and as JSON.
 
-A file of results holds one record for each benchmark. A benchmark that runs again replaces its own
-record and leaves the others, so that a file can be filled by several runs; each record says by
-itself when, where and of which commit it is.
+A file of results has one record for each benchmark, with its time, machine and commit. A further
+run of a benchmark replaces only its own record, so several runs can fill one file.
 """
 
 from __future__ import annotations
@@ -13,26 +12,70 @@ import json
 import os
 import platform
 import re
+import statistics
 import subprocess
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from benchmarks.harness import ROOT, Figure, Target, find
+from benchmarks.harness.programs import ROOT, find
 from ratelimit import __version__, engine
 
 Better = Literal["less", "more", "neither"]
 
 
 @dataclass(frozen=True)
+class Figure:
+    """The median of several rounds, with minimum and maximum."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Figure:
+        listed = sorted(values)
+        return cls(statistics.median(listed), listed[0], listed[-1])
+
+    def text(self, digits: int) -> str:
+        if self.low == self.high:
+            return f"{self.median:,.{digits}f}"
+        return f"{self.median:,.{digits}f} ({self.low:,.{digits}f}-{self.high:,.{digits}f})"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound for a figure: an upper one, or with ``at_most=False`` a lower one."""
+
+    name: str
+    value: float
+    bound: float
+    at_most: bool = True
+
+    @property
+    def reached(self) -> bool:
+        return self.value <= self.bound if self.at_most else self.value >= self.bound
+
+    def __str__(self) -> str:
+        sign = "at most" if self.at_most else "at least"
+        verdict = "reached" if self.reached else "MISSED"
+        return f"{verdict:8} {self.name}: {self.value:.3g}, {sign} {self.bound:g}"
+
+
+@dataclass(frozen=True)
 class Column:
-    """What is told of each row; only figures of which less or more is better are compared."""
+    """A column of a table; only figures that are better when ``less`` or ``more`` are compared."""
 
     name: str
     better: Better = "neither"
     digits: int = 2
+
+
+Cell = Figure | float | Iterable[float] | None
+"""A figure, a number that was taken once, those of several rounds, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +84,15 @@ class Row:
     cells: tuple[Figure | None, ...]
 
     @classmethod
-    def of(cls, name: str, *cells: Figure | float | None) -> Row:
-        """Return a row; a number is a figure that was taken once."""
-        figures = (Figure.of([c]) if isinstance(c, int | float) else c for c in cells)
-        return cls(name, tuple(figures))
+    def of(cls, name: str, *cells: Cell) -> Row:
+        return cls(name, tuple(map(_figure, cells)))
+
+
+def _figure(cell: Cell) -> Figure | None:
+    if cell is None or isinstance(cell, Figure):
+        return cell
+    values = [cell] if isinstance(cell, int | float) else list(cell)
+    return Figure.of(values) if values else None
 
 
 @dataclass(frozen=True)
@@ -56,12 +104,43 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     drawn: bool = True
-    """Whether the rows of a column have the same unit, so that they can be bars of one plot."""
+    """Whether the rows of a column have the same unit, so that a plot can show them as bars."""
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]
         assert len(set(names)) == len(names), f"{self.title}: a row is there twice: {names}"
         assert all(len(row.cells) == len(self.columns) for row in self.rows), self.title
+
+    @classmethod
+    def of(
+        cls,
+        title: str,
+        note: str,
+        columns: Sequence[Column],
+        rows: Mapping[str, Iterable[Cell]],
+        drawn: bool = True,
+    ) -> Table:
+        """Return a table of the cells of each row, by the name of the row."""
+        found = tuple(Row.of(name, *cells) for name, cells in rows.items())
+        return cls(title, note, tuple(columns), found, drawn)
+
+    @classmethod
+    def measured(
+        cls,
+        title: str,
+        note: str,
+        columns: Mapping[str, Column],
+        samples: Mapping[str, Iterable[object]],
+    ) -> Table:
+        """Return a table of the samples of each row.
+
+        ``columns`` are by the attribute of a sample; without a value (None) the cell is empty.
+        """
+        rows = {
+            name: [[v for s in taken if (v := getattr(s, what)) is not None] for what in columns]
+            for name, taken in samples.items()
+        }
+        return cls.of(title, note, list(columns.values()), rows)
 
     def lines(self) -> list[list[str]]:
         """Return the table as text, its head first."""
@@ -74,13 +153,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Report:
-    """What a benchmark returns."""
+    """The result of a benchmark."""
 
     tables: tuple[Table, ...]
     targets: tuple[Target, ...] = ()
 
     def show(self) -> None:
-        """Print the tables, the first column as text and the others as figures, and the targets."""
+        """Print the tables and the targets."""
         for table in self.tables:
             lines = table.lines()
             widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -92,12 +171,9 @@ class Report:
         for target in self.targets:
             print(target)
 
-    def __add__(self, other: Report) -> Report:
-        return Report(self.tables + other.tables, self.targets + other.targets)
-
 
 def _machine() -> dict[str, str]:
-    """Return what the figures depend on, by name."""
+    """Return the properties of machine and software that affect the figures, by name."""
     model = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     found = {
@@ -127,7 +203,7 @@ def _output(*command: str) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """A report with what it depends on."""
+    """A report with the conditions of its run."""
 
     report: Report
     quick: bool
@@ -151,9 +227,9 @@ def read(file: Path) -> dict[str, Record]:
 
 
 def write(file: Path, name: str, record: Record) -> None:
-    """Put a record into a file, in place of the one of that name, and leave the others.
+    """Write a record to a file; it replaces the record of that name, and the others stay.
 
-    Each record is a line, so that a change of one is a change of that line.
+    Each record is a line, so that a diff shows the changed records.
     """
     records = read(file) if file.exists() else {}
     records[name] = record
@@ -166,7 +242,7 @@ def write(file: Path, name: str, record: Record) -> None:
 
 
 def _short(value: Any) -> Any:
-    """Return figures with the six digits that a measurement can have at most."""
+    """Return the value with its figures rounded to six digits."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):

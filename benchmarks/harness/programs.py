@@ -1,36 +1,40 @@
-"""What the benchmarks share: programs that end with the run, CPU time, figures with spread."""
+"""The programs of a run: they end with the run, and their CPU time is read from the kernel."""
 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import re
 import shutil
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from tests.helpers import wire
+from tests.helpers.servers import PROGRAM, Server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-    from types import TracebackType
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-ROOT = Path(__file__).parent.parent
+Variant = TypeVar("Variant")
 
-_START_TIMEOUT = 30  # seconds for a program to accept connections
-STOP_TIMEOUT = 3  # seconds from SIGTERM to SIGKILL
+HARNESS = Path(__file__).parent
+ROOT = HARNESS.parent.parent
 
 CORES = sorted(os.sched_getaffinity(0))
-"""Of the machine, those that the run may use."""
+"""The cores of the machine that the run may use."""
+
+MIB = 1 << 20
+
+STOP_TIMEOUT = 3  # seconds from SIGTERM to SIGKILL
+
+_START_TIMEOUT = 30  # seconds for a program to accept connections
 
 Form = str
 """``compiled``, ``plain`` or, for the agent that only acknowledges, ``ack``."""
@@ -41,7 +45,7 @@ class Program:
     """A program of the run; its output is in ``log``."""
 
     process: subprocess.Popen[bytes]
-    log: Path
+    log: Path = Path(os.devnull)
 
     @property
     def pid(self) -> int:
@@ -49,19 +53,24 @@ class Program:
 
     def cpu(self) -> int:
         """Return its CPU time so far, user and system, in nanoseconds."""
-        total = 0
-        for task in Path(f"/proc/{self.pid}/task").iterdir():
-            total += int((task / "schedstat").read_text().split()[0])
-        return total
+        tasks = Path(f"/proc/{self.pid}/task").iterdir()
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
 
     def rss(self) -> int:
         """Return its resident memory in bytes."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) * 1024
 
+    def logged(self, pattern: str) -> list[str]:
+        """Return all that a regular expression finds in the log."""
+        return re.findall(pattern, self.log.read_text())
+
     def checks(self) -> int:
-        """Return how many checks the limiter's agent did; it logs that when it ends."""
-        return int(re.findall(r'"checks": (\d+)', self.log.read_text())[-1])
+        """Return the number of checks of an agent, which logs it at its end."""
+        return int(self.logged(r'"checks": (\d+)')[-1])
+
+    def pin(self, core: int) -> None:
+        os.sched_setaffinity(self.pid, {core})
 
     def stop(self) -> None:
         if self.process.poll() is None:
@@ -74,7 +83,7 @@ class Program:
 
 
 class Programs:
-    """The programs of a run and their folder; all of it ends with the run, however that ends."""
+    """The programs of a run and their folder; all end with the run, also after an error."""
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
@@ -85,13 +94,12 @@ class Programs:
         self.folder = Path(self._stack.enter_context(temporary))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def at_end(self, action: Callable[[], object]) -> None:
+        """Call something at the end of the run, before all that was started so far ends."""
+        self._stack.callback(action)
 
     def start(
         self,
@@ -101,9 +109,9 @@ class Programs:
         log: bool = True,
         files: Sequence[int] = (),
     ) -> Program:
-        """Start a program from the root of the checkout; ``settings`` are more variables for it.
+        """Start a program in the root of the checkout; ``settings`` are further variables.
 
-        It inherits the descriptors ``files``. No RATELIMIT_* variable of the caller reaches it.
+        The program inherits the descriptors ``files``, but no RATELIMIT_* variable of the caller.
         """
         path = self.folder / f"{name}.log" if log else Path(os.devnull)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RATELIMIT_")}
@@ -116,10 +124,10 @@ class Programs:
                 stdout=output,
                 stderr=subprocess.STDOUT if log else None,
                 pass_fds=files,
-                start_new_session=True,  # a Ctrl-C is for this program, which ends the others
+                start_new_session=True,  # Ctrl-C reaches this process only, which ends the others
             )
         program = Program(process, path)
-        self._stack.callback(program.stop)
+        self.at_end(program.stop)
         return program
 
     def agent(
@@ -130,9 +138,9 @@ class Programs:
         config: str = "",
         settings: Mapping[str, str] | None = None,
     ) -> Program:
-        """Start an agent on HOST:PORT or a path and wait until it answers.
+        """Start an agent on HOST:PORT or a path, and wait until it answers.
 
-        ``config`` is what its configuration file holds beside ``[agent] listen``.
+        ``config`` is its configuration, without ``[agent] listen``.
         """
         if form == "ack":
             command = [self.compiled("ack_agent"), address.rpartition(":")[2]]
@@ -140,7 +148,7 @@ class Programs:
             listen = f"{'unix' if '/' in address else 'tcp'}://{address}"
             file = self.folder / f"{name}.toml"
             file.write_text(f'[agent]\nlisten = ["{listen}"]\n{config}')
-            command = [sys.executable, "-m", "benchmarks.launch", form]
+            command = [sys.executable, "-m", "benchmarks.harness.launch", form]
             command += ["serve", "--config", str(file)]
         state = {
             "STATE_DIRECTORY": str(self.folder / f"{name}-state"),
@@ -150,21 +158,27 @@ class Programs:
         wait_for(program, lambda: connect(address).close())
         return program
 
-    def redis(self) -> tuple[Program, str]:
-        """Start a Redis that keeps nothing; return it and its HOST:PORT."""
-        program = require("redis-server")
+    def redis(self, *options: str) -> tuple[Server, Program]:
+        """Start a Redis."""
+        if PROGRAM is None:
+            sys.exit("there is no redis-server: apt-get install redis-server")
+        server = Server(self.folder, *options)
+        self.at_end(server.kill)
+        server.start()
+        assert server.process is not None
+        return server, Program(server.process)
+
+    def application(self, name: str = "application") -> tuple[Program, str]:
+        """Start an HAProxy that answers each request itself; return it and its HOST:PORT."""
         address = free_address()
-        host, _, port = address.rpartition(":")
-        command = [program, "--bind", host, "--port", port, "--save", "", "--appendonly", "no"]
-        started = self.start("redis", [*command, "--dir", str(self.folder)])
-        wait_for(started, lambda: socket.create_connection((host, int(port)), 5).close())
-        return started, address
+        command = [require("haproxy"), "-db", "-f", str(HARNESS / "application.cfg")]
+        return self.start(name, command, {"BENCH_LISTEN": address}), address
 
     def compiled(self, name: str) -> str:
         """Return the path of a program of this folder, compiled from its C source."""
         path = self.folder / name
         if not path.exists():
-            source = ROOT / "benchmarks" / f"{name}.c"
+            source = HARNESS / f"{name}.c"
             compiler = ["cc", "-O2", "-D_GNU_SOURCE", "-o", str(path), str(source), "-lm"]
             try:
                 subprocess.run(compiler, check=True)
@@ -173,42 +187,58 @@ class Programs:
         return str(path)
 
 
+def until(
+    what: str,
+    condition: Callable[[], object],
+    seconds: float = 20,
+    program: Program | None = None,
+    every: float = 0.01,
+) -> float:
+    """Repeat a condition until it is true; return the time then, by ``perf_counter``.
+
+    Ends the run after so many seconds, or if ``program`` has ended.
+    """
+    deadline = time.perf_counter() + seconds
+    while not condition():
+        if time.perf_counter() > deadline or (program and program.process.poll() is not None):
+            log = program.log.read_text()[-3000:] if program else ""
+            sys.exit(f"not within {seconds:g} s: {what}\n{log}")
+        time.sleep(every)
+    return time.perf_counter()
+
+
 def wait_for(program: Program, attempt: Callable[[], object]) -> None:
     """Repeat an attempt that raises OSError until it succeeds."""
-    deadline = time.monotonic() + _START_TIMEOUT
-    while True:
+
+    def succeeds() -> bool:
         try:
             attempt()
-        except OSError as error:
-            if program.process.poll() is not None or time.monotonic() > deadline:
-                sys.exit(f"{program.process.args!r}: {error}\n{program.log.read_text()}")
-            time.sleep(0.001)
-        else:
-            return
+        except OSError:
+            return False
+        return True
+
+    until(f"{program.process.args!r} answers", succeeds, _START_TIMEOUT, program, every=0.001)
 
 
 def free_address() -> str:
-    """Return HOST:PORT on loopback with a port that nobody uses."""
+    """Return HOST:PORT on loopback with an unused port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
-def get(address: str) -> int:
-    """Send HOST:PORT one HTTP request and return the status of the answer."""
+def pair(address: str) -> tuple[str, int]:
+    """Return host and port of HOST:PORT."""
     host, _, port = address.rpartition(":")
-    with contextlib.closing(http.client.HTTPConnection(host, int(port), timeout=5)) as connection:
-        connection.request("GET", "/")
-        return connection.getresponse().status
+    return host, int(port)
 
 
 def connect(address: str) -> socket.socket:
-    """Connect to an agent as HAProxy does and shake hands."""
+    """Connect to an agent on HOST:PORT or a path as HAProxy does, and shake hands."""
     if "/" in address:
         sock = socket.socket(socket.AF_UNIX)
         sock.connect(address)
     else:
-        host, _, port = address.rpartition(":")
-        sock = socket.create_connection((host, int(port)), 5)
+        sock = socket.create_connection(pair(address), 5)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.settimeout(5)
     sock.sendall(wire.hello())
@@ -218,69 +248,42 @@ def connect(address: str) -> socket.socket:
     return sock
 
 
-@dataclass(frozen=True)
-class Figure:
-    """The median of several rounds, with the least and the greatest."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Figure:
-        listed = sorted(values)
-        return cls(statistics.median(listed), listed[0], listed[-1])
-
-    def __str__(self) -> str:
-        return self.text()
-
-    def text(self, digits: int = 2) -> str:
-        if self.low == self.high:
-            return f"{self.median:,.{digits}f}"
-        return f"{self.median:,.{digits}f} ({self.low:,.{digits}f}-{self.high:,.{digits}f})"
+def pin() -> None:
+    """Put this program on the last core."""
+    os.sched_setaffinity(0, {CORES[-1]})
 
 
-@dataclass(frozen=True)
-class Target:
-    """A figure that must not be more, or not be less, than a bound."""
-
-    name: str
-    value: float
-    bound: float
-    at_most: bool
-
-    @property
-    def reached(self) -> bool:
-        return self.value <= self.bound if self.at_most else self.value >= self.bound
-
-    def __str__(self) -> str:
-        sign = "at most" if self.at_most else "at least"
-        verdict = "reached" if self.reached else "MISSED"
-        return f"{verdict:8} {self.name}: {self.value:.3g}, {sign} {self.bound:g}"
+def rounds(count: int, variants: Iterable[Variant]) -> Iterator[Variant]:
+    """Yield each variant once a round, back and forth: none always follows the same one."""
+    listed = list(variants)
+    for number in range(count):
+        for variant in listed if number % 2 == 0 else reversed(listed):
+            progress(f"round {number + 1} of {count}: {variant}")
+            yield variant
 
 
 def take_precedence() -> str:
-    """Have this program and those that it starts run before all other work of the machine.
+    """Run this program, and those that it starts, before all other work of the machine.
 
-    Being nice would not do: the kernel shares a core among sessions first (sched(7), autogroup).
-    Of themselves, one that is woken up comes when the one that runs waits, or after its slice
-    (``SCHED_RR``). Needs root; returns what is to be said of it in the note of a table.
+    Niceness would not suffice: the kernel shares a core among sessions first (sched(7),
+    autogroup). Programs of this class take turns (``SCHED_RR``). Requires root; returns what the
+    note of a table says about it.
     """
     try:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     except PermissionError:
-        return "beside all other work of the machine, for this was not run by root"
+        return "with the priority of all other work of the machine, since not run by root"
     return "before all other work of the machine"
 
 
 def put_first(process: subprocess.Popen[bytes]) -> None:
-    """Have a program that measures run before those that are measured, if that is allowed."""
+    """Run a program that measures before those that are measured, if that is allowed."""
     with contextlib.suppress(PermissionError):
         os.sched_setscheduler(process.pid, os.SCHED_RR, os.sched_param(2))
 
 
 def progress(text: str) -> None:
-    """Show how far the run is, where a person looks on."""
+    """Show the progress of the run on a terminal."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}\r", end="", file=sys.stderr, flush=True)
 
@@ -291,5 +294,5 @@ def find(program: str) -> str | None:
 
 
 def require(program: str, package: str = "") -> str:
-    """Return the path of a program; without it, the benchmark ends and says how to get it."""
+    """Return the path of a program; without it, end the benchmark and name its package."""
     return find(program) or sys.exit(f"there is no {program}: apt-get install {package or program}")

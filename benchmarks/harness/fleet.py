@@ -1,29 +1,24 @@
-"""Agents that share a Redis, steady loads for them, and what both take; see ``fleet.py``."""
+"""A fleet: agents that share a Redis, steady loads for them, and the cost of these."""
 
 from __future__ import annotations
 
-import random
 import select
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
-from benchmarks import harness
-from benchmarks.agent import Frames
-from benchmarks.harness import Program, Programs
+from benchmarks.harness.programs import Program, Programs, connect, free_address
+from benchmarks.harness.spop import Frames, Probe, shuffled
 from tests.helpers import wire
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from tests.helpers.servers import Server
+from tests.helpers.servers import Server
 
 RATE = 100  # hits a second, the default limit
 LIGHT_CLIENTS = 100_000
 HEAVY_CLIENTS = 100
-MAX_CLIENTS = 200_000
+HEAVY_RATE = 0.9 * RATE
+"""Hits a second of a heavy client: close to its limit."""
 
 LIGHT = 0x0A000000  # 10.0.0.0 on
 HEAVY = 0x0B000000
@@ -31,15 +26,16 @@ TICK = 0.001  # seconds between pieces of a steady stream
 ALLOWED_LONG = len(wire.frame(wire.ACK, b"", (240, 1)))
 """Bytes of an answer without variables, with ids of the size that ``Frames`` uses."""
 
+_MAX_CLIENTS = 200_000
 _PROBES = 0x0D000000
 _SILENCE = 5.0
 _WARM_UP = 1.2
 
 
 class Fleet:
-    """Agents that share a store; without a ``server``, ``url`` says what each has.
+    """Agents that share a Redis, or a store with another ``url``.
 
-    ``limit`` is more of the limit's configuration.
+    ``limit`` is further configuration of the limit.
     """
 
     def __init__(
@@ -48,7 +44,7 @@ class Fleet:
         name: str,
         nodes: int,
         server: Server | None,
-        interval: str,
+        interval: str = "10ms",
         url: str = "memory://",
         settings: Mapping[str, str] | None = None,
         limit: str = "",
@@ -56,19 +52,17 @@ class Fleet:
         self.name = name
         self.server = server
         self.agents: list[Program] = []
-        self.addresses = [harness.free_address() for _ in range(nodes)]
+        self.addresses = [free_address() for _ in range(nodes)]
         self._probe = _PROBES
         for number, address in enumerate(self.addresses):
-            folder = programs.folder / f"{name}-{number}"
-            url = server.url if server else url
+            node = f"{name}-{number}"
             config = (
-                f"max_clients = {MAX_CLIENTS}\n[store]\n"
-                f'url = "{url}"\nprefix = "{name}"\nstate_dir = "{folder}"\n'
-                f'sync_interval = "{interval}"\n[limits.default]\nrate = {RATE}\n{limit}\n'
+                f"max_clients = {_MAX_CLIENTS}\n[store]\n"
+                f'url = "{server.url if server else url}"\nprefix = "{name}"\n'
+                f'state_dir = "{programs.folder / node}"\nsync_interval = "{interval}"\n'
+                f"[limits.default]\nrate = {RATE}\n{limit}\n"
             )
-            self.agents.append(
-                programs.agent(f"{name}-{number}", "compiled", address, config, settings)
-            )
+            self.agents.append(programs.agent(node, "compiled", address, config, settings))
         if server is not None and nodes > 1:
             for address in self.addresses:
                 self._wait_until_known(server, address)
@@ -82,22 +76,33 @@ class Fleet:
         for agent in self.agents:
             agent.stop()
 
+    def streams(self, first: int, clients: int, rate: float) -> list[Stream]:
+        """Return streams that send each client round all nodes, ``rate`` checks a second in all."""
+        frames, nodes = shuffled(first, clients), len(self.addresses)
+        return [
+            Stream(address, frames, rate / nodes, number * frames.count // nodes)
+            for number, address in enumerate(self.addresses)
+        ]
+
+    def mix(self, light: float) -> list[Stream]:
+        """Return streams of the light clients, so many checks a second, and of the heavy ones."""
+        heavy = self.streams(HEAVY, HEAVY_CLIENTS, HEAVY_RATE * HEAVY_CLIENTS)
+        return [*self.streams(LIGHT, LIGHT_CLIENTS, light), *heavy]
+
     def _wait_until_known(self, server: Server, address: str) -> None:
         """Wait until a node shares clients with all the others.
 
-        It does so as soon as it speaks of a client that has just more than its share.
+        It then reports to Redis a client that has just more than its share.
         """
         share = RATE // (2 * len(self.addresses))
         deadline = time.monotonic() + 10
-        with harness.connect(address) as sock, server.client() as redis:
+        probe = Probe(address)
+        with probe.sock, server.client() as redis:
             while True:
                 self._probe += 1
-                key = self._probe.to_bytes(4)
-                message = wire.message("default", key=b"\x06" + key, hits=wire.int64(share + 1))
-                sock.sendall(wire.notify(message))
-                sock.recv(1 << 16)
+                probe.refuses(self._probe, share + 1)
                 time.sleep(0.03)
-                field = bytes(8) + key[::-1] + b"\xff\xff\0\0"
+                field = bytes(8) + self._probe.to_bytes(4, "little") + b"\xff\xff\0\0"
                 found = redis.keys(f"{self.name}:*:hits:*")
                 if any(redis.hexists(counts, field) for counts in cast("list[bytes]", found)):
                     return
@@ -107,7 +112,7 @@ class Fleet:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a load of so many checks took; of Redis all is 0 where there is none."""
+    """The cost of a load of so many checks; the figures of Redis are 0 without one."""
 
     checks: int
     agents: int  # CPU nanoseconds
@@ -115,8 +120,13 @@ class Usage:
     commands: int
     octets: int
 
-    def per_check(self, value: float) -> float:
-        return value / self.checks
+    @property
+    def commands_a_check(self) -> float:
+        return self.commands / self.checks
+
+    @property
+    def octets_a_check(self) -> float:
+        return self.octets / self.checks
 
     @property
     def agent_us(self) -> float:
@@ -128,7 +138,7 @@ class Usage:
 
 
 class Meter:
-    """Reads what a fleet and its Redis have used so far."""
+    """The use of CPU and network by a fleet and its Redis since the start of the meter."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
@@ -143,27 +153,27 @@ class Meter:
         with server.client() as client:
             commands = cast("dict[str, dict[str, int]]", client.info("commandstats"))
             stats = cast("dict[str, int]", client.info("stats"))
-        # What the scripts call is counted there too.
+        # Commands called by scripts are counted there too.
         sent = sum(
             commands.get(f"cmdstat_{name}", {"calls": 0})["calls"]
             for name in ("evalsha", "eval", "ping")
         )
         octets = stats["total_net_input_bytes"] + stats["total_net_output_bytes"]
-        return agents, Program(server.process, Path()).cpu(), sent, octets
+        return agents, Program(server.process).cpu(), sent, octets
 
     def usage(self, checks: int) -> Usage:
         return Usage(checks, *(b - a for a, b in zip(self._start, self._read(), strict=True)))
 
 
 class Stream:
-    """Frames of one size that go round, sent to one node at a steady rate.
+    """Frames of one size, sent again and again to one node at a steady rate.
 
     ``asked`` and ``received`` count frames and bytes of answers; any answer longer than
-    ``ALLOWED_LONG`` is a refusal, which here shows in the bytes.
+    ``ALLOWED_LONG`` is a refusal.
     """
 
     def __init__(self, address: str, frames: Frames, rate: float, place: int = 0) -> None:
-        self.sock = harness.connect(address)
+        self.sock = connect(address)
         self.rate = rate
         self.asked = 0
         self.received = 0
@@ -177,7 +187,7 @@ class Stream:
         self._sent = 0
 
     def send(self, now: float) -> None:
-        """Send what is due; nothing while the node is far behind."""
+        """Send the frames that are due; none while the node is far behind."""
         due = int((now - self._start) * self.rate) - self._sent
         if self.asked - self.received // ALLOWED_LONG > 20_000:
             self._sent += due
@@ -204,34 +214,44 @@ class Stream:
         return self.received - self.asked * ALLOWED_LONG
 
 
-def load(fleet: Fleet, streams: Sequence[Stream], seconds: float) -> Usage:
-    """Send steady streams for a while, after they have gone on for more than a window."""
-    clock = time.perf_counter
-    by_sock = {stream.sock: stream for stream in streams}
-    begin = clock()
-    for stream in streams:
-        stream.begin(begin)
-    meter: Meter | None = None
-    before = 0
-    while True:
-        now = clock()
-        if meter is None and now - begin > _WARM_UP:
-            meter, before = Meter(fleet), sum(stream.asked for stream in streams)
-            now = clock()
-        if now - begin > _WARM_UP + seconds:
-            break
+def keep_busy(
+    streams: Sequence[Stream],
+    receivers: Mapping[int, Callable[[], object]],
+    end: Callable[[], bool],
+) -> Iterator[float]:
+    """Send the streams until the end; yield the time every millisecond.
+
+    ``receivers`` take what comes on further descriptors.
+    """
+    taking = {stream.sock.fileno(): stream.receive for stream in streams} | dict(receivers)
+    while not end():
+        now = time.perf_counter()
+        yield now
         for stream in streams:
             stream.send(now)
-        while (left := now + TICK - clock()) > 0:
-            for sock in select.select(list(by_sock), [], [], left)[0]:
-                by_sock[sock].receive()
-    assert meter is not None
+        while (left := now + TICK - time.perf_counter()) > 0:
+            for number in select.select(list(taking), [], [], left)[0]:
+                taking[number]()
+
+
+def load(fleet: Fleet, streams: Sequence[Stream], seconds: float) -> Usage:
+    """Send steady streams for more than a window and then for so long; close them."""
+    begin = time.perf_counter()
+    for stream in streams:
+        stream.begin(begin)
+    for _ in keep_busy(streams, {}, lambda: time.perf_counter() - begin > _WARM_UP):
+        pass
+    meter, before = Meter(fleet), sum(stream.asked for stream in streams)
+    end = time.perf_counter() + seconds
+    for _ in keep_busy(streams, {}, lambda: time.perf_counter() > end):
+        pass
     usage = meter.usage(sum(stream.asked for stream in streams) - before)
     drain(streams)
     return usage
 
 
 def drain(streams: Sequence[Stream]) -> None:
+    """Wait for all answers and close the connections."""
     deadline = time.perf_counter() + _SILENCE
     by_sock = {stream.sock: stream for stream in streams}
     while not all(stream.answered for stream in streams):
@@ -239,18 +259,5 @@ def drain(streams: Sequence[Stream]) -> None:
             by_sock[sock].receive()
         if time.perf_counter() > deadline:
             sys.exit("an agent does not answer")
-
-
-def frames_of(first: int, count: int, seed: int = 1) -> Frames:
-    addresses = list(range(first, first + count))
-    random.Random(seed).shuffle(addresses)
-    return Frames.of(addresses)
-
-
-def streams_to(fleet: Fleet, frames: Frames, rate: float) -> list[Stream]:
-    """Return streams that send each client round all nodes, ``rate`` checks a second in all."""
-    nodes = len(fleet.addresses)
-    return [
-        Stream(address, frames, rate / nodes, number * frames.count // nodes)
-        for number, address in enumerate(fleet.addresses)
-    ]
+    for stream in streams:
+        stream.sock.close()

@@ -1,4 +1,4 @@
-"""How a benchmark is run from a shell: the same arguments for all of them."""
+"""The command line of a benchmark: the same arguments for all of them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ import argparse
 import datetime as dt
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from benchmarks import report
-from benchmarks.harness import Programs, progress
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from benchmarks.report import Report
+from benchmarks.harness import report
+from benchmarks.harness.programs import Programs, progress
+from benchmarks.harness.report import Report
 
 
 def main(
@@ -27,31 +23,30 @@ def main(
     seconds: tuple[float, float] | None = None,
     arguments: Callable[[argparse.ArgumentParser], None] = lambda _: None,
 ) -> None:
-    """Run the benchmark ``python -m benchmarks.NAME``, print its report, and write it if asked to.
+    """Run the benchmark ``python -m benchmarks.NAME``, print its report, and write it with --json.
 
-    ``rounds`` and ``seconds`` are for a whole run and for a quick one; a benchmark that has them
-    finds them in its options, and they can be set. ``arguments`` adds what it has beside: a record
-    that was taken with one of them has that in its name, so that it replaces no other.
+    ``rounds`` and ``seconds`` are the defaults of a whole run and of a quick run. ``arguments``
+    adds further options; the name of the record contains each that was set, so that the record
+    does not replace the one without it.
     """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=doc)
     parser.add_argument("--quick", action="store_true", help="a short run")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="put the results there too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     for word, values, kind, what in (
-        ("rounds", rounds, int, "how often each has its turn"),
-        ("seconds", seconds, float, "seconds a turn"),
+        ("rounds", rounds, int, "turns of each variant"),
+        ("seconds", seconds, float, "seconds of a turn"),
     ):
         if values:
-            whole, quick = values
-            text = f"{what} ({whole:g}; quick: {quick:g})"
+            text = f"{what} ({values[0]:g}; quick: {values[1]:g})"
             parser.add_argument(f"--{word}", type=kind, metavar="N", help=text)
-    before = set(vars(parser.parse_args([])))
+    common = set(vars(parser.parse_args([])))
     arguments(parser)
     options = parser.parse_args()
     for word, values in (("rounds", rounds), ("seconds", seconds)):
         if values and getattr(options, word) is None:
             setattr(options, word, values[options.quick])
     for word, value in vars(options).items():
-        if word not in before and value != parser.get_default(word):
+        if word not in common and value != parser.get_default(word):
             name += f" --{word}" if value is True else f" --{word}={value}"
     began, load, clock = dt.datetime.now(dt.UTC), os.getloadavg()[0], time.monotonic()
     with Programs() as programs:
@@ -59,6 +54,6 @@ def main(
     progress("")
     found.show()
     if options.json:
-        took = time.monotonic() - clock
-        record = report.Record(found, options.quick, began, round(took, 1), round(load, 2))
+        took = round(time.monotonic() - clock, 1)
+        record = report.Record(found, options.quick, began, took, round(load, 2))
         report.write(options.json, name, record)

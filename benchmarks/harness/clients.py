@@ -1,4 +1,4 @@
-"""Clients at some times their limit, each spread over the nodes of a fleet; see ``fleet.py``."""
+"""Clients at some times their limit, each spread over the nodes of a fleet."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import math
 import random
 import select
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from benchmarks import harness
-from benchmarks.fleet_load import RATE, TICK, Fleet, Stream, drain
+from benchmarks.harness.fleet import RATE, TICK, Fleet, Stream, drain
+from benchmarks.harness.programs import connect
+from benchmarks.harness.spop import question
 from tests.helpers import wire
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 WINDOWS = 3
 
@@ -24,18 +23,26 @@ _GIVE_UP = 1.0  # seconds after the first refusal
 _ALLOWED = len(wire.frame(wire.ACK, b""))  # bytes of an answer without variables
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A kind of client: times its limit, spread evenly or not, at steady or random moments."""
+
+    ratio: float
+    even: bool
+    steady: bool
+
+    def __str__(self) -> str:
+        spread, moments = "even" if self.even else "uneven", "steady" if self.steady else "random"
+        return f"{self.ratio:g}x, {spread}, {moments}"
+
+
 class Client:
     """One client that is measured; times are of ``time.perf_counter()``."""
 
-    def __init__(
-        self, number: int, ratio: float, even: bool, steady: bool, nodes: int, start: float
-    ) -> None:
-        key = b"\x06" + (_MEASURED + number).to_bytes(4)
-        self.frame = wire.notify(wire.message("default", key=key))
-        self.probe = wire.notify(wire.message("default", key=key, hits=wire.int64(0)))
-        self.ratio = ratio
-        self.even = even
-        self.steady = steady
+    def __init__(self, number: int, kind: Kind, nodes: int, start: float) -> None:
+        self.frame = question(_MEASURED + number)
+        self.probe = question(_MEASURED + number, hits=0)
+        self.kind = kind
         self.start = start
         self.end = start + WINDOWS
         self.hits: list[float] = []
@@ -44,21 +51,20 @@ class Client:
         self.refused = math.inf  # and when that hit was sent
         self.blocked = [math.inf] * nodes
         self._random = random.Random(number)
-        self._next = number % nodes
         self._nodes = nodes
-        self._main = number % nodes
+        self._main = self._next = number % nodes
 
     def gap(self) -> float:
         """Return seconds from one hit to the next."""
-        rate = self.ratio * RATE
-        return 1 / rate if self.steady else self._random.expovariate(rate)
+        rate = self.kind.ratio * RATE
+        return 1 / rate if self.kind.steady else self._random.expovariate(rate)
 
     def node(self) -> int:
         """Return the node that the next hit goes to."""
-        if self.even and self.steady:
+        if self.kind.even and self.kind.steady:
             self._next = (self._next + 1) % self._nodes
             return self._next
-        if self.even or self._nodes == 1:
+        if self.kind.even or self._nodes == 1:
             return self._random.randrange(self._nodes)
         if self._random.random() < 0.7:
             return self._main
@@ -85,7 +91,7 @@ class Client:
 
     @property
     def held(self) -> int:
-        """All hits of the window that ended with the refused one, by an exact log."""
+        """The hits of the window that ended with the refused one, by an exact log."""
         return sum(self.refused - 1 < at <= self.refused for at in self.hits)
 
     @property
@@ -95,10 +101,10 @@ class Client:
 
 
 class _Wire:
-    """A connection for measured clients, and whose answers come next on it."""
+    """A connection for measured clients, with the clients of the expected answers."""
 
     def __init__(self, address: str) -> None:
-        self.sock = harness.connect(address)
+        self.sock = connect(address)
         self.flying: collections.deque[tuple[Client, float, bool]] = collections.deque()
         self.unsent: list[bytes] = []
         self._rest = b""
@@ -129,15 +135,15 @@ def measure(
 ) -> tuple[int, float, float]:
     """Send all hits of all clients.
 
-    Returns checks, by how many seconds the latest hit was late, and what the slowest answer took:
-    with a machine that stops for a moment, a node counts more hits at once than were sent at once.
+    Returns the checks, and the seconds of the greatest delay of a hit and of the slowest answer. If
+    the machine stops for a moment, a node counts more hits at once than were sent at once.
     """
     clock = time.perf_counter
     wires = [_Wire(address) for address in fleet.addresses]
     numbers = {wire.sock: number for number, wire in enumerate(wires)}
     others = {stream.sock: stream for stream in streams}
     begin = clock() + 0.05
-    # When, a number that settles ties, whose, and whether it is a look for the block.
+    # Time, a number that settles ties, client, and whether it is a probe for the block.
     events = [(begin + client.start, i, client, False) for i, client in enumerate(clients)]
     heapq.heapify(events)
     count = len(events)

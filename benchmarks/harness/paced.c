@@ -1,18 +1,22 @@
 /*
- * HTTP clients that keep a pace, whatever the answers: the load of benchmarks/flood.py.
+ * HTTP clients that keep a rate, whatever the answers: a load for benchmarks/harness/http.py.
  *
  *     paced PORT SOURCE CLIENTS RATE SECONDS SEED
  *
- * CLIENTS connections to 127.0.0.1:PORT, each from an address of its own (SOURCE and those after it)
- * and kept alive. Requests come at random (Poisson), RATE a second in all, and go round the clients.
- * Each is due at its time on one schedule that never shifts: one that is sent late is still timed
- * from when it was due, so that a server that stalls is not spared what it would have got meanwhile
- * ("coordinated omission"). A connection that the server closes is opened anew when it is next due.
+ * CLIENTS connections to 127.0.0.1:PORT are kept alive, each from an address of its own (SOURCE and
+ * the following ones). Requests come at random (Poisson), RATE a second in all, from one client
+ * after another. Each is due at its time on one schedule that never shifts. A request that is sent
+ * late is still timed from when it was due, so the delay of a stalled server is counted in full
+ * (no "coordinated omission"). Ends after SECONDS, or at SIGTERM.
  *
- * Prints a line of JSON, then the nanoseconds that each answer 200 took, 32 bits each, as the
- * machine has them. "late_p99_us" is how late the requests were sent, which is this program's fault;
- * "withheld" ones were never sent, since their client had so many without an answer; "leaked" ones were
- * admitted although as many as the limit allows had been, all of them surely within one second.
+ * A closed connection is opened again when the next request of its client is due. If the server
+ * closes a connection after an answer and before the next one, the waiting requests are sent again
+ * on a new connection (RFC 9112, section 9.3.1); otherwise they have failed.
+ *
+ * Prints a line of JSON, then a struct record for each answer or failure. "late_p99_us" is how late
+ * the requests were sent, which is the fault of this program; "withheld" requests were never sent,
+ * since too many of their client had no answer yet; "leaked" ones were admitted although the number
+ * that the limit allows had been admitted before, all of them surely within one second.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -20,6 +24,7 @@
 #include <math.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -44,6 +49,7 @@ struct client {
     unsigned first, waiting;   /* the requests without an answer, in a ring */
     int64_t due[WAITING], sent[WAITING];
     unsigned admitted;
+    int kept;                  /* this connection has had an answer */
     int64_t last[LIMIT];       /* when those admitted last were sent, in a ring */
     size_t have;
     char in[BUFFER + 1];
@@ -52,8 +58,22 @@ struct client {
 static struct sockaddr_in target;
 static struct client *clients;
 static int poller;
-static long sent, allowed, refused, failed, withheld, leaked, waiting;
-static uint32_t *took, *late;
+static long sent, allowed, refused, failed, withheld, leaked, waiting, recorded;
+static uint32_t *late;
+
+static struct record {
+    int64_t due; /* CLOCK_MONOTONIC, nanoseconds */
+    uint32_t took;
+    uint32_t status; /* 0: failed */
+} *records;
+
+static volatile sig_atomic_t ended;
+
+static void end(int number)
+{
+    (void)number;
+    ended = 1;
+}
 
 static int64_t now(void)
 {
@@ -67,15 +87,26 @@ static uint32_t clipped(int64_t value)
     return value > UINT32_MAX ? UINT32_MAX : (uint32_t)value;
 }
 
-/* Close a connection; what waits on it has failed. */
+/* Take the oldest request of a client that waits, with the status of its answer. */
+static void done(struct client *c, int64_t when, uint32_t status)
+{
+    int64_t due = c->due[c->first];
+    records[recorded++] = (struct record){due, clipped(when - due), status};
+    c->first = (c->first + 1) % WAITING;
+    c->waiting--;
+    waiting--;
+}
+
+/* Close a connection; the requests that wait on it have failed. */
 static void cut(struct client *c)
 {
     close(c->fd);
     c->fd = -1;
-    failed += c->waiting;
-    waiting -= c->waiting;
-    c->waiting = 0;
     c->have = 0;
+    c->kept = 0;
+    failed += c->waiting;
+    while (c->waiting)
+        done(c, now(), 0);
 }
 
 static int open_to(struct client *c)
@@ -95,6 +126,24 @@ static int open_to(struct client *c)
     return 1;
 }
 
+/* The server has closed a connection: send the waiting requests again if that is allowed. */
+static void closed(struct client *c)
+{
+    if (!c->kept || c->have || !c->waiting) {
+        cut(c);
+        return;
+    }
+    close(c->fd);
+    c->kept = 0;
+    if (!open_to(c))
+        return;
+    for (unsigned i = 0; i < c->waiting; i++)
+        if (write(c->fd, request, sizeof request - 1) != sizeof request - 1) {
+            cut(c);
+            return;
+        }
+}
+
 static void ask(struct client *c, int64_t due)
 {
     if (c->waiting == WAITING) {
@@ -105,6 +154,7 @@ static void ask(struct client *c, int64_t due)
     late[sent++] = clipped(when - due);
     if (c->fd < 0 && !open_to(c)) {
         failed++;
+        records[recorded++] = (struct record){due, 0, 0};
         return;
     }
     unsigned place = (c->first + c->waiting++) % WAITING;
@@ -112,7 +162,7 @@ static void ask(struct client *c, int64_t due)
     c->due[place] = due;
     c->sent[place] = when;
     if (write(c->fd, request, sizeof request - 1) != sizeof request - 1)
-        cut(c);
+        closed(c);
 }
 
 /* Take the answers that one read brought. */
@@ -122,7 +172,7 @@ static void answers(struct client *c)
     if (got < 0 && errno == EAGAIN)
         return;
     if (got <= 0) {
-        cut(c);
+        closed(c);
         return;
     }
     int64_t when = now();
@@ -136,16 +186,15 @@ static void answers(struct client *c)
             break;
         if (!memcmp(p + 9, "200", 3)) {
             int64_t *last = &c->last[c->admitted % LIMIT];
-            took[allowed++] = clipped(when - c->due[c->first]);
+            allowed++;
             leaked += c->admitted++ >= LIMIT && when - *last < SECOND;
             *last = c->sent[c->first];
         } else if (!memcmp(p + 9, "429", 3))
             refused++;
         else
             failed++;
-        c->first = (c->first + 1) % WAITING;
-        c->waiting--;
-        waiting--;
+        done(c, when, (uint32_t)atol(p + 9));
+        c->kept = 1;
         p = next;
     }
     c->have -= (size_t)(p - c->in);
@@ -169,13 +218,15 @@ int main(int argc, char **argv)
     target.sin_family = AF_INET;
     target.sin_port = htons((uint16_t)atoi(argv[1]));
     target.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    /* Half as many again as are to be expected: more than chance can bring. */
+    /* 1.5 times the expected number: more than chance can bring. */
     size_t most = (size_t)(rate * (double)seconds / SECOND * 1.5) + 1000;
-    took = calloc(most, sizeof *took);
+    records = calloc(most, sizeof *records);
     late = calloc(most, sizeof *late);
     clients = calloc((size_t)count, sizeof *clients);
     poller = epoll_create1(0);
     prctl(PR_SET_TIMERSLACK, 1);
+    signal(SIGTERM, end);
+    signal(SIGPIPE, SIG_IGN);
     for (int i = 0; i < count; i++) {
         clients[i].source.sin_family = AF_INET;
         clients[i].source.sin_addr.s_addr = htonl(ntohl(inet_addr(argv[2])) + (uint32_t)i);
@@ -188,6 +239,8 @@ int main(int argc, char **argv)
     struct epoll_event events[EVENTS];
     int64_t start = now(), stop = start + seconds, due = start, clock;
     for (long number = 0; (clock = now()) < stop + (waiting || due < stop ? GRACE : 0);) {
+        if (ended && clock < stop)
+            stop = clock;
         while (due <= clock && due < stop && (size_t)sent < most) {
             ask(&clients[number++ % count], due);
             due += (int64_t)(-log(1 - drand48()) / rate * SECOND);
@@ -203,12 +256,13 @@ int main(int argc, char **argv)
                 answers(c);
         }
     }
-    failed += waiting;
+    for (int i = 0; i < count; i++)
+        cut(&clients[i]);
     qsort(late, (size_t)sent, sizeof *late, ascending);
     printf("{\"sent\": %ld, \"allowed\": %ld, \"refused\": %ld, \"failed\": %ld, "
            "\"withheld\": %ld, \"leaked\": %ld, \"late_p99_us\": %.1f}\n",
            sent, allowed, refused, failed, withheld, leaked,
            sent ? late[sent * 99 / 100] / 1000.0 : 0.0);
-    fwrite(took, sizeof *took, (size_t)allowed, stdout);
+    fwrite(records, sizeof *records, (size_t)recorded, stdout);
     return 0;
 }

@@ -1,0 +1,1 @@
+"""What the benchmarks share; a benchmark imports nothing else of this folder."""
