@@ -5,7 +5,7 @@ from ratelimit.engine.rule cimport Rule
 from ratelimit.engine.table cimport Table
 
 cdef int WAYS, SET_WORDS, SLOT_WORDS, STAMP_BITS, SUM, UNTIL
-cdef uint64_t SECOND, _SCALE, _RECENT, _M32
+cdef uint64_t SECOND, _SCALE, _RECENT, M32
 
 
 @cython.final

@@ -11,14 +11,13 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ratelimit.engine.layout import SET_WORDS, SLOT_WORDS, STAMP_BITS, SUM, UNTIL, WAYS
+from ratelimit.engine.layout import M32, SET_WORDS, SLOT_WORDS, STAMP_BITS, SUM, UNTIL, WAYS
 from ratelimit.engine.rule import Rule
 from ratelimit.engine.table import Table
 from ratelimit.notation import SECOND
 
 _SCALE = 1 << 24  # scores are hits times a fraction with this denominator
 _RECENT = 60 * SECOND
-_M32 = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ class Scan:
             base = self.place * SET_WORDS
             for way in range(WAYS):
                 tag = words[base + way]
-                if tag != 0 and (stamp - tag & _M32) <= self.horizon:
+                if tag != 0 and (stamp - tag & M32) <= self.horizon:
                     slot = base + WAYS + way * SLOT_WORDS
                     score = self.score(slot)
                     if score > 0:
@@ -158,7 +157,7 @@ class Scan:
     def busy(self, slot: int) -> Busy | None:
         """Return a client; None if its slot now belongs to a new limit."""
         words = self.table.words
-        ident = words[slot + 2] & _M32
+        ident = words[slot + 2] & M32
         index = ident & 0xFFFF
         if index >= len(self.rules):
             return None

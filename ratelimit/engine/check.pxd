@@ -10,11 +10,11 @@ from ratelimit.engine.retry_after cimport RetryAfter
 from ratelimit.engine.rule cimport Rule
 from ratelimit.engine.table cimport Table
 
-cdef int _ALLOW, _THROTTLE, _BLOCK, _DENYLIST
-cdef uint64_t _SIGHTS
+cdef int _THROTTLE, _BLOCK, DENYLIST
+cdef uint64_t SIGHTS
 cdef int ADDRESS, HOT, TELL, LISTED_BITS, _MINUTE_SHIFT, _GENERATION_SHIFT
 cdef uint64_t NONE, MIXED, ALLOW, DENY, LOOK, APART, _MAX_MINUTE, _MAX_GENERATION, _DENY_WAIT
-cdef uint64_t _M32, _M64
+cdef uint64_t M32, M64
 cdef uint64_t SECOND, MAPPED
 
 
@@ -26,14 +26,11 @@ cdef class Engine:
     cdef readonly Networks lists, barred
     cdef object strike
     cdef readonly uint64_t now, checks
-    cdef readonly uint64_t until, wait
     cdef readonly uint64_t shared, refresh, index
     cdef readonly uint64_t[::1] seen
     cdef readonly uint64_t sights
     cdef bint listing
     cdef uint64_t generation, minute_start, minute_id, minute, hi, lo
-    cdef readonly uint64_t counted
-    cdef bint sure, apart, exempt
     cdef public bint urgent
     cdef public int64_t ahead
     cdef readonly Key key
@@ -45,24 +42,30 @@ cdef class Engine:
     cpdef void at(self, uint64_t now) noexcept
     @cython.locals(query=Query)
     cpdef int ask(self, Rule rule, bytes key, uint64_t hits) except -1
-    @cython.locals(verdict=int, rule=Rule, left=uint64_t)
-    cdef int judge(self, Query query, Outcome outcome) except -1
     @cython.locals(table=Table)
     cdef void aim(self, Query query) noexcept
     @cython.locals(
-        table=Table, rule=Rule, hits=uint64_t, slot=Py_ssize_t, text=bytes,
-        counted=uint64_t, exchange=Exchange, place=uint64_t, listed=uint64_t, mark=uint64_t,
+        table=Table, rule=Rule, slot=Py_ssize_t, until=uint64_t, listed=uint64_t, sure=bint,
+        apart=bint,
     )
-    cdef int check(self, Query query) except -1
+    cdef int judge(self, Query query, Outcome outcome) except -1
+    @cython.locals(rule=Rule, counted=uint64_t, exchange=Exchange, place=uint64_t)
+    cdef int count(self, Query query, Outcome outcome, Py_ssize_t slot, bint apart) except -1
+    @cython.locals(
+        table=Table, rule=Rule, mark=uint64_t, until=uint64_t, text=bytes, exchange=Exchange,
+        wait=uint64_t,
+    )
+    cdef int exceed(
+        self, Query query, Outcome outcome, Py_ssize_t slot, bint apart, uint64_t place
+    ) except -1
     @cython.locals(at=Py_ssize_t)
     cdef void sight(self, Query query) noexcept
     cpdef Py_ssize_t slot(self, Rule rule, bytes key) except -1
     @cython.locals(table=Table, exchange=Exchange)
     cpdef int hold(self, Rule rule, Py_ssize_t slot, uint64_t until) except -1
-    cpdef Py_ssize_t known(self, Rule rule, bytes key) except -2
     @cython.locals(table=Table, exchange=Exchange, counted=uint64_t, place=uint64_t)
     cpdef uint64_t hits(self, Rule rule, Py_ssize_t slot) except? 7777777777777777777
-    @cython.locals(table=Table, mark=uint64_t, found=uint64_t)
+    @cython.locals(table=Table, mark=uint64_t)
     cdef uint64_t listed(self, Query query, Py_ssize_t slot) noexcept
     @cython.locals(
         rule=Rule, hi=uint64_t, lo=uint64_t, last_hi=uint64_t, last_lo=uint64_t,

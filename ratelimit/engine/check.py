@@ -15,9 +15,12 @@ from ratelimit.engine.layout import (
     ALLOW,
     APART,
     DENY,
+    DENYLIST,
     HOT,
     LISTED_BITS,
     LOOK,
+    M32,
+    M64,
     MAPPED,
     MIXED,
     NONE,
@@ -25,7 +28,7 @@ from ratelimit.engine.layout import (
     TELL,
 )
 from ratelimit.engine.networks import Networks
-from ratelimit.engine.outcome import DENYLIST, Outcome
+from ratelimit.engine.outcome import Outcome
 from ratelimit.engine.query import Query
 from ratelimit.engine.retry_after import RetryAfter
 from ratelimit.engine.rule import Rule
@@ -34,14 +37,9 @@ from ratelimit.engine.table import Table
 from ratelimit.model import Limit, Verdict
 from ratelimit.notation import SECOND
 
-# C ints when compiled.
-_ALLOW = int(Verdict.ALLOW)
+# Of C's int type when compiled.
 _THROTTLE = int(Verdict.THROTTLE)
 _BLOCK = int(Verdict.BLOCK)
-_DENYLIST = DENYLIST
-
-
-_SIGHTS = SIGHTS  # a C int when compiled
 
 # A client's mark in the table has, next to the bits in layout.py, the minute of its last refusal
 # and the generation of the lists in which it was looked up.
@@ -53,9 +51,6 @@ _MAX_GENERATION = (1 << 32 - _GENERATION_SHIFT) - 1
 _MAX_INDEX = (1 << 16) - 1
 _DENY_WAIT = 3600
 """Seconds that a client on the deny list is told to wait."""
-
-_M32 = 0xFFFFFFFF
-_M64 = 0xFFFFFFFFFFFFFFFF
 
 Strike = Callable[[Rule, bytes, int, int, int, int], int]
 
@@ -108,7 +103,7 @@ class Engine:
         self.barred = Networks()
         self.listing = False
         self.generation = 0
-        self.seen = memoryview(bytearray(24 * _SIGHTS)).cast("Q")
+        self.seen = memoryview(bytearray(24 * SIGHTS)).cast("Q")
         self.sights = 0
         self.minute_start = 0
         self.minute_id = 1
@@ -121,12 +116,6 @@ class Engine:
         self.checks = 0
         self.hi = 0
         self.lo = 0
-        self.until = 0
-        self.wait = 0
-        self.counted = 0
-        self.sure = False
-        self.apart = False
-        self.exempt = False
         self.reload(limits)
         self.query = Query(self.rules[0])
         self.outcome = Outcome(self.rules[0])
@@ -188,7 +177,7 @@ class Engine:
             return
         self.now = now
         self.table.at(now)
-        self.minute = self.table.stamp - self.minute_start & _M32
+        self.minute = self.table.stamp - self.minute_start & M32
 
     def ask(self, rule: Rule, key: bytes, hits: int) -> int:
         """Count hits of the client with the text ``key``; return the verdict.
@@ -209,32 +198,6 @@ class Engine:
         self.judge(query, self.outcome)
         return self.outcome.verdict
 
-    def judge(self, query: Query, outcome: Outcome) -> None:
-        """Check an aimed query; its verdict is the outcome if it is the most severe so far."""
-        verdict = self.check(query)
-        rule = query.rule
-        if verdict == _ALLOW:
-            if rule.headers and outcome.verdict == _ALLOW and not rule.shadow and not self.exempt:
-                left = rule.rate - self.counted if rule.rate > self.counted else 0
-                # Another group of the same request may have reported a tighter limit.
-                if left < query.left and (not outcome.told or left < outcome.left):
-                    outcome.told = True
-                    outcome.left = left
-                    outcome.rule = rule
-                    outcome.wait = rule.refill
-        elif rule.shadow and not self.sure:
-            if verdict > outcome.shadow:
-                outcome.shadow = verdict
-                outcome.shadow_rule = rule
-        elif verdict > outcome.verdict or (verdict == outcome.verdict and self.wait > outcome.wait):
-            outcome.verdict = verdict
-            outcome.rule = rule
-            # If one address differs from its network, HAProxy must not store the network.
-            outcome.until = 0 if self.apart else self.until
-            outcome.wait = self.wait
-        if query.via > 0:
-            self.sight(query)
-
     def aim(self, query: Query) -> None:
         """Mask the key of a query and find its place in the table, before ``judge()``."""
         table = self.table
@@ -245,85 +208,100 @@ class Engine:
         query.base = table.base
         query.tag = table.tag
 
-    def check(self, query: Query) -> int:
-        """Count the hits of a client against a limit and return the verdict.
-
-        After a refusal, ``wait`` has the seconds to wait; after a block, ``until`` has its end.
-        ``counted`` has the hits in the window. ``sure`` is true if a list or an operator refused,
-        which applies in shadow mode too.
-        """
+    def judge(self, query: Query, outcome: Outcome) -> None:
+        """Count the hits of an aimed query; add the verdict to the outcome of the request."""
         table = self.table
         rule = query.rule
-        hits = query.hits
         self.checks += 1
         rule.at(self.now)
         slot = self.visit(query)
         if table.idle > self.minute:
             rule.seen += 1
-        self.until = 0
-        self.sure = False
-        self.apart = False
-        self.exempt = False
+        if query.via > 0:
+            self.sight(query)
+        until = 0
+        sure = False
+        listed = NONE
+        apart = False
         if self.listing:
             listed = self.listed(query, slot)
-            if listed == ALLOW:
-                self.exempt = True
-                rule.allowed += 1
-                return _ALLOW
-            if listed == DENY:
-                self.sure = True
-                self.wait = _DENY_WAIT
-                rule.denied += 1
-                return _DENYLIST
-        if table.until(slot) > self.until:
-            self.until = table.until(slot)
-            self.sure = table.by_hand(slot) == 1
-        if self.until > table.now:
-            self.wait = self.until - table.now
+            if listed >= LOOK:
+                apart = listed == APART
+                listed = self.lists.value(query.hi, query.lo)
+                if listed == NONE:
+                    until = self.barred.value(query.hi, query.lo)
+                    sure = True
+        if table.until(slot) > until:
+            until = table.until(slot)
+            sure = table.by_hand(slot) == 1
+        if listed == ALLOW:
+            rule.allowed += 1
+        elif listed == DENY:
+            rule.denied += 1
+            outcome.refuse(rule, DENYLIST, _DENY_WAIT, 0, True)
+        elif until > table.now:
             rule.blocked += 1
-            return _BLOCK
-        self.until = 0
-        counted = table.count(slot, rule, hits)
+            # If one address differs from its network, HAProxy must not store the network.
+            outcome.refuse(rule, _BLOCK, until - table.now, 0 if apart else until, sure)
+        else:
+            self.count(query, outcome, slot, apart)
+
+    def count(self, query: Query, outcome: Outcome, slot: int, apart: bool) -> None:
+        """Count the hits of a client that is neither listed nor blocked."""
+        rule = query.rule
+        counted = self.table.count(slot, rule, query.hits)
         place = 0
         if self.shared:
             exchange = self.exchanges[rule.place]
-            place = table.halves[2 * slot + HOT]
+            place = self.table.halves[2 * slot + HOT]
             if place > 0:
-                counted += exchange.remote(place - 1, hits)
+                counted += exchange.remote(place - 1, query.hits)
                 if exchange.press(slot, place - 1, counted):
                     self.urgent = True
             elif counted > rule.share:
                 exchange.heat(slot, TELL)
                 self.urgent = True
-        self.counted = counted
-        if counted <= rule.rate:
+        if counted > rule.rate:
+            self.exceed(query, outcome, slot, apart, place)
+        else:
             rule.allowed += 1
-            return _ALLOW
+            if rule.headers:
+                outcome.allow(rule, rule.rate - counted, query.left)
+
+    def exceed(self, query: Query, outcome: Outcome, slot: int, apart: bool, place: int) -> None:
+        """Block or throttle a client that has exceeded a limit.
+
+        ``place`` is its place among the shared clients, from 1, or 0.
+        """
+        table = self.table
+        rule = query.rule
         mark = table.mark(slot)
         if mark >> _MINUTE_SHIFT & _MAX_MINUTE != self.minute_id:
             rule.refused += 1
             mark &= ~(_MAX_MINUTE << _MINUTE_SHIFT)
             table.set_mark(slot, mark | self.minute_id << _MINUTE_SHIFT)
-        if rule.ladder and hits > 0:
+        until = 0
+        if rule.ladder and query.hits > 0:
             text = query.data[query.text : query.text + query.text_size]
-            self.until = self.strike(
+            until = self.strike(
                 rule, text, query.kind, table.words[slot], table.words[slot + 1], self.now
             )
-            if self.until > table.now:
-                self.hold(rule, slot, self.until)
-                self.wait = self.until - table.now
-                rule.blocked += 1
-                return _BLOCK
-        if place > 0:
-            self.wait = exchange.retry_after(slot, place - 1)
+        if until > table.now:
+            self.hold(rule, slot, until)
+            rule.blocked += 1
+            outcome.refuse(rule, _BLOCK, until - table.now, 0 if apart else until, False)
         else:
-            self.wait = self.retry_after.alone(slot, rule)
-        rule.throttled += 1
-        return _THROTTLE
+            rule.throttled += 1
+            if place > 0:
+                exchange = self.exchanges[rule.place]
+                wait = exchange.retry_after(slot, place - 1)
+            else:
+                wait = self.retry_after.alone(slot, rule)
+            outcome.refuse(rule, _THROTTLE, wait, 0, False)
 
     def sight(self, query: Query) -> None:
         """Store the key and ``via`` of a query, in place of the oldest."""
-        at = 3 * (self.sights % _SIGHTS)
+        at = 3 * (self.sights % SIGHTS)
         if query.kind == ADDRESS:
             self.seen[at] = query.hi
             self.seen[at + 1] = query.lo
@@ -338,12 +316,6 @@ class Engine:
         self.key.text(key, 0, len(key))
         self.mask(rule, self.key.kind, self.key.hi, self.key.lo)
         return self.table.find(self.hi, self.lo, self.key.kind << 16 | rule.index)
-
-    def known(self, rule: Rule, key: bytes) -> int:
-        """Return the slot of a client like ``slot()``, or -1 if it is not in the table."""
-        self.key.text(key, 0, len(key))
-        self.mask(rule, self.key.kind, self.key.hi, self.key.lo)
-        return self.table.peek(self.hi, self.lo, self.key.kind << 16 | rule.index)
 
     def hits(self, rule: Rule, slot: int) -> int:
         """Return a client's hits in the current window, including those on other nodes."""
@@ -368,7 +340,7 @@ class Engine:
             exchange.settle(table.halves[2 * slot + HOT] - 1)
 
     def listed(self, query: Query, slot: int) -> int:
-        """Return the value of a client in the lists; the end of a block is in ``until``.
+        """Return the value of a client in the lists, one of those in ``layout``.
 
         The value is cached in the client's mark until the lists change.
         """
@@ -379,16 +351,7 @@ class Engine:
             mark |= self.generation << _GENERATION_SHIFT
             mark |= self.classify(query)
             table.set_mark(slot, mark)
-        found = mark & (1 << LISTED_BITS) - 1
-        if found < LOOK:
-            return found
-        self.apart = found == APART
-        found = self.lists.value(query.hi, query.lo)
-        if found != NONE:
-            return found
-        self.until = self.barred.value(query.hi, query.lo)
-        self.sure = self.until > table.now
-        return NONE
+        return mark & (1 << LISTED_BITS) - 1
 
     def classify(self, query: Query) -> int:
         """Look up the network that is counted as one client."""
@@ -400,10 +363,10 @@ class Engine:
         last_hi = hi
         last_lo = lo
         if hi == 0 and lo >> 32 == MAPPED:
-            last_lo |= ~rule.ipv4_mask & _M32
+            last_lo |= ~rule.ipv4_mask & M32
         else:
-            last_hi |= ~rule.hi_mask & _M64
-            last_lo |= ~rule.lo_mask & _M64
+            last_hi |= ~rule.hi_mask & M64
+            last_lo |= ~rule.lo_mask & M64
         listed = self.lists.uniform(hi, lo, last_hi, last_lo)
         if DENY <= listed <= ALLOW:
             return listed

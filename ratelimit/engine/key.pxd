@@ -3,7 +3,7 @@ cimport cython
 from libc.stdint cimport int64_t, uint64_t
 
 cdef int ADDRESS, TEXT
-cdef uint64_t _M64, _V0, _V1, _V2, _V3, MAPPED, _NAT64
+cdef uint64_t M64, _V0, _V1, _V2, _V3, MAPPED, _NAT64
 
 
 @cython.final

@@ -10,9 +10,8 @@ two strings that share a counter.
 
 from __future__ import annotations
 
-from ratelimit.engine.layout import ADDRESS, MAPPED, TEXT
+from ratelimit.engine.layout import ADDRESS, M64, MAPPED, TEXT
 
-_M64 = 0xFFFFFFFFFFFFFFFF
 _V0 = 0x736F6D6570736575
 _V1 = 0x646F72616E646F6D
 _V2 = 0x6C7967656E657261
@@ -83,7 +82,7 @@ class Key:
         """
         negative = value >> 63 != 0
         if negative:
-            value = (0 - value) & _M64
+            value = (0 - value) & M64
         at = 20
         while True:
             at -= 1
@@ -138,16 +137,16 @@ class Key:
         v2 = self.v2
         v3 = self.v3
         for _ in range(count):
-            v0 = (v0 + v1) & _M64
-            v1 = ((v1 << 13) | (v1 >> 51)) & _M64 ^ v0
-            v0 = ((v0 << 32) | (v0 >> 32)) & _M64
-            v2 = (v2 + v3) & _M64
-            v3 = ((v3 << 16) | (v3 >> 48)) & _M64 ^ v2
-            v0 = (v0 + v3) & _M64
-            v3 = ((v3 << 21) | (v3 >> 43)) & _M64 ^ v0
-            v2 = (v2 + v1) & _M64
-            v1 = ((v1 << 17) | (v1 >> 47)) & _M64 ^ v2
-            v2 = ((v2 << 32) | (v2 >> 32)) & _M64
+            v0 = (v0 + v1) & M64
+            v1 = ((v1 << 13) | (v1 >> 51)) & M64 ^ v0
+            v0 = ((v0 << 32) | (v0 >> 32)) & M64
+            v2 = (v2 + v3) & M64
+            v3 = ((v3 << 16) | (v3 >> 48)) & M64 ^ v2
+            v0 = (v0 + v3) & M64
+            v3 = ((v3 << 21) | (v3 >> 43)) & M64 ^ v0
+            v2 = (v2 + v1) & M64
+            v1 = ((v1 << 17) | (v1 >> 47)) & M64 ^ v2
+            v2 = ((v2 << 32) | (v2 >> 32)) & M64
         self.v0 = v0
         self.v1 = v1
         self.v2 = v2

@@ -29,6 +29,13 @@ RING = SUB_WINDOWS + 1
 WEIGHT_BITS = 20
 """Bits of the share of the oldest counter that still counts."""
 
+HALF = 1 << WEIGHT_BITS - 1
+"""Rounds this share to the nearest."""
+
+M32 = (1 << 32) - 1
+M64 = (1 << 64) - 1
+"""Masks that keep a Python integer within the bits of a C integer."""
+
 SUM = 8
 """Where a slot of the table has the sum of its counters, in 32-bit words."""
 
@@ -48,6 +55,12 @@ MISSED = 29
 """Position of the tick in which there was no room to share the client, in 32-bit words; 0 if it is
 shared or need not be.
 """
+
+DENYLIST = 3
+"""A verdict next to those of ``model.Verdict``: refused by the deny list."""
+
+UNTOLD = 1 << 62
+"""``Query.left`` if no other answer has reported the hits left."""
 
 SIGHTS = 1024
 """Queries with ``via`` that are kept until they are processed."""

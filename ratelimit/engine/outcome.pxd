@@ -14,3 +14,8 @@ cdef class Outcome:
     cdef bint told
 
     cdef void clear(self) noexcept
+    @cython.locals(reports=bint)
+    cdef void allow(self, Rule rule, uint64_t left, uint64_t known) noexcept
+    cdef void refuse(
+        self, Rule rule, int verdict, uint64_t wait, uint64_t until, bint sure
+    ) noexcept

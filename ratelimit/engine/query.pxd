@@ -2,7 +2,7 @@
 from libc.stdint cimport uint64_t
 from ratelimit.engine.rule cimport Rule
 
-cdef uint64_t _UNTOLD
+cdef uint64_t UNTOLD
 
 
 cdef class Query:

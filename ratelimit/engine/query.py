@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
+from ratelimit.engine.layout import UNTOLD
 from ratelimit.engine.rule import Rule
-
-UNTOLD = 1 << 62
-"""``Query.left`` if no other answer has reported the hits left."""
-
-_UNTOLD = UNTOLD  # of C's type when compiled
 
 
 class Query:
@@ -22,7 +18,7 @@ class Query:
         client_hi, client_lo: the key, masked with the limit's prefix; see ``Engine.aim()``.
         base, tag: the place of the client in the table, from ``Table.aim()``.
         via: a number for the client on whose behalf this one claims to send, 0 for none.
-        left: hits left according to another answer to the same request.
+        left: hits left according to another answer to the same request, or UNTOLD.
     """
 
     def __init__(self, rule: Rule) -> None:
@@ -39,4 +35,4 @@ class Query:
         self.base = 0
         self.tag = 0
         self.via = 0
-        self.left = _UNTOLD
+        self.left = UNTOLD

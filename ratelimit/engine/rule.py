@@ -8,14 +8,13 @@ the last. They depend on time only and are computed once for all checks of a rea
 
 from __future__ import annotations
 
-from ratelimit.engine.layout import RING, WEIGHT_BITS
+from ratelimit.engine.layout import M64, RING, WEIGHT_BITS
 from ratelimit.model import SUB_WINDOWS, Limit
 from ratelimit.notation import SECOND
 
 _MAX_NAME = 64  # an ACK with the name fits into the smallest frame
 _MAX_WINDOW = SUB_WINDOWS << 63 - WEIGHT_BITS  # keeps at() within 64 bits; 39 hours
 _NEVER = 1 << 62
-_ONES = 0xFFFFFFFFFFFFFFFF
 
 
 class Rule:
@@ -71,10 +70,10 @@ class Rule:
         self.strict = limit.strict
         self.shadow = limit.shadow
         self.headers = limit.headers
-        self.ipv4_mask = (_ONES << (32 - limit.ipv4_prefix)) & _ONES
+        self.ipv4_mask = (M64 << (32 - limit.ipv4_prefix)) & M64
         mask = ((1 << 128) - 1) << (128 - limit.ipv6_prefix)
-        self.hi_mask = mask >> 64 & _ONES
-        self.lo_mask = mask & _ONES
+        self.hi_mask = mask >> 64 & M64
+        self.lo_mask = mask & M64
         self.now = 0  # recompute the weight
         self.blow(self.fused)
 

@@ -28,7 +28,9 @@ from ratelimit.engine.layout import (
     ANSWER_BYTES,
     EPOCH,
     FIRST_COUNTER,
+    HALF,
     HOT,
+    M32,
     MISSED,
     NOTICE_BYTES,
     RECORD_BYTES,
@@ -47,7 +49,6 @@ _MAX_RECORDS = 1000  # per batch: 96,000 bytes, and a few milliseconds of the st
 _MAX_RESERVED = 1 << 14  # per batch, if answers wait for it
 _LOOKED_AT = 4000  # clients visited per batch: less than half a millisecond
 _LEAST = 16  # clients of a round to visit if a batch visits no more than necessary
-_HALF = 1 << WEIGHT_BITS - 1  # rounds a share to the nearest
 _INTERVAL = 10_000_000  # nanoseconds
 _NEAR = 3  # intervals before its limit from which on a client's hits are sent at once
 _ROUNDS = 1200  # of a window, at most,
@@ -56,7 +57,6 @@ _KIND = 0x7F  # of a client's key, in a notice
 _IS_NEAR = 0x80
 _SMALL = 1 << 19  # times two sub-windows it fits 64 bits; see _MAX_WINDOW in rule.py
 _AGES = 1 << 31  # milliseconds; what seems to be as long ago is in the future
-_M32 = 0xFFFFFFFF
 _MAX_OTHERS = 1 << 27  # hits of a tick; 17 of them fit into the sum
 _MAX_UNSENT = 1 << 27
 _MILLISECOND = 1_000_000  # nanoseconds
@@ -131,9 +131,9 @@ class Exchange:
         rule = self.rule
         if self.size >= self.capacity:
             missed = table.halves[2 * slot + MISSED]
-            if missed == 0 or (rule.tick - missed) & _M32 > 2 * RING:
+            if missed == 0 or (rule.tick - missed) & M32 > 2 * RING:
                 self.overflow += 1
-                table.halves[2 * slot + MISSED] = max(rule.tick & _M32, 1)
+                table.halves[2 * slot + MISSED] = max(rule.tick & M32, 1)
             return
         table.halves[2 * slot + MISSED] = 0
         if self.size == self.used:
@@ -147,7 +147,7 @@ class Exchange:
         self.words[first + _LAST] = rule.tick
         self.words[first + _HI] = table.words[slot]
         self.words[first + _LO] = table.words[slot + 1]
-        self.words[first + _IDENT] = table.words[slot + 2] & _M32
+        self.words[first + _IDENT] = table.words[slot + 2] & M32
         for i in range(_HALVES):
             self.halves[_HALVES * place + i] = 0
         self.halves[_HALVES * place + _UNSENT] = 1
@@ -238,10 +238,10 @@ class Exchange:
     def plan(self, place: int, wait: int) -> bool:
         """Plan a client for a batch in ``wait`` nanoseconds; return whether it is due sooner."""
         at = self.rule.now + wait
-        millisecond = at // _MILLISECOND & _M32
+        millisecond = at // _MILLISECOND & M32
         first = _HALVES * place
         planned = self.halves[first + _DUE]
-        if planned == 0 or (planned - millisecond) & _M32 < _AGES:
+        if planned == 0 or (planned - millisecond) & M32 < _AGES:
             self.halves[first + _DUE] = max(millisecond, 1)
         if self.halves[first + _QUEUED] == 0:
             self.enqueue(place)
@@ -313,8 +313,8 @@ class Exchange:
             return self.halves[first + _SUM]
         here = table.halves[2 * slot + FIRST_COUNTER + rule.oldest]
         total = self.halves[first + _SUM] - oldest
-        total += (here + oldest) * rule.weight + _HALF >> WEIGHT_BITS
-        return total - (here * rule.weight + _HALF >> WEIGHT_BITS)
+        total += (here + oldest) * rule.weight + HALF >> WEIGHT_BITS
+        return total - (here * rule.weight + HALF >> WEIGHT_BITS)
 
     def retry_after(self, slot: int, place: int) -> int:
         """Return the seconds to wait, including hits on other nodes."""
@@ -340,7 +340,7 @@ class Exchange:
         """Return the nanoseconds from ``now`` to the next round; 0 if there is none."""
         if self.size == 0 or self.refresh == 0:
             return 0
-        since = (now // _MILLISECOND - self.round) & _M32
+        since = (now // _MILLISECOND - self.round) & M32
         return (self.refresh - since) * _MILLISECOND if since < self.refresh else 1
 
     def pack(self, now: int) -> bytes:
@@ -380,12 +380,12 @@ class Exchange:
         These have been quiet for two windows, or have left the table.
         """
         rule = self.rule
-        milliseconds = now // _MILLISECOND & _M32
-        if self.left == 0 and (milliseconds - self.round) & _M32 >= self.refresh:
+        milliseconds = now // _MILLISECOND & M32
+        if self.left == 0 and (milliseconds - self.round) & M32 >= self.refresh:
             self.round = milliseconds
             self.left = self.size
         # Age in milliseconds of an exchange at the start of this round.
-        age = (milliseconds - self.round) & _M32
+        age = (milliseconds - self.round) & M32
         looked = 0
         most = _LOOKED_AT
         if self.refresh == 0:
@@ -412,7 +412,7 @@ class Exchange:
                 self.drop(self.next)
                 continue
             self.next += 1
-            if self.refresh > 0 and (milliseconds - self.halves[first + _ASKED]) & _M32 > age:
+            if self.refresh > 0 and (milliseconds - self.halves[first + _ASKED]) & M32 > age:
                 self.send(place, now)
 
     def send(self, place: int, now: int) -> None:
@@ -424,7 +424,7 @@ class Exchange:
         if not self.owns(place, slot) or table.until(slot) > table.now:
             return
         self.halves[first + _UNSENT] = 0
-        self.halves[first + _ASKED] = now // _MILLISECOND & _M32
+        self.halves[first + _ASKED] = now // _MILLISECOND & M32
         self.record(place, slot)
         self.tell(place, slot)
         self.flying[self.flown] = place
@@ -433,7 +433,7 @@ class Exchange:
     def later(self, first: int, now: int) -> bool:
         """Return whether a client is due after the batch of ``now``; update ``due``."""
         milliseconds = now // _MILLISECOND
-        wait = (self.halves[first + _DUE] - milliseconds) & _M32
+        wait = (self.halves[first + _DUE] - milliseconds) & M32
         if wait == 0 or wait >= _AGES:
             return False
         at = (milliseconds + wait) * _MILLISECOND
@@ -560,7 +560,7 @@ class Exchange:
             table.halves[2 * slot + HOT] == place + 1
             and table.words[slot] == self.words[first + _HI]
             and table.words[slot + 1] == self.words[first + _LO]
-            and table.words[slot + 2] & _M32 == self.words[first + _IDENT]
+            and table.words[slot + 2] & M32 == self.words[first + _IDENT]
         )
 
     def drop(self, index: int) -> None:

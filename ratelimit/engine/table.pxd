@@ -6,7 +6,7 @@ from ratelimit.engine.rule cimport Rule
 cdef int WAYS, SET_WORDS, SLOT_WORDS, FIRST_COUNTER, STAMP_BITS, WEIGHT_BITS
 cdef int EPOCH, SUM, UNTIL
 cdef uint64_t RING, SECOND, BY_HAND
-cdef uint64_t _MAX_COUNTER, _HALF, _SPREAD, _M64, _M32
+cdef uint64_t _MAX_COUNTER, HALF, _SPREAD, M64, M32
 
 
 @cython.final

@@ -34,6 +34,9 @@ from ratelimit.engine.layout import (
     CLIENT_BYTES,
     EPOCH,
     FIRST_COUNTER,
+    HALF,
+    M32,
+    M64,
     RING,
     SET_WORDS,
     SLOT_WORDS,
@@ -46,11 +49,8 @@ from ratelimit.engine.layout import (
 from ratelimit.engine.rule import Rule
 from ratelimit.notation import SECOND
 
-_HALF = 1 << WEIGHT_BITS - 1  # to round a share to the nearest
 _MAX_COUNTER = 1 << 27  # 17 of them fit into the sum; more than any rate
 _SPREAD = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, made odd
-_M64 = 0xFFFFFFFFFFFFFFFF
-_M32 = 0xFFFFFFFF
 
 
 class Table:
@@ -93,7 +93,7 @@ class Table:
     def at(self, now: int) -> None:
         """Set the time, in epoch nanoseconds."""
         self.now = now // SECOND
-        self.stamp = now >> STAMP_BITS & _M32
+        self.stamp = now >> STAMP_BITS & M32
 
     def find(self, hi: int, lo: int, ident: int) -> int:
         """Return the slot of a client, adding it if missing, and record the visit."""
@@ -111,14 +111,14 @@ class Table:
             self.words[slot + 2] = ident
             for i in range(3, SLOT_WORDS):
                 self.words[slot + i] = 0
-            self.idle = _M32
+            self.idle = M32
             if self.orphans:
                 kept = self.orphans.pop((hi, lo, ident), 0)
                 self.block(slot, kept >> 1, kept & 1 == 1)
                 if kept & 1 == 0:
                     self.halves[2 * slot + EPOCH] = kept >> 1
         else:
-            self.idle = self.stamp - (self.words[base + self.way] & _M32) & _M32
+            self.idle = self.stamp - (self.words[base + self.way] & M32) & M32
         self.words[base + self.way] = tag << 32 | self.stamp
         return slot
 
@@ -127,14 +127,14 @@ class Table:
         mixed = (
             self.m0
             + self.m1 * (hi >> 32)
-            + self.m2 * (hi & _M32)
+            + self.m2 * (hi & M32)
             + self.m3 * (lo >> 32)
-            + self.m4 * (lo & _M32)
+            + self.m4 * (lo & M32)
             + self.m5 * ident
-        ) & _M64
-        mixed = (mixed ^ mixed >> 32) * _SPREAD & _M64
+        ) & M64
+        mixed = (mixed ^ mixed >> 32) * _SPREAD & M64
         self.base = ((mixed >> 32) * self.sets >> 32) * SET_WORDS
-        self.tag = (mixed >> 8 & _M32) | 1
+        self.tag = (mixed >> 8 & M32) | 1
 
     def fetch_set(self, base: int) -> None:
         """Touch the tags of a set, which ``fetch_slot()`` and ``visit()`` will read."""
@@ -163,7 +163,7 @@ class Table:
                 if (
                     self.words[slot] == hi
                     and self.words[slot + 1] == lo
-                    and self.words[slot + 2] & _M32 == ident
+                    and self.words[slot + 2] & M32 == ident
                 ):
                     self.way = way
                     return slot
@@ -182,7 +182,7 @@ class Table:
             way = self.stalest(base, True)
             slot = base + WAYS + way * SLOT_WORDS
             if self.until(slot) > self.now:
-                key = (self.words[slot], self.words[slot + 1], self.words[slot + 2] & _M32)
+                key = (self.words[slot], self.words[slot + 1], self.words[slot + 2] & M32)
                 self.orphans[key] = self.until(slot) << 1 | self.by_hand(slot)
         return way
 
@@ -197,7 +197,7 @@ class Table:
             word = self.words[base + way]
             if word == 0:
                 return way
-            idle = self.stamp - (word & _M32) & _M32
+            idle = self.stamp - (word & M32) & M32
             if unblocked and self.until(base + WAYS + way * SLOT_WORDS) <= self.now:
                 idle += 1 << 32
             if idle > longest:
@@ -217,7 +217,7 @@ class Table:
         total = self.halves[2 * slot + SUM] + hits
         self.halves[2 * slot + SUM] = total
         oldest = self.halves[first + rule.oldest]
-        return total - oldest + (oldest * rule.weight + _HALF >> WEIGHT_BITS)
+        return total - oldest + (oldest * rule.weight + HALF >> WEIGHT_BITS)
 
     def advance(self, slot: int, rule: Rule) -> None:
         """Clear the counters that have left the ring since the last visit."""
@@ -261,7 +261,7 @@ class Table:
 
     def set_mark(self, slot: int, mark: int) -> None:
         """Set the 32-bit mark of a client."""
-        self.words[slot + 2] = self.words[slot + 2] & _M32 | mark << 32
+        self.words[slot + 2] = self.words[slot + 2] & M32 | mark << 32
 
     def settle(self, slot: int, rule: Rule) -> None:
         """Clear a client's hits because it is blocked; later hits have a new epoch."""
@@ -273,7 +273,7 @@ class Table:
         # All nodes derive the same epoch from the block. A block that ends before an earlier,
         # removed one begins a new epoch too.
         self.halves[2 * slot + EPOCH] = (
-            max(self.until(slot), self.halves[2 * slot + EPOCH] + 1) & _M32
+            max(self.until(slot), self.halves[2 * slot + EPOCH] + 1) & M32
         )
 
     def sweep(self) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ParamSpec
 
 from ratelimit.engine.check import Engine
-from ratelimit.engine.layout import ADDRESS, ALLOW, DENY, MIXED, NONE, TEXT
+from ratelimit.engine.layout import ADDRESS, ALLOW, DENY, M64, MIXED, NONE, TEXT
 from ratelimit.engine.rule import Rule
 from ratelimit.limiter.barred import Barred
 from ratelimit.limiter.blocklist import Blocklist
@@ -48,7 +48,6 @@ _FORGET_UNKNOWN = 86_400  # seconds, for blocks of a limit that no longer exists
 _CUT_AT_ONCE = 50  # networks blocked by hand
 _UPDATED = 16  # blocks written to the table
 _COMPARED = 64  # blocks of another list
-_M64 = 0xFFFFFFFFFFFFFFFF
 
 _P = ParamSpec("_P")
 
@@ -286,7 +285,7 @@ class Limiter:
         if network is None:
             return ""
         first, last, _ = span(network, 0)
-        found = self.engine.lists.uniform(first >> 64, first & _M64, last >> 64, last & _M64)
+        found = self.engine.lists.uniform(first >> 64, first & M64, last >> 64, last & M64)
         return {ALLOW: "allow", DENY: "deny", MIXED: "mixed"}.get(found, "")
 
     def edge_until(self, client: Network) -> int:
@@ -296,7 +295,7 @@ class Limiter:
         not blocked for all requests.
         """
         first, last, _ = span(client, 0)
-        ends = first >> 64, first & _M64, last >> 64, last & _M64
+        ends = first >> 64, first & M64, last >> 64, last & M64
         until = self.engine.barred.uniform(*ends)
         if self.engine.lists.uniform(*ends) != NONE or until == MIXED:
             return 0
@@ -496,7 +495,7 @@ class Limiter:
                 # Under another prefix it is another client. Its place has a client of the current
                 # prefix or none, and must not keep a block until the prefix changes back.
                 first, _, _ = span(network, 0)
-                place = first >> 64, first & _M64, ADDRESS << 16 | rule.index
+                place = first >> 64, first & M64, ADDRESS << 16 | rule.index
                 if self.engine.table.peek(*place) < 0 and place not in self.engine.table.orphans:
                     continue
                 client = counted_key(first_address(key), rule.limit)

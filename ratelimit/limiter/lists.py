@@ -18,7 +18,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import TextIO
 
-from ratelimit.engine.layout import ALLOW, DENY, MAPPED, NONE
+from ratelimit.engine.layout import ALLOW, DENY, M64, MAPPED, NONE
 from ratelimit.exceptions import ConfigError
 from ratelimit.limiter.keys import Network, parse_network
 from ratelimit.steps import Steps
@@ -147,7 +147,7 @@ def cut(ranges: Iterable[Range]) -> Steps[tuple[bytes, bytes]]:
                 del starts[-2:]
                 latest = starts[-2] << 64 | starts[-1]
         elif at < _END and value != values[-1]:
-            starts.extend((at >> 64, at & 0xFFFFFFFFFFFFFFFF))
+            starts.extend((at >> 64, at & M64))
             values.append(value)
             latest = at
     return starts.tobytes(), values.tobytes()

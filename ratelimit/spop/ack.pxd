@@ -4,7 +4,7 @@ from libc.stdint cimport uint64_t
 from ratelimit.engine.rule cimport Rule
 from ratelimit.spop.codec cimport Writer
 
-cdef int _ACK, _FIN, _MAX_ACK
+cdef int _ACK, _FIN, MAX_ACK
 cdef bytes _DENY, _REASON, _RETRY_AFTER, _BLOCK_UNTIL, _LIMIT, _REMAINING, _RESET, _WINDOW
 cdef bytes _NO_WINDOW, _LIMIT_NAME, _SHADOW
 

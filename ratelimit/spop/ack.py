@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ratelimit.engine.rule import Rule
 from ratelimit.spop.codec import Writer
-from ratelimit.spop.constants import DataType, FrameType
+from ratelimit.spop.constants import MAX_ACK, DataType, FrameType
 
 _ACK = int(FrameType.ACK)  # of C's int type when compiled
 _FIN = 1
@@ -15,10 +15,6 @@ _UNSET_VAR_ARGUMENTS = 2
 _SCOPE_TXN = 2
 _TRUE = 0x11
 
-MAX_ACK = 256
-"""Bytes of the longest ACK: fits into the smallest frame that a peer may negotiate."""
-
-_MAX_ACK = MAX_ACK  # of C's int type when compiled
 _OUTPUT = 1 << 16
 
 
@@ -54,7 +50,7 @@ class Acknowledge:
 
     def room(self) -> int:
         """Return how many more ACKs are sure to fit."""
-        return self.writer.room() // _MAX_ACK
+        return self.writer.room() // MAX_ACK
 
     def take(self) -> bytes:
         """Return the frames written since the last call."""

@@ -3,7 +3,7 @@ cimport cython
 from libc.stdint cimport uint64_t
 from ratelimit.engine.buffer cimport Buffer
 
-cdef uint64_t _MASK
+cdef uint64_t M64
 cdef int _NULL, _BOOL, _INT32, _INT64, _UINT64, _IPV4, _IPV6, _STRING, _BINARY
 
 

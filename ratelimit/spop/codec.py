@@ -9,6 +9,7 @@ every index is compared with ``end`` first.
 from __future__ import annotations
 
 from ratelimit.engine.buffer import Buffer
+from ratelimit.engine.layout import M64
 from ratelimit.exceptions import SpopError
 from ratelimit.spop.constants import DataType, Status
 
@@ -23,7 +24,6 @@ _IPV6 = int(DataType.IPV6)
 _STRING = int(DataType.STRING)
 _BINARY = int(DataType.BINARY)
 _INVALID = int(Status.INVALID)
-_MASK = 0xFFFFFFFFFFFFFFFF
 
 Value = bool | int | bytes | None
 
@@ -84,7 +84,7 @@ class Reader:
             # 4 + 9 * 7 = 67: ten bytes hold all 64 bits; more would be lost by the shift.
             if shift > 60:
                 raise SpopError(_INVALID, "an integer of more than 64 bits")
-            value = (value + (byte << shift)) & _MASK
+            value = (value + (byte << shift)) & M64
             if byte < 128:
                 return value
             shift += 7

@@ -10,7 +10,15 @@ MAX_FRAME_SIZE = 16_380
 MIN_FRAME_SIZE = 256
 """Smallest maximum that a peer may negotiate (section 3.5, status 9); every ACK fits into it."""
 
+MAX_ACK = 256
+"""Bytes of the longest ACK."""
+
 VERSION = "2.0"
+
+CHECKED, UNKNOWN, KEYLESS, EMPTY = range(4)
+"""What the parser finds: a message with a limit and a key; one whose name is no limit; one without
+a valid key or valid hits; a frame without messages, which has an ACK too.
+"""
 
 
 class FrameType(enum.IntEnum):

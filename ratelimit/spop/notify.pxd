@@ -9,8 +9,8 @@ from ratelimit.spop.codec cimport Reader
 
 cdef int FETCHED, _NOTIFY, _FIN, _FRAGMENTED, _TOO_BIG
 cdef int _NULL, _INT32, _INT64, _UINT64, _IPV4, _IPV6, _STRING, _BINARY
-cdef int _CHECKED, _UNKNOWN, _KEYLESS, _EMPTY
-cdef uint64_t _MAX_HITS, _UNTOLD
+cdef int CHECKED, UNKNOWN, KEYLESS, EMPTY
+cdef uint64_t _MAX_HITS, UNTOLD
 
 
 @cython.final

@@ -7,24 +7,20 @@ prefetched at once.
 from __future__ import annotations
 
 from ratelimit.engine.check import Engine
-from ratelimit.engine.layout import FETCHED
-from ratelimit.engine.query import UNTOLD, Query
+from ratelimit.engine.layout import FETCHED, UNTOLD
+from ratelimit.engine.query import Query
 from ratelimit.engine.rule import Rule
 from ratelimit.exceptions import SpopError
 from ratelimit.spop.codec import Reader
-from ratelimit.spop.constants import DataType, FrameType, Status
-
-CHECKED = 0
-"""A message with a limit and a key."""
-
-UNKNOWN = 1
-"""A message whose name is no limit."""
-
-KEYLESS = 2
-"""A message without a valid key or valid hits."""
-
-EMPTY = 3
-"""A frame without messages, which has an ACK too."""
+from ratelimit.spop.constants import (
+    CHECKED,
+    EMPTY,
+    KEYLESS,
+    UNKNOWN,
+    DataType,
+    FrameType,
+    Status,
+)
 
 # Of C's int type when compiled.
 _NOTIFY = int(FrameType.NOTIFY)
@@ -38,27 +34,22 @@ _IPV4 = int(DataType.IPV4)
 _IPV6 = int(DataType.IPV6)
 _STRING = int(DataType.STRING)
 _BINARY = int(DataType.BINARY)
-_CHECKED = CHECKED
-_UNKNOWN = UNKNOWN
-_KEYLESS = KEYLESS
-_EMPTY = EMPTY
 
 _FIN = 1
 _MAX_HITS = 1 << 27
-_UNTOLD = UNTOLD
 
 
 class Message(Query):
     """A parsed message; objects are reused.
 
-    ``state`` is one of the constants above; the query is valid in state CHECKED. ``name`` and
-    ``name_size`` are the position of its name. ``ends`` is true for the last message of a frame,
-    whose ids are at ``ids``.
+    ``state`` is CHECKED, UNKNOWN, KEYLESS or EMPTY; the query is valid in state CHECKED. ``name``
+    and ``name_size`` are the position of its name. ``ends`` is true for the last message of a
+    frame, whose ids are at ``ids``.
     """
 
     def __init__(self, rule: Rule) -> None:
         super().__init__(rule)
-        self.state = _EMPTY
+        self.state = EMPTY
         self.name = 0
         self.name_size = 0
         self.ends = False
@@ -117,7 +108,7 @@ class NotifyParser:
                 if reader.pos < reader.end:
                     self.message(message, rules)
                 else:
-                    message.state = _EMPTY
+                    message.state = EMPTY
                 if reader.pos == reader.end:
                     message.ends = True
                     message.ids = self.ids
@@ -171,7 +162,7 @@ class NotifyParser:
         number = 0
         hits = 1
         via = 0
-        left = _UNTOLD
+        left = UNTOLD
         usable = True
         for _ in range(reader.byte()):
             reader.string()
@@ -199,18 +190,18 @@ class NotifyParser:
                     usable = False
                 elif hits > _MAX_HITS:
                     hits = _MAX_HITS
-        message.state = _UNKNOWN
+        message.state = UNKNOWN
         for rule in rules:
             if rule.name_size == message.name_size and same(
                 data, message.name, rule.name, rule.name_size
             ):
                 message.rule = rule
-                message.state = _KEYLESS
+                message.state = KEYLESS
                 break
         # An empty header names no client.
         named = kind != _NULL and (key_size > 0 or kind < _STRING)
-        if message.state == _KEYLESS and named and usable:
-            message.state = _CHECKED
+        if message.state == KEYLESS and named and usable:
+            message.state = CHECKED
             message.hits = hits
             message.via = via
             message.left = left

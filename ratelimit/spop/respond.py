@@ -11,7 +11,8 @@ from ratelimit.engine.layout import FETCHED
 from ratelimit.engine.outcome import Outcome
 from ratelimit.model import Verdict
 from ratelimit.spop.ack import Acknowledge
-from ratelimit.spop.notify import CHECKED, KEYLESS, UNKNOWN, Message, NotifyParser
+from ratelimit.spop.constants import CHECKED, KEYLESS, UNKNOWN
+from ratelimit.spop.notify import Message, NotifyParser
 
 # Of C's int type when compiled.
 _ALLOW = int(Verdict.ALLOW)

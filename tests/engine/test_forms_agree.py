@@ -183,7 +183,7 @@ class SharedForm:
             seen += [self.exchange(number, limit, now, lost=False) for limit in range(len(LIMITS))]
         stop = responder(node).answer(data, 0, 16380)
         rules = [(rule.allowed, rule.throttled, rule.blocked) for rule in node.rules]
-        return stop, responder(node).take(), rules, node.urgent, node.counted, node.wait, seen
+        return stop, responder(node).take(), rules, node.urgent, seen
 
     def exchange(self, number: int, limit: int, now: int, lost: bool) -> tuple[object, ...]:
         """Everything that can be seen of an exchange, of which the answer may be lost."""

@@ -605,7 +605,7 @@ class Crowd:
 
     def hits(self, limit: int, client: str) -> int:
         rule = self.engine.rules[limit]
-        return self.engine.hits(rule, self.engine.known(rule, client.encode()))
+        return self.engine.hits(rule, self.engine.slot(rule, client.encode()))
 
 
 @pytest.mark.parametrize("limit", [0, 1])
@@ -645,7 +645,7 @@ def test_shared_counts_stay_with_their_limit_when_others_come_and_go() -> None:
         engine.reload(limits)
         assert [exchange.rule for exchange in engine.exchanges] == engine.rules
         (rule,) = (rule for rule in engine.rules if rule.limit is long)
-        assert engine.hits(rule, engine.known(rule, b"192.0.2.1")) == 120
+        assert engine.hits(rule, engine.slot(rule, b"192.0.2.1")) == 120
 
 
 def test_a_limit_that_is_no_more_takes_no_memory() -> None:

@@ -211,6 +211,15 @@ def test_shadow_refuses_nothing_and_shows_all() -> None:
     assert found[4]["limit_name"] == "login", "a limit in shadow hides no other"
 
 
+@pytest.mark.parametrize("ladder", [(), (10,)])
+def test_a_block_by_hand_that_has_ended_does_not_end_shadow(ladder: tuple[int, ...]) -> None:
+    node = Node(Limit(rate=1, block=ladder, shadow=True))
+    node.by_hand("192.0.2.1", 5)
+    assert node.ask("192.0.2.1") == "block", "an operator refuses in shadow mode too"
+    node.tick(6)
+    assert [node.ask("192.0.2.1") for _ in range(3)] == ["allow"] * 3
+
+
 def test_the_fuse_blows_when_too_many_clients_are_refused() -> None:
     node = Node(Limit(rate=1, fuse=0.2))
     for client in clients(300):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ratelimit.model import MAX_RATE, Limit
 from ratelimit.notation import SECOND
-from ratelimit.spop.ack import MAX_ACK
+from ratelimit.spop.constants import MAX_ACK
 from tests.helpers import wire
 from tests.helpers.asking import KEY, START, Asked
 from tests.helpers.forms import responder
