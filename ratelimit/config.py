@@ -11,7 +11,7 @@ import re
 import tomllib
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
     from pydantic_settings import PydanticBaseSettingsSource
+
+_T = TypeVar("_T")
 
 _ENV_PREFIX = "RATELIMIT_"
 _ENV_DELIMITER = "__"
@@ -137,6 +139,30 @@ def _path(path: str) -> str:
     return path
 
 
+def _folder(path: str) -> str:
+    if path and (not path.startswith("/") or "\0" in path):
+        raise ValueError('must be the absolute path of a directory, such as "/run/ratelimit"')
+    return path
+
+
+def _some(named: tuple[_T, ...]) -> tuple[_T, ...]:
+    if not named:
+        raise ValueError("must name at least one")
+    return named
+
+
+def _different(sockets: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(sockets)) < len(sockets):
+        raise ValueError("names a socket twice")
+    return sockets
+
+
+def _ladder(blocks: tuple[int, ...]) -> tuple[int, ...]:
+    if any(longer <= block for block, longer in pairwise(blocks)):
+        raise ValueError("each block must be longer than the one before it")
+    return blocks
+
+
 def _secret_file(path: str) -> str:
     if path:
         try:
@@ -175,7 +201,9 @@ class _Section(BaseModel):
 class AgentSection(_Section):
     """``[agent]``: the listening addresses for HAProxy and the number of clients in memory."""
 
-    listen: tuple[Listen, ...] = Field((Address("127.0.0.1", 9190),), strict=False)
+    listen: Annotated[tuple[Listen, ...], AfterValidator(_some)] = Field(
+        (Address("127.0.0.1", 9190),), strict=False
+    )
     http_listen: tuple[str, ...] = Field((), strict=False)
     trusted: tuple[TrustedNetwork, ...] = Field(
         (), strict=False, max_length=_MAX_TRUSTED, validate_default=True
@@ -188,13 +216,6 @@ class AgentSection(_Section):
     def _is_reserved(cls, listen: tuple[str, ...]) -> tuple[str, ...]:
         if listen:
             raise ValueError("not available in this version; leave it at its default")
-        return listen
-
-    @field_validator("listen")
-    @classmethod
-    def _listens(cls, listen: tuple[Address, ...]) -> tuple[Address, ...]:
-        if not listen:
-            raise ValueError("must name at least one address")
         return listen
 
     @field_validator("trusted")
@@ -267,7 +288,7 @@ class LimitSection(_Section):
 
     rate: int = Field(100, ge=1, le=MAX_RATE)
     window: Window = SECOND
-    block: tuple[BlockLength, ...] = Field(
+    block: Annotated[tuple[BlockLength, ...], AfterValidator(_ladder)] = Field(
         (10 * SECOND, 60 * SECOND, 600 * SECOND, 3600 * SECOND), strict=False, max_length=32
     )
     forget: Forget = DAY
@@ -278,13 +299,6 @@ class LimitSection(_Section):
     headers: bool = False
     fuse: float = Field(FUSE, ge=0, le=1, strict=False)
     secret: bool = True
-
-    @field_validator("block")
-    @classmethod
-    def _rises(cls, ladder: tuple[int, ...]) -> tuple[int, ...]:
-        if any(longer <= block for block, longer in pairwise(ladder)):
-            raise ValueError("each block must be longer than the one before it")
-        return ladder
 
     @field_validator("strict")
     @classmethod
@@ -312,37 +326,18 @@ class ListsSection(_Section):
 class HaproxySection(_Section):
     """``[haproxy]``: the HAProxy processes of this node."""
 
-    sockets: tuple[StatsSocket, ...] = Field((), strict=False, max_length=64)
-    maps_dir: str = ""
-
-    @field_validator("maps_dir")
-    @classmethod
-    def _is_a_folder(cls, folder: str) -> str:
-        if folder and (not folder.startswith("/") or "\0" in folder):
-            raise ValueError('must be the absolute path of a directory, such as "/run/ratelimit"')
-        return folder
-
-    @field_validator("sockets")
-    @classmethod
-    def _differ(cls, sockets: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(sockets)) < len(sockets):
-            raise ValueError("names a socket twice")
-        return sockets
+    sockets: Annotated[tuple[StatsSocket, ...], AfterValidator(_different)] = Field(
+        (), strict=False, max_length=64
+    )
+    maps_dir: Annotated[str, AfterValidator(_folder)] = ""
 
 
 class WebhookSection(_Section):
     """``[[webhooks]]``: a receiver of events."""
 
     url: Annotated[str, AfterValidator(_webhook_url)] = Field(repr=False)
-    events: tuple[EventName, ...] = Field(EVENTS, strict=False)
+    events: Annotated[tuple[EventName, ...], AfterValidator(_some)] = Field(EVENTS, strict=False)
     secret_file: Annotated[str, AfterValidator(_secret_file)] = ""
-
-    @field_validator("events")
-    @classmethod
-    def _asks(cls, events: tuple[EventName, ...]) -> tuple[EventName, ...]:
-        if not events:
-            raise ValueError("must name at least one")
-        return events
 
 
 class LoadSection(_Section):

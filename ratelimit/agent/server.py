@@ -171,19 +171,20 @@ class Agent:
 
     def ended(self, peer: str, error: SpopError) -> None:
         """Log why a connection was closed with an error."""
-        self.lines += 1
-        if self.lines <= _LINES_PER_SECOND:
-            log.warning("connection ended", peer=peer, status=int(error.status), why=str(error))
+        self._warn("connection ended", peer=peer, status=int(error.status), why=str(error))
 
     def admits(self, host: str) -> bool:
         """Return whether a peer with this address may connect; count it if not."""
         if is_loopback(host) or host in self.trusted:
             return True
         self.untrusted += 1
+        self._warn("connection refused: the peer is not in agent.trusted", peer=host)
+        return False
+
+    def _warn(self, event: str, **about: object) -> None:
         self.lines += 1
         if self.lines <= _LINES_PER_SECOND:
-            log.warning("connection refused: the peer is not in agent.trusted", peer=host)
-        return False
+            log.warning(event, **about)
 
     def _report(self) -> None:
         """Log the events of the last second, with a bounded number of lines."""

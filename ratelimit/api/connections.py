@@ -105,20 +105,6 @@ class Connections:
 class HttpConnection(asyncio.BufferedProtocol):
     """Passes data between a socket and aiohttp, and measures how long the client is waited for."""
 
-    __slots__ = (
-        "_all",
-        "_inner",
-        "_read",
-        "_unsent",
-        "_written",
-        "busy",
-        "reading",
-        "since",
-        "stream",
-        "stuck",
-        "transport",
-    )
-
     transport: asyncio.Transport
 
     def __init__(self, every: Connections) -> None:

@@ -7,7 +7,7 @@ import json
 
 from aiohttp import web
 
-from ratelimit.events.bus import Bus, Event, Full
+from ratelimit.events.bus import Bus, Event
 from ratelimit.turns import turn
 
 HEARTBEAT = 15.0
@@ -70,6 +70,3 @@ async def _write(response: web.StreamResponse, text: str) -> None:
 def _text(event: Event) -> str:
     data = {"name": event.name, "at": event.at, **event.data}
     return f"id: {event.id}\nevent: {event.name}\ndata: {json.dumps(data)}\n\n"
-
-
-__all__ = ["HEARTBEAT", "Full", "send_events"]

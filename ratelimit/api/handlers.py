@@ -165,7 +165,11 @@ async def status(call: Call) -> Reply:
             journal_problem=store.journal_problem,
             unsigned=store.unsigned,
         ),
-        edges=models.EdgeState.model_validate(control.edges),
+        edges=models.EdgeState(
+            faults=control.runtime.missed,
+            dropped=control.edges.dropped,
+            corrected=control.runtime.corrected,
+        ),
         events=models.EventState(listeners=len(control.bus), dropped=control.bus.dropped),
         reload=models.ReloadState.model_validate(reload) if reload else None,
         tasks=[models.TaskState.model_validate(task) for task in control.tasks.tasks.values()],

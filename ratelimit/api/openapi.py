@@ -74,11 +74,11 @@ def _operation(route: Route, refs: Any) -> dict[str, Any]:
     if parameters:
         operation["parameters"] = parameters
     if route.body is not None:
-        content = {"application/json": {"schema": refs[route.body, "validation"]}}
+        content = _content(refs[route.body, "validation"])
         operation["requestBody"] = {"required": True, "content": content}
     operation["responses"] = {str(route.status): _answer(route, refs)}
     if route.partly is not None:
-        content = {"application/json": {"schema": refs[route.partly, "serialization"]}}
+        content = _content(refs[route.partly, "serialization"])
         what = "Done, but not by every HAProxy of the node."
         operation["responses"]["200"] = {"description": what, "content": content}
     if route.cached:
@@ -88,24 +88,26 @@ def _operation(route: Route, refs: Any) -> dict[str, Any]:
         problems |= _WITH_TOKEN
     if route.body is not None:
         problems |= _WITH_BODY
-    schema = {CONTENT_TYPE: {"schema": refs[Problem, "serialization"]}}
+    content = _content(refs[Problem, "serialization"], CONTENT_TYPE)
     for status, why in sorted(problems.items()):
-        operation["responses"][str(status)] = {"description": why, "content": schema}
+        operation["responses"][str(status)] = {"description": why, "content": content}
     return operation
 
 
 def _answer(route: Route, refs: Any) -> dict[str, Any]:
     answer: dict[str, Any] = {"description": route.summary}
     if isinstance(route.answer, str):
-        answer["content"] = {route.answer: {"schema": {"type": "string"}}}
-        if route.answer.endswith("json"):
-            answer["content"] = {route.answer: {"schema": {"type": "object"}}}
+        kind = "object" if route.answer.endswith("json") else "string"
+        answer["content"] = _content({"type": kind}, route.answer)
     elif route.answer is not None:
-        schema = refs[route.answer, "serialization"]
-        answer["content"] = {"application/json": {"schema": schema}}
+        answer["content"] = _content(refs[route.answer, "serialization"])
     if route.status == 201:
         answer["headers"] = {"Location": {"required": True, "schema": {"type": "string"}}}
     return answer
+
+
+def _content(schema: Any, kind: str = "application/json") -> dict[str, Any]:
+    return {kind: {"schema": schema}}
 
 
 def _path_parameters(path: str) -> list[dict[str, Any]]:

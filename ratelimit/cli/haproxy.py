@@ -108,7 +108,7 @@ def _servers_table(reports: list[dict[str, Any]]) -> RenderableType:
             printable(server["check"]),
         ]
         made.add_row(*row, *([printable(socket)] if several else []))
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 def _tell(results: list[dict[str, Any]]) -> None:

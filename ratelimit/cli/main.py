@@ -17,7 +17,7 @@ import click
 
 from ratelimit import __version__, engine
 from ratelimit.cli.node import COMMANDS
-from ratelimit.config import Config, load
+from ratelimit.config import load
 from ratelimit.exceptions import ApiError, ConfigError, RatelimitError
 from ratelimit.model import Address
 from ratelimit.notation import SECOND, format_duration, parse_host_port
@@ -129,7 +129,7 @@ def check(path: Path | None) -> None:
     for exposed in config.exposed_files():
         click.echo(f"warning: {exposed}: readable by every user of this machine", err=True)
     click.echo(f"{path or 'defaults'}: ok")
-    click.echo(_summary(config))
+    click.echo("limits: " + "; ".join(map(_limit, config.limits_in_force())))
     if lists.allow or lists.deny:
         click.echo(f"lists: {lists.allow} networks allowed, {lists.deny} denied")
 
@@ -181,10 +181,6 @@ def version() -> None:
 
 for command in COMMANDS:
     main.add_command(command)
-
-
-def _summary(config: Config) -> str:
-    return "limits: " + "; ".join(_limit(limit) for limit in config.limits_in_force())
 
 
 def _limit(limit: Limit) -> str:

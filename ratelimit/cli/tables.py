@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +16,7 @@ from ratelimit.notation import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
 _SHOWN = 5  # names that a row lists
 _INTERVAL = 1.0  # seconds between refreshes
@@ -61,8 +62,8 @@ def show(
                 live.update(again(), refresh=True)
 
 
-def new_table(*columns: str, title: str = "") -> Any:
-    """Return an empty table; a column whose name ends with ``#`` is right-aligned."""
+def new_table(*columns: str, rows: Iterable[Sequence[str]] = (), title: str = "") -> Table:
+    """Return a table; a column whose name ends with ``#`` is right-aligned."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -70,15 +71,16 @@ def new_table(*columns: str, title: str = "") -> Any:
     for column in columns:
         name = column.removesuffix("#")
         made.add_column(name, justify="right" if column != name else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
     return made
 
 
 def blocks_table(entries: list[dict[str, Any]], since: bool = False) -> RenderableType:
     """Return a table of blocks; ``since`` adds the time when each was made."""
     columns = ["key", "limit", "ends in#", "strikes#", "by", "reason", "node"]
-    made = new_table(*columns, *["since"] * since)
-    for entry in entries:
-        made.add_row(
+    rows = (
+        (
             printable(entry["key"]),
             printable(entry["limit"]) + (" (shadow)" if entry["shadow"] else ""),
             _left(entry["until"]),
@@ -88,22 +90,27 @@ def blocks_table(entries: list[dict[str, Any]], since: bool = False) -> Renderab
             printable(entry["node"][:8]),
             *[time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["since"]))] * since,
         )
+        for entry in entries
+    )
+    made = new_table(*columns, *["since"] * since, rows=rows)
     made.caption = f"{len(entries):,} entr{'y' if len(entries) == 1 else 'ies'}"
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 def clients_table(clients: list[dict[str, Any]]) -> RenderableType:
     """Return a table of clients."""
-    made = new_table("client", "limit", "hits per second#", "hits in window#", "blocked for#")
-    for one in clients:
-        made.add_row(
+    rows = (
+        (
             printable(one["key"]),
             printable(one["limit"]),
             f"{one['rate']:,.1f}",
             f"{one['hits']:,}",
             _left(one["until"]) if one["until"] > time.time() else "",
         )
-    return made  # type: ignore[no-any-return]
+        for one in clients
+    )
+    columns = ("client", "limit", "hits per second#", "hits in window#", "blocked for#")
+    return new_table(*columns, rows=rows)
 
 
 def explanation(known: dict[str, Any]) -> RenderableType:
@@ -142,7 +149,6 @@ def status_tables(state: dict[str, Any]) -> RenderableType:
     from rich.console import Group
 
     store, table = state["store"], state["table"]
-    node = new_table("node", state["node"])
     health = "degraded: only local counts" if state["degraded"] else "ready"
     away = f"down: {printable(store['problem'])}"
     rows = {
@@ -174,12 +180,16 @@ def status_tables(state: dict[str, Any]) -> RenderableType:
         failing.append(f"log: {state['log']['problem']}")
     if failing:
         rows["failing"] = "\n".join(map(printable, failing))
-    for name, value in rows.items():
-        node.add_row(name, value)
-    limits = new_table("limit", *(f"{verdict}#" for verdict in VERDICTS), "fuse")
-    for one in state["limits"]:
-        fuse = "BLOWN: throttles only" if one["fuse_blown"] else ""
-        limits.add_row(printable(one["name"]), *(f"{one[v]:,}" for v in VERDICTS), fuse)
+    verdicts = (
+        (
+            printable(one["name"]),
+            *(f"{one[verdict]:,}" for verdict in VERDICTS),
+            "BLOWN: throttles only" if one["fuse_blown"] else "",
+        )
+        for one in state["limits"]
+    )
+    node = new_table("node", state["node"], rows=rows.items())
+    limits = new_table("limit", *(f"{verdict}#" for verdict in VERDICTS), "fuse", rows=verdicts)
     parts: list[RenderableType] = [node, limits]
     if state.get("fleet"):
         parts.append(_fleet(state["fleet"]))
@@ -189,16 +199,18 @@ def status_tables(state: dict[str, Any]) -> RenderableType:
 
 
 def _fleet(nodes: list[dict[str, Any]]) -> RenderableType:
-    made = new_table("node", "version", "checks per second#", "uptime#", "", title="fleet")
-    for node in nodes:
-        made.add_row(
+    rows = (
+        (
             printable(node["id"]),
             printable(node["version"]),
             f"{node['checks']:,.0f}",
             duration(max(0, time.time() - node["since"])),
             "this node" if node["here"] else "",
         )
-    return made  # type: ignore[no-any-return]
+        for node in nodes
+    )
+    columns = ("node", "version", "checks per second#", "uptime#", "")
+    return new_table(*columns, rows=rows, title="fleet")
 
 
 def _haproxies(reports: list[dict[str, Any]]) -> RenderableType:
@@ -223,14 +235,12 @@ def _haproxies(reports: list[dict[str, Any]]) -> RenderableType:
         )
     problems = [f"{one['socket']}: {one['problem']}" for one in reports if one["problem"]]
     made.caption = "\n".join(map(printable, problems)) or None
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 def _edges(entries: list[dict[str, Any]]) -> RenderableType:
-    made = new_table("socket", "key", "ends in#", title="HAProxy's edge table")
-    for entry in entries:
-        made.add_row(printable(entry["socket"]), printable(entry["key"]), _left(entry["until"]))
-    return made  # type: ignore[no-any-return]
+    rows = ((printable(e["socket"]), printable(e["key"]), _left(e["until"])) for e in entries)
+    return new_table("socket", "key", "ends in#", rows=rows, title="HAProxy's edge table")
 
 
 def _left(until: int) -> str:

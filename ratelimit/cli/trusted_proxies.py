@@ -17,7 +17,8 @@ import click
 from ratelimit import __version__
 from ratelimit.exceptions import RatelimitError
 from ratelimit.files import write_whole
-from ratelimit.haproxy.trusted_proxies import Network, ProxyList, judge, read, write
+from ratelimit.haproxy.trusted_proxies import ProxyList, judge, read, write
+from ratelimit.limiter.keys import Network
 from ratelimit.notation import printable
 
 CLOUDFLARE = ("https://www.cloudflare.com/ips-v4", "https://www.cloudflare.com/ips-v6")

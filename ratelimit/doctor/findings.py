@@ -38,16 +38,30 @@ class Check:
     mend: str = ""
 
 
+def ok(subject: str, finding: str) -> Check:
+    """Return a check that found no fault."""
+    return Check(subject, State.OK, finding)
+
+
+def broken(subject: str, finding: str, mend: str) -> Check:
+    """Return a check that found a fault."""
+    return Check(subject, State.BROKEN, finding, mend)
+
+
+def unsure(subject: str, finding: str, mend: str = "") -> Check:
+    """Return a check that found no fault but may have missed one."""
+    return Check(subject, State.UNSURE, finding, mend)
+
+
 def clock_check(subject: str, ahead: float, error: float, why: str) -> Check:
     """Return the check of a clock that is ``ahead`` seconds ahead of the local one, within
     ``error``.
     """
     off = f"{abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} the local clock"
     if abs(ahead) <= CLOCK_TOLERANCE + error:
-        return Check(subject, State.OK, "agrees with the local clock")
-    return Check(
+        return ok(subject, "agrees with the local clock")
+    return broken(
         subject,
-        State.BROKEN,
         f"is {off}: {why}",
         "check that NTP runs on both machines: `timedatectl`, `chronyc tracking`",
     )

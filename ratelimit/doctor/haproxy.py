@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 
-from ratelimit.doctor.findings import CLOCK_TOLERANCE, SHOWN, Check, State, clock_check
+from ratelimit.doctor.findings import CLOCK_TOLERANCE, SHOWN, Check, broken, clock_check, ok, unsure
 from ratelimit.doctor.gather import TIMEOUT, AgentStatus, EdgeTable, Facts
 from ratelimit.haproxy.commands import TABLE
 from ratelimit.haproxy.maps import NAMES
@@ -17,9 +17,8 @@ from ratelimit.notation import SECOND, format_duration
 def judge_haproxy(facts: Facts, limits: Sequence[Limit]) -> Iterator[Check]:
     """Yield the checks of each HAProxy."""
     if not facts.after.reports:
-        yield Check(
+        yield unsure(
             "haproxy",
-            State.UNSURE,
             "no HAProxy socket is configured, so HAProxy can't be checked",
             "add its `stats socket` to `[haproxy] sockets`",
         )
@@ -29,15 +28,14 @@ def judge_haproxy(facts: Facts, limits: Sequence[Limit]) -> Iterator[Check]:
     for before, report, ahead, edge in moments:
         subject = f"haproxy {report.socket}"
         if report.problem:
-            yield Check(
+            yield broken(
                 subject,
-                State.BROKEN,
                 report.problem,
                 "compare `[haproxy] sockets` with the `stats socket` line of HAProxy, which must "
                 "let the user of the agent connect",
             )
             continue
-        yield Check(subject, State.OK, f"HAProxy {report.version}, level {report.level}")
+        yield ok(subject, f"HAProxy {report.version}, level {report.level}")
         yield clock_check(
             f"{subject}: clock", ahead, TIMEOUT, "blocks end too early or too late at this HAProxy"
         )
@@ -54,23 +52,21 @@ def _maps(haproxy: str, edge: EdgeTable) -> Check:
     subject = f"{haproxy}: maps"
     effect = "without the agent, this HAProxy applies neither lists nor blocks of networks"
     if edge.maps_problem:
-        return Check(
+        return unsure(
             subject,
-            State.UNSURE,
             f"{edge.maps_problem}: {effect}",
             "give the socket `level admin` (RATELIMIT_STATS_LEVEL=admin) and reload HAProxy; the "
             "files of `[haproxy] maps_dir` are read at its next reload in any case",
         )
     if missing := [name for name in NAMES if name not in edge.maps]:
-        return Check(
+        return unsure(
             subject,
-            State.UNSURE,
             f"HAProxy has no map {' and no map '.join(missing)}: {effect}",
             "copy the files and the lines with `map_ip` that ratelimit ships "
             '(haproxy/README.md, "Lists"), and reload HAProxy',
         )
     said = ", ".join(f"{edge.maps[name]} entries in {name}" for name in NAMES)
-    return Check(subject, State.OK, said)
+    return ok(subject, said)
 
 
 def _seen(haproxy: str, facts: Facts, report: Report) -> Check:
@@ -78,9 +74,8 @@ def _seen(haproxy: str, facts: Facts, report: Report) -> Check:
     subject = f"{haproxy}: agent"
     backend = next((one for one in report.backends if one.name == AGENT_BACKEND), None)
     if backend is None:
-        return Check(
+        return broken(
             subject,
-            State.BROKEN,
             f"HAProxy has no backend {AGENT_BACKEND}, so it can't ask an agent",
             f"copy the backend {AGENT_BACKEND} from the haproxy.cfg that ratelimit ships, and "
             "reload HAProxy",
@@ -91,7 +86,7 @@ def _seen(haproxy: str, facts: Facts, report: Report) -> Check:
         for server in backend.servers[:SHOWN]
     )
     if backend.status.startswith("UP"):
-        return Check(subject, State.OK, servers)
+        return ok(subject, servers)
     if any(server.status.startswith(("DRAIN", "MAINT")) for server in backend.servers):
         mend = f"an operator disabled it; run `ratelimit haproxy ready {AGENT_BACKEND}/SERVER`"
     elif all(spop.problem for spop in facts.spop):
@@ -103,7 +98,7 @@ def _seen(haproxy: str, facts: Facts, report: Report) -> Check:
             f"{AGENT_BACKEND} (RATELIMIT_SPOP) has the same address and HAProxy can reach it"
         )
     finding = f"HAProxy can't ask the agent and counts alone: {servers}"
-    return Check(subject, State.BROKEN, finding, mend)
+    return broken(subject, finding, mend)
 
 
 def _asked(haproxy: str, facts: Facts, before: Report, after: Report) -> Check:
@@ -112,21 +107,20 @@ def _asked(haproxy: str, facts: Facts, before: Report, after: Report) -> Check:
     answered = sum(frontend.answered for frontend in after.frontends)
     if facts.probe:
         if facts.probe_problem:
-            return Check(
+            return unsure(
                 subject,
-                State.UNSURE,
                 f"{facts.probe} gave no answer: {facts.probe_problem}",
                 "use the URL of a frontend of this HAProxy",
             )
         if _requests(after) == _requests(before):
-            return Check(subject, State.UNSURE, f"{facts.probe} was not answered by this HAProxy")
+            return unsure(subject, f"{facts.probe} was not answered by this HAProxy")
         old, new = facts.before.status, facts.after.status
         if old is not None and new is not None:
             if _questions_of(new) > _questions_of(old):
-                return Check(subject, State.OK, f"the agent was asked about {facts.probe}")
+                return ok(subject, f"the agent was asked about {facts.probe}")
             return _not_asked(subject, after, f"the agent was not asked about {facts.probe}")
-    if _sessions(after):
-        return Check(subject, State.OK, "HAProxy has asked the agent since HAProxy's start")
+    if any(one.sessions_total for one in after.backends if one.name == AGENT_BACKEND):
+        return ok(subject, "HAProxy has asked the agent since HAProxy's start")
     if answered:
         return _not_asked(
             subject,
@@ -134,9 +128,8 @@ def _asked(haproxy: str, facts: Facts, before: Report, after: Report) -> Check:
             f"{answered} requests were answered since HAProxy's start, but the agent was never "
             "asked",
         )
-    return Check(
+    return unsure(
         subject,
-        State.UNSURE,
         "no request since HAProxy's start, so it is unknown whether HAProxy asks the agent",
         "send one: `ratelimit doctor --probe http://...`",
     )
@@ -144,9 +137,8 @@ def _asked(haproxy: str, facts: Facts, before: Report, after: Report) -> Check:
 
 def _not_asked(subject: str, report: Report, finding: str) -> Check:
     files = " ".join(map(shlex.quote, report.files)) or "/etc/haproxy/haproxy.cfg"
-    return Check(
+    return broken(
         subject,
-        State.BROKEN,
         f"{finding}: the SPOE filter is not loaded, or no group is sent",
         "the frontend needs both `filter spoe engine rl config spoe.conf` and `http-request "
         f"send-spoe-group rl check if {{ nbsrv({AGENT_BACKEND}) gt 0 }}`, the second with no other "
@@ -162,27 +154,21 @@ def _questions_of(status: AgentStatus) -> int:
     return status.checks + status.unknown + status.keyless
 
 
-def _sessions(report: Report) -> int:
-    return sum(one.sessions_total for one in report.backends if one.name == AGENT_BACKEND)
-
-
 def _edge(
     haproxy: str, report: Report, edge: EdgeTable, limits: Sequence[Limit]
 ) -> Iterator[Check]:
     subject = f"{haproxy}: edge table"
     if report.edge is None:
-        yield Check(
+        yield broken(
             subject,
-            State.BROKEN,
             f"HAProxy has no stick table {TABLE}, so it can't store blocks",
             f"copy the backend {TABLE} from the haproxy.cfg that ratelimit ships, and reload "
             "HAProxy",
         )
         return
     if edge.problem:
-        yield Check(
+        yield broken(
             subject,
-            State.BROKEN,
             f"an entry could not be written and read: {edge.problem}",
             "blocks by hand do not reach this HAProxy; set the level with "
             "RATELIMIT_STATS_LEVEL, or on the `stats socket` line, and reload HAProxy",
@@ -192,9 +178,8 @@ def _edge(
         ((limit.block[-1], limit.name) for limit in limits if limit.block), default=(0, "")
     )
     if edge.kept + CLOCK_TOLERANCE < ladder:
-        yield Check(
+        yield broken(
             subject,
-            State.BROKEN,
             f"{TABLE} forgets an entry after {_shown(edge.kept)}, but the longest block of limit "
             f"{name} is {_shown(ladder)}: the agent is asked again in between",
             f"set `expire {_shown(ladder)}` or more on the `stick-table` line of {TABLE}",
@@ -202,9 +187,8 @@ def _edge(
         return
     if edge.stale:
         keys = ", ".join(entry.key for entry in edge.stale[:SHOWN])
-        yield Check(
+        yield broken(
             subject,
-            State.BROKEN,
             f"{len(edge.stale)} of {edge.compared} compared entries are blocked by "
             f"HAProxy but not by the agent: {keys}",
             "`ratelimit blocks remove KEY` removes one, although it reports that the "
@@ -217,9 +201,8 @@ def _edge(
         bits, wanted = getattr(edge.prefixes, kind), getattr(counted, f"{kind}_prefix")
         if bits != wanted:
             variable = f"RATELIMIT_{kind.upper()}_PREFIX"
-            yield Check(
+            yield unsure(
                 subject,
-                State.UNSURE,
                 f"limits.default.{kind}_prefix is {wanted}, but HAProxy's {variable} is {bits}: "
                 "the edge table stores other clients than the agent blocks",
                 f"set {variable}={wanted} in HAProxy's environment and restart it; nothing is "
@@ -228,9 +211,8 @@ def _edge(
             return
     full = report.edge.used / report.edge.size
     agrees = f"; {edge.compared} compared with the blocklist agree" if edge.compared else ""
-    yield Check(
+    yield ok(
         subject,
-        State.OK,
         f"takes entries and keeps them for {_shown(edge.kept)}; {full:.0%} full{agrees}",
     )
 

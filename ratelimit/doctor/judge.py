@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ratelimit import __version__
-from ratelimit.doctor.findings import SHOWN, Check, State, clock_check
+from ratelimit.doctor.findings import SHOWN, Check, broken, clock_check, ok, unsure
 from ratelimit.doctor.gather import AgentStatus, Counts, Facts, Moment
 from ratelimit.doctor.haproxy import judge_haproxy
 from ratelimit.model import UNKNOWN, Limit
@@ -31,27 +31,25 @@ def _agent(facts: Facts) -> Iterator[Check]:
     for spop in facts.spop:
         subject = f"agent {spop.address}"
         if spop.problem:
-            yield Check(
+            yield broken(
                 subject,
-                State.BROKEN,
                 f"no agent answers at this address: {spop.problem}",
                 "start it with `ratelimit serve` and the same --config as here; see "
                 "its log if it ends; until then HAProxy counts alone",
             )
         else:
-            yield Check(subject, State.OK, "answers HAProxy's health check")
+            yield ok(subject, "answers HAProxy's health check")
 
 
 def _api(moment: Moment, url: str) -> Check:
     if moment.status is None:
-        return Check(
+        return broken(
             "ops API",
-            State.BROKEN,
             moment.status_problem,
             "check that the agent runs with this `[ops] listen`; --url sets another address, "
             "--token-file a token with the role view",
         )
-    return Check("ops API", State.OK, f"{url} answers, node {moment.status.node}")
+    return ok("ops API", f"{url} answers, node {moment.status.node}")
 
 
 def _questions(facts: Facts) -> Iterator[Check]:
@@ -66,9 +64,8 @@ def _questions(facts: Facts) -> Iterator[Check]:
         since = f"with the request to {facts.probe}"
     if unknown > 0:
         names = _noted(status, "unknown")
-        yield Check(
+        yield broken(
             "groups",
-            State.BROKEN,
             f"HAProxy uses limits that the agent does not have: {unknown} messages {since}"
             f"{f', for {names}' if names else ''}; the requests were allowed",
             "the name of a SPOE message is the name of a limit: check which group `http-request "
@@ -76,15 +73,14 @@ def _questions(facts: Facts) -> Iterator[Check]:
             "[limits.NAME]",
         )
     elif keyless > 0:
-        yield Check(
+        yield unsure(
             "groups",
-            State.UNSURE,
             f"{keyless} messages {since} had no valid key; the requests were allowed",
             "check `args key=...` of the messages in spoe.conf; a missing header is "
             "not a valid key, so send the group only if the header exists",
         )
     elif status.checks:
-        yield Check("groups", State.OK, "every message had a limit and a key")
+        yield ok("groups", "every message had a limit and a key")
 
 
 def _unasked(status: AgentStatus | None) -> Iterator[Check]:
@@ -94,9 +90,8 @@ def _unasked(status: AgentStatus | None) -> Iterator[Check]:
     unasked = [limit.name for limit in status.limits if limit.name != UNKNOWN and not limit.asked]
     if unasked:
         fields = ", ".join(f"limits.{name}" for name in unasked[:SHOWN])
-        yield Check(
+        yield unsure(
             "limits",
-            State.UNSURE,
             f"HAProxy has not asked about {fields} since the agent's start, so no client is "
             "limited by them",
             "nothing is wrong if there was no such request; otherwise spoe.conf needs a message of "
@@ -114,9 +109,8 @@ def _unknown_clients(status: AgentStatus | None) -> Iterator[Check]:
     if not limit.asked:
         return
     refused = limit.throttled + limit.blocked + limit.denied
-    yield Check(
+    yield unsure(
         "unknown clients",
-        State.UNSURE,
         f"{limit.asked} of {status.checks} requests since the agent's start came through a trusted "
         f"proxy that did not name their client, and {refused} of them were refused",
         "health checks of a load balancer are such requests; otherwise check that the proxies of "
@@ -131,9 +125,8 @@ def _forwarders(status: AgentStatus | None) -> Iterator[Check]:
         return
     keys = [one.key for one in status.forwarders]
     more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    yield Check(
+    yield unsure(
         "trusted proxies",
-        State.UNSURE,
         f"peers in no list of trusted proxies send many different X-Forwarded-For: "
         f"{', '.join(keys[:SHOWN])}{more}; the clients of each are counted as one",
         "if one is your load balancer, add it to lb.lst and reload HAProxy; others are "
@@ -148,16 +141,15 @@ def _noted(status: AgentStatus, word: str) -> str:
 
 def _store(facts: Facts) -> Iterator[Check]:
     if facts.store_problem:
-        yield Check(
+        yield broken(
             "store",
-            State.BROKEN,
             facts.store_problem,
             "check that Redis runs and `[store] url` is right; until then each agent counts alone",
         )
     elif facts.sight is None:
-        yield Check("store", State.OK, "memory://: this node counts alone")
+        yield ok("store", "memory://: this node counts alone")
     else:
-        yield Check("store", State.OK, f"{facts.sight.server} answers")
+        yield ok("store", f"{facts.sight.server} answers")
         yield clock_check(
             "clock of the store",
             facts.sight.ahead,
@@ -168,9 +160,8 @@ def _store(facts: Facts) -> Iterator[Check]:
 
 def _secrets(facts: Facts) -> Iterator[Check]:
     if facts.exposed:
-        yield Check(
+        yield unsure(
             "secrets",
-            State.UNSURE,
             f"every user of this machine can read {'; '.join(facts.exposed)}",
             "make the agent's user or group the owner: chown, chmod 640",
         )
@@ -189,13 +180,12 @@ def _versions(facts: Facts) -> Iterator[Check]:
             f"{version}: {', '.join(names[:SHOWN])}{' and more' if len(names) > SHOWN else ''}"
             for version, names in sorted(found.items())
         )
-        yield Check(
+        yield broken(
             "versions",
-            State.BROKEN,
             f"the nodes run different versions: {listed}",
             "install the same version on all nodes and restart them",
         )
     elif nodes or status is not None:
         count = max(1, len(nodes))
         shown = f"{count} nodes run" if count > 1 else "the node runs"
-        yield Check("versions", State.OK, f"{shown} {__version__}")
+        yield ok("versions", f"{shown} {__version__}")

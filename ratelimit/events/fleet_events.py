@@ -21,11 +21,6 @@ _BACK = 10.0  # seconds in which all nodes reconnect to the store
 _DAY = 86_400.0
 
 
-async def unknown_servers() -> int | None:
-    """Return None, for a node without HAProxy's runtime API."""
-    return None
-
-
 class Alerts:
     """Detects the events of a node.
 
@@ -41,8 +36,8 @@ class Alerts:
         node: str,
         webhooks: Webhooks,
         load: Load,
-        servers: Callable[[], Awaitable[int | None]] = unknown_servers,
-        publish: Callable[..., object] = lambda name, **data: None,
+        servers: Callable[[], Awaitable[int | None]],
+        publish: Callable[..., object],
     ) -> None:
         self._limiter = limiter
         self._store = store

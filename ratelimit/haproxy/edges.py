@@ -36,24 +36,9 @@ class Edges:
         self._wait = asyncio.Event()
 
     @property
-    def faults(self) -> int:
-        """Changes that an HAProxy did not apply at once."""
-        return self.runtime.missed
-
-    @property
     def dropped(self) -> int:
         """Changes that were dropped because the queue was full; a comparison makes up for them."""
         return self._dropped + self.runtime.dropped
-
-    @property
-    def corrected(self) -> int:
-        """Entries that comparisons have corrected."""
-        return self.runtime.corrected
-
-    @property
-    def behind(self) -> int:
-        """HAProxy processes whose table may differ from the blocklist."""
-        return self.runtime.behind
 
     async def run(self) -> None:
         """Send changes until cancelled."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import ip_network
 
-Network = IPv4Network | IPv6Network
+from ratelimit.limiter.keys import Network
 
 OLDEST = timedelta(days=30)
 """Age after which a list should be updated."""

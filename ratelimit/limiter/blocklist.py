@@ -136,7 +136,11 @@ class Blocklist:
 
     def has_room(self, limit: str, key: str, now: int) -> bool:
         """Return whether there is room for an entry of a client."""
-        return _place(limit, key) in self._entries or self._has_room(now)
+        return (
+            _place(limit, key) in self._entries
+            or len(self._places) < self.max_entries
+            or self._make_room(now)
+        )
 
     def active(self, now: int) -> int:
         """Return the number of active blocks, without those in shadow mode."""
@@ -157,9 +161,6 @@ class Blocklist:
                 self._drop(limit, key)
                 gone += 1
         return gone
-
-    def _has_room(self, now: int) -> bool:
-        return len(self._places) < self.max_entries or self._make_room(now)
 
     def _make_room(self, now: int) -> bool:
         """Remove the ended entry that would be forgotten first."""

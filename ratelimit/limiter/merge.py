@@ -24,6 +24,9 @@ class Merge:
     Args:
         limiter: has the list of this node.
         secret: the fleet's secret for strings; empty if unknown.
+
+    ``outdated`` has the limits and keys of blocks that this node now stores under another key; they
+    must be deleted from the other list, without a lift, after it has received all newer entries.
     """
 
     def __init__(self, limiter: Limiter, secret: bytes = b"") -> None:

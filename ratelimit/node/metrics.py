@@ -56,7 +56,7 @@ class Metrics(Collector):
             "build_info",
             "Version of the program; always 1.",
             ("version", "compiled", "python"),
-            [((source.about.version, _yes(compiled()), platform.python_version()), 1)],
+            [((source.about.version, "yes" if compiled() else "no", platform.python_version()), 1)],
         )
         last = source.reloaded
         taken, at = (last.ok, last.at) if last else (True, source.about.since)
@@ -152,18 +152,18 @@ class Metrics(Collector):
         yield _counter(
             "edge_faults",
             "Changes that an HAProxy did not apply at once.",
-            edges.faults,
+            edges.runtime.missed,
         )
         yield _counter("edge_dropped", "Changes dropped from a full queue.", edges.dropped)
         yield _counter(
             "edge_corrected",
             "Entries of edge tables that differed from the blocklist and were corrected.",
-            edges.corrected,
+            edges.runtime.corrected,
         )
         yield _gauge(
             "edges_behind",
             "HAProxy processes whose edge table may differ from the blocklist.",
-            edges.behind,
+            edges.runtime.behind,
         )
 
     def _store(self) -> Iterator[Metric]:
@@ -230,10 +230,6 @@ class Metrics(Collector):
         ):
             values = [((hook.name,), getattr(hook, attribute)) for hook in hooks]
             yield _labelled(family, name, text, ("webhook",), values)
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

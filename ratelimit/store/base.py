@@ -10,7 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -22,6 +22,9 @@ from ratelimit.store.entries import check
 from ratelimit.store.pending import Change, Outbox
 from ratelimit.store.secret import KeptSecret
 from ratelimit.turns import SLICE, turn
+
+if TYPE_CHECKING:
+    from ratelimit.limiter.merge import Merge
 
 _TOLD = 1000  # entries per write
 
@@ -53,27 +56,10 @@ Place = tuple[str, str]
 """A limit and a key."""
 
 
-class Merging(Protocol):
-    """Merges the owner's blocklist with another one.
-
-    ``outdated`` has the places of blocks that the owner now stores under another key; they must be
-    deleted from the other list, without a lift, after it has received all newer entries.
-    """
-
-    outdated: list[Place]
-
-    def take(self, entries: Sequence[Entry]) -> Steps[None]:
-        """Merge a page of the other list."""
-
-    def newer(self) -> Iterator[list[Entry]]:
-        """Yield in small steps what the other list lacks; call it after the last page."""
-
-
 class NoList:
-    """A ``Merging`` for an owner without a list."""
+    """A ``limiter.merge.Merge`` for an owner without a list."""
 
-    def __init__(self) -> None:
-        self.outdated: list[Place] = []
+    outdated: Sequence[Place] = ()
 
     def take(self, entries: Sequence[Entry]) -> Steps[None]:
         yield from ()
@@ -117,7 +103,7 @@ class Events:
 
     on_block: Callable[[Block], object] = lambda block: None
     on_lift: Callable[[Lift], object] = lambda lift: None
-    merge: Callable[[], Merging] = NoList
+    merge: Callable[[], Merge | NoList] = NoList
     on_hot: Callable[[bytes], object] = lambda ids: None
     on_lost: Callable[[], object] = lambda: None
     on_back: Callable[[], object] = lambda: None

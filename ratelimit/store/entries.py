@@ -38,11 +38,7 @@ def block_to_json(block: Block) -> str:
 
 def block_from_json(text: str | bytes) -> Block:
     """Return the block of a text; fields of later versions are ignored. Raises ValueError."""
-    try:
-        data = json.loads(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    return block_from_data(data)
+    return block_from_data(_data(text))
 
 
 def block_from_data(data: Any) -> Block:
@@ -67,11 +63,7 @@ def entry_to_json(entry: Entry) -> str:
 
 def entry_from_json(text: str | bytes) -> Entry:
     """Return a block or lift from text. Raises ValueError."""
-    try:
-        data = json.loads(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    match data:
+    match _data(text):
         case {"block": block}:
             return block_from_data(block)
         case {
@@ -79,6 +71,13 @@ def entry_from_json(text: str | bytes) -> Entry:
         }:
             return make_lift(limit, key, rank, end)
     raise ValueError("neither a block nor a lift")
+
+
+def _data(text: str | bytes) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _value(name: str, kind: str, value: Any) -> Any:

@@ -15,7 +15,7 @@ import math
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import structlog
 
@@ -23,10 +23,13 @@ from ratelimit.exceptions import StartError, StoreError
 from ratelimit.limiter.strings import masked
 from ratelimit.model import Entry
 from ratelimit.process.thread import Thread
-from ratelimit.store.base import Events, Merging, tell
+from ratelimit.store.base import Events, NoList, tell
 from ratelimit.store.pending import Outbox
 from ratelimit.store.sqlite import BlockFile
 from ratelimit.turns import paced
+
+if TYPE_CHECKING:
+    from ratelimit.limiter.merge import Merge
 
 HANG = 3.0
 """Seconds in which the disk must have finished an operation."""
@@ -241,7 +244,7 @@ class Journal:
         """Merge other files that belong to this one; return true if there were any."""
         return await self._take(self._events.merge(), self._file.adopt(self._second()))
 
-    async def _take(self, merging: Merging, pages: Iterator[list[Entry]]) -> bool:
+    async def _take(self, merging: Merge | NoList, pages: Iterator[list[Entry]]) -> bool:
         found = False
         while (page := await self._do(next, pages, None)) is not None:
             found = True

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import asdict, dataclass, field
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -246,7 +247,7 @@ def test_without_webhooks_and_load_nothing_is_asked_of_the_store() -> None:
     async def main() -> None:
         store = Untouched(Fleet(up={"a"}), "a")
         limiter = Limiter([Limit()], 8)
-        alerts = Alerts(limiter, store, "a", Webhooks([], "a"), Load(0, 0, 1))
+        alerts = Alerts(limiter, store, "a", Webhooks([], "a"), Load(0, 0, 1), AsyncMock(), print)
         task = asyncio.create_task(alerts.run())
         await asyncio.sleep(0)
         assert not task.done()

@@ -73,7 +73,7 @@ def test_a_key_sent_at_once_is_not_sent_again_and_its_failure_is_returned() -> N
         node.runtime.fails = True
         node.edges.tell("192.0.2.1")
         [fault] = await node.edges.told("192.0.2.1", "192.0.2.2")
-        assert (fault.socket, node.edges.faults) == (EDGE, 2)
+        assert (fault.socket, node.edges.runtime.missed) == (EDGE, 2)
         node.edges.tell("192.0.2.3")
         async with node.sending():
             await until(lambda: len(node.runtime.told) == 3, "the third key is sent")
