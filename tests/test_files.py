@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -16,7 +18,7 @@ from ratelimit import serve as service
 from ratelimit.cli import up as together
 from ratelimit.cli.main import main
 from ratelimit.config import Config, load
-from ratelimit.files import is_exposed, read_secret
+from ratelimit.files import is_exposed, read_secret, write_whole
 
 SECRET = "s3cr3t" * 6
 
@@ -133,3 +135,24 @@ def test_the_start_and_check_warn_of_them_in_a_line(
         assert told["log_level"] == "warning"
         assert told["event"] == "secrets are readable by every user of this machine"
         assert told["files"] == [line.format(folder) for line in WANTED]
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "list"
+    path.write_text("old")
+
+    def half() -> Iterator[bytes]:
+        yield b"new"
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        write_whole(path, half(), 0o644)
+    assert path.read_text() == "old"
+    before = os.umask(0o077)
+    try:
+        write_whole(path, [b"n", b"ew"], 0o644)
+    finally:
+        os.umask(before)
+    assert path.read_text() == "new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert list(tmp_path.iterdir()) == [path], "nothing is left next to it"

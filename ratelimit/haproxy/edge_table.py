@@ -18,6 +18,7 @@ from typing import Protocol
 
 import structlog
 
+from ratelimit.backoff import Backoff
 from ratelimit.haproxy.commands import (
     MAX_COMMAND,
     Prefixes,
@@ -132,7 +133,7 @@ class EdgeTable:
 
     async def run(self, truth: Truth, prefixes: Callable[[], Prefixes]) -> None:
         """Compare the table when necessary, until cancelled."""
-        pause = LOOK
+        backoff = Backoff(LOOK, LONGEST_PAUSE, spread=0)
         told = ""
         while True:
             try:
@@ -149,15 +150,14 @@ class EdgeTable:
                 self._wanted += 1
                 problem = str(error) or f"not finished after {COMPARE_TIMEOUT:g} s"
                 if self.edge.problem:  # already logged
-                    pause = LOOK
-                else:
-                    pause = min(2 * pause, LONGEST_PAUSE)
-                    if problem != told:
-                        log.warning("edge not compared", socket=self.edge.path, problem=problem)
+                    backoff.reset()
+                elif problem != told:
+                    log.warning("edge not compared", socket=self.edge.path, problem=problem)
                 told = problem
-                await asyncio.sleep(pause)
+                await asyncio.sleep(backoff.next())
             else:
-                pause, told = LOOK, ""
+                backoff.reset()
+                told = ""
                 await asyncio.sleep(_SPACE)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK - _SPACE):
