@@ -8,6 +8,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from structlog.testing import capture_logs
 from ratelimit.limiter.limiter import Limiter
 from ratelimit.limiter.merge import Merge
 from ratelimit.model import Block, Lift, Limit
-from ratelimit.store import Events, Node, Store
+from ratelimit.store import Events, MemoryStore, Node, Store, open_store
 from ratelimit.store.journal_file import SlotFile
 from ratelimit.store.redis.store import RedisStore
 from ratelimit.store.redis.url import Target, parse
+from ratelimit.store.sync import Sync
 from tests.helpers.running import entries
-from tests.helpers.servers import PROGRAM, Server
+from tests.helpers.servers import PROGRAM, Server, until
 
 
 @pytest.fixture
@@ -59,6 +61,8 @@ def logs() -> Iterator[list[Any]]:
     with capture_logs() as lines:
         yield lines
 
+
+BLOCKS, LIFTS = "test:{fleet}:blocks", "test:{fleet}:lifts"
 
 FORGET = 100
 """Seconds that strikes are remembered."""
@@ -181,3 +185,48 @@ def lift(key: str, limit: str = "default", after: int = 0) -> Lift:
 async def listed(store: Store) -> list[Block]:
     """Return the blocks that a store has."""
     return [entry for entry in await entries(store) if isinstance(entry, Block)]
+
+
+@asynccontextmanager
+async def opened(folder: Path) -> AsyncIterator[tuple[MemoryStore, Seen]]:
+    seen = Seen()
+    store = MemoryStore(str(folder), seen.events)
+    await store.start()
+    try:
+        yield store, seen
+    finally:
+        await store.close()
+
+
+@contextlib.asynccontextmanager
+async def strings_node(
+    url: str, folder: Path, limit: Limit | None = None
+) -> AsyncIterator[tuple[Store, Limiter]]:
+    """Run what an agent has of a limiter and a store."""
+    limiter = Limiter([limit or Limit()], 100, keyed=False)
+    sync = Sync(limiter, 0.01, False)
+    about = Node(folder.name, "1", 0)
+    store = open_store(url, prefix="test", state_dir=str(folder), events=sync.events, node=about)
+    if store.kept.secret:
+        limiter.rekey(store.kept.secret)
+    sync.attach(store, about)
+    await store.start()
+    try:
+        yield store, limiter
+    finally:
+        await store.close()
+
+
+def by_hand(key: str, **more: Any) -> Any:
+    return block(key, limit="*", by="ann", **more)
+
+
+async def at_both(of: list[tuple[RedisStore, Seen]], clients: set[str]) -> None:
+    await until(lambda: all(seen.clients() == clients for _, seen in of))
+
+
+@pytest.fixture(params=[b"", b"s" * 32], ids=["plain", "signed"])
+def secret(request: pytest.FixtureRequest) -> bytes:
+    """That of the fleet: nodes that sign merge as the scripts do for others."""
+    given: bytes = request.param
+    return given

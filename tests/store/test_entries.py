@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 
-from ratelimit.model import Lift
-from ratelimit.store import StoreError
+from ratelimit.exceptions import StoreError
+from ratelimit.model import Entry, Lift
 from ratelimit.store.entries import (
     MAX_SECOND,
     Damage,
     block_from_json,
     block_to_json,
     check,
+    entry_from_json,
+    entry_to_json,
     make_lift,
 )
-from tests.store.conftest import block
+from tests.store.conftest import block, lift
 
 
 def test_entries_as_text() -> None:
@@ -107,3 +109,23 @@ def test_damage_is_a_line_for_each_entry_and_bounded(logs: list[Any]) -> None:
     damage.done()
     assert len(logs) == 12
     assert logs[-1]["entry"] == "default|\\ud800\\x1b[2J"
+
+
+def test_entries_are_told_as_lines() -> None:
+    entries: list[Entry] = [block("a"), block("é\n\x00\U0001f980", by="ann"), lift("b")]
+    lines = [entry_to_json(entry) for entry in entries]
+    assert not any("\n" in line for line in lines)
+    assert [entry_from_json(line.encode()) for line in lines] == entries
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "{}", '{"lift": {}}', '{"lift": {"limit": 1, "key": "", "order": 1, "until": 1}}',
+        '{"block": {"key": "a"}}', "[" * 100_000, b"\xff",
+        '{"lift": {"limit": "a", "key": "a", "order": -1, "until": 1}}',
+    ],
+)  # fmt: skip
+def test_what_is_no_entry_is_refused(text: str | bytes) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        entry_from_json(text)

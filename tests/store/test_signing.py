@@ -12,13 +12,13 @@ from ratelimit.model import EVERY_LIMIT, Lift
 from ratelimit.store.entries import block_to_json
 from ratelimit.store.signing import Signer, UnsignedError
 from tests.helpers.servers import Server, until
-from tests.store.conftest import block, lift, nodes, run
+from tests.store.conftest import BLOCKS, LIFTS, block, lift, nodes, run
 
 if TYPE_CHECKING:
     from ratelimit.model import Block
 
 SECRET, OTHER = b"s" * 32, b"o" * 32
-BLOCKS, LIFTS, NEWS = "test:{fleet}:blocks", "test:{fleet}:lifts", "test:{fleet}:news"
+NEWS = "test:{fleet}:news"
 FOREVER = 1 << 32
 
 SIGNER = Signer(SECRET, "test")

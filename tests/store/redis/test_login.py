@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import re
 import ssl
 import struct
@@ -16,7 +14,6 @@ import pytest
 from ratelimit.exceptions import ConfigError
 from ratelimit.store import open_store
 from ratelimit.store.base import Events, Node
-from ratelimit.store.redis.errors import too_old
 from ratelimit.store.redis.url import parse
 from tests.helpers.acl import commands, rights
 from tests.helpers.servers import Server, until
@@ -195,56 +192,6 @@ def test_a_ca_without_key_usage(make_server: Callable[..., Server], folder: Path
         async with nodes(target) as [(store, _)]:
             assert "does not include key usage extension" in store.problem
             assert "keyUsage=critical,keyCertSign,cRLSign" in store.problem
-
-    run(main)
-
-
-@pytest.mark.parametrize(
-    ("server_name", "version", "fine"),
-    [
-        ("redis", "7.0.0", True),
-        ("redis", "8.2.1", True),
-        ("redis", "6.2.14", False),
-        ("redis", "10.0.0", True),
-        ("valkey", "7.2.4", True),
-        ("valkey", "9.0.0-rc1", True),
-        ("valkey", "7.1", False),
-        ("another", "1.0", True),
-    ],
-)
-def test_versions(server_name: str, version: str, fine: bool) -> None:
-    assert (too_old(server_name, version) == "") is fine
-
-
-def test_a_server_that_is_too_old() -> None:
-    hello = b"%2\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nversion\r\n$6\r\n6.2.14\r\n"
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while await reader.read(100):
-                writer.write(hello)
-        writer.close()
-
-    async def main() -> None:
-        async with await asyncio.start_server(serve, "127.0.0.1", 0) as old:
-            port = old.sockets[0].getsockname()[1]
-            async with nodes(f"redis://127.0.0.1:{port}") as [(store, _)]:
-                assert not store.up
-                assert store.problem == "redis 6.2.14 is too old; 7.0 or later is required"
-
-    run(main)
-
-
-def test_a_cluster_is_not_a_single_server(make_server: Callable[..., Server]) -> None:
-    single, part = make_server(), make_server("--cluster-enabled", "yes")
-
-    async def main() -> None:
-        async with nodes(f"redis+cluster://127.0.0.1:{single.port}") as [(store, _)]:
-            assert "use redis://" in store.problem
-        async with nodes(part.url) as [(store, _)]:
-            assert "the cluster is not complete" in store.problem
-        async with nodes(f"redis+sentinel://127.0.0.1:{single.port}/x") as [(store, _)]:
-            assert "Sentinel" in store.problem
 
     run(main)
 

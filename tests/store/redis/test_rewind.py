@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import threading
 import time
@@ -17,18 +16,26 @@ from ratelimit.store import StoreError, journal
 from ratelimit.store.pending import Change
 from tests.helpers.running import journalled
 from tests.helpers.servers import Server, until
-from tests.store.conftest import block, lift, listed, make_node, nodes, run
+from tests.store.conftest import (
+    BLOCKS,
+    LIFTS,
+    at_both,
+    block,
+    by_hand,
+    lift,
+    listed,
+    make_node,
+    nodes,
+    run,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from ratelimit.store.redis.store import RedisStore
-    from tests.store.conftest import Seen
 
 pytestmark = pytest.mark.integration
 
-BLOCKS, LIFTS = "test:{fleet}:blocks", "test:{fleet}:lifts"
 TOLD = "the store lacked blocks or lifts; they were written back"
 
 
@@ -43,21 +50,6 @@ async def rewind(server: Server, copy: Path) -> None:
     server.kill()
     shutil.copy(copy, server.folder / f"{server.port}.rdb")
     await asyncio.to_thread(server.start)
-
-
-def stored(server: Server, field: str) -> str:
-    """Return a block as the store has it."""
-    value = server.do("HGET", BLOCKS, field)
-    assert isinstance(value, bytes)
-    return value.decode().partition(" ")[2]
-
-
-def by_hand(key: str, **more: Any) -> Any:
-    return block(key, limit="*", by="ann", **more)
-
-
-async def at_both(of: list[tuple[RedisStore, Seen]], clients: set[str]) -> None:
-    await until(lambda: all(seen.clients() == clients for _, seen in of))
 
 
 def test_what_a_restored_store_has_lost_is_written_back(server: Server, logs: list[Any]) -> None:
@@ -301,53 +293,6 @@ def test_a_block_is_acknowledged_when_store_and_journal_have_it(
     assert events.count("journal back") == 1
 
 
-def test_agents_of_a_machine_share_a_folder(server: Server, tmp_path: Path) -> None:
-    async def main() -> None:
-        async with nodes(server.url, 3, state=tmp_path) as fleet:
-            paths = {store.journal for store, _ in fleet}
-            assert len(paths) == 3
-            # Another fleet has files of its own.
-            async with nodes(server.url, prefix="other", state=tmp_path) as [(other, _)]:
-                assert other.journal not in paths
-                await other.save(by_hand("of another fleet"))
-            await fleet[2][0].save(by_hand("a"))
-            await at_both(fleet, {"a"})
-            # One that takes over, while its predecessor still runs, and then does not.
-            async with nodes(server.url, state=tmp_path) as [(heir, _)]:
-                assert heir.journal not in paths
-        assert len(list(tmp_path.iterdir())) == 5
-        server.do("FLUSHALL")
-        async with nodes(server.url, state=tmp_path) as [(store, seen)]:
-            assert seen.clients() == {"a"}
-            assert len(list(tmp_path.glob("*.sqlite3"))) == 2, "it has taken over what was left"
-            assert [entry.key for entry in await listed(store)] == ["a"]
-
-    run(main)
-
-
-def test_files_that_are_left_are_taken_over_while_the_agent_runs(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(journal, "_PURGE", 0)
-
-    async def main() -> None:
-        old, of_old = make_node(server.url, "old", state=tmp_path)
-        await old.start()
-        server.pause()
-        await until(lambda: not old.up)
-        async with nodes(server.url, state=tmp_path) as [(heir, seen)]:
-            of_old.list.apply(entry := by_hand("unsent"))
-            old.put(entry)
-            await old.close()
-            await until(lambda: seen.clients() == {"unsent"})
-            await until(lambda: len(list(tmp_path.glob("*.sqlite3"))) == 1)
-            server.resume()
-            await until(lambda: heir.up)
-            assert [entry.key for entry in await listed(heir)] == ["unsent"]
-
-    run(main)
-
-
 def test_a_folder_that_can_not_be_used(server: Server, tmp_path: Path, logs: list[Any]) -> None:
     (tmp_path / "file").touch()
 
@@ -380,86 +325,6 @@ def test_a_disk_that_hangs_holds_up_neither_start_nor_end(
         assert store.up and "no answer from the disk" in store.journal_problem
         await store.close()
         assert time.monotonic() - began < 20
-
-    run(main)
-
-
-def test_damaged_entries_of_the_store_cost_a_line_each(server: Server, logs: list[Any]) -> None:
-    async def main() -> None:
-        async with nodes(server.url) as [(store, _)]:
-            await store.save(block("good"))
-            (good,) = await listed(store)
-            text = json.loads(stored(server, "default|good"))
-            for key, change in {
-                "below": {"until": -5},
-                "beyond": {"until": 10**30},
-                "other": {"key": "another"},
-                "half": {"reason": "\\ud800"},
-                "order": {"order": 1 << 60},
-            }.items():
-                entry = json.dumps(text | {"key": key} | change).replace("\\\\u", "\\u")
-                server.do("HSET", BLOCKS, f"default|{key}", f"8000000000 {entry}")
-            server.do("HSET", BLOCKS, b"default|\xff", "8000000000 {}", "nobar", "8000000000 {}")
-            server.do("HSET", LIFTS, "default|odd", "8000000000 x", "default|x", "x 1")
-            assert await listed(store) == [good]
-            async with nodes(server.url) as [(late, seen)]:
-                assert late.up and seen.clients() == {"good"}
-            await store.save(block("below"))
-            assert {entry.key for entry in await listed(store)} == {"good", "below"}
-            assert store.outages == 0
-
-    run(main)
-    damaged = {line["entry"] for line in logs if line["event"] == "a damaged entry is ignored"}
-    names = ("below", "beyond", "other", "half", "order", "\\udcff", "odd")
-    assert damaged == {f"default|{name}" for name in names} | {"nobar"}
-
-
-def test_damaged_news_costs_a_line_and_the_rest_is_heard(server: Server, logs: list[Any]) -> None:
-    async def main() -> None:
-        async with nodes(server.url) as [(store, seen)]:
-            good = block("good")
-            await store.save(good)
-            text = json.loads(stored(server, "default|good"))
-            news = {"blocks": [text | {"key": "bad", "until": -1}, text | {"key": "heard"}]}
-            server.do("PUBLISH", "test:{fleet}:news", json.dumps(news))
-            await until(lambda: seen.clients() == {"good", "heard"})
-            news = {
-                "lifts": ["default|bad", "default|heard"],
-                "lifted": [1, 2],
-                "marks": [[-1, 5], [good.order + 10**9, 8000000000]],
-            }
-            server.do("PUBLISH", "test:{fleet}:news", json.dumps(news))
-            await until(lambda: seen.clients() == {"good"})
-            # What the version before this one says of a lift.
-            news = {"lifts": ["default|good"], "lifted": [good.since]}
-            server.do("PUBLISH", "test:{fleet}:news", json.dumps(news))
-            await until(lambda: not seen.clients())
-            assert store.up
-
-    run(main)
-    lines = [line for line in logs if line["event"] == "a damaged entry is ignored"]
-    assert len(lines) == 2
-
-
-def test_entries_of_the_version_before_are_read(server: Server) -> None:
-    async def main() -> None:
-        async with nodes(server.url) as [(store, _)]:
-            await store.save(block("a"))
-        old = json.loads(stored(server, "default|a"))
-        del old["order"]
-        for key in ("a", "b", "c"):
-            value = f"8000000000 {json.dumps(old | {'key': key})}"
-            server.do("HSET", BLOCKS, f"default|{key}", value)
-        server.do("HSET", BLOCKS, "default|c", f'8000000000 {{"lifted":{old["since"]}}}')
-        server.do("DEL", LIFTS)
-        async with nodes(server.url) as [(store, seen)]:
-            assert seen.clients() == {"a", "b"}
-            assert await store.lift(seen.lift("default", "a"))
-            # A node that was cut off does not know of the lift before that.
-            seen.list.apply(block("c", since=-5))
-            assert seen.clients() == {"b"}
-            async with nodes(server.url) as [(_, late)]:
-                assert late.clients() == {"b"}
 
     run(main)
 
