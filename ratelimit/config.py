@@ -259,19 +259,12 @@ class StoreSection(_Section):
     secret_file: Annotated[str, AfterValidator(_secret_file)] = ""
     on_outage: Literal["local", "share"] = "local"
 
-    @field_validator("replicas")
+    @field_validator("replicas", "secret_file")
     @classmethod
-    def _has_replicas(cls, replicas: int, info: ValidationInfo) -> int:
-        if replicas and info.data.get("url") == MEMORY:
-            raise ValueError("must be 0 with memory://, which has none")
-        return replicas
-
-    @field_validator("secret_file")
-    @classmethod
-    def _is_shared(cls, path: str, info: ValidationInfo) -> str:
-        if path and info.data.get("url") == MEMORY:
+    def _is_shared(cls, value: _T, info: ValidationInfo) -> _T:
+        if value and info.data.get("url") == MEMORY:
             raise ValueError("needs a store.url that nodes share, such as redis://")
-        return path
+        return value
 
     @field_validator("tls_server_name")
     @classmethod

@@ -237,6 +237,7 @@ def test_on_loopback_it_needs_none(read: Callable[[str], Config], listen: str) -
         ("url = 'redis://h'\ntls_server_name = 'h'", "tls_server_name: needs a store.url with TLS"),
         ("url = 'rediss://h'\ntls_server_name = 'a b'", "tls_server_name: must be a host name"),
         ("secret_file = '{}/fleet'", "secret_file: needs a store.url that nodes share"),
+        ("replicas = 1", "replicas: needs a store.url that nodes share"),
         (
             "url = 'redis://h'\nsecret_file = '{}/short'",
             "secret_file: {}/short: must have at least",
