@@ -125,4 +125,4 @@ def test_a_long_list_is_written_in_slices_between_which_the_loop_runs() -> None:
 def test_an_owner_without_a_list_has_nothing_to_merge_and_nothing_newer() -> None:
     merging = NoList()
     assert list(merging.take([block("a")])) == []
-    assert (list(merging.newer()), merging.outdated) == ([], [])
+    assert (list(merging.newer()), list(merging.outdated)) == ([], [])
