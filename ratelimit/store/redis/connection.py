@@ -29,6 +29,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse, RedisError, ResponseError
 
 from ratelimit import turns
+from ratelimit.process.thread import Thread
 from ratelimit.steps import Steps
 from ratelimit.store.base import StoreError
 from ratelimit.store.redis.errors import explain
@@ -83,12 +84,18 @@ class Link(asyncio.Protocol):
     ) -> Link:
         """Connect and log in. Raises StoreError, after ``timeout`` seconds at most."""
         link = cls(endpoint, push)
+        deadline = link._loop.time() + timeout
         try:
-            link._connection = _connection(target, endpoint, login)
-        except (OSError, UnicodeDecodeError) as error:
+            async with asyncio.timeout_at(deadline):
+                password = await _password(login)
+        except TimeoutError:
+            why = f"{login.password_file}: no answer from the disk"
+            raise StoreError(f"password_file: {why}", unsent=True) from None
+        except (OSError, UnicodeDecodeError, RuntimeError) as error:
             raise StoreError(f"password_file: {login.password_file}: {error}", True) from error
+        link._connection = _connection(target, endpoint, login.user, password)
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout_at(deadline):
                 await link._connection.connect()  # type: ignore[no-untyped-call]
         except TimeoutError:
             await link.close()
@@ -263,11 +270,29 @@ class Link(asyncio.Protocol):
         self._push([])
 
 
-def _connection(target: Target, endpoint: Endpoint, login: Login) -> AbstractConnection:
+_passwords: dict[str, asyncio.Future[str]] = {}
+"""Files that are being read. A file is read once at a time: a disk that hangs keeps one thread."""
+
+
+async def _password(login: Login) -> str:
+    """Return the password; a file is read in a thread, because its disk may hang."""
+    path = login.password_file
+    if not path:
+        return login.password
+    reading = _passwords.get(path)
+    if reading is None or reading.get_loop() is not asyncio.get_running_loop():
+        thread = Thread("password")
+        reading = _passwords[path] = thread.run(login.read_password)
+        thread.stop()
+        reading.add_done_callback(lambda _: _passwords.pop(path, None))
+    return await asyncio.shield(reading)
+
+
+def _connection(target: Target, endpoint: Endpoint, user: str, password: str) -> AbstractConnection:
     options: dict[str, Any] = {
         "db": target.db,
-        "username": login.user or None,
-        "password": login.read_password() or None,
+        "username": user or None,
+        "password": password or None,
         "protocol": 3,
         "retry": Retry(NoBackoff(), 0),
         # Timeouts are enforced here, for whole requests.

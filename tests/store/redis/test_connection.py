@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +44,37 @@ def test_a_request_that_fills_the_buffer_by_itself_fails(server: Server, asking:
             await link.close()
 
     run(main)
+
+
+def test_a_password_file_on_a_disk_that_hangs_holds_up_nothing(
+    make_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = make_server("--requirepass", "hush")
+    path = tmp_path / "password"
+    path.write_text("hush\n")
+    target = parse(f"redis://127.0.0.1:{server.port}?password_file={path}")
+    path.unlink()
+    os.mkfifo(path)  # a read waits until something is written
+    late = threading.Timer(20, path.write_text, ["hush\n"])
+    late.daemon = True
+    late.start()  # in case the loop waits for it
+
+    async def main() -> None:
+        for _ in range(3):
+            with pytest.raises(StoreError, match="password: no answer from the disk") as caught:
+                await Link.open(target, target.endpoints[0], target.login, timeout=0.1)
+            assert caught.value.unsent
+        assert [one.name for one in threading.enumerate()].count("password") == 1
+        opening = asyncio.create_task(
+            Link.open(target, target.endpoints[0], target.login, timeout=10)
+        )
+        await asyncio.to_thread(path.write_text, "hush\n")
+        link = await opening
+        assert await link.call(10, "PING") == b"PONG"
+        await link.close()
+
+    run(main)
+    late.cancel()
 
 
 class Clock(asyncio.SelectorEventLoop):
