@@ -5,7 +5,8 @@ RatelimitError
 ├── ApiError         the HTTP API is unreachable or answered with an error
 ├── StartError       a requirement is missing: a free address, HAProxy
 ├── StoreError       the store is not available; ``unsent`` says that nothing was done
-└── SpopError        a peer violated SPOP; carries the status for AGENT-DISCONNECT
+└── FrameError       a peer sent bytes that break the protocol of the connection
+    └── SpopError    the same, with the status for AGENT-DISCONNECT
 """
 
 from __future__ import annotations
@@ -56,11 +57,17 @@ class StoreError(RatelimitError):
         self.unsent = unsent
 
 
-class SpopError(RatelimitError):
-    """The peer violated the protocol; the connection must be closed.
+class FrameError(RatelimitError):
+    """A peer sent bytes that break the protocol; the connection must be closed.
 
-    ``status`` is the code for AGENT-DISCONNECT (SPOE.txt, sections 3.2.9 and 3.5).
+    ``status`` is the code with which the protocol names the error; 0 for its general one.
     """
+
+    status = 0
+
+
+class SpopError(FrameError):
+    """A peer violated SPOP; ``status`` is the code for AGENT-DISCONNECT (SPOE.txt, section 3.5)."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)

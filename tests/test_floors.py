@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FLOORS = [
     ["backoff", "exceptions", "histogram", "large", "model", "steps", "tls"],
     ["files", "notation", "turns"],
-    ["process"],
+    ["process", "wire"],
     ["engine"],
     ["limiter", "spop"],
     ["haproxy", "store"],
@@ -33,7 +33,7 @@ FLOORS = [
 
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 
-SILENT = ["engine", "limiter", "spop"]
+SILENT = ["engine", "limiter", "spop", "wire"]
 """In these there is no clock, no socket and no event loop: time is an argument."""
 
 OUTSIDE = {"aiohttp", "asyncio", "select", "selectors", "socket", "ssl", "threading", "time"}

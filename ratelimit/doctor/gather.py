@@ -12,7 +12,7 @@ import aiohttp
 from pydantic import BaseModel, ValidationError
 
 from ratelimit.api.client import Client, path_of
-from ratelimit.exceptions import ApiError, RatelimitError, SpopError
+from ratelimit.exceptions import ApiError, FrameError, RatelimitError
 from ratelimit.haproxy.api import Runtime
 from ratelimit.haproxy.commands import (
     Entry,
@@ -245,7 +245,7 @@ async def _spop(address: Address) -> Spop:
         return Spop(address, f"no answer within {TIMEOUT:g} s")
     except asyncio.IncompleteReadError:
         return Spop(address, "the program at this address closes the connection without an answer")
-    except SpopError as error:
+    except FrameError as error:
         return Spop(address, f"the program at this address does not speak SPOP: {error}")
     except OSError as error:
         return Spop(address, error.strerror or str(error))

@@ -1,7 +1,7 @@
 # C types of sharing.py; plain Python does not read this file.
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
-from ratelimit.engine.buffer cimport Buffer
+from ratelimit.wire.writer cimport Writer
 from ratelimit.engine.retry_after cimport RetryAfter
 from ratelimit.engine.rule cimport Rule
 from ratelimit.engine.table cimport Table
@@ -26,7 +26,7 @@ cdef class Exchange:
     cdef uint32_t used, left, next, head, queued, most
     cdef uint64_t[::1] words
     cdef uint32_t[::1] halves, places, queue, flying
-    cdef Buffer writer, notices
+    cdef Writer writer, notices
     cdef readonly uint64_t overflow
     cdef public uint64_t interval
     cdef readonly uint64_t due
@@ -81,7 +81,7 @@ cdef class Exchange:
     @cython.locals(milliseconds=uint64_t, wait=uint64_t, at=uint64_t)
     cdef bint later(self, Py_ssize_t first, uint64_t now) noexcept
     @cython.locals(
-        table=Table, rule=Rule, writer=Buffer, at=uint64_t, own=uint32_t, delta=uint32_t,
+        table=Table, rule=Rule, writer=Writer, at=uint64_t, own=uint32_t, delta=uint32_t,
         sent=uint32_t, _=int,
     )
     cdef void record(self, uint32_t place, Py_ssize_t slot) noexcept

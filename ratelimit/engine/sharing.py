@@ -23,7 +23,6 @@ the same without the key: the sums of all nodes.
 
 from __future__ import annotations
 
-from ratelimit.engine.buffer import Buffer
 from ratelimit.engine.layout import (
     ANSWER_BYTES,
     EPOCH,
@@ -44,6 +43,7 @@ from ratelimit.engine.layout import (
 from ratelimit.engine.retry_after import RetryAfter
 from ratelimit.engine.rule import Rule
 from ratelimit.engine.table import Table
+from ratelimit.wire.writer import Writer
 
 _MAX_RECORDS = 1000  # per batch: 96,000 bytes, and a few milliseconds of the store's time
 _MAX_RESERVED = 1 << 14  # per batch, if answers wait for it
@@ -118,8 +118,8 @@ class Exchange:
         self.most = _MAX_RECORDS if refresh > 0 else min(capacity, _MAX_RESERVED)
         self.flying = memoryview(bytearray(4 * self.most)).cast("I")
         self.flown = 0
-        self.writer = Buffer(RECORD_BYTES * self.most)
-        self.notices = Buffer(NOTICE_BYTES * _MAX_RECORDS)
+        self.writer = Writer(RECORD_BYTES * self.most)
+        self.notices = Writer(NOTICE_BYTES * _MAX_RECORDS)
         self.overflow = 0
 
     def heat(self, slot: int, told: int) -> None:

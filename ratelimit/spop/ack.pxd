@@ -2,7 +2,7 @@
 cimport cython
 from libc.stdint cimport uint64_t
 from ratelimit.engine.rule cimport Rule
-from ratelimit.spop.codec cimport Writer
+from ratelimit.wire.writer cimport Writer
 
 cdef int _ACK, _FIN, MAX_ACK
 cdef bytes _DENY, _REASON, _RETRY_AFTER, _BLOCK_UNTIL, _LIMIT, _REMAINING, _RESET, _WINDOW

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ratelimit.engine.rule import Rule
-from ratelimit.spop.codec import Writer
 from ratelimit.spop.constants import MAX_ACK, DataType, FrameType
+from ratelimit.wire.writer import Writer
 
 _ACK = int(FrameType.ACK)  # of C's int type when compiled
 _FIN = 1

@@ -1,7 +1,7 @@
 # C types of connection.py; plain Python does not read this file.
 cimport cython
 from libc.stdint cimport uint64_t
-from ratelimit.spop.codec cimport Reader
+from ratelimit.wire.reader cimport Reader
 from ratelimit.spop.respond cimport Responder
 
 cdef Py_ssize_t _LENGTH

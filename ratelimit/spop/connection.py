@@ -12,8 +12,7 @@ In state OPEN, the responder answers NOTIFY frames.
 
 from __future__ import annotations
 
-from ratelimit.exceptions import SpopError
-from ratelimit.spop.codec import Reader
+from ratelimit.exceptions import FrameError, SpopError
 from ratelimit.spop.constants import MAX_FRAME_SIZE, MIN_FRAME_SIZE, FrameType, Status
 from ratelimit.spop.handshake import (
     Hello,
@@ -23,6 +22,7 @@ from ratelimit.spop.handshake import (
     write_agent_hello,
 )
 from ratelimit.spop.respond import Responder
+from ratelimit.wire.reader import Reader
 
 _LENGTH = 4  # bytes before each frame
 
@@ -73,7 +73,7 @@ class Connection:
         # A typical read has only NOTIFY frames.
         try:
             pos = self._responder.answer(data, 0, self._max_frame_size)
-        except SpopError as error:
+        except FrameError as error:
             return self._responder.take() + self._fail(error)
         answers = self._responder.take()
         if pos == len(data):
@@ -93,7 +93,7 @@ class Connection:
                     end = pos + _LENGTH + int.from_bytes(data[pos : pos + _LENGTH])
                     answers.append(self._control(data, pos + _LENGTH, end))
                     pos = end
-        except SpopError as error:
+        except FrameError as error:
             answers.append(self._fail(error))
         return b"".join(answers)
 
@@ -148,6 +148,8 @@ class Connection:
         self._pending.clear()
         return write_agent_disconnect(status, message or Status(status).name.lower())
 
-    def _fail(self, error: SpopError) -> bytes:
+    def _fail(self, error: FrameError) -> bytes:
+        if not isinstance(error, SpopError):
+            error = SpopError(Status.INVALID, str(error))
         self.error = error
         return self.close(error.status, str(error))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ratelimit.exceptions import SpopError
-from ratelimit.spop.codec import Reader, Writer
+from ratelimit.spop.codec import Typed
 from ratelimit.spop.constants import (
     MAX_FRAME_SIZE,
     MIN_FRAME_SIZE,
@@ -18,6 +18,8 @@ from ratelimit.spop.constants import (
     FrameType,
     Status,
 )
+from ratelimit.wire.reader import Reader
+from ratelimit.wire.writer import Writer
 
 _FIN = 1
 _TRUE = 0x11
@@ -34,9 +36,9 @@ class Hello:
 
 
 def read_hello(reader: Reader) -> Hello:
-    """Read a HAPROXY-HELLO from its flags on. Raises SpopError."""
+    """Read a HAPROXY-HELLO from its flags on. Raises FrameError."""
     _read_metadata(reader)
-    items = reader.kv_list()
+    items = Typed(reader).kv_list()
     versions = items.get("supported-versions")
     if not isinstance(versions, bytes):
         raise SpopError(Status.NO_VERSION, "HELLO without supported-versions")
@@ -63,7 +65,7 @@ def read_hello(reader: Reader) -> Hello:
 def read_disconnect(reader: Reader) -> tuple[int, str]:
     """Read a HAPROXY-DISCONNECT from its flags on: status and message."""
     _read_metadata(reader)
-    items = reader.kv_list()
+    items = Typed(reader).kv_list()
     status = items.get("status-code")
     message = items.get("message")
     if not isinstance(status, int) or not isinstance(message, bytes):
@@ -100,7 +102,7 @@ def write_health_check() -> bytes:
 def read_health(frame: bytes) -> str:
     """Return what is wrong with an agent, from its answer to a health check without the length.
 
-    Empty if the agent is healthy. Raises SpopError for an invalid answer.
+    Empty if the agent is healthy. Raises FrameError for an invalid answer.
     """
     reader = Reader()
     reader.reset(frame, 0, len(frame))
@@ -132,7 +134,8 @@ def _frame(frame_type: FrameType, items: Mapping[str, object]) -> bytes:
     for name, value in items.items():
         writer.string(name.encode())
         if isinstance(value, str):
-            writer.typed_string(value.encode())
+            writer.byte(DataType.STRING)
+            writer.string(value.encode())
         elif value is True:
             writer.byte(_TRUE)
         elif isinstance(value, int):

@@ -5,7 +5,8 @@ from ratelimit.engine.check cimport Engine
 from ratelimit.engine.key cimport Key
 from ratelimit.engine.query cimport Query
 from ratelimit.engine.rule cimport Rule
-from ratelimit.spop.codec cimport Reader
+from ratelimit.spop.codec cimport Typed
+from ratelimit.wire.reader cimport Reader
 
 cdef int FETCHED, _NOTIFY, _FIN, _FRAGMENTED, _TOO_BIG
 cdef int _NULL, _INT32, _INT64, _UINT64, _IPV4, _IPV6, _STRING, _BINARY
@@ -24,6 +25,7 @@ cdef class Message(Query):
 cdef class NotifyParser:
     cdef Engine engine
     cdef Reader reader
+    cdef Typed typed
     cdef list messages
     cdef bytes data
     cdef Py_ssize_t pos, max_frame_size, ids, ids_size
@@ -39,7 +41,7 @@ cdef class NotifyParser:
     )
     cdef bint open(self) except -1
     @cython.locals(
-        reader=Reader, data=bytes, kind=int, key=Py_ssize_t, key_size=Py_ssize_t,
+        reader=Reader, typed=Typed, data=bytes, kind=int, key=Py_ssize_t, key_size=Py_ssize_t,
         number=uint64_t, hits=uint64_t, via=uint64_t, left=uint64_t, usable=bint, named=bint,
         start=Py_ssize_t, size=Py_ssize_t, rule=Rule, _=int,
     )

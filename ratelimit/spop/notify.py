@@ -10,8 +10,8 @@ from ratelimit.engine.check import Engine
 from ratelimit.engine.layout import FETCHED, UNTOLD
 from ratelimit.engine.query import Query
 from ratelimit.engine.rule import Rule
-from ratelimit.exceptions import SpopError
-from ratelimit.spop.codec import Reader
+from ratelimit.exceptions import FrameError, SpopError
+from ratelimit.spop.codec import Typed
 from ratelimit.spop.constants import (
     CHECKED,
     EMPTY,
@@ -21,6 +21,7 @@ from ratelimit.spop.constants import (
     FrameType,
     Status,
 )
+from ratelimit.wire.reader import Reader
 
 # Of C's int type when compiled.
 _NOTIFY = int(FrameType.NOTIFY)
@@ -67,6 +68,7 @@ class NotifyParser:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.reader = Reader()
+        self.typed = Typed(self.reader)
         self.messages = [Message(engine.rules[0]) for _ in range(FETCHED)]
         self.data = b""
         self.pos = 0
@@ -74,7 +76,7 @@ class NotifyParser:
         self.within = False
         self.ids = 0
         self.ids_size = 0
-        self.error: SpopError | None = None
+        self.error: FrameError | None = None
 
     def begin(self, data: bytes, start: int, max_frame_size: int) -> None:
         """Begin a new read, from ``data[start:]``."""
@@ -116,7 +118,7 @@ class NotifyParser:
                     self.within = False
                     self.pos = reader.end
                     whole = count
-        except SpopError as error:
+        except FrameError as error:
             self.error = error
             return whole
         return count
@@ -152,6 +154,7 @@ class NotifyParser:
 
     def message(self, message: Message, rules: list[Rule]) -> None:
         reader = self.reader
+        typed = self.typed
         data = reader.data
         reader.string()
         message.name = reader.start
@@ -168,25 +171,25 @@ class NotifyParser:
             reader.string()
             start = reader.start
             size = reader.size
-            reader.typed()
+            typed.read()
             if size == 3 and same(data, start, b"key", 3):
-                kind = reader.type
+                kind = typed.type
                 key = reader.start
                 key_size = reader.size
-                number = reader.number
+                number = typed.number
             elif size == 3 and same(data, start, b"via", 3):
-                if _INT32 <= reader.type <= _UINT64:
-                    via = reader.number
+                if _INT32 <= typed.type <= _UINT64:
+                    via = typed.number
             elif size == 4 and same(data, start, b"left", 4):
-                if _INT32 <= reader.type <= _UINT64:
-                    left = reader.number
+                if _INT32 <= typed.type <= _UINT64:
+                    left = typed.number
             elif size == 4 and same(data, start, b"hits", 4):
-                if reader.type == _NULL:
+                if typed.type == _NULL:
                     continue
-                hits = reader.number
-                if reader.type < _INT32 or reader.type > _UINT64:
+                hits = typed.number
+                if typed.type < _INT32 or typed.type > _UINT64:
                     usable = False
-                elif hits >> 63 and (reader.type == _INT32 or reader.type == _INT64):
+                elif hits >> 63 and (typed.type == _INT32 or typed.type == _INT64):
                     usable = False
                 elif hits > _MAX_HITS:
                     hits = _MAX_HITS

@@ -50,8 +50,8 @@ class Responder:
         """Answer the NOTIFY frames of ``data[start:]``; return where the pass stopped.
 
         The pass stops at anything that is not a whole NOTIFY frame, or when the output is full:
-        call ``take()``, then continue if there was progress. Raises SpopError for a protocol error;
-        ``take()`` still returns the answers to the frames before it.
+        call ``take()``, then continue if there was progress. Raises FrameError; ``take()`` still
+        returns the answers to the frames before it.
         """
         parser = self.parser
         engine = self.engine

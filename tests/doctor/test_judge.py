@@ -22,7 +22,7 @@ from ratelimit.api.client import Client
 from ratelimit.cli.tables import status_tables
 from ratelimit.config import load
 from ratelimit.doctor import State, diagnose
-from ratelimit.exceptions import SpopError
+from ratelimit.exceptions import FrameError
 from ratelimit.spop.handshake import read_health, write_agent_disconnect, write_agent_hello
 from ratelimit.store import Events, Node, open_store
 from tests.helpers.edges import halt, unprivileged
@@ -509,5 +509,5 @@ def test_what_answers_in_the_place_of_an_agent(tmp_path: Path, answer: bytes, fi
 
 
 def test_a_frame_that_is_no_answer_to_a_health_check() -> None:
-    with pytest.raises(SpopError):
+    with pytest.raises(FrameError):
         read_health(b"")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ratelimit.engine.check import Engine
 from ratelimit.engine.rule import Rule
-from ratelimit.exceptions import SpopError
+from ratelimit.exceptions import FrameError
 from ratelimit.limiter.limiter import Limiter
 from ratelimit.model import MAX_RATE, Limit
 from tests.helpers import wire
@@ -55,7 +55,7 @@ class Form:
                 if stop == pos or not taken:
                     break
                 pos = stop
-        except SpopError as broken:
+        except FrameError as broken:
             out += responder(engine).take()
             error = (broken.status, str(broken))
         rules = [(rule.allowed, rule.throttled, rule.blocked) for rule in engine.rules]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ratelimit.engine.check import Engine
-from ratelimit.exceptions import SpopError
+from ratelimit.exceptions import FrameError
 from ratelimit.model import Limit
 from ratelimit.notation import SECOND
 from tests.helpers import wire
@@ -75,7 +75,7 @@ def test_answers_are_the_same_whether_or_not_the_table_is_fetched_ahead() -> Non
         out = b""
         for first in range(0, 300, 150):
             data = b"".join([*frames[first : first + 150], broken, *frames[:3]])
-            with pytest.raises(SpopError, match="unknown data type 15"):
+            with pytest.raises(FrameError, match="unknown data type 15"):
                 responder(engine).answer(data, 0, 16380)
             out += responder(engine).take()
         counted = (
@@ -123,7 +123,7 @@ def test_of_a_frame_that_breaks_the_protocol_nothing_is_counted() -> None:
     engine.at(START)
     good = wire.message("default", key=KEY)
     data = wire.notify(good, ids=(1, 1)) + wire.notify(good, good, b"\x03cut", ids=(2, 1))
-    with pytest.raises(SpopError, match="the frame ends"):
+    with pytest.raises(FrameError, match="the frame ends"):
         responder(engine).answer(data, 0, 16380)
     assert [ack.ids for ack in wire.frames(responder(engine).take())] == [(1, 1)]
     assert engine.checks == 1

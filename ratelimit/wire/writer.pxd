@@ -1,9 +1,10 @@
-# C types of buffer.py; plain Python does not read this file.
+# C types of writer.py; plain Python does not read this file.
 cimport cython
 from libc.stdint cimport uint64_t
 
 
-cdef class Buffer:
+@cython.final
+cdef class Writer:
     cdef bytearray buffer
     cdef unsigned char *o
     cdef public Py_ssize_t size, pos
@@ -17,3 +18,7 @@ cdef class Buffer:
     cdef void copy(self, bytes value, Py_ssize_t start, Py_ssize_t size) noexcept
     @cython.locals(i=int, o='unsigned char *', pos=Py_ssize_t)
     cdef void little(self, uint64_t value, int size) noexcept
+    @cython.locals(o='unsigned char *', pos=Py_ssize_t)
+    cpdef void varint(self, uint64_t value) noexcept
+    cpdef void string(self, bytes value) noexcept
+    cpdef void u32(self, Py_ssize_t at, uint64_t value) noexcept

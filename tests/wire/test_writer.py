@@ -1,12 +1,19 @@
-"""A buffer that is filled from the front and taken whole."""
-
 from __future__ import annotations
 
-from ratelimit.engine.buffer import Buffer
+from ratelimit.wire.writer import Writer
+
+
+def test_writer_starts_again_after_take() -> None:
+    writer = Writer(8)
+    writer.string(b"abc")
+    assert writer.room() == 4
+    assert writer.take() == b"\x03abc"
+    assert writer.room() == 8
+    assert writer.take() == b""
 
 
 def test_what_was_written_is_taken_once() -> None:
-    buffer = Buffer(3)
+    buffer = Writer(3)
     assert buffer.room() == 3
     for value in b"ab":
         buffer.byte(value)
