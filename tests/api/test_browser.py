@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.api.test_access import ANN, BOB, TOKENS, write
 from tests.helpers.browser import browser
 from tests.helpers.running import block, running
+from tests.helpers.tokens import ANN, BOB, TOKENS, write
 
 NARROW, WIDE = 360, 1200
 """Pixels: the telephone of somebody who was woken, and a desk."""

@@ -12,8 +12,8 @@ import pytest
 
 from ratelimit.api.page import PAGE, POLICY
 from ratelimit.api.routes import ROUTES
-from tests.api.test_access import ANN, TOKENS, bearer, write
 from tests.helpers.running import running
+from tests.helpers.tokens import ANN, TOKENS, bearer, write
 
 
 def inside(tag: str) -> str:

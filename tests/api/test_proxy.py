@@ -14,8 +14,8 @@ from structlog.testing import capture_logs
 from ratelimit.api.client import Client
 from ratelimit.exceptions import ApiError
 from ratelimit.process.log import AUDIT
-from tests.api.test_access import ANN, TOKENS, bearer, write
 from tests.helpers.running import running
+from tests.helpers.tokens import ANN, TOKENS, bearer, write
 from tests.helpers.world import HAPROXY, free_port
 
 if TYPE_CHECKING:
