@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import struct
@@ -114,6 +115,17 @@ class Node:
             )
         until(self._connects, f"{self.name} listens")
         return self
+
+    def ops(self) -> str:
+        """Return the address of its API, as soon as its log has it: it answers before that."""
+        found: list[str] = []
+
+        def logged() -> bool:
+            found[:] = re.findall(r'"ops": "([^"]+)"', self.log())
+            return bool(found)
+
+        until(logged, f"{self.name} has logged its start")
+        return found[-1]
 
     def _connects(self) -> bool:
         assert self._process is not None and self._process.poll() is None, self.log()

@@ -95,10 +95,7 @@ def test_each_event_is_told_once_for_the_fleet(tmp_path: Path) -> None:
 
         with fleet(tmp_path, config) as made:
             first, second = made.add(), made.add()
-            apis = [
-                Client("http://" + str(re.findall(r'"ops": "([^"]+)"', node.log())[-1]))
-                for node in (first, second)
-            ]
+            apis = [Client(f"http://{node.ops()}") for node in (first, second)]
             until(lambda: all(len(api.get("/v1/nodes")["nodes"]) == 2 for api in apis), "a fleet")
             first.ask("192.0.2.1", 200)
             apis[1].post("/v1/blocks", {"key": "192.0.2.2", "ttl": 600})

@@ -198,8 +198,7 @@ def test_a_successor_takes_over_sockets_and_blocks(folder: Path, store: str) -> 
 def test_the_first_answer_knows_all_networks_that_are_blocked(folder: Path) -> None:
     node = Node(folder, "node", f'[store]\nstate_dir = "{folder}/state"\n{LIMIT}').start()
     try:
-        (address,) = re.findall(r'"ops": "([^"]+)"', node.log())
-        with contextlib.closing(http.client.HTTPConnection(address, timeout=PATIENCE)) as api:
+        with contextlib.closing(http.client.HTTPConnection(node.ops(), timeout=PATIENCE)) as api:
             # So many that they are cut in steps.
             for number in range(100):
                 body = json.dumps({"key": f"10.0.{number}.0/24", "ttl": 600})
