@@ -299,9 +299,19 @@ class World:
     async def reload(self) -> None:
         """Reload HAProxy and wait until its new worker has seen the agent's health."""
         assert self.haproxy is not None
-        before = self.haproxy_log().count("Loading success")
+
+        def loaded() -> int:
+            return self.haproxy_log().count("Loading success")
+
+        # The first worker listens before the master is ready for a signal.
+        await until(lambda: loaded() > 0, "a first worker")
+        before = loaded()
         self.haproxy.send_signal(signal.SIGUSR2)
-        await until(lambda: self.haproxy_log().count("Loading success") > before, "a new worker")
+        try:
+            await until(lambda: loaded() > before, "a new worker")
+        except AssertionError as error:
+            error.add_note(self.haproxy_log())
+            raise
         await until(lambda: self.agent_is("UP"), "the new worker sees the agent")
 
     async def listens(self) -> bool:
