@@ -59,10 +59,14 @@ def _tie(block: Block) -> int:
 
 
 class Lifts:
-    """The lifts, by limit and key; times are epoch seconds."""
+    """The lifts, by limit and key; times are epoch seconds.
+
+    ``dropped`` counts the lifts that were forgotten before their end because there were too many.
+    """
 
     def __init__(self, most: int = MAX_LIFTS) -> None:
         self.most = most
+        self.dropped = 0
         # Order and end by place; and the places, each after its end.
         self._lifts: LargeDict[tuple[int, int]] = LargeDict()
         self._ends = OrderedSet()
@@ -97,6 +101,7 @@ class Lifts:
         self._ends.add(_end(merged[1], place))
         if len(self._ends) > self.most:
             self._drop_first()
+            self.dropped += 1
         return True
 
     def drop(self, now: int, count: int) -> int:

@@ -132,6 +132,9 @@ class Metrics(Collector):
         yield _gauge("blocklist_entries", "Entries, including ended ones.", len(blocklist))
         yield _gauge("blocklist_capacity", "Most entries of the blocklist.", blocklist.max_entries)
         yield _counter("blocklist_refused", "Blocks that had no room.", blocklist.refused)
+        yield _counter(
+            "lifts_dropped", "Lifts that were forgotten before their end.", blocklist.lifts.dropped
+        )
 
     def _connections(self) -> Iterator[Metric]:
         agent = self._source.agent
