@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import os
 import re
 import signal
 import socket
-import sys
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -22,27 +19,11 @@ from ratelimit.api.client import Client
 from ratelimit.cli.tables import status_tables
 from ratelimit.config import load
 from ratelimit.doctor import State, diagnose
-from ratelimit.exceptions import FrameError
-from ratelimit.spop.handshake import read_health, write_agent_disconnect, write_agent_hello
 from ratelimit.store import Events, Node, open_store
 from tests.helpers.edges import halt, unprivileged
-from tests.helpers.plant import Installation, Plant, replaced, without
+from tests.helpers.plant import Plant, replaced, run, without
 from tests.helpers.servers import Server
-from tests.helpers.world import LONGEST, free_port, until
-
-
-@pytest.fixture
-def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plant:
-    return Plant(tmp_path, monkeypatch)
-
-
-def run(test: Awaitable[None]) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(LONGEST):
-            await test
-
-    asyncio.run(main())
-
+from tests.helpers.world import free_port, until
 
 # ---- well ----------------------------------------------------------------------------------
 
@@ -449,65 +430,3 @@ def test_a_probe_that_says_nothing(plant: Plant) -> None:
                 assert check.state is State.UNSURE and words in check.finding
 
     run(test())
-
-
-@pytest.mark.integration
-def test_the_command(plant: Plant) -> None:
-    async def doctor(made: Installation, *more: str) -> tuple[int, str]:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "ratelimit", "doctor", "--config", str(made.config), *more),
-            stdout=asyncio.subprocess.PIPE,
-        )
-        output, _ = await process.communicate()
-        assert process.returncode is not None
-        return process.returncode, output.decode()
-
-    async def test() -> None:
-        async with plant() as made:
-            code, text = await doctor(made, "--probe", made.site)
-            assert code == 0 and "0 of 11 checks failed" in text
-            made.world.stop_agent()
-            assert made.world.haproxy is not None
-            made.world.haproxy.terminate()
-            made.world.haproxy.wait()
-            code, text = await doctor(made, "--json")
-            assert code == 1
-            broken = {one["subject"] for one in json.loads(text) if one["state"] == "broken"}
-            assert f"agent unix://{plant.folder}/spop.sock" in broken
-            assert f"haproxy {plant.folder}/haproxy.sock" in broken
-
-    run(test())
-
-
-async def spop_finding(listener: Callable[..., Awaitable[None]], path: Path) -> str:
-    server = await asyncio.start_unix_server(listener, path)
-    async with server:
-        config = path.with_suffix(".toml")
-        config.write_text(f"[agent]\nlisten = ['unix://{path}']")
-        return (await diagnose(load(config), Client("http://127.0.0.1:1")))[0].finding
-
-
-@pytest.mark.parametrize(
-    ("answer", "finding"),
-    [
-        (write_agent_hello(16380), "answers HAProxy's health check"),
-        (write_agent_disconnect(13, "full"), "full (status 13)"),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak SPOP"),
-        (b"\0\0\0\1\xff", "does not speak SPOP"),
-        (b"\0\0\0\0", "does not speak SPOP"),
-        (b"\0\0", "closes the connection without an answer"),
-        (b"", "closes the connection without an answer"),
-    ],
-)
-def test_what_answers_in_the_place_of_an_agent(tmp_path: Path, answer: bytes, finding: str) -> None:
-    async def listener(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read(1)
-        writer.write(answer)
-        writer.close()
-
-    assert finding in asyncio.run(spop_finding(listener, tmp_path / "spop.sock"))
-
-
-def test_a_frame_that_is_no_answer_to_a_health_check() -> None:
-    with pytest.raises(FrameError):
-        read_health(b"")

@@ -13,7 +13,6 @@ import stat
 import subprocess
 import sys
 import tomllib
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,6 @@ from packaging.utils import canonicalize_name
 from ratelimit.api.tokens import Role, read_tokens
 from ratelimit.config import load
 from tests.helpers.composefile import FILE, ROOT, Service, read
-from tests.helpers.world import free_port
 
 COMPOSE = read()
 SERVICES = list(COMPOSE.services.values())
@@ -230,26 +228,3 @@ def test_lock_has_what_the_project_asks_for(lock: str, group: str) -> None:
     versions = locked(lock)
     for requirement in wanted(group):
         assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)])
-
-
-def test_demo_listens_where_it_is_told() -> None:
-    """The application of docker-compose.yml."""
-    port = free_port()
-    command = [sys.executable, "-m", "ratelimit.cli.demo", f"127.0.0.1:{port}"]
-    with subprocess.Popen(command) as process:
-        try:
-            url = f"http://127.0.0.1:{port}/x"
-            for _ in range(200):
-                try:
-                    with urllib.request.urlopen(url, timeout=5) as answer:
-                        assert b"you requested /x" in answer.read()
-                        break
-                except OSError:
-                    assert process.poll() is None
-                    with pytest.raises(subprocess.TimeoutExpired):
-                        process.wait(0.05)
-            else:
-                pytest.fail("the demo does not answer")
-        finally:
-            process.terminate()
-        assert process.wait(5) == 0

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from ratelimit.api.client import Client
 from ratelimit.config import load
 from ratelimit.doctor import Check, State, diagnose
-from tests.helpers.world import World, free_port, world
+from tests.helpers.world import LONGEST, World, free_port, world
 
 Edit = Callable[[Path], object]
 
@@ -96,3 +97,11 @@ def replaced(file: str, old: str, new: str) -> Edit:
         (files / file).write_text(text.replace(old, new))
 
     return edit
+
+
+def run(test: Awaitable[None]) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(LONGEST):
+            await test
+
+    asyncio.run(main())

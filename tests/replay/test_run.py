@@ -7,76 +7,19 @@ import json
 import random
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from click.testing import CliRunner
 
-from ratelimit.cli.main import main
 from ratelimit.replay import accesslog, report
 from ratelimit.replay import run as replay
+from tests.replay.conftest import ATTACK, Desk, combined, haproxy, run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
-
-    from click.testing import Result
-
-NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
-
-
-def haproxy(milliseconds: int, client: str = "192.0.2.7") -> str:
-    """A request so long after noon."""
-    at = NOON + timedelta(milliseconds=milliseconds)
-    return (
-        f"{client}:40112 [{at:%d/%b/%Y:%H:%M:%S}.{at.microsecond // 1000:03}] web app/app1"
-        ' 0/0/0/1/1 200 104 - - ---- 1/1/0/0/0 0/0 "GET / HTTP/1.1" allow - 0 -'
-    )
-
-
-def combined(second: int, client: str = "192.0.2.7") -> str:
-    at = NOON + timedelta(seconds=second)
-    return (
-        f'{client} - - [{at:%d/%b/%Y:%H:%M:%S} +0000] "GET / HTTP/1.1" 200 104'
-        ' "https://a.example/" "Mozilla/5.0"'
-    )
-
-
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(main, ["replay", *arguments], prog_name="ratelimit")
-
-
-class Desk:
-    """A folder with a log and a configuration."""
-
-    def __init__(self, folder: Path) -> None:
-        self.log = folder / "access.log"
-        self.config = folder / "r.toml"
-
-    def write(self, lines: Iterable[str], config: str = "") -> None:
-        self.log.write_text("".join(f"{line}\n" for line in lines))
-        self.config.write_text(f"[agent]\nmax_clients = 1000\n{config}")
-
-    def found(self, lines: Iterable[str], config: str = "", *arguments: str) -> dict[str, Any]:
-        """What programs are told."""
-        self.write(lines, config)
-        result = run(str(self.log), "--config", str(self.config), "--json", *arguments)
-        assert (result.exit_code, result.stderr) == (0, "")
-        found: dict[str, Any] = json.loads(result.stdout)
-        return found
-
-
-@pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(tmp_path)
 
 
 THROTTLE = "[limits.default]\nblock = []\n"
-
-# 150 requests in as many milliseconds; the 101st earns a block of 10 s from the next whole
-# second, 12:00:01, on. One more meets its last millisecond, and one comes after it.
-ATTACK = [haproxy(n) for n in range(150)] + [haproxy(10_999), haproxy(11_000)]
 ATTACKER = {
     "key": "192.0.2.7",
     "first": "2026-11-24T12:00:00.100",
@@ -282,34 +225,6 @@ def test_unread_lines_are_shown(desk: Desk) -> None:
     assert "2 lines could not be read; the first is line 1: [NOTICE] started" in result.stdout
 
 
-def test_what_people_see(desk: Desk) -> None:
-    more = [haproxy(n, "192.0.2.9") for n in range(120)]
-    desk.write([*ATTACK, *more])
-    result = run(str(desk.log), "--config", str(desk.config), "-n", "1")
-    assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout == (
-        "limit default: 100 in 1s, then blocked for 10s, 1m, 10m, 1h\n"
-        "client     throttled  blocked  blocks  blocked for                first"
-        "                 last  peak in 1s\n"
-        "192.0.2.7          0       51       1      0:00:10  2026-11-24 12:00:00"
-        "  2026-11-24 12:00:10         150\n"
-        "\n"
-        f"{desk.log}: HAProxy HTTP log, 2026-11-24 12:00:00 to 2026-11-24 12:00:11\n"
-        "272 lines, 272 requests of 2 clients\n"
-        "71 refused (26.1%) of 2 clients\n"
-        "0 throttled, 71 blocked in 2 blocks\n"
-        "showing the 1 most refused of 2 clients\n"
-    )
-
-
-def test_nobody_is_refused(desk: Desk) -> None:
-    desk.write([haproxy(n * 100) for n in range(10)])
-    result = run(str(desk.log))
-    assert result.exit_code == 0
-    assert "client " not in result.stdout
-    assert "0 refused (0.0%) of 0 clients\n" in result.stdout
-
-
 def test_only_invalid_requests(desk: Desk) -> None:
     desk.write([haproxy(0).replace("GET / HTTP/1.1", "<BADREQ>")])
     result = run(str(desk.log))
@@ -331,13 +246,6 @@ def test_a_table_that_is_too_small_is_told(desk: Desk) -> None:
     desk.config.write_text("[agent]\nmax_clients = 8\n")
     result = run(str(desk.log), "--config", str(desk.config))
     assert "50 requests of 8 or more clients" in result.stdout
-
-
-def test_times_are_shown_in_the_log_s_own_zone(desk: Desk) -> None:
-    lines = [combined(0).replace("+0000", "-0800")] * 101
-    (offender,) = desk.found(lines)["offenders"]
-    assert offender["first"] == "2026-11-24T12:00:00-08:00"
-    assert "2026-11-24 12:00:00" in run(str(desk.log)).stdout
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
