@@ -15,21 +15,18 @@ other work of the machine, and the clients, which measure, over the others.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from benchmarks.harness import command
 from benchmarks.harness.haproxy import ALLOWING, COMPARISON, SHIPPED, HAProxy
 from benchmarks.harness.http import Crowd, Sender, wrk
 from benchmarks.harness.programs import CORES, Programs, free_address, rounds, take_precedence
 from benchmarks.harness.report import Column, Figure, Report, Table, Target
-
-if TYPE_CHECKING:
-    import argparse
 
 LOADS = (10, 50, 90)
 """Percent of the most that all three can do."""

@@ -16,9 +16,10 @@ on a unix socket) share the counts of 100 clients, which send every tenth reques
 
 from __future__ import annotations
 
+import argparse
 import functools
 import time
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from benchmarks.harness import command
 from benchmarks.harness.haproxy import NEVER
@@ -40,11 +41,7 @@ from benchmarks.harness.spop import (
     networks,
 )
 from tests.helpers import wire
-
-if TYPE_CHECKING:
-    import argparse
-
-    from tests.helpers.servers import Server
+from tests.helpers.servers import Server
 
 BOUNDS = {8: 1.0, 64: 0.4}
 """The most CPU microseconds of a check with all in use, by frames in flight."""

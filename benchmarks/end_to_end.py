@@ -8,9 +8,9 @@ have the same application behind. HAProxy counts the requests and refusals.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from benchmarks.harness import command, http
 from benchmarks.harness.haproxy import (
@@ -24,13 +24,8 @@ from benchmarks.harness.haproxy import (
     Variant,
     load,
 )
-from benchmarks.harness.programs import Programs, free_address, rounds
+from benchmarks.harness.programs import Program, Programs, free_address, rounds
 from benchmarks.harness.report import Column, Figure, Report, Table, Target
-
-if TYPE_CHECKING:
-    import argparse
-
-    from benchmarks.harness.programs import Program
 
 ATTEMPTS = 3
 

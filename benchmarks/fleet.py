@@ -19,7 +19,8 @@ as an hour has. ``tests/store/test_sync.py`` has the ticks and blocks of such an
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import argparse
+from collections.abc import Callable
 
 from benchmarks.fleet_accuracy import run_accuracy
 from benchmarks.fleet_outages import run_gone, run_hang
@@ -31,19 +32,14 @@ from benchmarks.harness.fleet import (
     LIGHT,
     LIGHT_CLIENTS,
     Fleet,
+    Stream,
     Usage,
     load,
 )
 from benchmarks.harness.programs import Programs, progress
 from benchmarks.harness.report import Column, Figure, Report, Table, Target
 from ratelimit.engine.layout import ANSWER_BYTES, RECORD_BYTES
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable
-
-    from benchmarks.harness.fleet import Stream
-    from tests.helpers.servers import Server
+from tests.helpers.servers import Server
 
 _NODES = 4
 _MIX = "mix, 100,000 a second"

@@ -6,15 +6,12 @@ import random
 import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from benchmarks.harness.clients import Client, Kind, measure
 from benchmarks.harness.fleet import LIGHT, LIGHT_CLIENTS, RATE, Fleet, Meter, Usage
 from benchmarks.harness.programs import Programs, progress
 from benchmarks.harness.report import Column, Figure, Report, Table, Target
-
-if TYPE_CHECKING:
-    from tests.helpers.servers import Server
+from tests.helpers.servers import Server
 
 RATIOS = (0.5, 0.9, 1.1, 2, 10, 30)
 BOUNDS = {2: 0.02, 10: 0.06, 30: 0.2}

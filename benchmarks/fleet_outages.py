@@ -9,16 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 from benchmarks.harness.fleet import RATE, Fleet, drain, keep_busy
 from benchmarks.harness.programs import MIB, Programs, progress
 from benchmarks.harness.report import Column, Figure, Report, Table, Target
 from benchmarks.harness.spop import Probe
 from ratelimit.store.redis.store import BACKOFF
-
-if TYPE_CHECKING:
-    from tests.helpers.servers import Server
+from tests.helpers.servers import Server
 
 HUNG = 10.0
 """Seconds that Redis hangs; the answers before are timed for as long."""

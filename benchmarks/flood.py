@@ -9,21 +9,18 @@ priority over other work of the machine, and the visitors' client, which measure
 
 from __future__ import annotations
 
+import argparse
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from benchmarks.harness import command
 from benchmarks.harness.haproxy import SHIPPED, HAProxy
 from benchmarks.harness.http import Crowd, Paced, Sender
 from benchmarks.harness.programs import Programs, free_address, progress, take_precedence
 from benchmarks.harness.report import Column, Figure, Report, Table, Target
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Sequence
 
 TURN = 9
 """Seconds. An attacker passes its limit once more at the end of each block, so the share of the

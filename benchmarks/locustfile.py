@@ -18,24 +18,21 @@ import os
 import random
 import socket
 import time
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import gevent
 from gevent.event import Event
 from locust import LoadTestShape, User, between, events, task
+from locust.env import Environment
 
 from benchmarks import judgement, loadtest
 from benchmarks.harness import report
 from benchmarks.judgement import ADMITTED, REFUSED, Account, Kind
-
-if TYPE_CHECKING:
-    from argparse import ArgumentParser
-
-    from locust.env import Environment
 
 _PATIENCE = 10.0  # seconds that a visitor waits for an answer, and any client for a connection
 _TOGETHER = 0.005  # seconds; an attacker sends the requests that are due within as one piece

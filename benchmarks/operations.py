@@ -10,6 +10,7 @@ meanwhile.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import multiprocessing
@@ -19,24 +20,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from multiprocessing.sharedctypes import Synchronized
 
 from benchmarks.harness import command
 from benchmarks.harness.haproxy import NEVER, SHIPPED, HAProxy
 from benchmarks.harness.http import Api, get
 from benchmarks.harness.launch import Turns
-from benchmarks.harness.programs import CORES, Programs, free_address, pin, progress, until
+from benchmarks.harness.programs import CORES, Program, Programs, free_address, pin, progress, until
 from benchmarks.harness.report import Column, Figure, Report, Table, Target
 from benchmarks.harness.spop import ADDRESSES, CLIENTS, DEPTH, PLACES, Bench, Frames, known
 from tests.helpers import wire
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable, Iterator
-    from multiprocessing.sharedctypes import Synchronized
-
-    from benchmarks.harness.programs import Program
 
 BLOCKS = 100_000
 

@@ -17,6 +17,7 @@ the second before. Neither figure depends on whether a limiter counts the reques
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import itertools
 import random
@@ -24,7 +25,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -32,6 +32,8 @@ from benchmarks.harness import command, http
 from benchmarks.harness.arrivals import RATE, SECOND, bursts, poisson
 from benchmarks.harness.haproxy import ALLOWING, COMPARISON, NEVER, REFUSING, SHIPPED, HAProxy
 from benchmarks.harness.programs import (
+    Form,
+    Program,
     Programs,
     free_address,
     pair,
@@ -42,11 +44,6 @@ from benchmarks.harness.programs import (
 )
 from benchmarks.harness.report import Column, Report, Table
 from tests.helpers.world import Client
-
-if TYPE_CHECKING:
-    import argparse
-
-    from benchmarks.harness.programs import Form, Program
 
 CLIENTS = 4
 """Clients of each kind, all at the same time."""

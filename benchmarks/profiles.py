@@ -12,13 +12,13 @@ Both need root, or the right to trace other processes.
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from benchmarks.harness import command, http
 from benchmarks.harness.fleet import HEAVY, HEAVY_RATE, Fleet, load
@@ -26,9 +26,6 @@ from benchmarks.harness.haproxy import ALLOWING, SHIPPED, HAProxy
 from benchmarks.harness.programs import Programs, free_address, progress, require
 from benchmarks.harness.report import Column, Figure, Report, Table
 from benchmarks.harness.spop import CONNECTIONS, Bench, known
-
-if TYPE_CHECKING:
-    import argparse
 
 SHOWN = 12
 """Functions and system calls that are shown, at most."""

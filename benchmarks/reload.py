@@ -8,6 +8,7 @@ configuration. Then it compares the memory of an agent without lists and of one 
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import select
 import signal
@@ -15,15 +16,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from benchmarks.harness import command
 from benchmarks.harness.programs import MIB, Program, Programs, free_address, progress
 from benchmarks.harness.report import Column, Figure, Report, Table, Target
 from benchmarks.harness.spop import ADDRESSES, KNOWN, NETWORKS, Probe, networks
-
-if TYPE_CHECKING:
-    import argparse
 
 CONNECTIONS = 8
 RATE = 2000  # checks a second on all connections

@@ -7,6 +7,7 @@ its start to its end, user and system.
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import os
@@ -14,17 +15,13 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from benchmarks.harness import command
 from benchmarks.harness.programs import MIB, ROOT, Programs, progress
 from benchmarks.harness.report import Column, Figure, Report, Table, Target
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Iterator
-    from pathlib import Path
 
 START = datetime(2026, 11, 24, 9, 10, tzinfo=UTC)
 RATE = 2000  # requests a second

@@ -11,6 +11,7 @@ more with 100,000 blocks, which the agent reads from Redis again.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import select
@@ -21,7 +22,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from benchmarks.harness import command
 from benchmarks.harness.haproxy import SHIPPED, HAProxy
@@ -29,9 +29,6 @@ from benchmarks.harness.http import Crowd, Sender
 from benchmarks.harness.programs import Programs, free_address, progress, until
 from benchmarks.harness.report import Column, Report, Table, Target
 from benchmarks.harness.spop import block
-
-if TYPE_CHECKING:
-    import argparse
 
 CROWD = Crowd("127.77.0.1", clients=200, rate=2000)
 

@@ -12,6 +12,7 @@ would take a core from all the others. The agents stay, so their tables are warm
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import re
 import shutil
@@ -20,18 +21,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from benchmarks.harness import command, http
 from benchmarks.harness.haproxy import NEVER, SHIPPED, HAProxy, Variant, load
 from benchmarks.harness.http import Api
-from benchmarks.harness.programs import Programs, free_address, require, rounds
+from benchmarks.harness.programs import Program, Programs, free_address, require, rounds
 from benchmarks.harness.report import Column, Report, Table
-
-if TYPE_CHECKING:
-    import argparse
-
-    from benchmarks.harness.programs import Program
 
 CLIENTS = 20_000
 

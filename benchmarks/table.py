@@ -7,15 +7,12 @@ the table has room and when each evicts another.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import argparse
 
 from benchmarks.harness import command
 from benchmarks.harness.programs import MIB, Programs, pin, progress
 from benchmarks.harness.report import Column, Figure, Report, Table, Target
 from benchmarks.harness.spop import ADDRESSES, CLIENTS, DEPTH, PLACES, Bench, Frames, known
-
-if TYPE_CHECKING:
-    import argparse
 
 _NEW = 0x10000000  # 16.0.0.0: addresses that come once
 _CHUNKS = 10 * CLIENTS // ADDRESSES

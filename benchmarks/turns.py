@@ -9,6 +9,7 @@ for the current turn, so the longest turn is the greatest delay by such work.
 
 from __future__ import annotations
 
+import argparse
 import array
 import asyncio
 import contextlib
@@ -21,7 +22,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address
-from typing import TYPE_CHECKING
 
 from benchmarks.harness import command
 from benchmarks.harness.haproxy import SHIPPED, HAProxy
@@ -34,9 +34,6 @@ from ratelimit.haproxy.commands import batches, set_entry
 from ratelimit.model import EVERY_LIMIT, Block
 from ratelimit.store.redis.store import RedisStore
 from ratelimit.store.redis.url import parse
-
-if TYPE_CHECKING:
-    import argparse
 
 BLOCKS = 200_000
 BY_HAND = 100_000

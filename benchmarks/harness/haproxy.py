@@ -8,13 +8,17 @@ import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from benchmarks.harness.http import CONNECTIONS, get, wrk
-from benchmarks.harness.programs import HARNESS, ROOT, free_address, require, wait_for
-
-if TYPE_CHECKING:
-    from benchmarks.harness.programs import Program, Programs
+from benchmarks.harness.programs import (
+    HARNESS,
+    ROOT,
+    Program,
+    Programs,
+    free_address,
+    require,
+    wait_for,
+)
 
 SHIPPED = ROOT / "haproxy" / "haproxy.cfg"
 COMPARISON = HARNESS / "comparison.cfg"

@@ -11,12 +11,10 @@ import struct
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from benchmarks.harness.programs import Program, pair, put_first, require
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 CONNECTIONS = 64
 """Connections of wrk."""

@@ -13,15 +13,13 @@ import mmap
 import os
 import sys
 import time
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import uvloop
 
 from tests.helpers.forms import PlainFinder
-
-if TYPE_CHECKING:
-    from collections.abc import Coroutine
 
 _SLICE = 1_000_000  # nanoseconds
 

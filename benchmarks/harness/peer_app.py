@@ -8,17 +8,14 @@ requests a second, by the sliding window counter of the library: two buckets, li
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
 import limits
 import uvloop
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 from limits.aio.storage import Storage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.storage import storage_from_string
-
-if TYPE_CHECKING:
-    from aiohttp.typedefs import Handler, Middleware
 
 REFUSAL = '{"type":"about:blank","title":"Too Many Requests","status":429}'
 

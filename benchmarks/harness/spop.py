@@ -7,18 +7,13 @@ import random
 import select
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network
-from typing import TYPE_CHECKING
 
 from benchmarks.harness.haproxy import ALLOWING
-from benchmarks.harness.programs import CORES, connect, free_address
+from benchmarks.harness.programs import CORES, Form, Programs, connect, free_address
 from tests.helpers import wire
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from benchmarks.harness.programs import Form, Programs
 
 DEPTHS = (1, 8, 64)
 """Frames in flight on a connection."""

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from benchmarks import compare
 from benchmarks.harness import report
 from benchmarks.harness.report import Column, Figure, Record, Report, Row, Table, Target
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 COLUMNS = (Column("CPU us", "less"), Column("a second", "more"), Column("busy, %"))
 MACHINE = {"CPU": "one", "commit": "abc"}

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from benchmarks import page
 from benchmarks.harness import report
 from benchmarks.harness.report import Column, Figure, Record, Report, Row, Table, Target
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 TABLE = Table(
     "one core",

@@ -5,16 +5,13 @@ from __future__ import annotations
 import datetime as dt
 import importlib.util
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from benchmarks import __main__ as runner
 from benchmarks.harness import report
 from benchmarks.harness.report import Record, Report, Target
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_every_benchmark_is_there() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -11,9 +11,6 @@ from benchmarks import settings
 from benchmarks.harness.programs import require
 from benchmarks.harness.report import Figure
 from benchmarks.settings import CFG, FIRST, LAST, Edit, Sample
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.mark.integration
