@@ -20,7 +20,6 @@ import os
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 
 from benchmarks.harness import command
 from benchmarks.harness.haproxy import ALLOWING, COMPARISON, SHIPPED, HAProxy
@@ -80,7 +79,7 @@ def capacity(paced: str, variants: Collection[HAProxy]) -> float:
     return rate
 
 
-def set_up(programs: Programs, shipped: Path) -> dict[str, HAProxy]:
+def set_up(programs: Programs) -> dict[str, HAProxy]:
     """Start everything; return each HAProxy by name."""
     _, backend = programs.application()
     tcp, unix = free_address(), str(programs.folder / "spop.sock")
@@ -91,7 +90,7 @@ def set_up(programs: Programs, shipped: Path) -> dict[str, HAProxy]:
     ):
         agent = programs.agent(f"agent-{short}", "compiled", address, ALLOWING)
         settings = {"RATELIMIT_BACKEND": backend, "RATELIMIT_SPOP": spop}
-        found[name] = HAProxy(programs, short, shipped, agent, **settings)
+        found[name] = HAProxy(programs, short, SHIPPED, agent, **settings)
     return found
 
 
@@ -130,11 +129,11 @@ def run(programs: Programs, options: argparse.Namespace) -> Report:
     pinned = len(CORES) > 1 and not options.free
     if pinned:
         os.sched_setaffinity(0, CORES[:-1])  # for all that is started from here, too
-    variants = set_up(programs, options.config)
+    variants = set_up(programs)
     for program in [p for v in variants.values() for p in (v.program, v.agent) if p and pinned]:
         program.pin(CORES[-1])
     paced = programs.compiled("paced")
-    most = options.most or capacity(paced, variants.values())
+    most = capacity(paced, variants.values())
     samples: dict[tuple[int, str], list[Sample]] = {
         (percent, name): [] for percent in LOADS for name in variants
     }
@@ -148,9 +147,7 @@ def run(programs: Programs, options: argparse.Namespace) -> Report:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, default=SHIPPED, help="another haproxy.cfg")
     parser.add_argument("--free", action="store_true", help="let the kernel place the programs")
-    parser.add_argument("--most", type=float, help="requests a second at 100 %% (measured)")
 
 
 if __name__ == "__main__":

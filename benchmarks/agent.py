@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import argparse
 import functools
-import time
 from typing import cast
 
 from benchmarks.harness import command
+from benchmarks.harness.fleet import await_sharing
 from benchmarks.harness.haproxy import NEVER
 from benchmarks.harness.programs import Programs, pin, progress, until
 from benchmarks.harness.report import Column, Figure, Report, Table, Target
@@ -35,7 +35,6 @@ from benchmarks.harness.spop import (
     PLACES,
     Bench,
     Frames,
-    Probe,
     Sample,
     known,
     networks,
@@ -88,15 +87,7 @@ def all_in_use(programs: Programs) -> list[Bench]:
     busy = Frames.of(range(KNOWN, KNOWN + _BUSY), hits=wire.int64(hits))
     for bench in benches:
         bench.probe(mixed())
-        probe = Probe(bench.address)
-        # A node shares no client before it knows the other node.
-        for number in range(50):
-            if shared(server, 1):
-                break
-            probe.refuses(number, hits)
-            bench.checks += 1
-            time.sleep(0.1)
-        probe.sock.close()
+        bench.checks += await_sharing(server, bench.address, hits)
         bench.load(busy, min(DEPTHS), checks=_BUSY)
         bench.load(mixed(), DEPTH, checks=ADDRESSES)
     until(f"the agents share {_BUSY} clients", lambda: shared(server, _BUSY))

@@ -42,28 +42,28 @@ RATIOS = (
 """The variants that are compared, and the target of each ratio."""
 
 
-def set_up(programs: Programs, form: str, shipped: Path) -> tuple[Program, list[Variant]]:
+def set_up(programs: Programs) -> tuple[Program, list[Variant]]:
     """Start everything; return the application and the variants."""
     application, backend = programs.application()
     addresses = {name: free_address() for name in ("allowing", "ack", "refusing")}
-    allowing = programs.agent("allowing", form, addresses["allowing"], ALLOWING)
+    allowing = programs.agent("allowing", "compiled", addresses["allowing"], ALLOWING)
     ack = programs.agent("ack", "ack", addresses["ack"])
-    refusing = programs.agent("refusing", form, addresses["refusing"], REFUSING)
+    refusing = programs.agent("refusing", "compiled", addresses["refusing"], REFUSING)
 
     def start(name: str, config: Path, agent: Program | None = None, **more: str) -> HAProxy:
         return HAProxy(programs, name, config, agent, RATELIMIT_BACKEND=backend, **more)
 
     stick = start("stick-refusing", COMPARISON, BENCH_RATE="100")
     blocked = {"RATELIMIT_SPOP": addresses["refusing"]}
-    edge = start("edge", shipped, refusing, **blocked)
-    direct = start("direct", shipped, refusing, **blocked, RATELIMIT_DIRECT="reject")
+    edge = start("edge", SHIPPED, refusing, **blocked)
+    direct = start("direct", SHIPPED, refusing, **blocked, RATELIMIT_DIRECT="reject")
     for limiter in (edge, direct):
         limiter.block()
     return application, [
         Variant("HAProxy alone", start("alone", COMPARISON)),
         Variant("stick table", start("stick", COMPARISON, BENCH_RATE=str(NEVER))),
-        Variant("agent", start("agent", shipped, allowing, RATELIMIT_SPOP=addresses["allowing"])),
-        Variant("ack-only agent", start("ack-only", shipped, ack, RATELIMIT_SPOP=addresses["ack"])),
+        Variant("agent", start("agent", SHIPPED, allowing, RATELIMIT_SPOP=addresses["allowing"])),
+        Variant("ack-only agent", start("ack-only", SHIPPED, ack, RATELIMIT_SPOP=addresses["ack"])),
         Variant("429 by stick table", stick, "refused"),
         Variant("429 as shipped", edge, "refused"),
         Variant("429 by stick table, close", stick, "refused", close=True),
@@ -130,8 +130,7 @@ def report(samples: dict[str, list[Sample]], note: str) -> Report:
 
 
 def run(programs: Programs, options: argparse.Namespace) -> Report:
-    form = "plain" if options.plain else "compiled"
-    application, listed = set_up(programs, form, options.config)
+    application, listed = set_up(programs)
     variants = {variant.name: variant for variant in listed}
     samples: dict[str, list[Sample]] = {name: [] for name in variants}
     for name in rounds(options.rounds, variants):
@@ -142,10 +141,5 @@ def run(programs: Programs, options: argparse.Namespace) -> Report:
     return report(samples, note)
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--plain", action="store_true", help="the agent as plain Python")
-    parser.add_argument("--config", type=Path, default=SHIPPED, help="another haproxy.cfg")
-
-
 if __name__ == "__main__":
-    command.main("end_to_end", __doc__, run, rounds=(7, 3), seconds=(2, 1), arguments=arguments)
+    command.main("end_to_end", __doc__, run, rounds=(7, 3), seconds=(2, 1))

@@ -131,9 +131,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(programs: Programs, options: argparse.Namespace) -> Report:
     server, _ = programs.redis()
     wanted = [name for name in PARTS if getattr(options, name)] or list(PARTS)
-    reports = [PARTS[name][0](programs, server, options.quick) for name in wanted]
-    tables = tuple(table for report in reports for table in report.tables)
-    return Report(tables, tuple(target for report in reports for target in report.targets))
+    return Report.joined([PARTS[name][0](programs, server, options.quick) for name in wanted])
 
 
 if __name__ == "__main__":

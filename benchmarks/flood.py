@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from benchmarks.harness import command
 from benchmarks.harness.haproxy import SHIPPED, HAProxy
@@ -52,21 +51,15 @@ def latency(turns: Sequence[Turn], share: float) -> float:
 
 
 class Arena:
-    """HAProxy as shipped, an agent with an empty configuration, and an application."""
+    """HAProxy as shipped with a thread for each core, an agent, and an application."""
 
-    def __init__(self, programs: Programs, config: Path, threads: int) -> None:
+    def __init__(self, programs: Programs) -> None:
         self.application, backend = programs.application()
         spop = free_address()
         self.agent = programs.agent("agent", "compiled", spop)
-        self.haproxy = HAProxy(
-            programs,
-            "haproxy",
-            config,
-            self.agent,
-            RATELIMIT_BACKEND=backend,
-            RATELIMIT_SPOP=spop,
-            RATELIMIT_THREADS=str(threads),
-        )
+        settings = {"RATELIMIT_BACKEND": backend, "RATELIMIT_SPOP": spop}
+        settings["RATELIMIT_THREADS"] = str(os.cpu_count() or 1)
+        self.haproxy = HAProxy(programs, "haproxy", SHIPPED, self.agent, **settings)
         self._paced = programs.compiled("paced")
         self._turns = 0
 
@@ -167,7 +160,7 @@ def report(quiet: list[Turn], floods: list[Turn], checks: int, order: str) -> Re
 
 def run(programs: Programs, options: argparse.Namespace) -> Report:
     order = take_precedence()
-    arena = Arena(programs, options.config, options.threads)
+    arena = Arena(programs)
     quiet, floods = [], []
     for number in range(options.rounds):
         progress(f"round {number + 1} of {options.rounds}")
@@ -177,11 +170,5 @@ def run(programs: Programs, options: argparse.Namespace) -> Report:
     return report(quiet, floods, arena.agent.checks(), order)
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    cores = os.cpu_count() or 1
-    parser.add_argument("--config", type=Path, default=SHIPPED, help="another haproxy.cfg")
-    parser.add_argument("--threads", type=int, default=cores, help="of HAProxy (one a core)")
-
-
 if __name__ == "__main__":
-    command.main("flood", __doc__, run, rounds=(16, 4), arguments=arguments)
+    command.main("flood", __doc__, run, rounds=(16, 4))

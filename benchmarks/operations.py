@@ -21,11 +21,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from multiprocessing.sharedctypes import Synchronized
 
 from benchmarks.harness import command
-from benchmarks.harness.haproxy import NEVER, SHIPPED, HAProxy
+from benchmarks.harness.haproxy import ALLOWING, NEVER, SHIPPED, HAProxy
 from benchmarks.harness.http import Api, get
 from benchmarks.harness.launch import Turns
 from benchmarks.harness.programs import CORES, Program, Programs, free_address, pin, progress, until
@@ -40,6 +40,9 @@ _PATHS = ("/metrics", "/v1/status", "/v1/blocks?limit=50", "/v1/clients?n=20", "
 """What a scrape and the page read."""
 
 
+_MEDIAN = Column("median (least-greatest)", "less")
+
+
 def at_once(what: str, condition: Callable[[], object]) -> float:
     """Repeat a condition without a pause; return the time when it is true."""
     return until(what, condition, every=0)
@@ -48,13 +51,8 @@ def at_once(what: str, condition: Callable[[], object]) -> float:
 # ---- two nodes -----------------------------------------------------------------------------
 
 
-def run_fleet(
-    programs: Programs, backend: str, rounds: int
-) -> tuple[dict[str, list[float]], list[int]]:
-    """Block and unblock on the first node.
-
-    Returns milliseconds, and the statuses of the requests after ``ratelimit blocks remove``.
-    """
+def run_fleet(programs: Programs, backend: str, rounds: int) -> Report:
+    """Block and unblock on the first node; measure until the second node and the edges do so."""
     server, _ = programs.redis()
     apis, edges = [], []
     for name in ("first", "second"):
@@ -75,7 +73,16 @@ def run_fleet(
         for what, seconds in block_and_unblock(apis[0], edges, client).items():
             taken.setdefault(what, []).append(1000 * seconds)
     clients = [f"127.1.0.{number}" for number in range(1, 6)]
-    return taken, [unblock_by_command(apis, edges[1], client) for client in clients]
+    after = [unblock_by_command(apis, edges[1], client) for client in clients]
+    passed = after.count(200)
+    note = "milliseconds from the request of an operator; two nodes with one Redis, each with an "
+    note += f"HAProxy. After `ratelimit blocks remove` the next request passed {passed} of "
+    note += f"{len(after)} times"
+    table = Table.of("by hand", note, [_MEDIAN], {what: [times] for what, times in taken.items()})
+    targets = [Target(f"ms, {what}", max(times), 100) for what, times in taken.items()]
+    share = passed / len(after)
+    targets.append(Target("unblocked by the CLI, next request passes", share, 1, at_most=False))
+    return Report((table,), tuple(targets))
 
 
 def block_and_unblock(here: Api, edges: list[HAProxy], client: str) -> dict[str, float]:
@@ -154,24 +161,6 @@ def watched(program: Program, seconds: float) -> Iterator[None]:
         sys.exit(f"{looks.value} looks in {seconds} s")
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """The results of the agent under full load.
-
-    Attributes:
-        pages: milliseconds of each page, by its size.
-        alone, watched: CPU microseconds a check, without and with a dashboard.
-        rate: checks a second.
-        haproxy: seconds to the answer about an HAProxy, by its state.
-    """
-
-    pages: dict[int, list[float]]
-    alone: list[float]
-    watched: list[float]
-    rate: Figure
-    haproxy: dict[str, float]
-
-
 def read_pages(api: Api, size: int) -> list[float]:
     """Read the whole blocklist; return the milliseconds of each page."""
     cursor, count, taken = "", 0, []
@@ -208,7 +197,7 @@ def ask_about(haproxy: HAProxy, api: Api) -> dict[str, float]:
     return found
 
 
-def run_load(programs: Programs, backend: str, rounds: int, seconds: float) -> Loaded:
+def run_load(programs: Programs, backend: str, rounds: int, seconds: float) -> Report:
     """Load an agent, with and without a dashboard, and ask it."""
     config = (
         f'[haproxy]\nsockets = ["{programs.folder}/haproxy.sock"]\n'
@@ -236,23 +225,48 @@ def run_load(programs: Programs, backend: str, rounds: int, seconds: float) -> L
         alone.append(bench.load(known(), DEPTH, seconds))
         with watched(bench.program, seconds):
             with_it.append(bench.load(known(), DEPTH, seconds))
-    return Loaded(
-        pages=pages,
-        alone=[sample.cost for sample in alone],
-        watched=[sample.cost for sample in with_it],
-        rate=Figure.of(sample.rate for sample in with_it),
-        # On a new connection: the first one was silent for too long.
-        haproxy=ask_about(haproxy, Api(bench.program)),
+    # On a new connection: the first one was silent for too long.
+    states = ask_about(haproxy, Api(bench.program))
+    rate = Figure.of(sample.rate for sample in with_it).median
+    more = Figure.of(b.cost / a.cost - 1 for a, b in zip(alone, with_it, strict=True)).median
+    tables = (
+        Table.of(
+            "pages",
+            f"milliseconds for each page of {BLOCKS:,} blocks",
+            [_MEDIAN],
+            {f"{size} entries": [times] for size, times in pages.items()},
+        ),
+        Table.measured(
+            "dashboard",
+            f"CPU microseconds a check, at {rate:,.0f} checks a second, with {BLOCKS:,} blocks; a "
+            "dashboard reads metrics and page each second",
+            {"cost": replace(_MEDIAN, digits=3)},
+            {"without a dashboard": alone, "with a dashboard": with_it},
+        ),
+        Table.of(
+            "GET /v1/haproxy",
+            "seconds to the answer",
+            [Column("seconds", "less", 3)],
+            {what: [took] for what, took in states.items()},
+        ),
     )
+    targets = (
+        Target(f"ms, slowest page of {BLOCKS:,} blocks", max(map(max, pages.values())), 50),
+        Target("CPU a check, more with a dashboard", more, 0.05),
+        *(Target(f"s, {what}", took, 1) for what, took in states.items()),
+    )
+    return Report(tables, targets)
 
 
 # ---- the busiest of a full table -----------------------------------------------------------
 
 
-def run_scan(programs: Programs, rounds: int) -> dict[str, tuple[list[float], list[float]]]:
-    """Return milliseconds of an answer, and of the longest turn of the loop meanwhile."""
+def run_scan(programs: Programs, rounds: int) -> Report:
+    """Measure the answers with the busiest clients, and the longest turn of the loop meanwhile."""
     turns = Turns(programs.folder / "turns")
-    bench = Bench(programs, "scan", settings={"BENCHMARK_TURNS": str(programs.folder / "turns")})
+    settings = {"BENCHMARK_TURNS": str(programs.folder / "turns")}
+    config = f'{ALLOWING}window = "1h"\n'  # no client has left its window
+    bench = Bench(programs, "scan", config=config, settings=settings)
     bench.probe(known())
     for first in range(_BLOCKED, _BLOCKED + CLIENTS, ADDRESSES):
         bench.load(Frames.of(range(first, first + ADDRESSES)), DEPTH, checks=ADDRESSES)
@@ -270,70 +284,28 @@ def run_scan(programs: Programs, rounds: int) -> dict[str, tuple[list[float], li
                 longest.append(turns.longest)
                 assert len(clients) == n + 1
             found[f"{count} by {sort}"] = answers, longest
-    bench.program.stop()
-    return found
+    bench.finish()
+    table = Table.of(
+        "busiest",
+        f"milliseconds to find the busiest of {CLIENTS:,} clients, and CPU milliseconds of the "
+        "longest turn of the event loop meanwhile",
+        (Column("answer", "less", 0), Column("longest piece", "less")),
+        found,
+    )
+    targets = (
+        Target(f"ms of the loop at a time, {what}", Figure.of(longest).median, 1)
+        for what, (_, longest) in found.items()
+    )
+    return Report((table,), tuple(targets))
 
 
 def run(programs: Programs, options: argparse.Namespace) -> Report:
-    pin()  # the loader and the dashboard stay off the agent's core
     _, backend = programs.application()
-    load = run_load(programs, backend, options.rounds, options.seconds)
+    by_hand = run_fleet(programs, backend, 3 * options.rounds)
+    pin()  # the loader and the dashboard stay off the agent's core
+    loaded = run_load(programs, backend, options.rounds, options.seconds)
     os.sched_setaffinity(0, CORES)
-    delays, after = run_fleet(programs, backend, 3 * options.rounds)
-    scan = run_scan(programs, options.rounds)
-
-    median = Column("median (least-greatest)", "less")
-    passed = after.count(200)
-    tables = (
-        Table.of(
-            "by hand",
-            "milliseconds from the request of an operator; two nodes with one Redis, each with an "
-            f"HAProxy. After `ratelimit blocks remove` the next request passed {passed} of "
-            f"{len(after)} times",
-            [median],
-            {what: [times] for what, times in delays.items()},
-        ),
-        Table.of(
-            "pages",
-            f"milliseconds for each page of {BLOCKS:,} blocks",
-            [median],
-            {f"{size} entries": [times] for size, times in load.pages.items()},
-        ),
-        Table.of(
-            "dashboard",
-            f"CPU microseconds a check, at {load.rate.median:,.0f} checks a second, with "
-            f"{BLOCKS:,} blocks; a dashboard reads metrics and page each second",
-            [Column("median (least-greatest)", "less", 3)],
-            {"without a dashboard": [load.alone], "with a dashboard": [load.watched]},
-        ),
-        Table.of(
-            "GET /v1/haproxy",
-            "seconds to the answer",
-            [Column("seconds", "less", 3)],
-            {what: [took] for what, took in load.haproxy.items()},
-        ),
-        Table.of(
-            "busiest",
-            f"milliseconds to find the busiest of {CLIENTS:,} clients, and CPU milliseconds of the "
-            "longest turn of the event loop meanwhile",
-            (Column("answer", "less", 0), Column("longest piece", "less")),
-            scan,
-        ),
-    )
-    more = Figure.of(b / a - 1 for a, b in zip(load.alone, load.watched, strict=True)).median
-    slowest = max(map(max, load.pages.values()))
-    targets = (
-        *(Target(f"ms, {what}", max(times), 100) for what, times in delays.items()),
-        Target("unblocked by the CLI, next request passes", passed / len(after), 1, False),
-        Target(f"ms, slowest page of {BLOCKS:,} blocks", slowest, 50),
-        Target("CPU a check, more with a dashboard", more, 0.05),
-        *(Target(f"s, {what}", took, 1) for what, took in load.haproxy.items()),
-        *(
-            Target(f"ms of the loop at a time, {what}", Figure.of(longest).median, 1)
-            for what, (_, longest) in scan.items()
-        ),
-    )
-    return Report(tables, targets)
+    return Report.joined([by_hand, loaded, run_scan(programs, options.rounds)])
 
 
 if __name__ == "__main__":

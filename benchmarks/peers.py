@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from string import Template
 
 import uvloop
 
@@ -32,6 +33,7 @@ from benchmarks.harness import command, http
 from benchmarks.harness.arrivals import RATE, SECOND, bursts, poisson
 from benchmarks.harness.haproxy import ALLOWING, COMPARISON, NEVER, REFUSING, SHIPPED, HAProxy
 from benchmarks.harness.programs import (
+    HARNESS,
     Form,
     Program,
     Programs,
@@ -52,36 +54,6 @@ _ASKED = 0.99  # the least share of requests that the agent checks; on a busy ma
 _EDGE = 0.002  # seconds by which a limiter's clock may see a request later than its sender's
 _GIVE_UP = 10  # seconds after the end of a client's requests
 _COUNTING = f"[limits.default]\nrate = {RATE}\nblock = []\n"
-
-NGINX = """
-daemon off;
-master_process off;
-pid {folder}/{name}.pid;
-error_log /dev/null error;
-events {{ worker_connections 1024; }}
-http {{
-    access_log /dev/stdout;
-    client_body_temp_path {folder}/{name}-1;
-    proxy_temp_path {folder}/{name}-2;
-    fastcgi_temp_path {folder}/{name}-3;
-    uwsgi_temp_path {folder}/{name}-4;
-    scgi_temp_path {folder}/{name}-5;
-    keepalive_requests 1000000000;
-    limit_req_zone $binary_remote_addr zone=clients:16m rate={rate}r/s;
-    limit_req_status 429;
-    upstream app {{ server {backend}; keepalive 64; keepalive_requests 1000000000; }}
-    server {{
-        listen {address};
-        location / {{
-            {limit}
-            proxy_pass http://app;
-            proxy_http_version 1.1;
-            proxy_set_header Connection "";
-            proxy_set_header X-Forwarded-For $remote_addr;
-        }}
-    }}
-}}
-"""
 
 
 @dataclass(frozen=True)
@@ -155,16 +127,16 @@ class Setup:
         program = require("nginx", "nginx-light")
         name, address = self._name("nginx"), free_address()
         file = self._programs.folder / f"{name}.conf"
-        file.write_text(
-            NGINX.format(
-                folder=self._programs.folder,
-                name=name,
-                rate=rate or 1,
-                backend=self._backend,
-                address=address,
-                limit=f"limit_req zone=clients burst={burst} nodelay;" if rate else "",
-            )
-        )
+        settings = {
+            "folder": str(self._programs.folder),
+            "name": name,
+            "rate": str(rate or 1),
+            "backend": self._backend,
+            "address": address,
+            "limit": f"limit_req zone=clients burst={burst} nodelay;" if rate else "",
+        }
+        # safe: the names without braces are nginx's own variables
+        file.write_text(Template((HARNESS / "nginx.conf").read_text()).safe_substitute(settings))
         started = self._programs.start(name, [program, "-c", str(file)], log=False)
         return self._ready(address, started, self._application)
 

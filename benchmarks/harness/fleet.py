@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import select
 import sys
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from benchmarks.harness.programs import Program, Programs, connect, free_address
+from benchmarks.harness.programs import Program, Programs, connect, free_address, until
 from benchmarks.harness.spop import Frames, Probe, shuffled
 from tests.helpers import wire
 from tests.helpers.servers import Server
@@ -27,9 +28,9 @@ ALLOWED_LONG = len(wire.frame(wire.ACK, b"", (240, 1)))
 """Bytes of an answer without variables, with ids of the size that ``Frames`` uses."""
 
 _MAX_CLIENTS = 200_000
-_PROBES = 0x0D000000
 _SILENCE = 5.0
 _WARM_UP = 1.2
+_strangers = itertools.count(0x0D000000)  # clients that show whether a node shares
 
 
 class Fleet:
@@ -53,7 +54,6 @@ class Fleet:
         self.server = server
         self.agents: list[Program] = []
         self.addresses = [free_address() for _ in range(nodes)]
-        self._probe = _PROBES
         for number, address in enumerate(self.addresses):
             node = f"{name}-{number}"
             config = (
@@ -65,7 +65,7 @@ class Fleet:
             self.agents.append(programs.agent(node, "compiled", address, config, settings))
         if server is not None and nodes > 1:
             for address in self.addresses:
-                self._wait_until_known(server, address)
+                await_sharing(server, address, RATE // (2 * nodes) + 1)
 
     def cpu(self) -> int:
         return sum(agent.cpu() for agent in self.agents)
@@ -89,25 +89,26 @@ class Fleet:
         heavy = self.streams(HEAVY, HEAVY_CLIENTS, HEAVY_RATE * HEAVY_CLIENTS)
         return [*self.streams(LIGHT, LIGHT_CLIENTS, light), *heavy]
 
-    def _wait_until_known(self, server: Server, address: str) -> None:
-        """Wait until a node shares clients with all the others.
 
-        It then reports to Redis a client that has just more than its share.
-        """
-        share = RATE // (2 * len(self.addresses))
-        deadline = time.monotonic() + 10
-        probe = Probe(address)
-        with probe.sock, server.client() as redis:
-            while True:
-                self._probe += 1
-                probe.refuses(self._probe, share + 1)
-                time.sleep(0.03)
-                field = bytes(8) + self._probe.to_bytes(4, "little") + b"\xff\xff\0\0"
-                found = redis.keys(f"{self.name}:*:hits:*")
-                if any(redis.hexists(counts, field) for counts in cast("list[bytes]", found)):
-                    return
-                if time.monotonic() > deadline:
-                    sys.exit(f"{self.name}: {address} shares no client")
+def await_sharing(server: Server, address: str, hits: int) -> int:
+    """Wait until a node shares clients with all the others; return the number of checks.
+
+    It then reports a client with so many hits, just more than its share, to Redis.
+    """
+    probe = Probe(address)
+
+    def shares() -> bool:
+        number = next(_strangers)
+        probe.refuses(number, hits)
+        time.sleep(0.03)
+        field = bytes(8) + number.to_bytes(4, "little") + b"\xff\xff\0\0"
+        with server.client() as redis:
+            counts = cast("list[bytes]", redis.keys("*:hits:*"))
+            return any(redis.hexists(key, field) for key in counts)
+
+    until(f"{address} shares clients", shares)
+    probe.sock.close()
+    return len(probe.seconds)
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,12 @@ class Report:
     tables: tuple[Table, ...]
     targets: tuple[Target, ...] = ()
 
+    @classmethod
+    def joined(cls, reports: Sequence[Report]) -> Report:
+        """Return the tables and targets of all reports."""
+        tables = tuple(table for report in reports for table in report.tables)
+        return cls(tables, tuple(target for report in reports for target in report.targets))
+
     def show(self) -> None:
         """Print the tables and the targets."""
         for table in self.tables:
