@@ -14,7 +14,7 @@ import functools
 import math
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import structlog
@@ -194,24 +194,11 @@ class Journal:
         if self.outbox.overflowed or self._set_back():
             self.outbox.overflowed = False
             await self._compare()
-        while changes := self.outbox.first(_BATCH):
-            results = await self._do(self._file.write, [change.entry for change in changes])
-            if await self._keep_file():
-                # Nothing was confirmed, so the owner may not have it.
-                continue
-            for change, result in zip(changes, results, strict=True):
-                if isinstance(result, Exception):
-                    entry = change.entry
-                    log.error(
-                        "an entry can't be stored",
-                        limit=entry.limit,
-                        key=ascii(masked(entry.key)),
-                        why=str(result),
-                    )
-                    self.outbox.done(change, StoreError(f"the entry can't be stored: {result}"))
-                else:
-                    self.outbox.done(change, result)
-            self._state("")
+        while len(self.outbox):
+            if await self._write():
+                self._state("")
+            else:
+                await self._keep_file()
         now = time.monotonic()
         if now - self._purged >= _PURGE:
             self._purged = now
@@ -220,25 +207,50 @@ class Journal:
             if await self._adopt():
                 await self._compare()
 
-    async def _keep_file(self) -> bool:
-        """Create the file again if it was lost; return true in that case."""
+    async def _write(self) -> bool:
+        """Write the next pending changes; return false if the file was lost."""
+        changes = self.outbox.first(_BATCH)
+        results = await self._do(self._file.write, [change.entry for change in changes])
+        if await self._do(self._file.lost):
+            return False  # nothing was confirmed, so the owner may not have it
+        for change, result in zip(changes, results, strict=True):
+            if isinstance(result, Exception):
+                entry = change.entry
+                log.error(
+                    "an entry can't be stored",
+                    limit=entry.limit,
+                    key=ascii(masked(entry.key)),
+                    why=str(result),
+                )
+                self.outbox.done(change, StoreError(f"the entry can't be stored: {result}"))
+            else:
+                self.outbox.done(change, result)
+        return True
+
+    async def _keep_file(self) -> None:
+        """Create the file again if it was lost."""
         lost = await self._do(self._file.lost)
         if lost:
             self._state(f"{lost}; it is created again from memory")
             await self._do(self._file.open)
             await self._compare()
-        return bool(lost)
 
     async def _compare(self) -> None:
         """Merge the file with the owner's list, in both directions."""
         await self._adopt()
         merging = self._events.merge()
         await self._take(merging, self._file.pages(self._second()))
-        await tell(merging.newer(), lambda newer: self._do(self._file.write, newer))
+        await tell(merging.newer(), self._tell)
         for start in range(0, len(merging.outdated), _BATCH):
             await self._do(self._file.forget, merging.outdated[start : start + _BATCH])
         await self._do(self._file.drop)
         self._on_merged()
+
+    async def _tell(self, newer: Sequence[Entry]) -> None:
+        """Write what the file lacks, and what a caller waits for."""
+        await self._do(self._file.write, newer)
+        if self.up and self.outbox.has_waiters:
+            await self._write()
 
     async def _adopt(self) -> bool:
         """Merge other files that belong to this one; return true if there were any."""

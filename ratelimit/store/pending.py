@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from ratelimit.exceptions import StoreError
@@ -51,8 +52,14 @@ class Change:
                 waiter.set_result(result)
 
 
+_Place = tuple[str, str, type[Entry]]
+"""A limit, a key, and the kind of the change."""
+
+
 class Outbox:
     """Changes to be written, in order; for each client at most a lift and a block after it.
+
+    Changes for which a caller waits come first: others may be as many as the whole list.
 
     ``dropped`` counts changes without room, and ``overflowed`` is set by them: then the owner's
     whole list must be compared. ``woken`` is set by each change.
@@ -63,10 +70,16 @@ class Outbox:
         self.overflowed = False
         self.woken = asyncio.Event()
         self._size = size
-        self._changes: dict[tuple[str, str, type[Entry]], Change] = {}
+        self._changes: dict[_Place, Change] = {}
+        self._awaited: dict[_Place, None] = {}
 
     def __len__(self) -> int:
         return len(self._changes)
+
+    @property
+    def has_waiters(self) -> bool:
+        """Whether a caller waits for a change."""
+        return bool(self._awaited)
 
     def add(self, change: Change) -> bool:
         """Add a change; return false if there is no room."""
@@ -75,12 +88,13 @@ class Outbox:
         if same is not None:
             if _is_newer(same.entry, change.entry):
                 same.waiters += change.waiters
+                self._await((*place, kind), same)
                 return True
-            replaced.append(self._changes.pop((*place, kind)))
+            replaced.append(self._pop((*place, kind)))
         if kind is Lift:
             block = self._changes.get((*place, Block))
             if block is not None and block.entry.order <= change.entry.order:
-                replaced.append(self._changes.pop((*place, Block)))
+                replaced.append(self._pop((*place, Block)))
         if not replaced and len(self._changes) >= self._size:
             self.dropped += 1
             self.overflowed = True
@@ -88,6 +102,7 @@ class Outbox:
         for old in replaced:
             change.waiters += [waiter for waiter in old.waiters if not waiter.done()]
         self._changes[*place, kind] = change
+        self._await((*place, kind), change)
         self.woken.set()
         return True
 
@@ -122,21 +137,39 @@ class Outbox:
         return [change.entry for change in self._changes.values()]
 
     def first(self, count: int) -> list[Change]:
-        """Return up to ``count`` changes of one kind, the oldest first; they stay queued."""
-        changes: list[Change] = []
-        for change in self._changes.values():
-            if len(changes) == count or (
-                changes and type(change.entry) is not type(changes[0].entry)
-            ):
+        """Return up to ``count`` changes of one kind, those first for which a caller waits, and
+        then the oldest; they stay queued.
+        """
+        changes: dict[_Place, Change] = {}
+        first: type[Entry] | None = None
+        for place in itertools.chain(self._urgent(), self._changes):
+            first = first or place[2]
+            if len(changes) == count or place[2] is not first:
                 break
-            changes.append(change)
-        return changes
+            changes[place] = self._changes[place]
+        return list(changes.values())
+
+    def _urgent(self) -> Iterator[_Place]:
+        for place in self._awaited:
+            # A lift of the same client was there before.
+            lift = (*place[:2], Lift)
+            if lift != place and lift in self._changes:
+                yield lift
+            yield place
+
+    def _pop(self, place: _Place) -> Change:
+        self._awaited.pop(place, None)
+        return self._changes.pop(place)
+
+    def _await(self, place: _Place, change: Change) -> None:
+        if change.waiters:
+            self._awaited[place] = None
 
     def done(self, change: Change, result: bool | StoreError) -> None:
         """Remove a change that was written or can't be, unless a newer one has replaced it."""
         place = change.entry.limit, change.entry.key, type(change.entry)
         if self._changes.get(place) is change:
-            del self._changes[place]
+            self._pop(place)
         change.tell(result)
 
     def shift(self, seconds: int, forget: Callable[[str], int]) -> list[Entry]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from typing import Any
 import pytest
 
 from ratelimit.exceptions import StartError, StoreError
+from ratelimit.model import Entry
 from ratelimit.store import MemoryStore, Node, journal
 from ratelimit.store.embedded import FILE
 from ratelimit.store.pending import Change
-from ratelimit.store.sqlite import LockedError
+from ratelimit.store.sqlite import BlockFile, LockedError
 from tests.helpers.servers import until
 from tests.store.conftest import Seen, block, lift, listed, opened, run
 
@@ -112,6 +114,39 @@ def test_a_flood_is_written_in_few_transactions(tmp_path: Path) -> None:
             assert (await store.nodes_list())[0].id == "me"
 
     run(main)
+
+
+@pytest.mark.parametrize("compared", [False, True], ids=["queued", "compared"])
+def test_a_block_by_hand_does_not_wait_for_a_whole_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compared: bool
+) -> None:
+    written: list[str] = []
+    true = BlockFile.write
+
+    def write(file: BlockFile, entries: Sequence[Entry]) -> list[bool | Exception]:
+        written.extend(entry.key for entry in entries)
+        return true(file, entries)
+
+    monkeypatch.setattr(BlockFile, "write", write)
+
+    async def main() -> None:
+        async with opened(tmp_path) as (store, seen):
+            for number in range(20_000):
+                entry = block(str(number))
+                if compared:
+                    seen.list.apply(entry)
+                else:
+                    store.put(entry)
+            store.outbox.overflowed = compared
+            store.outbox.woken.set()
+            await until(lambda: bool(written))
+            await store.save(block("by hand"))
+            assert len(written) < 20_000
+            await until(lambda: len(written) > 20_000)
+            await store.save(block("the last"))
+
+    run(main)
+    assert len(clients(tmp_path)) == 20_002
 
 
 def test_an_entry_that_can_not_be_kept_does_not_hold_up_the_others(

@@ -108,6 +108,29 @@ def test_one_kind_at_a_time() -> None:
     assert [change.entry.key for change in outbox.first(9)] == ["a", "b", "c"]
 
 
+def test_what_a_caller_waits_for_comes_first_and_after_the_lift_of_its_client() -> None:
+    async def main() -> None:
+        outbox = Outbox()
+        for key in "abc":
+            put(outbox, block(key))
+        put(outbox, lift("c"))
+        put(outbox, block("c"))
+        outbox.submit(lift("d"))
+        outbox.submit(block("b"))
+        outbox.submit(block("c"))
+        assert outbox.has_waiters
+        written = []
+        while len(outbox):
+            for change in outbox.first(2):
+                written.append((type(change.entry).__name__, change.entry.key))
+                outbox.done(change, True)
+        blocks = [("Block", key) for key in "bca"]
+        assert written == [("Lift", "d"), blocks[0], ("Lift", "c"), *blocks[1:]]
+        assert not outbox.has_waiters
+
+    run(main)
+
+
 def test_what_was_replaced_meanwhile_stays() -> None:
     outbox = Outbox()
     old = put(outbox, block("a", 1))

@@ -63,6 +63,8 @@ _BEGIN_TIMEOUT = 300.0  # for a whole start; 200,000 entries take a minute on a 
 _STEADY = 5.0  # seconds without an outage after which the pause is reset
 _CLOSE_TIMEOUT = 1.0
 
+_LATE = "the journal was not written in time"
+
 log = structlog.get_logger()
 
 _EXCHANGE = Script("exchange")
@@ -224,7 +226,7 @@ class RedisStore(SharedStore):
             if journal is not None and kept is not None and journal.up:
                 change = kept if held == entry else journal.outbox.submit(held)
                 left = max(0.0, deadline - time.monotonic())
-                await journal.outbox.written(change, left, lambda: journal.problem)
+                await journal.outbox.written(change, left, lambda: journal.problem or _LATE)
             return held, found
 
         return written()
