@@ -24,7 +24,7 @@ from ratelimit.limiter.strings import masked
 from ratelimit.model import Entry
 from ratelimit.process.thread import Thread
 from ratelimit.store.base import Events, NoList, tell
-from ratelimit.store.pending import Outbox
+from ratelimit.store.pending import MAX_UNWRITTEN, Outbox
 from ratelimit.store.sqlite import BlockFile
 from ratelimit.turns import paced
 
@@ -64,7 +64,8 @@ class Journal:
         outbox: changes to be written.
 
     ``on_state`` is called when one of these changes, ``on_merged`` when the owner may have merged
-    entries of a file. ``now`` returns the epoch second of the fleet's common clock.
+    entries of a file. ``now`` returns the epoch second of the fleet's common clock. ``most`` is the
+    number of changes that may wait; beyond that, the whole list is compared.
     """
 
     def __init__(
@@ -74,10 +75,11 @@ class Journal:
         on_state: Callable[[], object],
         on_merged: Callable[[], object] = lambda: None,
         now: Callable[[], float] = time.time,
+        most: int = MAX_UNWRITTEN,
     ) -> None:
         self.up = False
         self.problem = ""
-        self.outbox = Outbox()
+        self.outbox = Outbox(most)
         self._file = file
         self._events = events
         self._on_state = on_state
@@ -176,6 +178,7 @@ class Journal:
         """Open or create the file and merge it with the list."""
         await self._do(self._file.open)
         await self._compare()
+        self._on_merged()
         self._open = True
 
     async def _rest(self, released: asyncio.Future[None]) -> None:
@@ -191,11 +194,13 @@ class Journal:
         if not self._open:
             await self._begin()
         await self._keep_file()
-        if self.outbox.overflowed or self._set_back():
-            self.outbox.overflowed = False
+        if self._set_back():
             await self._compare()
-        while len(self.outbox):
-            if await self._write():
+        while len(self.outbox) or self.outbox.overflowed:
+            if self.outbox.overflowed:
+                self.outbox.overflowed = False
+                await self._compare()
+            elif await self._write():
                 self._state("")
             else:
                 await self._keep_file()
@@ -206,6 +211,7 @@ class Journal:
                 await self._do(self._file.purge, self._second())
             if await self._adopt():
                 await self._compare()
+                self._on_merged()
 
     async def _write(self) -> bool:
         """Write the next pending changes; return false if the file was lost."""
@@ -234,17 +240,18 @@ class Journal:
             self._state(f"{lost}; it is created again from memory")
             await self._do(self._file.open)
             await self._compare()
+            self._on_merged()
 
     async def _compare(self) -> None:
         """Merge the file with the owner's list, in both directions."""
-        await self._adopt()
+        if await self._adopt():
+            self._on_merged()
         merging = self._events.merge()
         await self._take(merging, self._file.pages(self._second()))
         await tell(merging.newer(), self._tell)
         for start in range(0, len(merging.outdated), _BATCH):
             await self._do(self._file.forget, merging.outdated[start : start + _BATCH])
         await self._do(self._file.drop)
-        self._on_merged()
 
     async def _tell(self, newer: Sequence[Entry]) -> None:
         """Write what the file lacks, and what a caller waits for."""

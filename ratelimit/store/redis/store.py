@@ -64,6 +64,10 @@ _STEADY = 5.0  # seconds without an outage after which the pause is reset
 _CLOSE_TIMEOUT = 1.0
 
 _LATE = "the journal was not written in time"
+_UNJOURNALED = 10_000
+"""Changes that may wait for the journal. A whole list of changes would be a million objects, which
+the garbage collector visits for 0.1 s at a time.
+"""
 
 log = structlog.get_logger()
 
@@ -117,7 +121,12 @@ class RedisStore(SharedStore):
         self._journal_needed = journal_needed
         if journal is not None:
             self._journal = Journal(
-                journal, self.events, self._journal_changed, self._compare_later, self._seconds
+                journal,
+                self.events,
+                self._journal_changed,
+                self._compare_later,
+                self._seconds,
+                _UNJOURNALED,
             )
         self._task: asyncio.Task[None] | None = None
         self._closing = False

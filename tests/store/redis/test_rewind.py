@@ -280,7 +280,9 @@ def test_a_block_is_acknowledged_when_store_and_journal_have_it(
                 return write(entries)
 
             monkeypatch.setattr(file, "write", hang)
-            with pytest.raises(StoreError, match=r"journal was not written in time|does not answer"):
+            with pytest.raises(
+                StoreError, match=r"journal was not written in time|does not answer"
+            ):
                 await store.save(by_hand("d"), timeout=0.2)
             hangs.set()
             await store.save(by_hand("e"))
