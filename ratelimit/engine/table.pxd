@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from ratelimit.engine.rule cimport Rule
 
 cdef int WAYS, SET_WORDS, SLOT_WORDS, FIRST_COUNTER, STAMP_BITS, WEIGHT_BITS
-cdef int EPOCH, SUM, UNTIL
+cdef int EPOCH, FETCHED, SUM, UNTIL
 cdef uint64_t RING, SECOND, BY_HAND
 cdef uint64_t _MAX_COUNTER, HALF, _SPREAD, M64, M32
 
@@ -20,6 +20,8 @@ cdef class Table:
     cdef Py_ssize_t base
     cdef uint64_t tag
     cdef int way
+    cdef uint64_t[::1] aims
+    cdef int expected
     cdef uint64_t touched
     cdef readonly uint64_t entries, evictions, idle
     cdef readonly dict orphans
@@ -32,9 +34,11 @@ cdef class Table:
     ) except -1
     @cython.locals(mixed=uint64_t)
     cdef void aim(self, uint64_t hi, uint64_t lo, uint64_t ident) noexcept
-    cdef void fetch_set(self, Py_ssize_t base) noexcept
-    @cython.locals(way=int, slot=Py_ssize_t)
-    cdef void fetch_slot(self, Py_ssize_t base, uint64_t tag) noexcept
+    cdef void expect(self, Py_ssize_t base, uint64_t tag) noexcept
+    @cython.locals(
+        touched=uint64_t, i=int, base=Py_ssize_t, tag=uint64_t, way=int, slot=Py_ssize_t,
+    )
+    cdef void fetch(self) noexcept
     cpdef Py_ssize_t peek(self, uint64_t hi, uint64_t lo, uint64_t ident) noexcept
     @cython.locals(way=int, slot=Py_ssize_t)
     cdef Py_ssize_t search(

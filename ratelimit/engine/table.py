@@ -33,6 +33,7 @@ from ratelimit.engine.layout import (
     BY_HAND,
     CLIENT_BYTES,
     EPOCH,
+    FETCHED,
     FIRST_COUNTER,
     HALF,
     M32,
@@ -74,6 +75,8 @@ class Table:
         self.base = 0
         self.tag = 0
         self.way = 0
+        self.aims = memoryview(bytearray(16 * FETCHED)).cast("Q")
+        self.expected = 0
         self.touched = 0
         self.idle = 0
         self.entries = 0
@@ -136,19 +139,36 @@ class Table:
         self.base = ((mixed >> 32) * self.sets >> 32) * SET_WORDS
         self.tag = (mixed >> 8 & M32) | 1
 
-    def fetch_set(self, base: int) -> None:
-        """Touch the tags of a set, which ``fetch_slot()`` and ``visit()`` will read."""
-        self.touched ^= self.words[base]  # stored, so that the compiler does not remove the read
+    def expect(self, base: int, tag: int) -> None:
+        """Note the place of a client for ``fetch()``; more than ``FETCHED`` are ignored."""
+        if self.expected < FETCHED:
+            self.aims[2 * self.expected] = base
+            self.aims[2 * self.expected + 1] = tag
+            self.expected += 1
 
-    def fetch_slot(self, base: int, tag: int) -> None:
-        """Touch the slot that ``visit()`` and ``count()`` will read for a client."""
-        for way in range(WAYS):
-            if self.words[base + way] >> 32 == tag:
-                # They span at most three cache lines.
-                slot = base + WAYS + way * SLOT_WORDS
-                self.touched ^= self.words[slot] ^ self.words[slot + 8]
-                self.touched ^= self.words[slot + SLOT_WORDS - 1]
-                break
+    def fetch(self) -> None:
+        """Touch the memory that ``visit()`` and ``count()`` will read for the noted clients.
+
+        These reads do not depend on each other, so a processor does many in parallel if nothing
+        else is between them.
+        """
+        touched = self.touched
+        for i in range(self.expected):
+            base = self.aims[2 * i]
+            touched ^= self.words[base]
+        for i in range(self.expected):
+            base = self.aims[2 * i]
+            tag = self.aims[2 * i + 1]
+            for way in range(WAYS):
+                if self.words[base + way] >> 32 == tag:
+                    # They span at most three cache lines.
+                    slot = base + WAYS + way * SLOT_WORDS
+                    touched ^= self.words[slot] ^ self.words[slot + 8]
+                    touched ^= self.words[slot + SLOT_WORDS - 1]
+                    break
+        # Stored, so that the compiler does not remove the reads.
+        self.touched = touched
+        self.expected = 0
 
     def peek(self, hi: int, lo: int, ident: int) -> int:
         """Return the slot of a known client, or -1."""

@@ -94,11 +94,8 @@ class Responder:
         for i in range(count):
             message = self.parser.messages[i]
             if message.state == CHECKED:
-                table.fetch_set(message.base)
-        for i in range(count):
-            message = self.parser.messages[i]
-            if message.state == CHECKED:
-                table.fetch_slot(message.base, message.tag)
+                table.expect(message.base, message.tag)
+        table.fetch()
 
     def take(self) -> bytes:
         """Return the ACK frames written since the last call."""
