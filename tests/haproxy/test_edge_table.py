@@ -156,7 +156,7 @@ def test_a_table_that_can_not_be_compared_is_tried_again_seldom(
 
     with capture_logs() as logs:
         run(test())
-    assert pauses[:10] == [0.02 * 2**n for n in range(10)]
+    assert pauses[:10] == [0.01 * 2**n for n in range(10)]
     [line] = [one for one in logs if one["event"] == "edge not compared"]
     assert "level operator" in line["problem"]
 
