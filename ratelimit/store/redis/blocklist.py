@@ -115,9 +115,11 @@ class SharedBlocklist:
             if pattern != _BY_HAND:
                 damage.done()
 
-    async def compare(self, life: Life) -> int:
+    async def compare(self, life: Life, up: bool) -> int:
         """Merge the list with the owner's, in both directions; return the number of entries written
         back.
+
+        While the store is ``up``, changes for which a caller waits are written in between.
         """
         self._outbox.overflowed = False
         written = 0
@@ -130,11 +132,17 @@ class SharedBlocklist:
                 lifts = [(entry, False) for entry in batch if isinstance(entry, Lift)]
                 written += (await self._writer.blocks(life, blocks))[1]
                 written += (await self._writer.lifts(life, lifts))[1]
+                await urgent()
+
+        async def urgent() -> None:
+            if up and self._outbox.has_waiters:
+                await self._write_changes(life, self._outbox.first(_BATCH))
 
         try:
             merging = self._events.merge()
             async for page in self.read(life):
                 await paced(merging.take(page))
+                await urgent()
             await tell(merging.newer(), write)
             for start in range(0, len(merging.outdated), _BATCH):
                 batch = merging.outdated[start : start + _BATCH]

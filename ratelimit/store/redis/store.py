@@ -371,7 +371,7 @@ class RedisStore(SharedStore):
             self.outbox.woken.set()
 
     async def _compare(self, life: Life) -> None:
-        written = await self._blocklist.compare(life)
+        written = await self._blocklist.compare(life, self.up)
         if life.failure:
             raise StoreError(life.failure)
         self._reload = False

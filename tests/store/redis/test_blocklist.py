@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from collections.abc import AsyncIterator
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from ratelimit.model import EVERY_LIMIT
+from ratelimit.model import EVERY_LIMIT, Entry
 from ratelimit.steps import finish
 from ratelimit.store.entries import block_to_json
+from ratelimit.store.redis.blocklist import SharedBlocklist
+from ratelimit.store.redis.session import Life
 from tests.helpers.servers import Server, until
 from tests.store.conftest import (
     BLOCKS,
@@ -73,6 +77,34 @@ def test_a_list_of_thousands_is_loaded_whole(server: Server) -> None:
             await until(lambda: not len(store.outbox))
             async with nodes(server.url) as [(_, late)]:
                 await until(lambda: len(late.blocks) == 5000)
+
+    run(main)
+
+
+def test_a_block_by_hand_does_not_wait_for_a_comparison(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = SharedBlocklist.read
+
+    async def main() -> None:
+        async with nodes(server.url) as [(store, _)]:
+            compared, saved = asyncio.Event(), asyncio.Event()
+
+            async def read(made: SharedBlocklist, life: Life) -> AsyncIterator[list[Entry]]:
+                async for page in true(made, life):
+                    yield page
+                compared.set()
+                await until(lambda: store.outbox.has_waiters)
+                yield []
+                await saved.wait()
+
+            monkeypatch.setattr(SharedBlocklist, "read", read)
+            store.outbox.overflowed = True
+            store.outbox.woken.set()
+            await compared.wait()
+            await store.save(block("by hand", limit=EVERY_LIMIT))
+            saved.set()
+            await until(lambda: not store.outbox.overflowed)
 
     run(main)
 
