@@ -74,6 +74,6 @@ def doctor(
 def _show(check: Check) -> None:
     state = click.style(f"{check.state:<{len(_INDENT)}}", fg=_COLOURS[check.state], bold=True)
     click.echo(f"{state}{check.subject}")
-    for text in (check.finding, check.mend and f"fix: {check.mend}"):
+    for text in (check.finding, check.fix and f"fix: {check.fix}"):
         if text:
             click.echo(_INDENT + text)

@@ -29,13 +29,13 @@ class Check:
         subject: part of the installation, such as ``store``.
         state: the result.
         finding: what was found, in a sentence.
-        mend: how to fix it; empty if nothing is wrong.
+        fix: how to fix it; empty if nothing is wrong.
     """
 
     subject: str
     state: State
     finding: str
-    mend: str = ""
+    fix: str = ""
 
 
 def ok(subject: str, finding: str) -> Check:
@@ -43,14 +43,14 @@ def ok(subject: str, finding: str) -> Check:
     return Check(subject, State.OK, finding)
 
 
-def broken(subject: str, finding: str, mend: str) -> Check:
+def broken(subject: str, finding: str, fix: str) -> Check:
     """Return a check that found a fault."""
-    return Check(subject, State.BROKEN, finding, mend)
+    return Check(subject, State.BROKEN, finding, fix)
 
 
-def unsure(subject: str, finding: str, mend: str = "") -> Check:
+def unsure(subject: str, finding: str, fix: str = "") -> Check:
     """Return a check that found no fault but may have missed one."""
-    return Check(subject, State.UNSURE, finding, mend)
+    return Check(subject, State.UNSURE, finding, fix)
 
 
 def clock_check(subject: str, ahead: float, error: float, why: str) -> Check:

@@ -88,17 +88,17 @@ def _seen(haproxy: str, facts: Facts, report: Report) -> Check:
     if backend.status.startswith("UP"):
         return ok(subject, servers)
     if any(server.status.startswith(("DRAIN", "MAINT")) for server in backend.servers):
-        mend = f"an operator disabled it; run `ratelimit haproxy ready {AGENT_BACKEND}/SERVER`"
+        fix = f"an operator disabled it; run `ratelimit haproxy ready {AGENT_BACKEND}/SERVER`"
     elif all(spop.problem for spop in facts.spop):
-        mend = "the agent is down; start it, and HAProxy uses it within a second"
+        fix = "the agent is down; start it, and HAProxy uses it within a second"
     else:
         listen = ", ".join(str(spop.address) for spop in facts.spop)
-        mend = (
+        fix = (
             f"the agent runs on {listen}: check that the `server` line of backend "
             f"{AGENT_BACKEND} (RATELIMIT_SPOP) has the same address and HAProxy can reach it"
         )
     finding = f"HAProxy can't ask the agent and counts alone: {servers}"
-    return broken(subject, finding, mend)
+    return broken(subject, finding, fix)
 
 
 def _asked(haproxy: str, facts: Facts, before: Report, after: Report) -> Check:

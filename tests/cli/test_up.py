@@ -21,13 +21,6 @@ from tests.helpers.world import PATIENCE, free_port
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    path = tmp_path / "ratelimit.toml"
-    path.write_text(f'[agent]\nlisten = ["unix://{tmp_path}/spop.sock"]\nmax_clients = 1000\n')
-    return path
-
-
 def unix_sockets() -> list[str]:
     """Return what the kernel tells of each unix socket that is connected (proc(5))."""
     connected = "03"

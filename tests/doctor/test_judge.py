@@ -34,7 +34,7 @@ def test_a_sound_installation(plant: Plant) -> None:
         async with plant(RATELIMIT_STATS_LEVEL="admin") as made:
             checks = await made.checks()
             assert checks["haproxy: questions"].state is State.UNSURE  # nobody has come yet
-            assert "--probe" in checks["haproxy: questions"].mend
+            assert "--probe" in checks["haproxy: questions"].fix
             await asyncio.to_thread(
                 Client(made.url).post, "/v1/blocks", {"key": "203.0.113.7", "ttl": "1m"}
             )
@@ -66,8 +66,8 @@ def test_engine_not_loaded_or_group_not_sent(plant: Plant, lines: tuple[str, ...
                 assert list(broken) == ["haproxy: questions"]
                 check = broken["haproxy: questions"]
                 assert "the SPOE filter is not loaded, or no group is sent" in check.finding
-                assert "filter spoe engine rl" in check.mend and "send-spoe-group rl" in check.mend
-                assert f"grep -nE 'filter spoe|send-spoe-group' {plant.folder}" in check.mend
+                assert "filter spoe engine rl" in check.fix and "send-spoe-group rl" in check.fix
+                assert f"grep -nE 'filter spoe|send-spoe-group' {plant.folder}" in check.fix
 
     run(test())
 
@@ -84,8 +84,8 @@ def test_wrong_group(plant: Plant) -> None:
                 broken = await made.broken(probe)
                 assert list(broken) == ["groups"]
                 assert "for 'standard'" in broken["groups"].finding
-                assert "send-spoe-group rl" in broken["groups"].mend
-                assert "[limits.NAME]" in broken["groups"].mend
+                assert "send-spoe-group rl" in broken["groups"].fix
+                assert "[limits.NAME]" in broken["groups"].fix
 
     run(test())
 
@@ -109,9 +109,9 @@ def test_agent_down(plant: Plant) -> None:
             await until(lambda: made.world.agent_is("DOWN"), "HAProxy misses the agent")
             broken = await made.broken()
             assert list(broken) == ["agent", "ops API", "haproxy: agent"]
-            assert "ratelimit serve" in broken["agent"].mend
+            assert "ratelimit serve" in broken["agent"].fix
             assert "counts alone" in broken["haproxy: agent"].finding
-            assert "the agent is down" in broken["haproxy: agent"].mend
+            assert "the agent is down" in broken["haproxy: agent"].fix
 
     run(test())
 
@@ -144,9 +144,7 @@ def test_backend_of_the_agent_is_another_address(plant: Plant) -> None:
             await until(lambda: listens(plant.folder / "spop.sock"), "the agent listens")
             check = (await made.broken())["haproxy: agent"]
             assert spop in check.finding and "L4CON" in check.finding
-            assert (
-                f"unix://{plant.folder}/spop.sock" in check.mend and "RATELIMIT_SPOP" in check.mend
-            )
+            assert f"unix://{plant.folder}/spop.sock" in check.fix and "RATELIMIT_SPOP" in check.fix
 
     run(test())
 
@@ -158,7 +156,7 @@ def test_agent_drained_or_without_a_backend(plant: Plant) -> None:
             await made.world.runtime("set server spoa/agent state maint")
             broken = await made.broken()
             assert list(broken) == ["haproxy: agent"]
-            assert "ratelimit haproxy ready spoa/" in broken["haproxy: agent"].mend
+            assert "ratelimit haproxy ready spoa/" in broken["haproxy: agent"].fix
 
     run(test())
 
@@ -170,7 +168,7 @@ def test_wrong_socket_path(plant: Plant) -> None:
             broken = await made.broken()
             assert list(broken) == ["haproxy"]
             assert "no such socket" in broken["haproxy"].finding
-            assert "`[haproxy] sockets`" in broken["haproxy"].mend
+            assert "`[haproxy] sockets`" in broken["haproxy"].fix
 
     run(test())
 
@@ -182,7 +180,7 @@ def test_table_missing(plant: Plant) -> None:
             broken = await made.broken()
             assert list(broken) == ["haproxy: edge table"]
             assert "no stick table t_block" in broken["haproxy: edge table"].finding
-            assert "backend t_block" in broken["haproxy: edge table"].mend
+            assert "backend t_block" in broken["haproxy: edge table"].fix
 
     run(test())
 
@@ -195,7 +193,7 @@ def test_table_forgets_too_early(plant: Plant) -> None:
             assert list(broken) == ["haproxy: edge table"]
             finding = broken["haproxy: edge table"].finding
             assert "after 10m" in finding and "limit default is 1h" in finding
-            assert "`expire 1h`" in broken["haproxy: edge table"].mend
+            assert "`expire 1h`" in broken["haproxy: edge table"].fix
 
     run(test())
 
@@ -212,7 +210,7 @@ def test_an_edge_that_counts_other_clients(plant: Plant, edge: str) -> None:
             else:
                 assert check.state is State.UNSURE
                 assert "limits.default.ipv6_prefix is 56" in check.finding
-                assert "RATELIMIT_IPV6_PREFIX=56" in check.mend
+                assert "RATELIMIT_IPV6_PREFIX=56" in check.fix
 
     run(test())
 
@@ -224,7 +222,7 @@ def test_a_limit_that_haproxy_never_asks_about(plant: Plant) -> None:
             assert "limits" not in await made.checks(), "nobody has come yet"
             check = (await made.checks(probe=True))["limits"]
             assert check.state is State.UNSURE
-            assert "limits.login" in check.finding and "RATELIMIT_LOGIN_PATH" in check.mend
+            assert "limits.login" in check.finding and "RATELIMIT_LOGIN_PATH" in check.fix
 
     run(test())
 
@@ -236,7 +234,7 @@ def test_maps_that_are_not_there(plant: Plant) -> None:
         async with plant(edit=edit, RATELIMIT_STATS_LEVEL="admin") as made:
             check = (await made.checks())["haproxy: maps"]
             assert check.state is State.UNSURE
-            assert "no map rl_lists.map" in check.finding and "map_ip" in check.mend
+            assert "no map rl_lists.map" in check.finding and "map_ip" in check.fix
 
     run(test())
 
@@ -256,7 +254,7 @@ def test_a_load_balancer_that_is_in_no_list(plant: Plant) -> None:
             await until(found, "it is found")
             check = (await made.checks())["trusted proxies"]
             assert check.state is State.UNSURE
-            assert "127.0.0.1" in check.finding and "lb.lst" in check.mend
+            assert "127.0.0.1" in check.finding and "lb.lst" in check.fix
             status = await asyncio.to_thread(Client(made.url).get, "/v1/status")
             shown = Console(width=100, record=True, file=io.StringIO())
             shown.print(status_tables(status))
@@ -275,7 +273,7 @@ def test_a_proxy_that_does_not_name_its_clients(plant: Plant) -> None:
             check = (await made.checks())["unknown clients"]
             assert check.state is State.UNSURE
             assert check.finding.startswith("3 of 3 requests") and "1 of them" in check.finding
-            assert "lb.lst" in check.mend and "cdn.lst" in check.mend
+            assert "lb.lst" in check.fix and "cdn.lst" in check.fix
             status = await asyncio.to_thread(Client(made.url).get, "/v1/status")
             shown = Console(width=100, record=True, file=io.StringIO())
             shown.print(status_tables(status))
@@ -291,7 +289,7 @@ def test_socket_without_rights(plant: Plant) -> None:
             broken = await made.broken()
             assert list(broken) == ["haproxy: edge table"]
             assert "level operator" in broken["haproxy: edge table"].finding
-            assert "RATELIMIT_STATS_LEVEL" in broken["haproxy: edge table"].mend
+            assert "RATELIMIT_STATS_LEVEL" in broken["haproxy: edge table"].fix
 
     run(test())
 
@@ -307,7 +305,7 @@ def test_socket_file_without_rights(plant: Plant) -> None:
                 checks = await diagnose(config, Client(made.url))
             [check] = [one for one in checks if one.subject.endswith("haproxy.sock")]
             assert check.state is State.BROKEN
-            assert "may not open it" in check.finding and "let the user" in check.mend
+            assert "may not open it" in check.finding and "let the user" in check.fix
 
     run(test())
 
@@ -327,7 +325,7 @@ def test_clocks_off(plant: Plant, tmp_path: Path, ahead: float) -> None:
                     found = re.search(rf"([\d.]+) s {word} the local clock", check.finding)
                     # As exact as a machine that is busy with other tests answers.
                     assert found and float(found[1]) == pytest.approx(90, abs=5), check.finding
-                    assert "NTP" in check.mend
+                    assert "NTP" in check.fix
         finally:
             redis.kill()
 
@@ -348,7 +346,7 @@ def test_redis_unreachable(plant: Plant, tmp_path: Path) -> None:
                 broken = await made.broken()
                 assert list(broken) == ["store"]
                 assert str(redis.port) in broken["store"].finding
-                assert "`[store] url`" in broken["store"].mend
+                assert "`[store] url`" in broken["store"].fix
         finally:
             redis.kill()
 
@@ -374,7 +372,7 @@ def test_versions_differ(plant: Plant, tmp_path: Path) -> None:
                 assert list(broken) == ["versions"]
                 assert "0.0.1: node old" in broken["versions"].finding
                 assert f"{__version__}: this command, node " in broken["versions"].finding
-                assert "restart" in broken["versions"].mend
+                assert "restart" in broken["versions"].fix
         finally:
             await other.close()
             redis.kill()
@@ -394,7 +392,7 @@ def test_an_edge_that_refuses_whom_the_agent_does_not(plant: Plant) -> None:
                 await made.world.runtime(f"set table t_block key {key} data.gpt0 {end}")
             check = (await made.broken())["haproxy: edge table"]
             assert "203.0.113.8" in check.finding and "2001:db8::" in check.finding
-            assert "2 of 2" in check.finding and "blocks remove" in check.mend
+            assert "2 of 2" in check.finding and "blocks remove" in check.fix
 
     run(test())
 

@@ -48,7 +48,7 @@ class Installation:
         """Return the failed checks; each must have a fix."""
         checks = await self.checks(probe, ahead)
         found = {name: one for name, one in checks.items() if one.state is State.BROKEN}
-        assert all(one.finding and one.mend for one in found.values())
+        assert all(one.finding and one.fix for one in found.values())
         return found
 
 
