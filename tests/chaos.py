@@ -26,6 +26,7 @@ import sys
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,7 @@ def follows(server: Server) -> bool:
         return bool(client.info("replication").get("master_link_status") == "up")
 
 
-class World:
+class World(ABC):
     """Servers, agents, and those who block and lift; ``moments`` are what can happen."""
 
     def __init__(self, folder: Path, seed: int, say: Callable[[str], object]) -> None:
@@ -177,13 +178,13 @@ class World:
 
     url = ""
 
+    @abstractmethod
     def open(self) -> None:
         """Start the servers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def master(self) -> Server:
         """Return the server that the agents should use."""
-        raise NotImplementedError
 
     def close(self) -> None:
         for agent in self.agents:

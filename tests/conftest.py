@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,3 +86,18 @@ def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _own_port(monkeypatch: pytest.MonkeyPatch) -> None:
     """Agents that run side by side have each an API on a free port."""
     monkeypatch.setenv("RATELIMIT_OPS__LISTEN", "127.0.0.1:0")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder whose path is short enough for unix sockets."""
+    with tempfile.TemporaryDirectory(prefix="rl-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """The file of an agent with a small table, on a unix socket."""
+    path = tmp_path / "ratelimit.toml"
+    path.write_text(f'[agent]\nlisten = ["unix://{tmp_path}/spop.sock"]\nmax_clients = 1000\n')
+    return path

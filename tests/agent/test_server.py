@@ -31,6 +31,7 @@ from ratelimit.model import Address, Limit
 from ratelimit.spop.constants import Status
 from tests.helpers import wire
 from tests.helpers.network import Network
+from tests.helpers.servers import until
 
 LOOPBACK = Address("127.0.0.1", 0)
 ASK = wire.message("default", key=wire.address("192.0.2.1"))
@@ -85,8 +86,7 @@ async def ended(reader: asyncio.StreamReader) -> Status:
 
 async def peers(agent: Agent, count: int) -> None:
     """Wait until the agent has ``count`` connections."""
-    while len(agent.peers) != count:
-        await asyncio.sleep(0)
+    await until(lambda: len(agent.peers) == count)
 
 
 def test_tcp_and_unix(tmp_path: Path) -> None:
@@ -300,13 +300,15 @@ def test_a_peer_that_does_not_read_is_not_read_from_and_in_the_end_cut() -> None
     async def test(agent: Agent, address: Address) -> None:
         async with connected(address) as (_, writer), connected(address) as (reader, other):
             cast_away = asyncio.create_task(flood(writer))
-            while not any(peer.stuck for peer in agent.peers):
-                await asyncio.sleep(0)
+            await until(lambda: any(peer.stuck for peer in agent.peers))
             other.write(wire.notify(ASK))
             assert (await frame(reader)).kind == wire.ACK
-            while len(agent.peers) == 2:
+
+            def cut() -> bool:
                 agent.tick()
-                await asyncio.sleep(0)
+                return len(agent.peers) < 2
+
+            await until(cut)
             with contextlib.suppress(ConnectionError):
                 await cast_away
 

@@ -179,9 +179,13 @@ def test_a_listener_that_does_not_read_is_dropped(
             writer.write(b"GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
             bus = api.control.bus
             await until(lambda: len(bus) == 1)
-            while len(bus):
-                bus.publish("block", key="k" * 4000)
-                await asyncio.sleep(0)
+
+            def dropped() -> bool:
+                for _ in range(20):
+                    bus.publish("block", key="k" * 4000)
+                return not len(bus)
+
+            await until(dropped)
             writer.close()
             assert (await api.client.get("/healthz")).status_code == 200
 

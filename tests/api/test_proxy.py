@@ -16,7 +16,7 @@ from ratelimit.exceptions import ApiError
 from ratelimit.process.log import AUDIT
 from tests.helpers.running import running
 from tests.helpers.tokens import ANN, TOKENS, bearer, write
-from tests.helpers.world import HAPROXY, free_port
+from tests.helpers.world import HAPROXY, free_port, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -78,9 +78,7 @@ backend api
                     return False
                 return True
 
-            async with asyncio.timeout(20):
-                while not await answers():
-                    await asyncio.sleep(0.02)
+            await until(answers, "the proxy and the API answer")
             yield client
     finally:
         haproxy.terminate()

@@ -16,9 +16,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -214,13 +213,6 @@ async def differences(sites: list[Site], ledger: Ledger) -> list[str]:
             problems += [f"{site.config}: lost {key}" for key in sorted(ledger.blocked - held)]
             problems += [f"{site.config}: back {key}" for key in sorted(ledger.lifted & held)]
     return problems
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder whose path is short enough for unix sockets."""
-    with tempfile.TemporaryDirectory(prefix="rl-") as name:
-        yield Path(name)
 
 
 async def moment(name: str, stores: Stores, site: Site) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -81,13 +79,6 @@ def _in_step(replica: Server) -> bool:
     with replica.client() as client:
         found = cast("dict[str, object]", client.info("replication"))
     return found.get("master_link_status") == "up"
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder whose path is short enough for unix sockets."""
-    with tempfile.TemporaryDirectory(prefix="rl-") as name:
-        yield Path(name)
 
 
 async def allowed(worlds: list[World], source: str) -> int:

@@ -21,13 +21,6 @@ from tests.helpers.world import PATIENCE
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    path = tmp_path / "ratelimit.toml"
-    path.write_text(f'[agent]\nlisten = ["unix://{tmp_path}/spop.sock"]\nmax_clients = 1000\n')
-    return path
-
-
 def test_a_table_larger_than_the_memory_names_the_field(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     small = (

@@ -6,9 +6,7 @@ import itertools
 import re
 import signal
 import statistics
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,13 +26,6 @@ SHORT = f'[limits.default]\nrate = {RATE}\nwindow = "100ms"\nblock = ["1s", "1h"
 THROTTLE = f'[limits.default]\nrate = {RATE}\nwindow = "1m"\nblock = []\n'
 LONG = f'[limits.default]\nrate = {RATE}\nwindow = "1h"\nblock = ["1s"]\n'
 CLIENT = "192.0.2.1"
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder whose path is short enough for unix sockets."""
-    with tempfile.TemporaryDirectory(prefix="rl-") as name:
-        yield Path(name)
 
 
 def blocks(node: Node, client: str | bytes) -> bool:

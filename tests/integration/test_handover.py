@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -44,13 +43,6 @@ sqlite3.connect, BlockFile.lost = opens, looks
 from ratelimit.__main__ import main
 main()
 """
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder whose path is short enough for unix sockets."""
-    with tempfile.TemporaryDirectory(prefix="rl-") as name:
-        yield Path(name)
 
 
 @pytest.fixture

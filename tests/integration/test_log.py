@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,6 @@ LIMIT = "[limits.default]\nrate = 1\nblock = ['1h']\nfuse = 0\n"
 PIPE = 4096
 
 _CLIENTS = itertools.count()
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder whose path is short enough for unix sockets."""
-    with tempfile.TemporaryDirectory(prefix="rl-") as name:
-        yield Path(name)
 
 
 class Logged(Node):

@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import functools
-import re
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.fleet import until
+from tests.helpers.signals import signals
 from tests.helpers.world import PATIENCE
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder whose path is short enough for unix sockets."""
-    with tempfile.TemporaryDirectory(prefix="rl-") as name:
-        yield Path(name)
-
-
-def signals(pid: int, field: str) -> set[int]:
-    """Return a set of signals out of the status of a process; see proc(5)."""
-    (mask,) = re.findall(rf"(?m)^{field}:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text())
-    return {number for number in range(1, 65) if int(mask, 16) >> number - 1 & 1}
 
 
 # What a disk that hangs would do to the first file that the agent reads after its configuration.

@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,13 +27,6 @@ pytestmark = pytest.mark.integration
 RATE = 100
 LIMIT = f'[limits.default]\nrate = {RATE}\nwindow = "1m"\nblock = ["1m"]\n'
 CLIENT = "192.0.2.1"
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder whose path is short enough for unix sockets."""
-    with tempfile.TemporaryDirectory(prefix="rl-") as name:
-        yield Path(name)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import functools
 import itertools
 import re
 import socket
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,13 +23,6 @@ pytestmark = pytest.mark.integration
 _CLIENTS = itertools.count()
 
 LOAD = '[load]\nhigh = 1\nhold = "1s"\n'
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder whose path is short enough for unix sockets."""
-    with tempfile.TemporaryDirectory(prefix="rl-") as name:
-        yield Path(name)
 
 
 @contextlib.contextmanager

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,13 +12,6 @@ from tests.helpers.fleet import Node, until
 from tests.helpers.world import PATIENCE
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder whose path is short enough for unix sockets."""
-    with tempfile.TemporaryDirectory(prefix="rl-") as name:
-        yield Path(name)
 
 
 def test_the_signal_to_stop_ends_it_while_a_thread_waits_for_the_disk(folder: Path) -> None:

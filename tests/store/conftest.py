@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -26,13 +25,6 @@ from ratelimit.store.redis.url import Target, parse
 from ratelimit.store.sync import Sync
 from tests.helpers.running import entries
 from tests.helpers.servers import PROGRAM, Server, until
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder whose path is short enough for unix sockets."""
-    with tempfile.TemporaryDirectory(prefix="rl-") as name:
-        yield Path(name)
 
 
 @pytest.fixture

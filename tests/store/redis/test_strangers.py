@@ -30,7 +30,7 @@ def test_a_key_of_another_program_is_left_alone(server: Server, key: str, kind: 
             assert not store.up
             assert "another program" in store.problem and key in store.problem
             assert "store.prefix" in store.problem
-            # It mends itself when the key goes.
+            # It is repaired when the key goes.
             assert server.do("DUMP", key) == before
             server.do("DEL", key)
             await until(lambda: store.up)
