@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from ratelimit.engine.networks import Networks
 from ratelimit.large import OrderedSet
-from ratelimit.limiter.keys import Network, key_network
+from ratelimit.limiter.keys import Network, key_network, network_text
 from ratelimit.limiter.lists import Range, cut, span
 from ratelimit.steps import Steps
 
@@ -63,8 +63,9 @@ class Barred:
     def within(self, network: Network) -> bool:
         """Return whether one of the networks may be a part of another network."""
         first, last, _ = span(network, 0)
+        own = _span(network, network_text(network))
         page = self._spans.after(f"{first:0{_DIGITS}x}", 2)
-        return len(page) == 2 and int(page[1][:_DIGITS], 16) <= last
+        return any(text != own and int(text[:_DIGITS], 16) <= last for text in page)
 
     def cut(self) -> Steps[None]:
         """Rebuild the engine's structure with all changes so far."""
