@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import gc
 import resource
 import secrets
 import time
@@ -34,6 +33,7 @@ from ratelimit.node.metrics import Metrics
 from ratelimit.node.operations import Control
 from ratelimit.node.reload import Reloader
 from ratelimit.notation import SECOND
+from ratelimit.process.garbage import short_pauses
 from ratelimit.process.handover import RELEASE_TIMEOUT, Predecessor, Successor, hand_over
 from ratelimit.process.supervisor import Task
 from ratelimit.process.systemd import Manager, Sockets
@@ -48,11 +48,6 @@ DRAIN_TIMEOUT = 0.8
 
 SOON = 1.0
 """Longest pause in seconds before the restart of a task on which others depend."""
-
-GC_THRESHOLD = (130, 5, 110)
-"""For ``gc.set_threshold()``: a collection of the middle generation visits about 1,000 objects
-instead of 7,000, and full collections are as rare as by default.
-"""
 
 log = structlog.get_logger()
 
@@ -194,11 +189,7 @@ async def run_node(
             )
         stack.push_async_callback(store.close)
         stack.push_async_callback(running.stop_answering)
-        # A garbage collection stops all answers. Objects from the start are frozen, so that
-        # collections skip them, and later ones are visited in small portions.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLD)
+        stack.enter_context(short_pauses())
         for address, bound in zip(config.agent.listen, sockets, strict=True):
             try:
                 running.addresses.append(await agent.listen(address, bound))

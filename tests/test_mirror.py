@@ -13,6 +13,7 @@ TESTS = Path(__file__).parent
 WITHOUT = {
     "__main__": "starts the command line; tests/cli and tests/integration run it",
     "api/call": "declarations",
+    "app": "the assembly; tests/integration, tests/api and tests/store run it",
     "doctor/haproxy": "judges one HAProxy; doctor/test_judge plants the faults",
     "engine/layout": "declarations",
     "engine/query": "declarations",
