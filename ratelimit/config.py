@@ -33,7 +33,18 @@ from ratelimit.events.webhooks import EVENTS, EventName, Receiver
 from ratelimit.exceptions import ConfigError
 from ratelimit.files import is_exposed, read_secret
 from ratelimit.limiter.lists import ListFile, Lists, read_lists
-from ratelimit.model import FUSE, MAX_RATE, NAME, SHARED_CLIENTS, UNKNOWN, Address, Limit
+from ratelimit.model import (
+    FUSE,
+    MAX_OPEN,
+    MAX_RATE,
+    NAME,
+    SHARED_CLIENTS,
+    TABLE_PREFIX,
+    UNKNOWN,
+    Address,
+    Counts,
+    Limit,
+)
 from ratelimit.notation import (
     DAY,
     MILLISECOND,
@@ -64,6 +75,7 @@ _ENV_LEVELS = 3  # LIMITS__LOGIN__RATE
 _MAX_PROBLEMS = 20  # lines per error
 _MAX_LINE = 500  # characters per line
 _MAX_TRUSTED = 1000  # networks, which are searched at each connection
+_MAX_PEERS = 1000  # names of HAProxies
 
 
 def _duration(value: object) -> int:
@@ -145,13 +157,38 @@ def _folder(path: str) -> str:
     return path
 
 
+def _peer_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.:-]{1,255}", name):
+        raise ValueError("must have 1 to 255 of the characters A-Z a-z 0-9 _ . : -")
+    return name
+
+
+def _count_table(name: str) -> str:
+    if name and not re.fullmatch(TABLE_PREFIX + NAME, name):
+        raise ValueError(
+            f'must be the name of a stick table that begins with "{TABLE_PREFIX}", '
+            f'such as "{TABLE_PREFIX}default"'
+        )
+    return name
+
+
+def _readable(path: str) -> str:
+    if path:
+        try:
+            with open(path, "rb") as file:
+                file.read(1)
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror}") from None
+    return path
+
+
 def _some(named: tuple[_T, ...]) -> tuple[_T, ...]:
     if not named:
         raise ValueError("must name at least one")
     return named
 
 
-def _different(sockets: tuple[str, ...]) -> tuple[str, ...]:
+def _different(sockets: tuple[_T, ...]) -> tuple[_T, ...]:
     if len(set(sockets)) < len(sockets):
         raise ValueError("names a socket twice")
     return sockets
@@ -191,6 +228,10 @@ StatsSocket = Annotated[str, AfterValidator(parse_unix_path)]
 LimitName = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
 """A name that HAProxy accepts for a SPOE message, of at most 64 characters."""
 
+PeerName = Annotated[str, AfterValidator(_peer_name)]
+CountTable = Annotated[str, AfterValidator(_count_table)]
+ReadableFile = Annotated[str, AfterValidator(_readable)]
+
 
 class _Section(BaseModel):
     """A table of the file."""
@@ -205,6 +246,11 @@ class AgentSection(_Section):
         (Address("127.0.0.1", 9190),), strict=False
     )
     http_listen: tuple[str, ...] = Field((), strict=False)
+    peers: Annotated[tuple[Listen, ...], AfterValidator(_different)] = Field((), strict=False)
+    peer_name: PeerName = "agent"
+    peers_allowed: tuple[PeerName, ...] = Field((), strict=False, max_length=_MAX_PEERS)
+    peers_ca: ReadableFile = ""
+    peers_certificate: ReadableFile = Field("", validate_default=True)
     trusted: tuple[TrustedNetwork, ...] = Field(
         (), strict=False, max_length=_MAX_TRUSTED, validate_default=True
     )
@@ -218,10 +264,18 @@ class AgentSection(_Section):
             raise ValueError("not available in this version; leave it at its default")
         return listen
 
+    @field_validator("peers_certificate")
+    @classmethod
+    def _is_verified(cls, certificate: str, info: ValidationInfo) -> str:
+        if "peers_ca" in info.data and bool(certificate) != bool(info.data["peers_ca"]):
+            raise ValueError("TLS needs both agent.peers_certificate and agent.peers_ca")
+        return certificate
+
     @field_validator("trusted")
     @classmethod
     def _is_safe(cls, trusted: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        beyond = [str(one) for one in info.data.get("listen", ()) if not one.is_loopback]
+        listens = (*info.data.get("listen", ()), *info.data.get("peers", ()))
+        beyond = [str(one) for one in listens if not one.is_loopback]
         if beyond and not trusted:
             raise ValueError(
                 f"must name the networks of the HAProxies, because {beyond[0]} is not on loopback "
@@ -292,6 +346,9 @@ class LimitSection(_Section):
     headers: bool = False
     fuse: float = Field(FUSE, ge=0, le=1, strict=False)
     secret: bool = True
+    table: CountTable = ""
+    counts: Counts = "requests"
+    open: int = Field(0, ge=0, le=MAX_OPEN)
 
     @field_validator("strict")
     @classmethod
@@ -302,6 +359,19 @@ class LimitSection(_Section):
             shown = format_duration(window)
             raise ValueError(f"needs blocks of at least the window, {shown}, or block = []")
         return strict
+
+    @property
+    def is_fed_by_peers(self) -> bool:
+        """Whether the configuration says that HAProxy's stick tables feed this limit."""
+        return bool(self.table or self.open or self.counts != "requests")
+
+    @field_validator("table", "counts", "open")
+    @classmethod
+    def _is_not_strict(cls, value: _T, info: ValidationInfo) -> _T:
+        # Default values are not validated, so the value is one of the file.
+        if value not in ("", 0, "requests") and info.data.get("strict"):
+            raise ValueError("impossible with strict: HAProxy's peers report a hit afterwards")
+        return value
 
 
 class ListsSection(_Section):
@@ -529,6 +599,13 @@ def load(path: Path | None = None) -> Config:
         problems += [_explain(path, detail) for detail in details[:_MAX_PROBLEMS]]
         if (more := len(details) - _MAX_PROBLEMS) > 0:
             problems.append(f"{path or 'environment'}: {more} more errors")
+    else:
+        if config.store.sync_interval == 0:
+            problems += [
+                _line(path, ("limits", name, "table"), 'impossible with store.sync_interval = "0"')
+                for name, limit in config.limits.items()
+                if limit.is_fed_by_peers
+            ]
     if problems:
         raise ConfigError(problems)
     config._path = path  # noqa: SLF001 - a private attribute is no constructor argument

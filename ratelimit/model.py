@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import Literal
 
 SUB_WINDOWS = 16
 """Parts into which a window is divided; see ``engine.table``."""
@@ -24,6 +25,16 @@ MAX_RATE = 10_000_000
 
 SHARED_CLIENTS = 16_384
 """Default number of clients per limit that a node shares with other nodes at a time."""
+
+
+MAX_OPEN = 10_000_000
+"""Highest number of requests of a client that a limit lets be open at a time."""
+
+TABLE_PREFIX = "rl_"
+"""Begins the name of a stick table of HAProxy whose counts a limit takes."""
+
+Counts = Literal["requests", "errors", "failures", "bytes_in", "bytes_out"]
+"""What a limit counts of a stick table: requests, answers 4xx, answers 5xx, or bytes."""
 
 
 class Verdict(enum.IntEnum):
@@ -59,6 +70,9 @@ class Limit:
         fuse: share of all clients, 0 to 1; if more than that are refused at once, the limit only
             throttles; 0 disables it.
         secret: keys that are not addresses are stored and shown as hashes; see ``limiter.strings``.
+        table: HAProxy's stick table whose counts the limit takes; empty for ``rl_`` and ``name``.
+        counts: what it counts of this table.
+        open: requests of a client that may be open at a time, on all HAProxies; 0 for any number.
     """
 
     name: str = "default"
@@ -73,6 +87,14 @@ class Limit:
     headers: bool = False
     fuse: float = FUSE
     secret: bool = True
+    table: str = ""
+    counts: Counts = "requests"
+    open: int = 0
+
+    @property
+    def count_table(self) -> str:
+        """The name of the stick table whose counts the limit takes."""
+        return self.table or TABLE_PREFIX + self.name
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,11 @@ listen = ["tcp://127.0.0.1:9190"]
 trusted = []
 trusted_proxies = []
 http_listen = []
+peers = []
+peer_name = "agent"
+peers_allowed = []
+peers_ca = ""
+peers_certificate = ""
 max_clients = 1_000_000
 
 [ops]
@@ -59,6 +64,9 @@ ipv4_prefix = 32
 ipv6_prefix = 64
 headers = false
 fuse = 0.2
+table = ""
+counts = "requests"
+open = 0
 
 [lists]
 allow = []
@@ -208,6 +216,25 @@ def test_windows(read: Callable[[str], Config], window: str, nanoseconds: int) -
 def test_addresses(read: Callable[[str], Config], text: str, address: Address) -> None:
     config = read(f'[agent]\nlisten = ["{text}"]\ntrusted = ["192.0.2.0/24"]\n')
     assert config.agent.listen == (address,)
+
+
+def test_a_limit_names_what_it_takes_of_haproxys_tables(read: Callable[[str], Config]) -> None:
+    config = read(
+        "[agent]\npeers = ['unix:///run/peers.sock', 'tcp://127.0.0.1:9192']\n"
+        "[limits.login]\ntable = 'rl_default'\ncounts = 'errors'\nopen = 20\n"
+    )
+    assert config.agent.peers == (Address(path="/run/peers.sock"), Address("127.0.0.1", 9192))
+    default, login, _ = config.limits_in_force()
+    assert (default.count_table, default.counts, default.open) == ("rl_default", "requests", 0)
+    assert (login.count_table, login.counts, login.open) == ("rl_default", "errors", 20)
+
+
+def test_strict_limits_go_on_next_to_peers(read: Callable[[str], Config]) -> None:
+    config = read(
+        "[agent]\npeers = ['unix:///run/peers.sock']\n"
+        "[store]\nsync_interval = '0'\n[limits.login]\nstrict = true\n"
+    )
+    assert config.limits["login"].strict
 
 
 @pytest.mark.parametrize("listen", ["tcp://0.0.0.0:1", "tcp://[::]:1", "tcp://node-1:1"])
@@ -436,6 +463,59 @@ NAME = "must have 1 to 64 of the characters A-Z a-z 0-9 _ . : -"
             "agent.listen.0: must be HOST:PORT, with an IPv6 address in brackets",
         ),
         ("[agent]\nlisten = ['tcp://a:65536']", "agent.listen.0: a port must be at most 65535"),
+        ("[agent]\npeers = ['127.0.0.1:1']", f"agent.peers.0: {LISTEN}"),
+        ("[agent]\npeers = ['unix:///a', 'unix:///a']", "agent.peers: names a socket twice"),
+        (
+            "[agent]\npeer_name = 'a b'",
+            "agent.peer_name: must have 1 to 255 of the characters A-Z a-z 0-9 _ . : -",
+        ),
+        (
+            "[agent]\npeers_allowed = ['']",
+            "agent.peers_allowed.0: must have 1 to 255 of the characters A-Z a-z 0-9 _ . : -",
+        ),
+        ("[agent]\npeers_ca = '/none'", "agent.peers_ca: /none: No such file or directory"),
+        (
+            "[agent]\npeers_ca = '/dev/null'",
+            "agent.peers_certificate: TLS needs both agent.peers_certificate and agent.peers_ca",
+        ),
+        (
+            "[agent]\npeers_certificate = '/dev/null'",
+            "agent.peers_certificate: TLS needs both agent.peers_certificate and agent.peers_ca",
+        ),
+        (
+            "[agent]\npeers = ['tcp://192.0.2.1:9192']",
+            (
+                "agent.trusted: must name the networks of the HAProxies, because "
+                "tcp://192.0.2.1:9192 is not on loopback and every peer can block any client"
+            ),
+        ),
+        (
+            "[limits.login]\ntable = 't_login'",
+            (
+                'limits.login.table: must be the name of a stick table that begins with "rl_", '
+                'such as "rl_default"'
+            ),
+        ),
+        (
+            "[limits.login]\ncounts = 'hits'",
+            (
+                "limits.login.counts: must be 'requests', 'errors', 'failures', 'bytes_in' or "
+                "'bytes_out'"
+            ),
+        ),
+        ("[limits.login]\nopen = -1", "limits.login.open: must be greater than or equal to 0"),
+        (
+            "[limits.login]\nstrict = true\nblock = []\ntable = 'rl_default'",
+            "limits.login.table: impossible with strict: HAProxy's peers report a hit afterwards",
+        ),
+        (
+            "[limits.login]\nstrict = true\nblock = []\ncounts = 'errors'",
+            "limits.login.counts: impossible with strict: HAProxy's peers report a hit afterwards",
+        ),
+        (
+            "[store]\nsync_interval = '0'\n[limits.login]\nopen = 5",
+            'limits.login.table: impossible with store.sync_interval = "0"',
+        ),
         ("[agent]\nmax_clients = true", f"agent.max_clients: {NUMBER}"),
         ("[agent]\nmax_clients = 7", "agent.max_clients: must be greater than or equal to 8"),
         ("[store]\nshared_clients = 0", "store.shared_clients: must be greater than or equal to 1"),
