@@ -6,7 +6,9 @@ RatelimitError
 ├── StartError       a requirement is missing: a free address, HAProxy
 ├── StoreError       the store is not available; ``unsent`` says that nothing was done
 └── FrameError       a peer sent bytes that break the protocol of the connection
-    └── SpopError    the same, with the status for AGENT-DISCONNECT
+    ├── SpopError    the same, with the status for AGENT-DISCONNECT
+    ├── PeersError   the same, with the status or error for a peer of HAProxy
+    └── TableError   a table of a peer can't be read; the session goes on without the table
 """
 
 from __future__ import annotations
@@ -72,3 +74,24 @@ class SpopError(FrameError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+class PeersError(FrameError):
+    """A peer violated the peers protocol, or refused this side.
+
+    ``status`` is a code of the handshake (300 to 504), or the type of an error message: 0 for a
+    protocol error, 1 for a message that is too long.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class TableError(FrameError):
+    """The table ``name`` of a peer can't be read; ``number`` is its id in the session."""
+
+    def __init__(self, number: int, name: str, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+        self.name = name

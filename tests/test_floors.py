@@ -18,7 +18,7 @@ FLOORS = [
     ["files", "notation", "turns"],
     ["process", "wire"],
     ["engine"],
-    ["limiter", "spop"],
+    ["limiter", "peers", "spop"],
     ["haproxy", "store"],
     ["agent", "events"],
     ["config"],
@@ -33,7 +33,7 @@ FLOORS = [
 
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 
-SILENT = ["engine", "limiter", "spop", "wire"]
+SILENT = ["engine", "limiter", "peers", "spop", "wire"]
 """In these there is no clock, no socket and no event loop: time is an argument."""
 
 OUTSIDE = {"aiohttp", "asyncio", "select", "selectors", "socket", "ssl", "threading", "time"}
