@@ -8,18 +8,15 @@ of unsent answers are bounded.
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-import stat
-import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import structlog
 
+from ratelimit.agent.sockets import Listening
 from ratelimit.agent.trust import Trusted, is_loopback
-from ratelimit.exceptions import SpopError, StartError
+from ratelimit.exceptions import SpopError
 from ratelimit.histogram import Histogram
 from ratelimit.limiter.limiter import Limiter
 from ratelimit.model import Address
@@ -45,7 +42,6 @@ CLOSE_TIMEOUT = 5
 """Seconds for a peer to read data or to close."""
 
 _WRITE_LIMIT = 1 << 18  # unsent bytes above which the peer's requests are not read
-_BACKLOG = 1024
 _SILENCE = 0.002  # seconds without a frame after which none is probably under way
 _LINES_PER_SECOND = 10
 _UNTIMED = 15  # of 16 reads: timing each one makes a read of few checks several percent slower
@@ -77,41 +73,17 @@ class Agent:
         self.answer_times = Histogram()
         self.lines = 0
         self._told_refused = 0
-        self.sockets: list[Passed] = []
-        self._servers: list[asyncio.Server] = []
-        self._paths: list[tuple[str, int]] = []
+        self._listening = Listening(lambda: _Peer(self))
         self._quiet = asyncio.Event()
 
     async def listen(self, address: Address, passed: Sequence[Passed] = ()) -> Address:
-        """Accept connections; return the address with the actual port for port 0.
+        """Accept connections; see ``Listening.listen()``. Raises StartError."""
+        return await self._listening.listen(address, passed)
 
-        ``passed`` are sockets of this address that another process has bound; without them, the
-        agent binds one. Raises StartError.
-        """
-        try:
-            sockets = passed or [_bind(address)]
-            for one in sockets:
-                await self._accept(one)
-        except OSError as error:
-            raise StartError(f"can't listen on {address}: {error.strerror or error}") from error
-        return sockets[0].address
-
-    async def _accept(self, one: Passed) -> None:
-        loop = asyncio.get_running_loop()
-        if one.address.path:
-            # close() decides whether to remove the socket file; Python 3.13 would always remove it.
-            keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-            server = await loop.create_unix_server(
-                lambda: _Peer(self), sock=one.sock, backlog=_BACKLOG, **keep
-            )
-        else:
-            # Accepted connections inherit keepalive, which detects peers that vanished.
-            one.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            server = await loop.create_server(lambda: _Peer(self), sock=one.sock, backlog=_BACKLOG)
-        self._servers.append(server)
-        self.sockets.append(one)
-        if one.ours:
-            self._paths.append((one.address.path, os.stat(one.address.path).st_ino))
+    @property
+    def sockets(self) -> list[Passed]:
+        """The listening sockets."""
+        return self._listening.sockets
 
     def tick(self, attempt: Callable[[Callable[[], object]], object] = lambda step: step()) -> None:
         """Enforce time limits and run the limiter's periodic work; call about once a second.
@@ -134,12 +106,7 @@ class Agent:
         All data read so far is answered already. ``handed_over`` is true if another process
         continues with the sockets.
         """
-        for server in self._servers:
-            server.close()
-        for path, inode in [] if handed_over else self._paths:
-            # Another process may have bound a new socket there.
-            if os.path.exists(path) and os.stat(path).st_ino == inode:
-                os.unlink(path)
+        self._listening.close(handed_over)
         self.sync.release()
         # HAProxy gets no answer for frames that it sends before it sees the disconnect, and since
         # 3.1 it waits for the answer. So each connection is closed in a moment without input, if
@@ -349,41 +316,3 @@ class _Peer(asyncio.Protocol):
         # reset the connection, and the peer would lose the last frame.
         if not self._transport.is_closing():
             self._transport.write_eof()
-
-
-def _bind(address: Address) -> Passed:
-    if address.path:
-        return Passed(_bind_unix(address.path), ours=True)
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((address.host, address.port))
-    except OSError:
-        sock.close()
-        raise
-    return Passed(sock)
-
-
-def _bind_unix(path: str) -> socket.socket:
-    """Bind a socket file of mode 0660; replace one on which no process listens."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                probe.setblocking(False)
-                try:
-                    probe.connect(path)
-                except ConnectionRefusedError:
-                    os.unlink(path)
-                except BlockingIOError:
-                    pass  # a full backlog: a process listens
-        umask = os.umask(0o117)
-        try:
-            sock.bind(path)
-        finally:
-            os.umask(umask)
-    except OSError:
-        sock.close()
-        raise
-    return sock

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import socket
-import stat
 import struct
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,7 +24,6 @@ from ratelimit.agent.server import (
     Agent,
 )
 from ratelimit.agent.trust import Trusted
-from ratelimit.exceptions import StartError
 from ratelimit.limiter.limiter import Limiter
 from ratelimit.model import Address, Limit
 from ratelimit.spop.constants import Status
@@ -169,46 +167,6 @@ def test_half_close_is_answered_before_the_end() -> None:
             acks = wire.frames(await reader.read())
             assert [ack.kind for ack in acks] == [wire.ACK] * 500
         await peers(agent, 0)
-
-    run(test)
-
-
-def test_a_stale_socket_file_is_replaced_and_the_mode_is_0660(tmp_path: Path) -> None:
-    path = tmp_path / "spop.sock"
-    left = socket.socket(socket.AF_UNIX)
-    left.bind(str(path))
-    left.close()
-
-    async def test(agent: Agent, address: Address) -> None:
-        assert stat.S_IMODE(os.stat(path).st_mode) == 0o660
-        async with connected(address):
-            pass
-
-    run(test, Address(path=str(path)))
-    assert not path.exists()
-
-
-def test_a_live_socket_and_a_plain_file_are_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "spop.sock"
-    plain = tmp_path / "plain"
-    plain.write_text("kept")
-
-    async def test(agent: Agent, address: Address) -> None:
-        other = Agent(agent.limiter)
-        for taken in (address, Address(path=str(plain)), Address(path=str(tmp_path / "no/dir"))):
-            with pytest.raises(StartError, match="can't listen on unix:///"):
-                await other.listen(taken)
-        async with connected(address):
-            pass
-
-    run(test, Address(path=str(path)))
-    assert plain.read_text() == "kept"
-
-
-def test_a_taken_port_is_an_error() -> None:
-    async def test(agent: Agent, address: Address) -> None:
-        with pytest.raises(StartError, match=f"tcp://127.0.0.1:{address.port}: .*in use"):
-            await Agent(agent.limiter).listen(address)
 
     run(test)
 
