@@ -69,7 +69,8 @@ class Limit:
         headers: set the variables of the ``RateLimit`` fields for allowed requests too.
         fuse: share of all clients, 0 to 1; if more than that are refused at once, the limit only
             throttles; 0 disables it.
-        secret: keys that are not addresses are stored and shown as hashes; see ``limiter.strings``.
+        secret: keys that are not addresses are stored and shown as hashes; see
+            ``limiter.string_keys``.
         table: HAProxy's stick table whose counts the limit takes; empty for ``rl_`` and ``name``.
         counts: what it counts of this table.
         open: requests of a client that may be open at a time, on all HAProxies; 0 for any number.
@@ -106,7 +107,8 @@ class Block:
     that are not forgotten yet, including this one; 0 for a block by hand. ``by`` is the caller who
     made a block by hand, ``node`` the node that made the entry. A ``shadow`` block is made by a
     limit in shadow mode and has no effect. ``order`` decides which of two entries of a client is
-    newer; see ``limiter.orders``. ``text`` is shown instead of a hashed key; empty for an address.
+    newer; see ``limiter.entry_order``. ``text`` is shown instead of a hashed key; empty for an
+    address.
     """
 
     key: str

@@ -13,8 +13,8 @@ from ratelimit.api.call import Call, Reply
 from ratelimit.api.errors import ProblemError
 from ratelimit.api.listing import listing
 from ratelimit.haproxy.api import Fault
+from ratelimit.limiter.key_input import Given, reach, read, too_wide
 from ratelimit.limiter.keys import wider_keys
-from ratelimit.limiter.typed import Given, reach, read, too_wide
 from ratelimit.model import EVERY_LIMIT, Block
 from ratelimit.node.operations import Control, ListFullError, block_data
 from ratelimit.store import StoreError

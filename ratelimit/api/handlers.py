@@ -17,8 +17,8 @@ from ratelimit.api.listing import listing
 from ratelimit.api.page import PAGE, POLICY
 from ratelimit.engine import compiled
 from ratelimit.events.bus import Full
+from ratelimit.limiter.key_input import Given
 from ratelimit.limiter.limiter import ClientState
-from ratelimit.limiter.typed import Given
 from ratelimit.notation import SECOND, format_duration
 from ratelimit.process import log as logs
 from ratelimit.store import StoreError

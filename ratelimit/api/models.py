@@ -19,7 +19,7 @@ from pydantic import (
 
 from ratelimit.haproxy.api import EdgeEntry
 from ratelimit.haproxy.stats import Report
-from ratelimit.limiter.typed import MAX_GIVEN
+from ratelimit.limiter.key_input import MAX_GIVEN
 from ratelimit.node.top import MAX_BUSIEST, BusyClient
 from ratelimit.notation import DAY, SECOND, parse_duration
 

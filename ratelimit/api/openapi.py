@@ -15,7 +15,7 @@ from ratelimit.api.errors import CONTENT_TYPE
 from ratelimit.api.models import Problem
 from ratelimit.api.routes import Route
 from ratelimit.api.tokens import Role
-from ratelimit.limiter.typed import MAX_GIVEN
+from ratelimit.limiter.key_input import MAX_GIVEN
 
 _Mode = Literal["validation", "serialization"]
 

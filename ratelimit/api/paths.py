@@ -5,8 +5,8 @@ from __future__ import annotations
 from aiohttp import web
 
 from ratelimit.api.routes import ROUTES
+from ratelimit.limiter.key_input import told
 from ratelimit.limiter.limiter import Limiter
-from ratelimit.limiter.typed import told
 
 _LONGEST = 200  # characters of an unknown path
 _WORDS = {"", *"/".join(route.path for route in ROUTES).split("/")}  # of known paths

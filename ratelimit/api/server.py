@@ -35,7 +35,7 @@ from ratelimit.api.routes import ROUTES, Route
 from ratelimit.api.tokens import Role, Tokens, read_tokens
 from ratelimit.config import Config
 from ratelimit.exceptions import ConfigError
-from ratelimit.limiter.typed import told
+from ratelimit.limiter.key_input import told
 from ratelimit.model import Address
 from ratelimit.node.operations import Control
 from ratelimit.process.systemd import Passed

@@ -45,36 +45,40 @@ from ratelimit.engine.rule import Rule
 from ratelimit.engine.table import Table
 from ratelimit.wire.writer import Writer
 
-_MAX_RECORDS = 1000  # per batch: 96,000 bytes, and a few milliseconds of the store's time
+_MAX_RECORDS = 1000  # per batch: 96,000 bytes, a few milliseconds of the store's time
 _MAX_RESERVED = 1 << 14  # per batch, if answers wait for it
 _LOOKED_AT = 4000  # clients visited per batch: less than half a millisecond
-_LEAST = 16  # clients of a round to visit if a batch visits no more than necessary
-_INTERVAL = 10_000_000  # nanoseconds
-_NEAR = 3  # intervals before its limit from which on a client's hits are sent at once
-_ROUNDS = 1200  # of a window, at most,
-_MAX_REFRESH = 1000  # but one a second; milliseconds
-_KIND = 0x7F  # of a client's key, in a notice
-_IS_NEAR = 0x80
+_LEAST = 16  # clients visited by a batch of a round, at least
+_INTERVAL = 10_000_000  # nanoseconds between batches
+_NEAR = 3  # within so many intervals of its limit, a client's hits are sent at once
+_ROUNDS = 1200  # per window, at most
+_MAX_REFRESH = 1000  # milliseconds between rounds, at most
+_KIND = 0x7F  # the bits of a notice with the kind of key
+_IS_NEAR = 0x80  # the bit of a notice for a client near its limit
 _SMALL = 1 << 19  # times two sub-windows it fits 64 bits; see _MAX_WINDOW in rule.py
-_AGES = 1 << 31  # milliseconds; what seems to be as long ago is in the future
-_MAX_OTHERS = 1 << 27  # hits of a tick; 17 of them fit into the sum
-_MAX_UNSENT = 1 << 27
+_AGES = 1 << 31  # milliseconds; a greater age is a time in the future
+_MAX_OTHERS = 1 << 27  # hits of a tick on other nodes; 17 of them fit into the sum
+_MAX_UNSENT = 1 << 27  # hits
 _MILLISECOND = 1_000_000  # nanoseconds
-_WORDS = 6  # of a client, 64 bits each: its slot,
-_TICK = 1  # the tick of the rings,
-_LAST = 2  # the tick of its last hit,
-_HI = 3  # its key
-_LO = 4
-_IDENT = 5  # and what it is known by beside the key: another client may have its slot by now.
-_HALVES = 41  # of a client, 32 bits each
-_REMOTE = 17  # of them: 17 counters of sent, 17 of remote,
-_SUM = 34  # the sum of remote, which follows it as RetryAfter expects,
-_UNSENT = 35  # hits that no batch has carried,
-_ASKED = 36  # the millisecond of the last batch it was in,
-_TELL = 37  # whether the other nodes are to be told of it,
-_RESERVED = 38  # hits that are sent before the table counts them,
-_DUE = 39  # the millisecond from which on a batch is to carry it, 0 for the next round,
-_QUEUED = 40  # and whether it is in the queue of those that are due.
+
+# A shared client has _WORDS numbers of 64 bits: its slot in the table, and at these offsets
+_WORDS = 6
+_TICK = 1  # the tick of its rings
+_LAST = 2  # the tick of its last hit
+_HI = 3  # upper and
+_LO = 4  # lower half of its key
+_IDENT = 5  # kind and limit, because another client may have its slot by now
+
+# and _HALVES numbers of 32 bits: a ring of 17 counters of sent hits, and at these offsets
+_HALVES = 41
+_REMOTE = 17  # a ring of 17 counters of hits on other nodes
+_SUM = 34  # the sum of that ring; follows it, as RetryAfter expects
+_UNSENT = 35  # hits that no batch has carried
+_ASKED = 36  # the millisecond of its last batch
+_TELL = 37  # whether other nodes must be notified of it
+_RESERVED = 38  # hits that are sent before the table counts them
+_DUE = 39  # the millisecond of its next batch; 0 for the next round
+_QUEUED = 40  # whether it is in the queue of due clients
 
 
 class Exchange:

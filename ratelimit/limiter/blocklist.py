@@ -17,7 +17,7 @@ from dataclasses import fields
 from operator import attrgetter
 
 from ratelimit.large import LargeDict, OrderedSet
-from ratelimit.limiter.orders import UNKNOWN, Lifts, beats
+from ratelimit.limiter.entry_order import UNKNOWN, Lifts, beats
 from ratelimit.model import Block, Lift
 
 MAX_ENTRIES = 200_000

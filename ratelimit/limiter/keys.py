@@ -8,7 +8,7 @@ from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from ratelimit.engine.layout import ADDRESS, MAPPED
-from ratelimit.limiter.nearest import Forms, meant
+from ratelimit.limiter.suggest import Forms, meant
 from ratelimit.model import Limit
 
 _NAT64 = 0x0064FF9B << 64  # the upper 96 bits of 64:ff9b::/96

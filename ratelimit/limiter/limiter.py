@@ -25,7 +25,7 @@ from ratelimit.limiter.keys import (
 )
 from ratelimit.limiter.lists import Lists, span
 from ratelimit.limiter.strikes import next_block
-from ratelimit.limiter.strings import E, kept, string_text
+from ratelimit.limiter.string_keys import E, kept, string_text
 from ratelimit.model import (
     EVERY_LIMIT,
     SHARED_CLIENTS,
@@ -353,7 +353,7 @@ class Limiter:
         )
 
     def kept(self, entry: E) -> E:
-        """Return a block or lift in the form in which it is kept; see ``limiter.strings``."""
+        """Return a block or lift in the form in which it is kept; see ``limiter.string_keys``."""
         if not self.keyed:
             return entry  # a hash by another secret would match no client
         return kept(entry, self.is_secret(entry.limit), self.string_key)

@@ -2,8 +2,8 @@
 
 Entries of the other list are merged page by page. Entries that are newer here, or missing in the
 other list, are returned at the end: the other list has lost them or has not received them yet. Only
-a lift removes a block, see ``limiter.orders``. Strings that an earlier version stored in clear are
-removed there once they are hashed (``limiter.strings``).
+a lift removes a block, see ``limiter.entry_order``. Strings that an earlier version stored in clear
+are removed there once they are hashed (``limiter.string_keys``).
 """
 
 from __future__ import annotations

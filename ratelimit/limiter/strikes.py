@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ratelimit.limiter.blocklist import Blocklist
-from ratelimit.limiter.orders import beats
+from ratelimit.limiter.entry_order import beats
 from ratelimit.model import Block, Limit
 from ratelimit.notation import SECOND, format_duration
 

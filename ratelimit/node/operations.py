@@ -22,11 +22,11 @@ from ratelimit.config import Config
 from ratelimit.events.bus import Bus
 from ratelimit.exceptions import RatelimitError
 from ratelimit.haproxy.api import EdgeEntry, Fault, Runtime
-from ratelimit.haproxy.edges import Edges
+from ratelimit.haproxy.push import Edges
 from ratelimit.limiter.forwarders import Forwarders
+from ratelimit.limiter.key_input import Given
 from ratelimit.limiter.keys import counted_key, wider_keys
 from ratelimit.limiter.limiter import ClientState
-from ratelimit.limiter.typed import Given
 from ratelimit.model import EVERY_LIMIT, Block, Limit
 from ratelimit.node.reload import Reloader, ReloadResult
 from ratelimit.node.top import Busiest

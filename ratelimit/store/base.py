@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from ratelimit.exceptions import StoreError
-from ratelimit.limiter.strings import masked
+from ratelimit.limiter.string_keys import masked
 from ratelimit.model import Block, Entry, Lift
 from ratelimit.steps import Steps
 from ratelimit.store.entries import check

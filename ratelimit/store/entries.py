@@ -10,8 +10,8 @@ from typing import Any
 import structlog
 
 from ratelimit.exceptions import StoreError
-from ratelimit.limiter.orders import MAX_ORDER
-from ratelimit.limiter.strings import masked
+from ratelimit.limiter.entry_order import MAX_ORDER
+from ratelimit.limiter.string_keys import masked
 from ratelimit.model import Block, Entry, Lift
 
 MAX_SECOND = 1 << 33

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 import structlog
 
 from ratelimit.exceptions import StartError, StoreError
-from ratelimit.limiter.strings import masked
+from ratelimit.limiter.string_keys import masked
 from ratelimit.model import Entry
 from ratelimit.process.thread import Thread
 from ratelimit.store.base import Events, NoList, tell

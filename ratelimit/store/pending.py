@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from ratelimit.exceptions import StoreError
-from ratelimit.limiter.orders import beats
+from ratelimit.limiter.entry_order import beats
 from ratelimit.model import Block, Entry, Lift
 
 MAX_UNWRITTEN = 100_000

@@ -2,8 +2,8 @@
 
 With a secret that all nodes share, each node signs what it writes, and accepts only signed entries.
 A node signs only merged entries, so it does not matter which node signed. Replaying an older entry
-is harmless: its order is no higher than before, and later entries still hold (``limiter.orders``).
-Shared counts have no signatures, because the store adds them up.
+is harmless: its order is no higher than before, and later entries still hold
+(``limiter.entry_order``). Shared counts have no signatures, because the store adds them up.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-from ratelimit.limiter.strings import masked
+from ratelimit.limiter.string_keys import masked
 from ratelimit.model import Block, Entry, Lift
 from ratelimit.store.entries import block_from_data, block_to_json, make_lift
 

@@ -16,7 +16,7 @@ from typing import Any
 import platformdirs
 
 from ratelimit.exceptions import StartError
-from ratelimit.limiter.orders import MAX_LIFTS, beats
+from ratelimit.limiter.entry_order import MAX_LIFTS, beats
 from ratelimit.model import EVERY_LIMIT, Block, Entry, Lift
 from ratelimit.store.entries import Damage, block_from_json, block_to_json, make_lift
 

@@ -28,7 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from ratelimit.agent.server import Agent
 from ratelimit.events.webhooks import Receiver, Webhooks
 from ratelimit.haproxy.api import Runtime
-from ratelimit.haproxy.edges import Edges
+from ratelimit.haproxy.push import Edges
 from ratelimit.limiter.limiter import Limiter, Sharing
 from ratelimit.model import Address, Limit
 from ratelimit.node.metrics import Metrics

@@ -1,9 +1,9 @@
 """The shared blocklist: written from the outbox, compared as a whole, and updated by messages.
 
 It uses the keys ``PREFIX:{fleet}:blocks`` and ``PREFIX:{fleet}:lifts`` and a channel for changes;
-see ``scripts/``. Everything read is merged with the owner's list (``limiter.orders``), and entries
-that the store lacks are written back: a server that was restored from an older snapshot, or was
-promoted before it had everything, gets what it lost.
+see ``scripts/``. Everything read is merged with the owner's list (``limiter.entry_order``), and
+entries that the store lacks are written back: a server that was restored from an older snapshot, or
+was promoted before it had everything, gets what it lost.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The scripts and ``limiter/orders.py`` merge alike: else nodes and store would never agree."""
+"""The scripts and ``limiter/entry_order.py`` merge alike: else they would never agree."""
 
 from __future__ import annotations
 

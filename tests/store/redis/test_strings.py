@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ratelimit.limiter.orders import beats
+from ratelimit.limiter.entry_order import beats
 from ratelimit.model import EVERY_LIMIT, Limit
 from ratelimit.steps import finish
 from ratelimit.store.embedded import FILE

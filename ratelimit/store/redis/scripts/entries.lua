@@ -1,4 +1,4 @@
--- Prepended to the scripts that change the blocklist: reads and compares entries (limiter/orders.py).
+-- Prepended to the scripts that change the blocklist: reads and compares entries (limiter/entry_order.py).
 --
 -- The blocklist is two hashes. One has a block for each "limit|key": "<second when it is forgotten>
 -- <JSON>". The other has the last lift: "<second when it is forgotten> <order> <signature>"; its field

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ratelimit.limiter.blocklist import Blocklist
-from ratelimit.limiter.orders import Lifts, beats
+from ratelimit.limiter.entry_order import Lifts, beats
 from ratelimit.model import EVERY_LIMIT, Block, Entry, Lift
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit.limiter.nearest import meant
+from ratelimit.limiter.suggest import meant
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from ratelimit.limiter.keys import (
     parse_network,
 )
 from ratelimit.limiter.limiter import Limiter
-from ratelimit.limiter.strings import kept_text, string_text
+from ratelimit.limiter.string_keys import kept_text, string_text
 from ratelimit.model import EVERY_LIMIT
 
 MAX_GIVEN = 4096
@@ -47,7 +47,7 @@ class Given:
     text: str = field(default="", repr=False)
 
     def shown(self, secret: bool) -> str:
-        """Return the text to show; ``secret`` as in ``limiter.strings``."""
+        """Return the text to show; ``secret`` as in ``limiter.string_keys``."""
         if self.string:
             return string_text(self.string, self.key, secret)
         return kept_text(self.text, self.key, secret) if self.text else self.key

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from ratelimit.limiter.typed import MAX_GIVEN, reach, read, too_wide
+from ratelimit.limiter.key_input import MAX_GIVEN, reach, read, too_wide
 from ratelimit.model import Limit
 from tests.helpers import wire
 from tests.helpers.strings import HASH, limiter, strike

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from ratelimit.haproxy import edges
-from ratelimit.haproxy.edges import Edges
+from ratelimit.haproxy import push
 from ratelimit.haproxy.maps import BLOCKS, LISTS
+from ratelimit.haproxy.push import Edges
 from ratelimit.limiter.limiter import Limiter
 from ratelimit.limiter.lists import Lists, read_lists
 from ratelimit.model import EVERY_LIMIT, Block, Limit
@@ -83,7 +83,7 @@ def test_a_key_sent_at_once_is_not_sent_again_and_its_failure_is_returned() -> N
 
 
 def test_more_keys_than_can_wait_are_compared_instead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edges, "MAX_KEYS", 3)
+    monkeypatch.setattr(push, "MAX_KEYS", 3)
 
     async def main() -> None:
         node = Node()

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ratelimit.limiter.key_input import Given, read, told
 from ratelimit.limiter.limiter import Limiter
-from ratelimit.limiter.strings import masked, string_text
-from ratelimit.limiter.typed import Given, read, told
+from ratelimit.limiter.string_keys import masked, string_text
 from ratelimit.model import EVERY_LIMIT, Block, Entry, Lift, Limit
 from ratelimit.steps import finish
 from tests.helpers import wire
