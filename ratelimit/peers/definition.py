@@ -98,7 +98,14 @@ def read_definition(reader: Reader) -> Definition:
 
 
 def write_definition(definition: Definition) -> bytes:
-    """Return the content of a definition."""
+    """Return the content of a definition.
+
+    Raises ValueError if a name is longer than 255 bytes, or if types are not in the order of bits.
+    """
+    if len(definition.name) > _MAX_NAME:
+        raise ValueError(f"the name of a table has {len(definition.name)} bytes: {definition.name}")
+    if definition.types != tuple(sorted(definition.types)):
+        raise ValueError(f"the data types of {definition.name} are not in order")
     writer = Writer(_OUTPUT)
     writer.varint(definition.id)
     writer.string(definition.name.encode("ascii"))

@@ -43,7 +43,7 @@ class Listener:
         """An update; valid until the call returns. ``session.synced`` is false during teaching."""
 
     def on_read(self, session: Session) -> None:
-        """All updates of a read have been passed."""
+        """All updates of a read have been passed, even if the session then failed."""
 
     def on_sync_wanted(self, session: Session) -> None:
         """The peer wants all entries: teach them, then call ``session.finished()``."""

@@ -3,7 +3,8 @@ cimport cython
 from libc.stdint cimport uint64_t
 from ratelimit.wire.writer cimport Writer
 
-cdef int _TABLE, _UPDATE, _DEFINITION, _ACK, _TIMED, _INTEGER, _STRING, _FULL
+cdef int _TABLE, _UPDATE, _DEFINITION, _ACK, _TIMED, _STRING, _PROTOCOL, _FULL
+cdef uint64_t _M32
 cdef int _OUTPUT, _MAX_ACK, _RESERVE, _HEADER, _WIDEST
 
 
@@ -34,6 +35,11 @@ cdef class Sender:
     ) except -1
     @cython.locals(scratch=Writer)
     cpdef int acknowledge(self, uint64_t number, uint64_t update) except -1
+    @cython.locals(table=Outgoing, behind=uint64_t)
+    cpdef int acknowledged(self, object number, uint64_t update) except -1
+    @cython.locals(table=Outgoing)
+    cpdef int forgive(self) except -1
+    cpdef int offer(self, int kind, int message) except -1
     @cython.locals(entry=Writer)
     cdef int _entry(self, uint64_t number, bytes text) except -1
     cdef int _switch(self, Outgoing table) except -1

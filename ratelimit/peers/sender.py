@@ -6,7 +6,7 @@ wrong, and the four bytes cost nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from ratelimit.exceptions import PeersError
 from ratelimit.peers.constants import MAX_TABLES, Class, DataType, ErrorType, KeyType, Message
@@ -19,10 +19,11 @@ _UPDATE = int(Message.UPDATE)
 _DEFINITION = int(Message.DEFINITION)
 _ACK = int(Message.ACK)
 _TIMED = int(Message.TIMED)
-_INTEGER = int(KeyType.INTEGER)
 _STRING = int(KeyType.STRING)
+_PROTOCOL = int(ErrorType.PROTOCOL)
 _FULL = int(ErrorType.SIZE)
 
+_M32 = 0xFFFFFFFF
 _M64 = 0xFFFFFFFFFFFFFFFF
 
 _OUTPUT = 1 << 16
@@ -33,7 +34,10 @@ _WIDEST = 10  # bytes of an integer, at most
 
 
 class Outgoing:
-    """A table of ours; ``sent`` and ``acknowledged`` are ids of updates."""
+    """A table of ours.
+
+    ``sent`` and ``acknowledged`` are numbers of updates; their ids are the lower 32 bits.
+    """
 
     def __init__(self, definition: Definition) -> None:
         self.definition = definition
@@ -144,6 +148,40 @@ class Sender:
         scratch.u32(scratch.pos, update)
         scratch.pos += 4
         self._message(_ACK, scratch.take())
+
+    def acknowledged(self, number: int, update: int) -> None:
+        """Note that the peer has the updates of a table of ours up to ``update``.
+
+        Raises PeersError.
+        """
+        table = self.tables.get(number)
+        if table is None:
+            raise PeersError(_PROTOCOL, f"an acknowledgement of the unknown table {number}")
+        behind = (table.sent - update) & _M32
+        if behind > table.sent or behind >> 31:
+            raise PeersError(
+                _PROTOCOL,
+                f"update {update} of {table.definition.name} is acknowledged, but not sent",
+            )
+        table.acknowledged = max(table.acknowledged, table.sent - behind)
+
+    def pending(self, names: Container[str]) -> int:
+        """Return how many updates of the tables ``names`` are not acknowledged."""
+        return sum(
+            table.sent - table.acknowledged
+            for table in self.tables.values()
+            if table.definition.name in names
+        )
+
+    def forgive(self) -> None:
+        """Await no acknowledgement of the updates written so far."""
+        for table in self.tables.values():
+            table.acknowledged = table.sent
+
+    def offer(self, kind: int, message: int) -> None:
+        """Write a control or error message, if there is room."""
+        if self.writer.room() >= 2:
+            self.say(kind, message)
 
     def _entry(self, number: int, text: bytes) -> None:
         """Write an entry of the dictionary to the scratch; without ``text``, the peer knows it."""

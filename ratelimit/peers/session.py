@@ -15,17 +15,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ratelimit.exceptions import FrameError
+from ratelimit.exceptions import FrameError, PeersError
 from ratelimit.peers.constants import (
+    HANDSHAKE,
+    HEARTBEAT,
     MAX_MESSAGE,
+    PATIENCE,
+    SILENCE,
     Class,
     Control,
+    ErrorType,
     Message,
+    Status,
 )
 from ratelimit.peers.definition import Definition
-from ratelimit.peers.handshake import write_hello, write_status
+from ratelimit.peers.handshake import read_hello, read_status, write_hello, write_status
 from ratelimit.peers.listener import Listener
 from ratelimit.peers.sender import Sender
+from ratelimit.peers.tables import Incoming, Tables
 from ratelimit.peers.updates import Shared, UpdateReader
 from ratelimit.wire.reader import Reader
 
@@ -43,20 +50,6 @@ _INCREMENTAL_TIMED = int(Message.INCREMENTAL_TIMED)
 _MAX_LENGTH = MAX_MESSAGE
 
 _VARIABLE = 128  # from this type on, a message has a length
-
-
-class Incoming:
-    """A table of the peer: its definition as received, and the reader of its updates.
-
-    Without a reader, the updates are skipped.
-    """
-
-    def __init__(self, number: int, name: str, raw: bytes) -> None:
-        self.number = number
-        self.name = name
-        self.raw = raw
-        self.reader: UpdateReader | None = None
-        self.changed = False
 
 
 class Session:
@@ -92,8 +85,7 @@ class Session:
         self._sender = Sender()
         self._reader = Reader()
         self._shared = Shared()
-        self._tables: dict[int, Incoming] = {}
-        self._latest: list[Incoming | None] = [None] * 256  # by the first byte of the definition
+        self._tables = Tables()
         self._table: Incoming | None = None
         self._changed: list[Incoming] = []
         self._confirmed = False
@@ -114,13 +106,11 @@ class Session:
 
     @property
     def unacknowledged(self) -> int:
-        """Updates that the peer has not acknowledged, without those of the first teaching.
+        """Updates that the peer has not acknowledged, of tables that both sides have.
 
-        HAProxy acknowledges nothing while it is taught.
+        Those before ``finished()`` do not count: HAProxy acknowledges nothing while it is taught.
         """
-        if not self._confirmed:
-            return 0
-        return sum(table.sent - table.acknowledged for table in self._sender.tables.values())
+        return self._sender.pending(self._tables.names) if self._confirmed else 0
 
     def receive_data(self, data: bytes, now: int) -> bytes:
         """Process data read at ``now``; return the data to send."""
@@ -134,18 +124,23 @@ class Session:
                 return b""
             data = bytes(self._pending)
             self._pending.clear()
+        count = self.updates
         try:
             pos = 0 if self.opened else self._greet(data)
             if self.opened:
                 self._receive(data, pos)
         except FrameError as error:
             self._fail(error)
+        if self.updates != count:
+            self._listener.on_read(self)
         return self.take()
 
     def take(self) -> bytes:
         """Return the bytes written since the last call."""
-        self._spoke = self._now
-        return self._sender.take()
+        written = self._sender.take()
+        if written:
+            self._spoke = self._now
+        return written
 
     def room(self) -> int:
         """Return the bytes that updates may fill before ``take()``."""
@@ -177,7 +172,28 @@ class Session:
 
     def look(self, now: int) -> None:
         """Send a heartbeat if one is due; close a session that is silent. Call it each second."""
-        raise NotImplementedError
+        if self.closed:
+            return
+        if now - self._now > HEARTBEAT:
+            self._heard = now  # this side did not run: what the peer sent may be unread
+        self._now = now
+        if self.unacknowledged == 0:
+            self._answered = now
+        late = self._late()
+        if late:
+            self._fail(PeersError(ErrorType.PROTOCOL if self.opened else Status.PROTOCOL, late))
+        elif self.opened and now - self._spoke >= HEARTBEAT:
+            self._sender.offer(_CONTROL, Control.HEARTBEAT)
+
+    def _late(self) -> str:
+        """Return what the peer has not done in time, or nothing."""
+        if not self.opened:
+            return "no handshake within 5 s" if self._now - self._heard > HANDSHAKE else ""
+        if self._now - self._heard > SILENCE:
+            return "no message for more than 5 s"
+        if self._now - self._answered > PATIENCE:
+            return "no update acknowledged for more than 30 s"
+        return ""
 
     def close(self, status: int) -> None:
         """Close the session from this side; ``status`` is told if the peer waits for one."""
@@ -186,11 +202,170 @@ class Session:
         self.closed = True
         self._pending.clear()
 
+    def _fail(self, error: FrameError) -> None:
+        """Close the session with the error of either side; tell it to the peer."""
+        if not isinstance(error, PeersError):
+            error = PeersError(ErrorType.PROTOCOL, str(error))
+        self.error = error
+        if self.opened:
+            self._sender.offer(_ERROR, error.status)
+        self.close(error.status)
+
     def _greet(self, data: bytes) -> int:
-        raise NotImplementedError
+        """Read a hello or a status; return where it ends."""
+        size = self._read_status(data) if self._dials else self._read_hello(data)
+        if size == 0:
+            self._pending += data
+            self._wanted = 0
+        elif not self.closed:
+            self.opened = True
+            self._heard = self._now
+            self._sender.say(_CONTROL, Control.ASK)
+            self._listener.on_open(self)
+        return size
+
+    def _read_hello(self, data: bytes) -> int:
+        hello = read_hello(data)
+        if hello is None:
+            return 0
+        self.name = hello.local
+        self.pid = hello.pid
+        if hello.remote != self._local:
+            raise PeersError(
+                Status.LOCAL_NAME, f"{self.name} expects a peer {hello.remote}, not {self._local}"
+            )
+        status = self._listener.admits(self)
+        if status != Status.SUCCESS:
+            meaning = Status(status).name.lower().replace("_", " ")
+            raise PeersError(status, f"{self.name} is not admitted: {meaning}")
+        self._sender.raw(write_status(status))
+        return hello.size
+
+    def _read_status(self, data: bytes) -> int:
+        found = read_status(data)
+        if found is None:
+            return 0
+        status, size = found
+        if status != Status.SUCCESS:
+            raise PeersError(status, f"{self.name} answers {status}")
+        return size
 
     def _receive(self, data: bytes, pos: int) -> None:
-        raise NotImplementedError
+        """Process the messages of ``data[pos:]``, and keep an incomplete one."""
+        p = data
+        size = len(data)
+        while not self.closed:
+            self._wanted = 0
+            if size - pos < 2:
+                break
+            if p[pos] not in (_CONTROL, _ERROR, _TABLE):
+                raise PeersError(ErrorType.PROTOCOL, f"a message of the unknown class {p[pos]}")
+            kind = p[pos + 1]
+            start = pos + 2
+            end = start
+            if kind >= _VARIABLE:
+                start = self._length(data, pos)
+                if start == 0:
+                    break
+                end = start + self._reader.size
+                if end > size:
+                    self._wanted = end - pos
+                    break
+            if p[pos] == _TABLE and kind >= _VARIABLE:
+                self._message(kind, data, start, end)
+            else:
+                self._control(p[pos], kind)
+            pos = end
+            self._heard = self._now
+        if pos < size and not self.closed:
+            self._pending += data[pos:]
+        if self._changed:
+            self._acknowledge()
 
-    def _fail(self, error: FrameError) -> None:
-        raise NotImplementedError
+    def _length(self, data: bytes, pos: int) -> int:
+        """Read the length of the message at ``pos``; return where its content starts, or 0.
+
+        The length is in ``size`` of the reader.
+        """
+        p = data
+        i = pos + 2
+        # Three bytes are enough for the longest message.
+        last = i + 2
+        while i < len(data) and p[i] >= (240 if i == pos + 2 else 128):
+            if i == last:
+                raise PeersError(ErrorType.SIZE, "a message that is too long")
+            i += 1
+        if i >= len(data):
+            return 0
+        reader = self._reader
+        reader.reset(data, pos + 2, len(data))
+        length = reader.varint()
+        if length > _MAX_LENGTH:
+            raise PeersError(
+                ErrorType.SIZE, f"a message of {length} bytes; the maximum is {_MAX_LENGTH}"
+            )
+        reader.size = length
+        return reader.pos
+
+    def _message(self, kind: int, data: bytes, start: int, end: int) -> None:
+        table = self._table
+        if kind in (_UPDATE, _INCREMENTAL, _TIMED, _INCREMENTAL_TIMED):
+            if table is None:
+                raise PeersError(ErrorType.PROTOCOL, "an update before the definition of its table")
+            if table.reader is not None:
+                table.reader.read(kind, data, start, end)
+                self.updates += 1
+                if not table.changed:
+                    table.changed = True
+                    self._changed.append(table)
+                self._listener.on_update(self, table.reader.definition, table.reader)
+        elif kind == _DEFINITION:
+            self._define(data, start, end)
+        elif kind in (_ACK, _SWITCH):
+            self._reader.reset(data, start, end)
+            number = self._reader.varint()
+            if kind == _ACK:
+                self._sender.acknowledged(number, self._reader.u32())
+                self._answered = self._now
+            else:
+                self._table = self._tables.switched(number)
+        # Other types are of newer versions, which "may be extended".
+
+    def _control(self, kind: int, message: int) -> None:
+        """Process a message of two bytes, or skip one of an unknown type."""
+        if kind == _ERROR:
+            told = "a message that is too long" if message == ErrorType.SIZE else "an error"
+            self.error = PeersError(message, f"{self.name} reports {told}")
+            self.closed = True
+        elif kind == _CONTROL:
+            if message == Control.ASK:
+                self._listener.on_sync_wanted(self)
+            elif message == Control.FINISHED or message == Control.PARTIAL:
+                self._sender.say(_CONTROL, Control.CONFIRMED)
+                self.synced = True
+                self._listener.on_synced(self, message == Control.FINISHED)
+            elif message == Control.CONFIRMED:
+                self._sender.forgive()
+                self._confirmed = True
+
+    def _define(self, data: bytes, start: int, end: int) -> None:
+        """Switch to the table of a definition; tell the listener of a new one."""
+        tables = self._tables
+        self._table = tables.defined(data, start, end)
+        if tables.fresh:
+            table = self._table
+            if table.definition is None:
+                self._listener.on_refused(self, table.name, table.why)
+            else:
+                owner = self._listener.on_table(self, table.definition)
+                if owner:
+                    table.reader = UpdateReader(table.definition, self._shared)
+                    table.reader.owner = owner
+
+    def _acknowledge(self) -> None:
+        """Acknowledge the last update of each table of this read."""
+        for table in self._changed:
+            table.changed = False
+            if table.reader is not None and not self.closed:
+                self._sender.acknowledge(table.number, table.reader.id)
+        self._changed.clear()

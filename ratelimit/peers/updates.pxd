@@ -9,8 +9,8 @@ cdef uint64_t _U32
 
 @cython.final
 cdef class Shared:
-    cdef uint64_t[::1] values
-    cdef list texts
+    cdef readonly uint64_t[::1] values
+    cdef readonly list texts
 
 
 @cython.final
