@@ -30,7 +30,9 @@ cdef class UpdateReader:
     cdef int[::1] _places
     cdef uint64_t[::1] _masks
 
-    @cython.locals(reader=Reader, i=int, at=int, value=uint64_t)
+    @cython.locals(
+        reader=Reader, p='const unsigned char *', pos=Py_ssize_t, i=int, at=int, value=uint64_t,
+    )
     cpdef int read(self, int kind, bytes data, Py_ssize_t start, Py_ssize_t end) except -1
     cpdef uint64_t value(self, int place) noexcept
     cpdef bytes key(self)

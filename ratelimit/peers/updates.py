@@ -100,19 +100,23 @@ class UpdateReader:
         self.expiry = reader.u32() if kind >= _TIMED else -1
         self.data = data
         self._key(reader)
-        values = self.values
-        places = self._places
-        masks = self._masks
+        # Local copies: for a C compiler, each value stored may change ``reader``.
+        p = reader.p
+        pos = reader.pos
         for i in range(self._count):
-            if reader.pos < reader.end and reader.p[reader.pos] < 240:
-                value = reader.p[reader.pos]  # of one byte, as most: this saves a call
-                reader.pos += 1
+            if pos < end and p[pos] < 240:
+                value = p[pos]  # of one byte, as most: this saves a call
+                pos += 1
             else:
+                reader.pos = pos
                 value = reader.varint()
-            at = places[i]
+                pos = reader.pos
+            at = self._places[i]
             if at == _SERVER_KEY and value > 0:
+                reader.pos = pos
                 value = self._entry(reader, value)
-            values[at] = value & masks[i]
+                pos = reader.pos
+            self.values[at] = value & self._masks[i]
 
     def value(self, place: int) -> int:
         """Return ``values[place]``."""
