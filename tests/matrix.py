@@ -29,6 +29,7 @@ WITH_HAPROXY = (
     "tests/cli",
     "tests/doctor",
     "tests/haproxy",
+    "tests/peers/test_haproxy.py",
     "tests/story",
     "--ignore=tests/integration/test_fleet.py",
 )

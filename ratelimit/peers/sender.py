@@ -26,6 +26,8 @@ _FULL = int(ErrorType.SIZE)
 _M32 = 0xFFFFFFFF
 _M64 = 0xFFFFFFFFFFFFFFFF
 
+_MAX_EXPIRE = 0x7FFFFFFF  # milliseconds; HAProxy takes more for negative
+
 _OUTPUT = 1 << 16
 _MAX_ACK = 17  # bytes
 _RESERVE = MAX_TABLES * _MAX_ACK + 1024  # bytes kept for acknowledgements and control messages
@@ -106,7 +108,10 @@ class Sender:
         expire_ms: int | None,
         text: bytes,
     ) -> bool:
-        """Write an update; return false if there is no room."""
+        """Write an update; return false if there is no room.
+
+        Raises ValueError if key or values are not those of the table.
+        """
         table = self.tables.get(definition.id)
         if table is None:
             if not self.define(definition):
@@ -127,7 +132,7 @@ class Sender:
         scratch.u32(scratch.pos, table.sent)
         scratch.pos += 4
         if expire_ms is not None:
-            scratch.u32(scratch.pos, expire_ms)
+            scratch.u32(scratch.pos, min(max(expire_ms, 0), _MAX_EXPIRE))
             scratch.pos += 4
         if table.key_type == _STRING:
             scratch.varint(size)

@@ -122,6 +122,15 @@ def test_what_is_no_update_of_the_table(key: bytes, values: tuple[int, ...], tex
         Sender().update(VERDICTS, key, values, None, b"")
 
 
+@pytest.mark.parametrize(
+    ("expire", "told"), [(-5, 0), (0, 0), (2**31, 2**31 - 1), (2**40, 2**31 - 1)]
+)
+def test_a_time_that_is_over_or_beyond_the_range_of_haproxy(expire: int, told: int) -> None:
+    sender = Sender()
+    sender.update(VERDICTS, ADDRESS, (1, 2, 3), expire, b"")
+    assert list(messages(sender.take()))[1] == update(1, ADDRESS, 1, 2, 3, expire=told)
+
+
 def test_a_string_key_is_shorter_than_announced() -> None:
     table = Definition(2, "t", KeyType.STRING, 5, (DataType.GPT0,))
     assert Sender().update(table, b"abcd", (1,), None, b"")
