@@ -32,6 +32,9 @@ PATIENCE = 60.0
 LONGEST = 180.0
 """Maximum seconds of a test on a busy machine."""
 
+SPOE_FILE, PEERS_FILE = "haproxy.cfg", "peers.cfg"
+"""The shipped configurations of the two modes."""
+
 PROCESSING_TIMEOUT = 0.05
 """Seconds, from spoe.conf."""
 
@@ -159,6 +162,8 @@ class World:
     env: dict[str, str] = field(default_factory=dict)
     inside: tuple[str, ...] = ()
     """A command that runs HAProxy; HAProxy's own command line is appended."""
+    file: str = SPOE_FILE
+    """The shipped configuration that HAProxy runs."""
     requests: Counter[str] = field(default_factory=Counter)
     head: str = ""
     """Last request of a client at the application: request line and header fields."""
@@ -234,12 +239,14 @@ class World:
         settings = {
             "RATELIMIT_LISTEN": f"127.0.0.1:{self.port},::1:{self.port}",
             "RATELIMIT_SPOP": f"unix@{self.folder}/spop.sock",
+            "RATELIMIT_PEERS": f"unix@{self.folder}/peers.sock",
+            "RATELIMIT_PEERS_LISTEN": f"unix@{self.folder}/local.sock",
             "RATELIMIT_STATS_SOCKET": f"{self.folder}/haproxy.sock",
             **self.env,
         }
         if "RATELIMIT_BACKEND_DNS" not in self.env:
             settings.setdefault("RATELIMIT_BACKEND", f"127.0.0.1:{self.backend}")
-        config = str(self.folder / "haproxy" / "haproxy.cfg")
+        config = str(self.folder / "haproxy" / self.file)
         with open(self.folder / "haproxy.log", "ab") as log:
             self.haproxy = subprocess.Popen(
                 [*self.inside, *HAPROXY, "-W", "-db", "-f", config],
@@ -349,13 +356,14 @@ async def world(
     env: dict[str, str] | None = None,
     inside: tuple[str, ...] = (),
     processing: str = PATIENT,
+    file: str = SPOE_FILE,
 ) -> AsyncIterator[World]:
     """Yield a world in which HAProxy has seen the agent's health; ``edit`` changes its files.
 
     ``processing`` is how long HAProxy waits for an answer of the agent; a test of what happens
-    without one sets ``SHIPPED``.
+    without one sets ``SHIPPED``. In peers mode nothing waits for the agent's health.
     """
-    made = World(folder, port=port or free_port(), env=env or {}, inside=inside)
+    made = World(folder, port=port or free_port(), env=env or {}, inside=inside, file=file)
     shutil.copytree(files(), folder / "haproxy", ignore=shutil.ignore_patterns("__pycache__"))
     ask_for(folder / "haproxy", processing)
     edit(folder / "haproxy")
@@ -367,7 +375,9 @@ async def world(
         made.backend = application.sockets[0].getsockname()[1]
         made.start_haproxy()
         await until(made.listens, "HAProxy listens")
-        if agent:
+        if file == PEERS_FILE:
+            pass
+        elif agent:
             await until(lambda: made.agent_is("UP"), "HAProxy sees the agent")
         else:
             missing = ("DOWN", "MAINT (resolution)")
