@@ -5,7 +5,7 @@ from ratelimit.wire.writer cimport Writer
 
 cdef int _TABLE, _UPDATE, _DEFINITION, _ACK, _TIMED, _STRING, _PROTOCOL, _FULL
 cdef uint64_t _M32
-cdef int _OUTPUT, _MAX_ACK, _RESERVE, _HEADER, _WIDEST
+cdef int _HELLO, _OUTPUT, _MAX_ACK, _RESERVE, _HEADER, _WIDEST
 
 
 @cython.final
@@ -23,6 +23,7 @@ cdef class Sender:
     cdef readonly dict tables
     cdef Outgoing current
 
+    cpdef int open(self) except -1
     cpdef bytes take(self)
     cpdef Py_ssize_t room(self) noexcept
     cpdef int raw(self, bytes data) except -1

@@ -28,6 +28,7 @@ _M64 = 0xFFFFFFFFFFFFFFFF
 
 _MAX_EXPIRE = 0x7FFFFFFF  # milliseconds; HAProxy takes more for negative
 
+_HELLO = 1024  # bytes; more than a hello
 _OUTPUT = 1 << 16
 _MAX_ACK = 17  # bytes
 _RESERVE = MAX_TABLES * _MAX_ACK + 1024  # bytes kept for acknowledgements and control messages
@@ -57,13 +58,23 @@ class Outgoing:
 
 
 class Sender:
-    """The output of one session; ``take()`` it before ``room()`` is 0."""
+    """The output of one session; ``take()`` it before ``room()`` is 0.
+
+    Before ``open()`` it is small, so that peers without a hello take little memory.
+    """
 
     def __init__(self) -> None:
-        self.writer = Writer(_OUTPUT)
-        self.scratch = Writer(_OUTPUT)
+        self.writer = Writer(_HELLO)
+        self.scratch = Writer(0)
         self.tables: dict[int, Outgoing] = {}
         self.current: Outgoing | None = None
+
+    def open(self) -> None:
+        """Begin to write messages."""
+        written = self.writer.take()
+        self.writer = Writer(_OUTPUT)
+        self.scratch = Writer(_OUTPUT)
+        self.raw(written)
 
     def take(self) -> bytes:
         """Return the bytes written since the last call."""

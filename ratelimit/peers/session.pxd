@@ -2,14 +2,14 @@
 cimport cython
 from libc.stdint cimport int64_t, uint64_t
 from ratelimit.peers.listener cimport Listener
+from ratelimit.peers.messages cimport Messages
 from ratelimit.peers.sender cimport Sender
 from ratelimit.peers.tables cimport Incoming, Tables
 from ratelimit.peers.updates cimport Shared, UpdateReader
 from ratelimit.wire.reader cimport Reader
 
-cdef int _CONTROL, _ERROR, _TABLE, _VARIABLE
+cdef int _CONTROL, _ERROR, _TABLE
 cdef int _UPDATE, _INCREMENTAL, _DEFINITION, _SWITCH, _ACK, _TIMED, _INCREMENTAL_TIMED
-cdef uint64_t _MAX_LENGTH
 
 
 @cython.final
@@ -17,8 +17,7 @@ cdef class Session:
     cdef Listener _listener
     cdef str _local
     cdef int64_t _now, _heard, _spoke, _answered
-    cdef bytearray _pending
-    cdef Py_ssize_t _wanted
+    cdef Messages _messages
     cdef bint _dials, _confirmed
     cdef Sender _sender
     cdef Reader _reader
@@ -31,24 +30,18 @@ cdef class Session:
     cdef readonly bint opened, synced, closed
     cdef readonly uint64_t updates
 
-    @cython.locals(pos=Py_ssize_t, count=uint64_t)
+    @cython.locals(messages=Messages, count=uint64_t)
     cpdef bytes receive_data(self, bytes data, int64_t now)
     cpdef bytes take(self)
     cpdef Py_ssize_t room(self) noexcept
     cpdef close(self, int status)
-    @cython.locals(
-        p='const unsigned char *', size=Py_ssize_t, kind=int, start=Py_ssize_t,
-        end=Py_ssize_t,
-    )
-    cdef int _receive(self, bytes data, Py_ssize_t pos) except -1
-    @cython.locals(
-        p='const unsigned char *', i=Py_ssize_t, last=Py_ssize_t, reader=Reader, length=uint64_t,
-    )
-    cdef Py_ssize_t _length(self, bytes data, Py_ssize_t pos) except -1
-    @cython.locals(table=Incoming, reader=UpdateReader)
-    cdef int _message(self, int kind, bytes data, Py_ssize_t start, Py_ssize_t end) except -1
+    cdef int _greet(self) except -1
+    @cython.locals(messages=Messages, kind=int, reader=Reader, number=uint64_t)
+    cdef int _process(self) except -1
+    @cython.locals(messages=Messages, table=Incoming, reader=UpdateReader)
+    cdef int _update(self, int kind) except -1
     cdef int _control(self, int kind, int message) except -1
-    @cython.locals(tables=Tables, table=Incoming)
-    cdef int _define(self, bytes data, Py_ssize_t start, Py_ssize_t end) except -1
-    @cython.locals(table=Incoming)
+    @cython.locals(messages=Messages, tables=Tables, table=Incoming)
+    cdef int _define(self) except -1
+    @cython.locals(table=Incoming, reader=UpdateReader)
     cdef int _acknowledge(self) except -1

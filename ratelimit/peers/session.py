@@ -19,7 +19,6 @@ from ratelimit.exceptions import FrameError, PeersError
 from ratelimit.peers.constants import (
     HANDSHAKE,
     HEARTBEAT,
-    MAX_MESSAGE,
     PATIENCE,
     SILENCE,
     Class,
@@ -31,6 +30,7 @@ from ratelimit.peers.constants import (
 from ratelimit.peers.definition import Definition
 from ratelimit.peers.handshake import read_hello, read_status, write_hello, write_status
 from ratelimit.peers.listener import Listener
+from ratelimit.peers.messages import Messages
 from ratelimit.peers.sender import Sender
 from ratelimit.peers.tables import Incoming, Tables
 from ratelimit.peers.updates import Shared, UpdateReader
@@ -47,9 +47,6 @@ _SWITCH = int(Message.SWITCH)
 _ACK = int(Message.ACK)
 _TIMED = int(Message.TIMED)
 _INCREMENTAL_TIMED = int(Message.INCREMENTAL_TIMED)
-_MAX_LENGTH = MAX_MESSAGE
-
-_VARIABLE = 128  # from this type on, a message has a length
 
 
 class Session:
@@ -79,8 +76,7 @@ class Session:
         self._heard = now
         self._spoke = now
         self._answered = now
-        self._pending = bytearray()
-        self._wanted = 0
+        self._messages = Messages()
         self._dials = bool(remote)
         self._sender = Sender()
         self._reader = Reader()
@@ -102,7 +98,7 @@ class Session:
     @property
     def in_message(self) -> bool:
         """Whether a message has arrived only in part."""
-        return bool(self._pending)
+        return self._messages.waiting()
 
     @property
     def unacknowledged(self) -> int:
@@ -117,20 +113,23 @@ class Session:
         if self.closed:
             return b""
         self._now = now
-        if self._pending:
-            # Messages may arrive one byte at a time; joining at every byte would be quadratic.
-            self._pending += data
-            if len(self._pending) < self._wanted:
-                return b""
-            data = bytes(self._pending)
-            self._pending.clear()
+        messages = self._messages
+        if not messages.feed(data):
+            return b""
         count = self.updates
         try:
-            pos = 0 if self.opened else self._greet(data)
-            if self.opened:
-                self._receive(data, pos)
+            if not self.opened:
+                self._greet()
+            while self.opened and not self.closed and messages.next():
+                self._process()
+                self._heard = now
+            self._acknowledge()
         except FrameError as error:
             self._fail(error)
+        if self.closed:
+            messages.drop()
+        else:
+            messages.keep()
         if self.updates != count:
             self._listener.on_read(self)
         return self.take()
@@ -200,7 +199,6 @@ class Session:
         if not self.closed and not self.opened and not self._dials:
             self._sender.raw(write_status(status))
         self.closed = True
-        self._pending.clear()
 
     def _fail(self, error: FrameError) -> None:
         """Close the session with the error of either side; tell it to the peer."""
@@ -211,18 +209,17 @@ class Session:
             self._sender.offer(_ERROR, error.status)
         self.close(error.status)
 
-    def _greet(self, data: bytes) -> int:
-        """Read a hello or a status; return where it ends."""
+    def _greet(self) -> None:
+        """Read a hello or a status, once it is complete."""
+        data = self._messages.data
         size = self._read_status(data) if self._dials else self._read_hello(data)
-        if size == 0:
-            self._pending += data
-            self._wanted = 0
-        elif not self.closed:
-            self.opened = True
+        if size > 0:
+            self._messages.pos = size
             self._heard = self._now
+            self.opened = True
+            self._sender.open()
             self._sender.say(_CONTROL, Control.ASK)
             self._listener.on_open(self)
-        return size
 
     def _read_hello(self, data: bytes) -> int:
         hello = read_hello(data)
@@ -250,89 +247,41 @@ class Session:
             raise PeersError(status, f"{self.name} answers {status}")
         return size
 
-    def _receive(self, data: bytes, pos: int) -> None:
-        """Process the messages of ``data[pos:]``, and keep an incomplete one."""
-        p = data
-        size = len(data)
-        while not self.closed:
-            self._wanted = 0
-            if size - pos < 2:
-                break
-            if p[pos] not in (_CONTROL, _ERROR, _TABLE):
-                raise PeersError(ErrorType.PROTOCOL, f"a message of the unknown class {p[pos]}")
-            kind = p[pos + 1]
-            start = pos + 2
-            end = start
-            if kind >= _VARIABLE:
-                start = self._length(data, pos)
-                if start == 0:
-                    break
-                end = start + self._reader.size
-                if end > size:
-                    self._wanted = end - pos
-                    break
-            if p[pos] == _TABLE and kind >= _VARIABLE:
-                self._message(kind, data, start, end)
-            else:
-                self._control(p[pos], kind)
-            pos = end
-            self._heard = self._now
-        if pos < size and not self.closed:
-            self._pending += data[pos:]
-        if self._changed:
-            self._acknowledge()
-
-    def _length(self, data: bytes, pos: int) -> int:
-        """Read the length of the message at ``pos``; return where its content starts, or 0.
-
-        The length is in ``size`` of the reader.
-        """
-        p = data
-        i = pos + 2
-        # Three bytes are enough for the longest message.
-        last = i + 2
-        while i < len(data) and p[i] >= (240 if i == pos + 2 else 128):
-            if i == last:
-                raise PeersError(ErrorType.SIZE, "a message that is too long")
-            i += 1
-        if i >= len(data):
-            return 0
-        reader = self._reader
-        reader.reset(data, pos + 2, len(data))
-        length = reader.varint()
-        if length > _MAX_LENGTH:
-            raise PeersError(
-                ErrorType.SIZE, f"a message of {length} bytes; the maximum is {_MAX_LENGTH}"
-            )
-        reader.size = length
-        return reader.pos
-
-    def _message(self, kind: int, data: bytes, start: int, end: int) -> None:
-        table = self._table
-        if kind in (_UPDATE, _INCREMENTAL, _TIMED, _INCREMENTAL_TIMED):
-            if table is None:
-                raise PeersError(ErrorType.PROTOCOL, "an update before the definition of its table")
-            if table.reader is not None:
-                table.reader.read(kind, data, start, end)
-                self.updates += 1
-                if not table.changed:
-                    table.changed = True
-                    self._changed.append(table)
-                self._listener.on_update(self, table.reader.definition, table.reader)
+    def _process(self) -> None:
+        """Process a message; skip one of an unknown type, as of a newer version."""
+        messages = self._messages
+        kind = messages.kind
+        if messages.group != _TABLE:
+            self._control(messages.group, kind)
+        elif kind in (_UPDATE, _INCREMENTAL, _TIMED, _INCREMENTAL_TIMED):
+            self._update(kind)
         elif kind == _DEFINITION:
-            self._define(data, start, end)
+            self._define()
         elif kind in (_ACK, _SWITCH):
-            self._reader.reset(data, start, end)
-            number = self._reader.varint()
+            reader = self._reader
+            reader.reset(messages.data, messages.start, messages.end)
+            number = reader.varint()
             if kind == _ACK:
-                self._sender.acknowledged(number, self._reader.u32())
+                self._sender.acknowledged(number, reader.u32())
                 self._answered = self._now
             else:
                 self._table = self._tables.switched(number)
-        # Other types are of newer versions, which "may be extended".
+
+    def _update(self, kind: int) -> None:
+        messages = self._messages
+        table = self._table
+        if table is None:
+            raise PeersError(ErrorType.PROTOCOL, "an update before the definition of its table")
+        reader = table.reader
+        if reader is not None:
+            reader.read(kind, messages.data, messages.start, messages.end)
+            self.updates += 1
+            if not table.changed:
+                table.changed = True
+                self._changed.append(table)
+            self._listener.on_update(self, reader.definition, reader)
 
     def _control(self, kind: int, message: int) -> None:
-        """Process a message of two bytes, or skip one of an unknown type."""
         if kind == _ERROR:
             told = "a message that is too long" if message == ErrorType.SIZE else "an error"
             self.error = PeersError(message, f"{self.name} reports {told}")
@@ -348,10 +297,11 @@ class Session:
                 self._sender.forgive()
                 self._confirmed = True
 
-    def _define(self, data: bytes, start: int, end: int) -> None:
+    def _define(self) -> None:
         """Switch to the table of a definition; tell the listener of a new one."""
+        messages = self._messages
         tables = self._tables
-        self._table = tables.defined(data, start, end)
+        self._table = tables.defined(messages.data, messages.start, messages.end)
         if tables.fresh:
             table = self._table
             if table.definition is None:
@@ -366,6 +316,8 @@ class Session:
         """Acknowledge the last update of each table of this read."""
         for table in self._changed:
             table.changed = False
-            if table.reader is not None and not self.closed:
-                self._sender.acknowledge(table.number, table.reader.id)
+            reader = table.reader
+            if reader is not None and not self.closed:
+                self._sender.acknowledge(table.number, reader.id)
+                reader.forget()
         self._changed.clear()

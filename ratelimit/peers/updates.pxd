@@ -34,6 +34,7 @@ cdef class UpdateReader:
         reader=Reader, p='const unsigned char *', pos=Py_ssize_t, i=int, at=int, value=uint64_t,
     )
     cpdef int read(self, int kind, bytes data, Py_ssize_t start, Py_ssize_t end) except -1
+    cpdef int forget(self) except -1
     cpdef uint64_t value(self, int place) noexcept
     cpdef bytes key(self)
     cdef int _key(self, Reader reader) except -1

@@ -118,6 +118,12 @@ class UpdateReader:
                 pos = reader.pos
             self.values[at] = value & self._masks[i]
 
+    def forget(self) -> None:
+        """Release the bytes of the last read; ``id`` and ``values`` stay."""
+        self.data = b""
+        self.key_start = self.key_size = 0
+        self._reader.reset(b"", 0, 0)
+
     def value(self, place: int) -> int:
         """Return ``values[place]``."""
         return int(self.values[place])

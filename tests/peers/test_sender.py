@@ -21,8 +21,14 @@ VERDICTS = Definition(
 DEFINED = define(1, "rlv_default", bits=(22,), parameters=(22, 3), expire=3_600_000)
 
 
-def test_an_update_follows_its_definition_and_has_a_number() -> None:
+def opened() -> Sender:
     sender = Sender()
+    sender.open()
+    return sender
+
+
+def test_an_update_follows_its_definition_and_has_a_number() -> None:
+    sender = opened()
     assert sender.update(VERDICTS, ADDRESS, (1, 240, 2**32 - 1), None, b"")
     assert sender.update(VERDICTS, ADDRESS, (0, 0, 0), 0, b"")
     assert list(messages(sender.take())) == [
@@ -34,7 +40,7 @@ def test_an_update_follows_its_definition_and_has_a_number() -> None:
 
 def test_a_definition_is_repeated_when_another_table_came_between() -> None:
     other = Definition(2, "rlc_limits", KeyType.STRING, 65, (DataType.GPT0,), expire=1)
-    sender = Sender()
+    sender = opened()
     for _ in range(2):
         sender.update(VERDICTS, ADDRESS, (1, 2, 3), None, b"")
         sender.update(other, b"default", (7,), None, b"")
@@ -56,7 +62,7 @@ def test_a_text_is_written_with_its_number() -> None:
     table = Definition(
         3, "t", KeyType.BINARY, 1, (DataType.GPT0, DataType.SERVER_KEY, DataType.GLITCH_CNT)
     )
-    sender = Sender()
+    sender = opened()
     sender.update(table, b"k", (1, 5, 2), None, b"s1")
     sender.update(table, b"k", (1, 5, 2), None, b"")
     sender.update(table, b"k", (1, 0, 2), None, b"")
@@ -74,14 +80,14 @@ def test_every_table_can_be_written(definition: Definition, data: st.DataObject)
     numbers = st.integers(0, 128) if DataType.SERVER_KEY in definition.types else st.integers(0)
     values = data.draw(st.lists(numbers, min_size=width, max_size=width))
     size = definition.key_size - (definition.key_type == KeyType.STRING)
-    sender = Sender()
+    sender = opened()
     assert sender.update(definition, bytes(size), values, 5, b"text")
     assert len(list(messages(sender.take()))) == 2
     assert DataType.SERVER_KEY.form == Form.ENTRY
 
 
 def test_updates_leave_room_for_answers() -> None:
-    sender = Sender()
+    sender = opened()
     count = 0
     while sender.update(VERDICTS, ADDRESS, (1, 2, 3), None, b""):
         count += 1
@@ -98,7 +104,7 @@ def test_updates_leave_room_for_answers() -> None:
 
 
 def test_more_answers_than_fit_are_an_error() -> None:
-    sender = Sender()
+    sender = opened()
     for _ in range(1 << 15):
         sender.say(0, 3)
     with pytest.raises(PeersError, match="more answers"):
@@ -119,34 +125,34 @@ def test_more_answers_than_fit_are_an_error() -> None:
 )
 def test_what_is_no_update_of_the_table(key: bytes, values: tuple[int, ...], text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        Sender().update(VERDICTS, key, values, None, b"")
+        opened().update(VERDICTS, key, values, None, b"")
 
 
 @pytest.mark.parametrize(
     ("expire", "told"), [(-5, 0), (0, 0), (2**31, 2**31 - 1), (2**40, 2**31 - 1)]
 )
 def test_a_time_that_is_over_or_beyond_the_range_of_haproxy(expire: int, told: int) -> None:
-    sender = Sender()
+    sender = opened()
     sender.update(VERDICTS, ADDRESS, (1, 2, 3), expire, b"")
     assert list(messages(sender.take()))[1] == update(1, ADDRESS, 1, 2, 3, expire=told)
 
 
 def test_a_string_key_is_shorter_than_announced() -> None:
     table = Definition(2, "t", KeyType.STRING, 5, (DataType.GPT0,))
-    assert Sender().update(table, b"abcd", (1,), None, b"")
+    assert opened().update(table, b"abcd", (1,), None, b"")
     with pytest.raises(ValueError, match="a key of 5 bytes"):
-        Sender().update(table, b"abcde", (1,), None, b"")
+        opened().update(table, b"abcde", (1,), None, b"")
 
 
 def test_an_id_belongs_to_one_table() -> None:
-    sender = Sender()
+    sender = opened()
     sender.define(VERDICTS)
     with pytest.raises(ValueError, match="the id 1"):
         sender.define(Definition(1, "other", KeyType.IPV6, 16, (DataType.GPT0,)))
 
 
 def test_acknowledgements() -> None:
-    sender = Sender()
+    sender = opened()
     for _ in range(5):
         sender.update(VERDICTS, ADDRESS, (1, 2, 3), None, b"")
     assert sender.pending({"rlv_default"}) == 5
@@ -160,7 +166,7 @@ def test_acknowledgements() -> None:
 
 
 def test_acknowledgements_beyond_32_bits() -> None:
-    sender = Sender()
+    sender = opened()
     sender.update(VERDICTS, ADDRESS, (1, 2, 3), None, b"")
     sender.tables[1].sent = 2**32 - 1
     sender.take()
@@ -178,7 +184,7 @@ def test_acknowledgements_beyond_32_bits() -> None:
 
 @pytest.mark.parametrize(("table", "number"), [(2, 1), (1, 6), (1, 2**32 - 1)])
 def test_an_acknowledgement_of_what_was_not_sent(table: int, number: int) -> None:
-    sender = Sender()
+    sender = opened()
     for _ in range(5):
         sender.update(VERDICTS, ADDRESS, (1, 2, 3), None, b"")
     with pytest.raises(PeersError, match="acknowledge"):
@@ -186,6 +192,16 @@ def test_an_acknowledgement_of_what_was_not_sent(table: int, number: int) -> Non
 
 
 def test_an_acknowledgement_is_written() -> None:
-    sender = Sender()
+    sender = opened()
     sender.acknowledge(300, 2**32 - 1)
     assert sender.take() == written_ack(300, 2**32 - 1)
+
+
+def test_before_it_is_open_only_a_handshake_fits() -> None:
+    sender = Sender()
+    sender.raw(b"hello")
+    assert not sender.define(VERDICTS)
+    assert not sender.update(VERDICTS, ADDRESS, (1, 2, 3), None, b"")
+    sender.open()
+    assert sender.define(VERDICTS)
+    assert sender.take() == b"hello" + DEFINED

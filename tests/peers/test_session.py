@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -272,6 +274,18 @@ def test_an_incomplete_message_takes_no_more_than_its_size() -> None:
         assert session.receive_data(b"\0" * 1000, NOW) == b""
         assert session.in_message and not session.closed
     fails(session, b"\0" * 600, PROTOCOL_ERROR, "the name of a table has 0 bytes")
+
+
+def test_sessions_that_say_nothing_take_little_memory() -> None:
+    tracemalloc.start()
+    try:
+        sessions = [Session(Recorder(), "agent", NOW) for _ in range(1000)]
+        for session in sessions:
+            session.receive_data(HELLO[:20], NOW)
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert taken / len(sessions) < 16_384
 
 
 def test_heartbeats() -> None:
