@@ -6,9 +6,11 @@ They are taken from the README as they are there.
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 import signal
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,19 @@ import httpx
 import pytest
 
 from ratelimit.haproxy.process import files
-from tests.helpers.world import HAPROXY, Client, World, closed, free_port, run, until
+from tests.helpers.peer import HTTP_REQ_CNT, ScriptedPeer, scripted_peer
+from tests.helpers.world import (
+    HAPROXY,
+    PEERS_FILE,
+    SPOE_FILE,
+    Client,
+    World,
+    closed,
+    free_port,
+    run,
+    until,
+    world,
+)
 from tests.integration.certificates import make_certificate
 from tests.integration.test_trusted_proxies import CLAIMS
 
@@ -36,12 +50,14 @@ def pieces() -> dict[str, str]:
 
 
 def installed(
-    name: str, listen: str, more: Callable[[str], str] = lambda text: text
+    name: str, listen: str, more: Callable[[str], str] = lambda text: text, file: str = SPOE_FILE
 ) -> Callable[[Path], object]:
-    """Return what makes a configuration with the limiter in it of ``haproxy.cfg``.
+    """Return what makes a configuration with the limiter in it of ``file``.
 
-    ``listen`` is where a second address of it is; ``more`` edits the result.
+    ``listen`` is where a second address of it is; ``more`` edits the result. In peers mode the
+    pieces of that mode are put in.
     """
+    peers = "peers_" if file == PEERS_FILE else ""
 
     def edit(folder: Path) -> None:
         lines = pieces()
@@ -49,7 +65,7 @@ def installed(
         for mark in re.findall("(?m)^ *# limiter: .*\n", text):
             wanted = mark.split(":")[1].split()
             indent = re.match(" *", mark)[0]  # type: ignore[index]
-            put = "\n".join(lines[piece] for piece in wanted)
+            put = "\n".join(lines.get(f"{peers}{piece}", lines[piece]) for piece in wanted)
             text = text.replace(mark, re.sub("(?m)^(?=.)", indent, put))
         for old, new in {
             "/etc/haproxy/": f"{folder}/",
@@ -61,9 +77,13 @@ def installed(
             '"${CERTIFICATE}"': str(folder / "site.pem"),
         }.items():
             text = text.replace(old, new)
+        if peers:
+            text = replaced("\nglobal\n", "\nglobal\n    localpeer edge-1\n")(f"\n{text}")
+            text = replaced("unix@/run/ratelimit/peers.sock", '"${RATELIMIT_PEERS}"')(text)
+            text = replaced("bind 127.0.0.1:9193", 'bind "${RATELIMIT_PEERS_LISTEN}"')(text)
         if name == "tls":
             make_certificate(folder / "site.pem")
-        (folder / "haproxy.cfg").write_text(more(text))
+        (folder / file).write_text(more(text))
 
     return edit
 
@@ -77,25 +97,31 @@ def replaced(old: str, new: str) -> Callable[[str], str]:
 
 
 def test_the_readme_has_all_pieces() -> None:
-    assert set(pieces()) == {"address", "limiter", "refusal", "backends", "login", "headers"}
+    of_peers = {"peers_limiter", "peers_backends"}
+    assert set(pieces()) == of_peers | {
+        *("address", "limiter", "refusal", "backends", "login", "headers")
+    }
     assert all(lines.count("\n") > 0 for lines in pieces().values())
 
 
+@pytest.mark.parametrize("file", [SPOE_FILE, PEERS_FILE])
 @pytest.mark.parametrize("name", NAMES)
-def test_no_warning(tmp_path: Path, name: str) -> None:
+def test_no_warning(tmp_path: Path, name: str, file: str) -> None:
     folder = tmp_path / "haproxy"
     folder.mkdir()
-    for file in files().glob("*.[lcm]*"):
-        (folder / file.name).write_bytes(file.read_bytes())
-    installed(name, f"127.0.0.1:{free_port()}")(folder)
+    for shipped in files().glob("*.[lcm]*"):
+        (folder / shipped.name).write_bytes(shipped.read_bytes())
+    installed(name, f"127.0.0.1:{free_port()}", file=file)(folder)
     variables = {
+        "RATELIMIT_PEERS": "127.0.0.1:9192",
+        "RATELIMIT_PEERS_LISTEN": f"127.0.0.1:{free_port()}",
         "RATELIMIT_SPOP": "127.0.0.1:9190",
         "RATELIMIT_STATS_SOCKET": str(tmp_path / "s"),
         "RATELIMIT_LISTEN": f"127.0.0.1:{free_port()}",
         "RATELIMIT_BACKEND": "127.0.0.1:8000",
     }
     ran = subprocess.run(
-        [*HAPROXY, "-c", "-f", str(folder / "haproxy.cfg")],
+        [*HAPROXY, "-c", "-f", str(folder / file)],
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **variables},
         capture_output=True,
         text=True,
@@ -145,6 +171,42 @@ def test_haproxy_counts_alone(tmp_path: Path, name: str, hung: bool) -> None:
     other = f"127.0.0.1:{free_port()}"
     edit = installed(name, other, replaced("req_rate gt 100 }", "req_rate gt 20 }"))
     run(tmp_path, test, edit=edit)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_peers_mode_the_agents_verdicts_and_the_cap_hold(tmp_path: Path, name: str) -> None:
+    async def test(w: World, agent: ScriptedPeer) -> None:
+        taught = int(time.time())
+        agent.tell("rlc_limits", "default", (10, 1, taught, 60))
+        for number, kind in ((1, 1), (2, 2), (3, 3), (4, 4)):
+            agent.tell("rlv_default", f"127.2.0.{number}", (taught + 60, 0, kind))
+
+        async def told() -> bool:
+            return "used:4" in await w.runtime("show table ratelimit/rlv_default")
+
+        await until(told, "HAProxy has the verdicts")
+        for number in (1, 2, 3):
+            refused = await w.client(f"127.2.0.{number}").get()
+            assert refused.status == 429 and 50 <= int(refused.headers["retry-after"]) <= 60
+        assert await w.client("127.2.0.4").statuses(5) == [200] * 5
+        assert await w.client("127.2.0.5").statuses(25) == [200] * 20 + [429] * 5
+        assert await w.denied() == {"rl_agent": 3, "rl_local": 5}
+
+        def counted(client: str, requests: int) -> bool:
+            return agent.count("rl_default", client, HTTP_REQ_CNT) == requests
+
+        for client, requests in {"127.2.0.1": 1, "127.2.0.2": -1, "127.2.0.5": 25}.items():
+            await until(functools.partial(counted, client, requests), client)
+
+    async def main() -> None:
+        window = replaced("http_req_rate(1s)", "http_req_rate(60s)")
+        edit = installed(name, f"127.0.0.1:{free_port()}", window, PEERS_FILE)
+        made = world(tmp_path, agent=False, edit=edit, file=PEERS_FILE)
+        async with scripted_peer(tmp_path / "peers.sock") as agent, made as w:
+            await agent.connected()
+            await test(w, agent)
+
+    asyncio.run(main())
 
 
 def test_denials_of_the_user_are_counted_apart(tmp_path: Path) -> None:
