@@ -6,7 +6,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ratelimit.peers import session as compiled
@@ -90,22 +90,29 @@ def updates(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def entries(draw: st.DrawFn) -> bytes:
-    """Updates of a table with dictionary entries."""
-    number = varint(draw(st.integers(0, 130)))
-    text = draw(st.none() | st.binary(max_size=300))
+    """Updates of a table with dictionary entries: a text, and later only its number."""
+    number = varint(draw(st.sampled_from([1, 2, 128])))
+    text = draw(st.none() | st.binary(min_size=1, max_size=300))
     entry = string(number if text is None else number + string(text))
     return define(6, "f", bits=(0, 19)) + update(1, ADDRESS, draw(VALUES), entry)
 
 
-parts = st.one_of(
-    updates(),
+good = st.one_of(
     updates(),
     updates(),
     entries(),
     st.sampled_from([ASK, FINISHED, PARTIAL, CONFIRMED, HEARTBEAT, b"\x0a\x05"]),
-    st.builds(ack, st.just(1), st.integers(0, 3)),
-    st.builds(message, st.sampled_from([0x83, 0x84, 0x90]), st.binary(max_size=6)),
+    st.builds(lambda number: ASK + CONFIRMED + ASK + ack(1, number), st.integers(0, 4)),
+    st.binary(max_size=3000).map(lambda content: message(0x90, content)),
+)
+bad = st.one_of(
     st.binary(max_size=4),
+    st.builds(ack, st.integers(0, 2), st.integers(0, 9)),
+    st.builds(message, st.sampled_from([0x80, 0x82, 0x83, 0x84, 0x86]), st.binary(max_size=9)),
+    st.integers(60_000, 2**40).map(lambda size: b"\x0a\x80" + varint(size)),
+    st.sampled_from([0, 129, 2**20]).map(
+        lambda number: define(6, "f", bits=(0, 19)) + update(1, ADDRESS, 1, string(varint(number)))
+    ),
 )
 
 
@@ -125,10 +132,14 @@ def play(kind: type[Session], reads: list[bytes]) -> tuple[object, ...]:
     return sent, listener.seen, error, state, counts
 
 
-@given(st.lists(parts, max_size=12), st.lists(st.integers(0, 400), max_size=6), st.data())
+@settings(max_examples=200)
+@given(st.lists(good, max_size=12), st.lists(st.integers(0, 4000), max_size=6), st.data())
 def test_both_forms_agree(stream: list[bytes], cuts: list[int], data: st.DataObject) -> None:
+    fault = data.draw(st.sampled_from(["none", "bad", "byte"]))
+    if fault == "bad":
+        stream.insert(data.draw(st.integers(0, len(stream))), data.draw(bad))
     whole = HELLO + b"".join(stream)
-    if data.draw(st.booleans()):  # one wrong byte anywhere
+    if fault == "byte":
         at = data.draw(st.integers(0, len(whole) - 1))
         whole = whole[:at] + data.draw(st.binary(min_size=1, max_size=1)) + whole[at + 1 :]
     edges = sorted({0, len(whole), *(min(cut, len(whole)) for cut in cuts)})
