@@ -40,7 +40,7 @@ cdef class Sender:
     cpdef int acknowledged(self, object number, uint64_t update) except -1
     @cython.locals(table=Outgoing)
     cpdef int forgive(self) except -1
-    cpdef int offer(self, int kind, int message) except -1
+    cpdef bint offer(self, int kind, int message) except -1
     @cython.locals(entry=Writer)
     cdef int _entry(self, uint64_t number, bytes text) except -1
     cdef int _switch(self, Outgoing table) except -1

@@ -6,11 +6,12 @@ wrong, and the four bytes cost nothing.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 
 from ratelimit.exceptions import PeersError
 from ratelimit.peers.constants import MAX_TABLES, Class, DataType, ErrorType, KeyType, Message
 from ratelimit.peers.definition import Definition, write_definition
+from ratelimit.peers.tables import Tables
 from ratelimit.wire.writer import Writer
 
 # Of C's int type when compiled.
@@ -181,12 +182,15 @@ class Sender:
             )
         table.acknowledged = max(table.acknowledged, table.sent - behind)
 
-    def pending(self, names: Container[str]) -> int:
-        """Return how many updates of the tables ``names`` are not acknowledged."""
+    def pending(self, tables: Tables) -> int:
+        """Return how many updates of tables that the peer has too are not acknowledged.
+
+        HAProxy ignores updates of other tables.
+        """
         return sum(
             table.sent - table.acknowledged
             for table in self.tables.values()
-            if table.definition.name in names
+            if tables.alike(table.definition)
         )
 
     def forgive(self) -> None:
@@ -194,10 +198,12 @@ class Sender:
         for table in self.tables.values():
             table.acknowledged = table.sent
 
-    def offer(self, kind: int, message: int) -> None:
-        """Write a control or error message, if there is room."""
-        if self.writer.room() >= 2:
-            self.say(kind, message)
+    def offer(self, kind: int, message: int) -> bool:
+        """Write a control or error message; return false if there is no room."""
+        if self.writer.room() < 2:
+            return False
+        self.say(kind, message)
+        return True
 
     def _entry(self, number: int, text: bytes) -> None:
         """Write an entry of the dictionary to the scratch; without ``text``, the peer knows it."""

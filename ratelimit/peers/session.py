@@ -104,9 +104,9 @@ class Session:
     def unacknowledged(self) -> int:
         """Updates that the peer has not acknowledged, of tables that both sides have.
 
-        Those before ``finished()`` do not count: HAProxy acknowledges nothing while it is taught.
+        HAProxy acknowledges nothing while it is taught: those before ``finished()`` do not count.
         """
-        return self._sender.pending(self._tables.names) if self._confirmed else 0
+        return self._sender.pending(self._tables) if self._confirmed else 0
 
     def receive_data(self, data: bytes, now: int) -> bytes:
         """Process data read at ``now``; return the data to send."""
@@ -164,10 +164,13 @@ class Session:
         """
         return not self.closed and self._sender.update(definition, key, values, expire_ms, text)
 
-    def finished(self, whole: bool = True) -> None:
-        """Tell the peer that all entries were taught; it confirms."""
-        if not self.closed:
-            self._sender.say(_CONTROL, Control.FINISHED if whole else Control.PARTIAL)
+    def finished(self, whole: bool = True) -> bool:
+        """Tell the peer that all entries were taught; return false if there is no room.
+
+        HAProxy confirms it whether it asked or not; from then on, acknowledgements are expected.
+        """
+        kind = Control.FINISHED if whole else Control.PARTIAL
+        return not self.closed and self._sender.offer(_CONTROL, kind)
 
     def look(self, now: int) -> None:
         """Send a heartbeat if one is due; close a session that is silent. Call it each second."""

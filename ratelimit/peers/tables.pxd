@@ -27,6 +27,8 @@ cdef class Tables:
     cpdef Incoming switched(self, object number)
     @cython.locals(latest=Incoming, table=Incoming, p='const unsigned char *')
     cpdef Incoming defined(self, bytes data, Py_ssize_t start, Py_ssize_t end)
+    @cython.locals(table=Incoming)
+    cpdef bint alike(self, object definition) except -1
     @cython.locals(known=Incoming, table=Incoming)
     cdef Incoming _parse(self, bytes raw)
 

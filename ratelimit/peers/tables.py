@@ -71,6 +71,14 @@ class Tables:
         self._latest[table.raw[0]] = table
         return table
 
+    def alike(self, definition: Definition) -> bool:
+        """Return whether the peer has a table with the name and the type of key."""
+        table = self.names.get(definition.name)
+        if table is None or table.definition is None:
+            return False
+        there = table.definition
+        return (there.key_type, there.key_size) == (definition.key_type, definition.key_size)
+
     def _parse(self, raw: bytes) -> Incoming:
         self._reader.reset(raw, 0, len(raw))
         definition = None

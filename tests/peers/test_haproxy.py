@@ -15,7 +15,7 @@ from ratelimit.peers.constants import DataType as D
 from ratelimit.peers.constants import KeyType
 from ratelimit.peers.definition import Definition
 from ratelimit.peers.session import Session
-from tests.helpers.peers import Recorder, Update
+from tests.helpers.peers import Recorder, Update, ack
 from tests.helpers.world import HAPROXY, PATIENCE, free_port, haproxy_version
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class Agent:
         self.server.settimeout(PATIENCE)
         self.port: int = self.server.getsockname()[1]
         self.peer: socket.socket | None = None
+        self.received = b""
         self.listener = Taught()
         self.session = Session(self.listener, "agent", 0)
 
@@ -115,6 +116,7 @@ class Agent:
             with contextlib.suppress(TimeoutError):
                 data = self.peer.recv(65536)
                 assert data, "HAProxy closes"
+                self.received += data
                 self.peer.sendall(self.session.receive_data(data, time.monotonic_ns()))
             self.session.look(time.monotonic_ns())
             self.peer.sendall(self.session.take())
@@ -215,7 +217,8 @@ def test_a_verdict_is_taught_and_what_haproxy_counts_is_told(
     haproxy.ask("/ipv4")
     haproxy.ask("/bytes")
     agent.until(lambda: len(agent.of("plain")) > before + 1 and agent.of("bytes"))
-    agent.until(lambda: agent.session.unacknowledged == 0)
+    agent.until(lambda: ack(VERDICTS.id, 2) in agent.received)
+    assert agent.session.unacknowledged == 0
     assert {update.key for update in agent.of("plain")} == {CLIENT}
     assert agent.of("arrays")[-1].key == b"gold"
     assert agent.of("number")[-1].key == b"\0\0\0M"

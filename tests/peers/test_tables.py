@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ratelimit.exceptions import PeersError
+from ratelimit.peers.constants import DataType, KeyType
+from ratelimit.peers.definition import Definition
 from ratelimit.peers.tables import Incoming, Tables
 from tests.helpers.peers import STRING, define
 
@@ -82,3 +84,19 @@ def test_a_switch_to_an_unknown_table() -> None:
     tables = Tables()
     with pytest.raises(PeersError, match="the unknown table 7"):
         tables.switched(7)
+
+
+@pytest.mark.parametrize(
+    ("name", "key_type", "size", "alike"),
+    [
+        ("a", KeyType.IPV6, 16, True),
+        ("b", KeyType.IPV6, 16, False),
+        ("a", KeyType.BINARY, 16, False),
+        ("c", KeyType.IPV6, 16, False),
+    ],
+)
+def test_a_table_that_both_sides_have(name: str, key_type: KeyType, size: int, alike: bool) -> None:
+    tables = Tables()
+    defined(tables, define(1, "a"))
+    defined(tables, define(2, "c", bits=(40,)))
+    assert tables.alike(Definition(7, name, key_type, size, (DataType.GPT0,))) == alike
