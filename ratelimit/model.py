@@ -74,6 +74,7 @@ class Limit:
         table: HAProxy's stick table whose counts the limit takes; empty for ``rl_`` and ``name``.
         counts: what it counts of this table.
         open: requests of a client that may be open at a time, on all HAProxies; 0 for any number.
+        count_refused: count the requests too that HAProxy has refused because of a verdict.
     """
 
     name: str = "default"
@@ -91,6 +92,7 @@ class Limit:
     table: str = ""
     counts: Counts = "requests"
     open: int = 0
+    count_refused: bool = True
 
     @property
     def count_table(self) -> str:

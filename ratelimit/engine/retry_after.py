@@ -11,20 +11,25 @@ _SMALL = 1 << 20  # times a sub-window it fits 64 bits; see _MAX_WINDOW in rule.
 
 
 class RetryAfter:
-    """Computes the seconds, at least 1, until one hit fits if the client sends none before."""
+    """Computes how long it takes until one hit fits if the client sends none before."""
 
     def __init__(self, table: Table) -> None:
         self.table = table
         self.none = memoryview(bytearray(4 * (RING + 1))).cast("I")
 
     def alone(self, slot: int, rule: Rule) -> int:
-        """Return the seconds for a client that has no hits on other nodes."""
+        """Return the seconds, at least 1, for a client that has no hits on other nodes."""
         return self.shared(slot, rule, self.none, 0)
 
     def shared(self, slot: int, rule: Rule, others: memoryview, start: int) -> int:
-        """Return the seconds for a client that has hits on other nodes.
+        """Return the seconds, at least 1, for a client that has hits on other nodes."""
+        return (self.exact(slot, rule, others, start) + SECOND - 1) // SECOND
 
-        ``others`` has the counters of these hits from ``start`` on, followed by their sum.
+    def exact(self, slot: int, rule: Rule, others: memoryview, start: int) -> int:
+        """Return the nanoseconds for a client.
+
+        ``others`` has the counters of its hits on other nodes from ``start`` on, followed by their
+        sum.
         """
         table = self.table
         first = 2 * slot + FIRST_COUNTER
@@ -52,4 +57,4 @@ class RetryAfter:
                 spare = rule.sub_window // (2 * counter) * room
                 spare += rule.sub_window % (2 * counter) * room // (2 * counter)
             until = until - spare + 1 if until > spare else 1
-        return (until + SECOND - 1) // SECOND
+        return until

@@ -62,6 +62,7 @@ cdef class Exchange:
     )
     cdef uint64_t remote(self, uint32_t place, uint64_t hits) noexcept
     cdef uint64_t retry_after(self, Py_ssize_t slot, uint32_t place) noexcept
+    cdef uint64_t exact(self, Py_ssize_t slot, uint32_t place) noexcept
     @cython.locals(
         rule=Rule, first=Py_ssize_t, last=uint64_t, at=uint64_t, steps=uint64_t, _=int,
     )

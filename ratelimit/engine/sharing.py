@@ -324,6 +324,10 @@ class Exchange:
         """Return the seconds to wait, including hits on other nodes."""
         return self.waits.shared(slot, self.rule, self.halves, _HALVES * place + _REMOTE)
 
+    def exact(self, slot: int, place: int) -> int:
+        """Return the nanoseconds to wait, including hits on other nodes."""
+        return self.waits.exact(slot, self.rule, self.halves, _HALVES * place + _REMOTE)
+
     def advance(self, place: int) -> None:
         """Clear the counters that have left the rings."""
         rule = self.rule

@@ -34,6 +34,8 @@ cdef class Table:
     ) except -1
     @cython.locals(mixed=uint64_t)
     cdef void aim(self, uint64_t hi, uint64_t lo, uint64_t ident) noexcept
+    @cython.locals(mixed=uint64_t)
+    cdef uint64_t mix(self, uint64_t hi, uint64_t lo, uint64_t ident) noexcept
     cdef void expect(self, Py_ssize_t base, uint64_t tag) noexcept
     @cython.locals(
         touched=uint64_t, i=int, base=Py_ssize_t, tag=uint64_t, way=int, slot=Py_ssize_t,
@@ -53,6 +55,8 @@ cdef class Table:
         oldest=uint64_t,
     )
     cpdef uint64_t count(self, Py_ssize_t slot, Rule rule, uint64_t hits) noexcept
+    @cython.locals(at=uint64_t)
+    cdef void add(self, Py_ssize_t slot, Rule rule, uint64_t hits, uint64_t parts) noexcept
     @cython.locals(
         first=Py_ssize_t, last=uint64_t, at=uint64_t, total=uint64_t,
         i=int, _=int,

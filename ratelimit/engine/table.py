@@ -64,7 +64,7 @@ class Table:
 
     def __init__(self, capacity: int, secret: bytes) -> None:
         self.sets = -(-capacity // WAYS)
-        self.memory = _allocate(self.sets * WAYS * CLIENT_BYTES)
+        self.memory = allocate(self.sets * WAYS * CLIENT_BYTES)
         self.words = self.memory.cast("Q")
         self.halves = self.memory.cast("I")
         self.m0, self.m1, self.m2, self.m3, self.m4, self.m5 = (
@@ -127,6 +127,12 @@ class Table:
 
     def aim(self, hi: int, lo: int, ident: int) -> None:
         """Compute the set of a client and its tag, into ``base`` and ``tag``."""
+        mixed = self.mix(hi, lo, ident)
+        self.base = ((mixed >> 32) * self.sets >> 32) * SET_WORDS
+        self.tag = (mixed >> 8 & M32) | 1
+
+    def mix(self, hi: int, lo: int, ident: int) -> int:
+        """Return the keyed hash of a client, 64 bits."""
         mixed = (
             self.m0
             + self.m1 * (hi >> 32)
@@ -135,9 +141,7 @@ class Table:
             + self.m4 * (lo & M32)
             + self.m5 * ident
         ) & M64
-        mixed = (mixed ^ mixed >> 32) * _SPREAD & M64
-        self.base = ((mixed >> 32) * self.sets >> 32) * SET_WORDS
-        self.tag = (mixed >> 8 & M32) | 1
+        return (mixed ^ mixed >> 32) * _SPREAD & M64
 
     def expect(self, base: int, tag: int) -> None:
         """Note the place of a client for ``fetch()``; more than ``FETCHED`` are ignored."""
@@ -239,6 +243,16 @@ class Table:
         oldest = self.halves[first + rule.oldest]
         return total - oldest + (oldest * rule.weight + HALF >> WEIGHT_BITS)
 
+    def add(self, slot: int, rule: Rule, hits: int, parts: int) -> None:
+        """Add ``hits`` to the part of the window that is ``parts`` before the present, 0 to 16."""
+        if self.words[slot + 3] != rule.tick:
+            self.advance(slot, rule)
+        at = rule.bucket + RING - parts
+        at = 2 * slot + FIRST_COUNTER + (at - RING if at >= RING else at)
+        hits = min(hits, _MAX_COUNTER - self.halves[at])
+        self.halves[at] += hits
+        self.halves[2 * slot + SUM] += hits
+
     def advance(self, slot: int, rule: Rule) -> None:
         """Clear the counters that have left the ring since the last visit."""
         first = 2 * slot + FIRST_COUNTER
@@ -303,7 +317,7 @@ class Table:
         self.orphans = {key: kept for key, kept in self.orphans.items() if kept >> 1 > self.now}
 
 
-def _allocate(size: int) -> memoryview:
+def allocate(size: int) -> memoryview:
     """Return zeroed memory with all pages allocated, in huge pages if possible."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     memory = mmap.mmap(-1, size, flags=flags)

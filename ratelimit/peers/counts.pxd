@@ -1,0 +1,113 @@
+# C types of counts.py; plain Python does not read this file.
+cimport cython
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from ratelimit.engine.check cimport Engine
+from ratelimit.engine.key cimport Key
+from ratelimit.engine.outcome cimport Outcome
+from ratelimit.engine.query cimport Query
+from ratelimit.engine.reported cimport Reported
+from ratelimit.engine.rule cimport Rule
+from ratelimit.peers.baselines cimport Baselines
+from ratelimit.peers.listener cimport Listener
+from ratelimit.peers.told cimport Told
+from ratelimit.peers.updates cimport UpdateReader
+
+cdef int ADDRESS, TEXT, OPEN, REQUESTS, BYTES_IN, _REQUESTS, _REFUSALS, _BYTES, _COUNTERS, _OPEN
+cdef int _IPV4, _IPV6
+cdef uint64_t M32, _MILLISECOND, _PAST, _GRACE, _HOLD, _LEAST, _PART, _MOST
+
+
+@cython.final
+cdef class Origin:
+    cdef readonly str name
+    cdef readonly uint64_t index
+    cdef public uint64_t pid, number
+    cdef public bint connected, counting, followed, synced, whole, cleared
+    cdef public uint64_t asked, cleared_at
+
+
+@cython.final
+cdef class Feed:
+    cdef readonly Rule rule
+    cdef Query query
+    cdef readonly int counter
+    cdef readonly uint64_t open
+    cdef bint subtract
+
+
+@cython.final
+cdef class Source:
+    cdef readonly Origin origin
+    cdef readonly object definition
+    cdef readonly str name
+    cdef uint64_t ident, number, expire
+    cdef public list feeds
+    cdef list siblings
+    cdef int key_type
+    cdef int[::1] places, rates
+    cdef uint64_t[::1] periods
+    cdef bint opens
+    cdef readonly bint wrong
+
+
+cdef class Counts(Listener):
+    cdef readonly Engine engine
+    cdef readonly Baselines baselines
+    cdef readonly Told told
+    cdef readonly dict origins
+    cdef dict tables
+    cdef Reported reported
+    cdef Outcome outcome
+    cdef readonly uint64_t since
+    cdef uint64_t millisecond, hi, lo
+    cdef int kind
+    cdef uint64_t[::1] gains
+
+    cpdef void at(self, uint64_t now, uint64_t since) noexcept
+    @cython.locals(owner=object, source=Source)
+    cpdef object on_update(self, object session, object definition, UpdateReader update)
+    cpdef object on_entry(self, object session, object definition, UpdateReader update)
+    @cython.locals(
+        origin=Origin, base=Baselines, slot=Py_ssize_t, begin=uint64_t, fresh=bint, known=bint,
+        idle=uint64_t, feed=Feed, now=uint64_t, stamp=uint64_t,
+    )
+    cdef void count(self, Source source, UpdateReader update) except *
+    @cython.locals(p='const unsigned char *', hi=uint64_t, lo=uint64_t, i=int, key=Key)
+    cdef int find(self, Source source, UpdateReader update) except -1
+    @cython.locals(origin=Origin, idle=uint64_t)
+    cdef bint gone(self, Source source, uint64_t stamp, uint64_t held) noexcept
+    @cython.locals(
+        base=Baselines, i=int, at=Py_ssize_t, new=uint64_t, old=uint64_t, place=int,
+    )
+    cdef void gain(
+        self, Source source, UpdateReader update, Py_ssize_t slot, bint fresh, bint known
+    ) noexcept
+    @cython.locals(query=Query, key=Key)
+    cdef bint aim(self, Source source, Feed feed, UpdateReader update) noexcept
+    @cython.locals(query=Query, hits=uint64_t, refused=uint64_t)
+    cdef void add(
+        self, Source source, Feed feed, UpdateReader update, uint64_t begin
+    ) except *
+    @cython.locals(
+        query=Query, now=uint64_t, age=uint64_t, period=uint64_t, place=int, last=uint64_t,
+        start=uint64_t, past=uint64_t,
+    )
+    cdef void seed(self, Source source, Feed feed, UpdateReader update) except *
+    @cython.locals(
+        rule=Rule, allowed=uint64_t, throttled=uint64_t, blocked=uint64_t, end=uint64_t,
+        query=Query,
+    )
+    cdef int judge(
+        self, Feed feed, UpdateReader update, uint64_t passed, uint64_t refused
+    ) except -1
+    @cython.locals(told=uint64_t, ident=uint64_t)
+    cdef int tell(self, Feed feed, UpdateReader update, uint64_t end, uint64_t slack) except -1
+    @cython.locals(size=Py_ssize_t)
+    cdef int send(self, uint64_t ident, UpdateReader update, uint64_t end) except -1
+    @cython.locals(
+        now=uint64_t, told=uint64_t, ident=uint64_t, client=uint64_t, end=uint64_t,
+        slot=Py_ssize_t, query=Query,
+    )
+    cdef void limit_open(self, Source source, Feed feed, UpdateReader update) except *
+    @cython.locals(total=uint64_t, other=Source, slot=Py_ssize_t, base=Baselines, held=uint64_t)
+    cdef uint64_t open(self, Source source, uint64_t own) noexcept

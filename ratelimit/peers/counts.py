@@ -1,0 +1,524 @@
+"""Counts what HAProxies tell of their stick tables, and finds the verdicts to tell them.
+
+HAProxy tells the counters of an entry, not increments. What an update adds depends on what is known
+of the entry (``baselines.py``):
+
+- An unknown entry is new in HAProxy, and all of its hits count, if HAProxy has told all its entries
+  before. Otherwise it may be old: its counters are a baseline, and only the hits that its rates
+  show count, if the table has rates.
+- A known entry adds the difference to its last counters. HAProxy tells a change at once, so its
+  hits are from the time since the previous read; after an interruption, they are from the time
+  since the last update of the entry, evenly. Hits older than the window are dropped.
+- A known entry that HAProxy no longer had when it last told all, or that has expired, is new.
+- A counter that is lower than before was made again: HAProxy had purged the entry, or an operator
+  had cleared it. But if the process has taken over from another one, the former may have told it an
+  older state: then it adds nothing. A counter that has passed 2^32 looks the same.
+
+Each rule loses hits where it can't know better, and never invents any.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+
+from ratelimit.engine.check import Engine
+from ratelimit.engine.layout import ADDRESS, M32, TEXT
+from ratelimit.engine.outcome import Outcome
+from ratelimit.engine.query import Query
+from ratelimit.engine.reported import Reported
+from ratelimit.engine.rule import Rule
+from ratelimit.peers.baselines import BYTES_IN, OPEN, REQUESTS, Baselines
+from ratelimit.peers.constants import PLACE, DataType, KeyType
+from ratelimit.peers.definition import Definition
+from ratelimit.peers.listener import Listener
+from ratelimit.peers.told import MAX_KEY, Told
+from ratelimit.peers.updates import UpdateReader
+
+# Of C's int type when compiled.
+_IPV4 = int(KeyType.IPV4)
+_IPV6 = int(KeyType.IPV6)
+
+COUNTERS = {
+    "requests": DataType.HTTP_REQ_CNT,
+    "errors": DataType.HTTP_ERR_CNT,
+    "failures": DataType.HTTP_FAIL_CNT,
+    "refusals": DataType.GPC0,
+    "bytes_in": DataType.BYTES_IN_CNT,
+    "bytes_out": DataType.BYTES_OUT_CNT,
+}
+"""The data types that are counted, by ``Limit.counts``; in the order of ``baselines``."""
+
+_COUNTERS = 6
+_REQUESTS = 0  # indices of counters
+_REFUSALS = 3
+_BYTES = 4  # from this one on, counters have 64 bits
+_OPEN = PLACE[DataType.CONN_CUR]
+
+_MILLISECOND = 1_000_000
+_PAST = 1 << 31  # milliseconds; a difference beyond it is negative
+_GRACE = 5_000  # milliseconds by which HAProxy may tell a change late
+_HOLD = 5_000_000_000
+"""Nanoseconds for which a client with too many open requests is refused, if it is not lifted."""
+_LEAST = 10_000_000
+_PART = 8
+"""A later end is told if it is later by this part of the window, and by so many nanoseconds."""
+_MOST = 1 << 27  # hits of an update that are counted; more than any rate
+_MAX_NUMBER = (1 << 16) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A verdict to tell every HAProxy: refuse the requests of a client for a while.
+
+    Attributes:
+        limit: name of the limit.
+        key: of the client in HAProxy's table; an address has 16 bytes.
+        until: epoch nanosecond of the end; 0 to refuse no longer.
+    """
+
+    limit: str
+    key: bytes
+    until: int
+
+
+class Origin:
+    """One HAProxy, by the name that it has among its peers.
+
+    ``counting`` is whether its increments count here; otherwise another agent counts them, and
+    here they only become baselines.
+    """
+
+    def __init__(self, name: str, index: int) -> None:
+        self.name = name
+        self.index = index
+        self.pid = 0
+        self.number = 0  # of the session
+        self.connected = False
+        self.counting = True
+        # The process has taken over from another one, which may still run and tell it entries.
+        self.followed = False
+        # It has told all entries in this session; ``whole`` if it had all of them itself.
+        self.synced = False
+        self.whole = False
+        # Entries without an update since this millisecond are gone.
+        self.cleared = False
+        self.cleared_at = 0
+        self.asked = 0
+
+
+class Feed:
+    """What one limit takes of a table."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.query = Query(rule)
+        self.counter = list(COUNTERS).index(rule.limit.counts)
+        self.open = rule.limit.open
+        self.subtract = not rule.limit.count_refused and self.counter == _REQUESTS
+
+
+class Source:
+    """A table of an HAProxy in one session, which feeds limits; the owner of its updates.
+
+    ``wrong`` is true if a key had bits beyond the prefix of a limit: such keys are not counted.
+    """
+
+    def __init__(
+        self,
+        origin: Origin,
+        definition: Definition,
+        ident: int,
+        siblings: list[Source],
+    ) -> None:
+        self.origin = origin
+        self.definition = definition
+        self.name = definition.name
+        self.ident = ident
+        self.number = origin.number
+        self.expire = definition.expire
+        self.feeds: list[Feed] = []
+        self.siblings = siblings
+        self.key_type = int(definition.key_type)
+        self.opens = DataType.CONN_CUR in definition.types
+        self.wrong = False
+        places = array("i")
+        rates = array("i")
+        periods = array("Q")
+        for kind in COUNTERS.values():
+            rate = DataType(kind + 1)
+            places.append(PLACE[kind] if kind in definition.types else -1)
+            rates.append(PLACE[rate] if rate in definition.types else -1)
+            periods.append(definition.periods.get(rate, 0) * _MILLISECOND)
+        self.places = memoryview(places)
+        self.rates = memoryview(rates)
+        self.periods = memoryview(periods)
+
+
+class Counts(Listener):
+    """The counts of all HAProxies that are peers; a subclass owns the sessions.
+
+    Args:
+        engine: counts the hits.
+        capacity: entries of all tables of all HAProxies whose last counters are kept.
+        told: clients whose verdicts are remembered.
+    """
+
+    def __init__(self, engine: Engine, capacity: int, told: int = 65_536) -> None:
+        self.engine = engine
+        self.baselines = Baselines(capacity, engine.table)
+        self.told = Told(told, engine.table)
+        self.origins: dict[str, Origin] = {}
+        self.tables: dict[str, tuple[int, list[Source]]] = {}
+        self.reported = Reported(engine)
+        self.outcome = Outcome(engine.rules[0])
+        self.since = 0
+        self.millisecond = 0
+        self.kind = 0
+        self.hi = 0
+        self.lo = 0
+        # What an update adds to each counter.
+        self.gains = memoryview(bytearray(8 * _COUNTERS)).cast("Q")
+
+    def connect(self, name: str, pid: int) -> Origin:
+        """Begin a session with an HAProxy, in place of an older one of the same name.
+
+        Raises ValueError if there were too many names.
+        """
+        origin = self.origins.get(name)
+        if origin is None:
+            if len(self.origins) >= _MAX_NUMBER:
+                raise ValueError("too many names of HAProxies since the start; restart")
+            origin = self.origins[name] = Origin(name, len(self.origins) + 1)
+        elif origin.pid != pid:
+            origin.followed = True
+        origin.pid = pid
+        origin.number += 1
+        origin.connected = True
+        origin.synced = False
+        origin.whole = False
+        origin.asked = self.millisecond
+        return origin
+
+    def disconnect(self, origin: Origin, number: int) -> None:
+        """End the session ``number`` with an HAProxy, as ``origin.number`` was in ``connect()``."""
+        if origin.number == number:
+            origin.connected = False
+
+    def synced(self, origin: Origin, whole: bool) -> None:
+        """HAProxy has told all entries that it has; ``whole`` if it learns of no older ones."""
+        origin.synced = True
+        if whole:
+            origin.whole = True
+            origin.cleared = True
+            origin.cleared_at = origin.asked
+
+    def source(self, origin: Origin, definition: Definition) -> Source | None:
+        """Return the owner for the updates of a table; None if the table feeds no limit.
+
+        Raises ValueError if a limit can't be fed by it.
+        """
+        feeds = self.feeds(definition)
+        if not feeds:
+            return None
+        if definition.key_type in (KeyType.INTEGER, KeyType.STRING):
+            raise ValueError(
+                f"a table of type {definition.key_type.name.lower()} can't be a limit;"
+                " use type ip or ipv6, or type binary len 32 with sha2(256) of the value"
+            )
+        if definition.key_type == KeyType.BINARY and definition.key_size > MAX_KEY:
+            raise ValueError(
+                f"keys of {definition.key_size} bytes; a limit's have at most {MAX_KEY}"
+            )
+        if definition.name not in self.tables and len(self.tables) >= _MAX_NUMBER:
+            raise ValueError("too many names of tables since the start; restart")
+        index, sources = self.tables.setdefault(definition.name, (len(self.tables) + 1, []))
+        source = Source(origin, definition, origin.index << 16 | index, sources)
+        source.feeds = feeds
+        sources[:] = [one for one in sources if one.origin is not origin]
+        sources.append(source)
+        self.baselines.expire = max(self.baselines.expire, definition.expire)
+        return source
+
+    def reload(self) -> None:
+        """Feed the limits that the engine has now; ValueError names a table that lacks a type."""
+        for _, sources in self.tables.values():
+            for source in sources:
+                source.feeds = self.feeds(source.definition)
+
+    def feeds(self, definition: Definition) -> list[Feed]:
+        """Return what the limits take of a table; ValueError if the table lacks a data type."""
+        feeds = []
+        for rule in self.engine.rules:
+            if rule.limit.count_table == definition.name:
+                needed = [COUNTERS[rule.limit.counts]]
+                needed += [DataType.CONN_CUR] if rule.limit.open else []
+                needed += [] if rule.limit.count_refused else [DataType.GPC0]
+                for kind in needed:
+                    if kind not in definition.types:
+                        raise ValueError(
+                            f"limits.{rule.limit.name} needs {kind.name.lower()} in the table"
+                        )
+                feeds.append(Feed(rule))
+        return feeds
+
+    def take(self, most: int) -> list[Verdict]:
+        """Return up to ``most`` of the ``told.queued`` verdicts to tell every HAProxy."""
+        return self.named(self.told.take(most))
+
+    def held(self, begin: int, stop: int) -> list[Verdict]:
+        """Return the verdicts in force in some of ``told.places``, for an HAProxy that knows none.
+
+        Those in the queue are among them.
+        """
+        return self.named(self.told.held(begin, stop, self.engine.now))
+
+    def named(self, verdicts: list[tuple[int, bytes, int]]) -> list[Verdict]:
+        names = {rule.index: rule.limit.name for rule in self.engine.rules}
+        return [
+            Verdict(names[index], key, until) for index, key, until in verdicts if index in names
+        ]
+
+    def forget(self, limit: str, key: bytes, is_text: bool) -> None:
+        """Forget a told verdict, because the caller tells HAProxy another one."""
+        hi = int.from_bytes(key[:8], "big")
+        lo = int.from_bytes(key[8:16], "big")
+        kind = ADDRESS
+        if is_text:
+            self.engine.key.binary(key, 0, len(key))
+            hi, lo, kind = self.engine.key.hi, self.engine.key.lo, TEXT
+        for rule in self.engine.rules:
+            if rule.limit.name == limit:
+                self.told.forget(hi, lo, kind << 16 | rule.index)
+
+    def at(self, now: int, since: int) -> None:
+        """Set the time for the following updates, in epoch nanoseconds.
+
+        ``since`` is the latest time at which every change was read that HAProxy had told by then:
+        that of the previous read, or of a later look at the socket that found nothing to read.
+        """
+        self.engine.at(now)
+        self.since = since
+        self.millisecond = self.engine.now // _MILLISECOND & M32
+
+    def on_update(self, session: object, definition: object, update: UpdateReader) -> None:
+        owner = update.owner
+        if type(owner) is Source:
+            self.count(owner, update)
+        else:
+            self.on_entry(session, definition, update)
+
+    def on_entry(self, session: object, definition: object, update: UpdateReader) -> None:
+        """An update of a table that is no source."""
+
+    def count(self, source: Source, update: UpdateReader) -> None:
+        """Count what an update adds."""
+        origin = source.origin
+        if source.number != origin.number:
+            return  # a newer session has replaced this one
+        base = self.baselines
+        now = self.engine.now
+        self.find(source, update)
+        slot = base.visit(self.hi, self.lo, source.ident, self.millisecond)
+        known = base.known
+        stamp = base.stamp
+        if known:
+            fresh = self.gone(source, stamp, base.halves[2 * slot + OPEN])
+            idle = self.millisecond - stamp & M32
+            begin = now - idle * _MILLISECOND
+            if origin.synced and begin < self.since:
+                begin = self.since
+        else:
+            fresh = origin.whole and base.since_loss >= base.expire
+            begin = self.since
+        self.gain(source, update, slot, fresh, known)
+        if source.opens:
+            base.halves[2 * slot + OPEN] = update.values[_OPEN]
+        if origin.counting:
+            for feed in source.feeds:
+                if fresh or known:
+                    self.add(source, feed, update, begin)
+                else:
+                    self.seed(source, feed, update)
+                if feed.open > 0:
+                    self.limit_open(source, feed, update)
+
+    def find(self, source: Source, update: UpdateReader) -> None:
+        """Set the key: ``hi`` and ``lo`` as HAProxy has it, and the engine's for the client."""
+        key = self.engine.key
+        p = update.data
+        if source.key_type == _IPV6:
+            hi = 0
+            lo = 0
+            for i in range(8):
+                hi = hi << 8 | p[update.key_start + i]
+                lo = lo << 8 | p[update.key_start + 8 + i]
+            self.hi = hi
+            self.lo = lo
+            key.take(hi, lo)
+        elif source.key_type == _IPV4:
+            key.ipv4(update.data, update.key_start)
+            self.hi = key.hi
+            self.lo = key.lo
+        else:
+            key.binary(update.data, update.key_start, update.key_size)
+            self.hi = key.hi
+            self.lo = key.lo
+        self.kind = key.kind
+
+    def gone(self, source: Source, stamp: int, held: int) -> bool:
+        """Return whether HAProxy has lost an entry with ``held`` open requests since its last
+        update.
+        """
+        origin = source.origin
+        if origin.cleared and stamp - origin.cleared_at & M32 >= _PAST:
+            return True
+        if not origin.synced or held > 0 or not source.opens:
+            return False
+        idle = self.millisecond - stamp & M32
+        late = (self.engine.now - self.since) // _MILLISECOND if self.engine.now > self.since else 0
+        return idle >= source.expire + _GRACE + late
+
+    def gain(
+        self, source: Source, update: UpdateReader, slot: int, fresh: bool, known: bool
+    ) -> None:
+        """Compute what an update adds to each counter, and keep the counters."""
+        base = self.baselines
+        for i in range(_COUNTERS):
+            place = source.places[i]
+            if place < 0:
+                continue
+            new = update.values[place]
+            if i < _BYTES:
+                at = 2 * slot + REQUESTS + i
+                old = base.halves[at]
+                base.halves[at] = new
+            else:
+                at = slot + BYTES_IN + i - _BYTES
+                old = base.words[at]
+                base.words[at] = new
+            if fresh:
+                self.gains[i] = new
+            elif not known:
+                self.gains[i] = 0
+            elif new >= old:
+                self.gains[i] = new - old
+            else:
+                self.gains[i] = 0 if source.origin.followed else new
+
+    def aim(self, source: Source, feed: Feed, update: UpdateReader) -> bool:
+        """Aim the query of a feed; return false if the key is not a client of the limit."""
+        key = self.engine.key
+        query = feed.query
+        query.kind = key.kind
+        query.hi = key.hi
+        query.lo = key.lo
+        query.data = update.data
+        query.text = update.key_start
+        query.text_size = update.key_size if key.kind == TEXT else 0
+        self.engine.aim(query)
+        if query.client_hi != query.hi or query.client_lo != query.lo:
+            source.wrong = True
+            return False
+        return True
+
+    def add(self, source: Source, feed: Feed, update: UpdateReader, begin: int) -> None:
+        """Count the gain of a known or new entry, which happened between ``begin`` and now."""
+        hits = self.gains[feed.counter]
+        refused = 0
+        if feed.counter == _REQUESTS and source.places[_REFUSALS] >= 0:
+            refused = min(self.gains[_REFUSALS], hits)
+        if hits == 0 or not self.aim(source, feed, update):
+            return
+        query = feed.query
+        query.hits = min(hits - refused if feed.subtract else hits, _MOST)
+        if query.hits > 0:
+            self.reported.spread(query, begin, self.engine.now)
+        self.judge(feed, update, hits - refused, refused)
+
+    def seed(self, source: Source, feed: Feed, update: UpdateReader) -> None:
+        """Count what the rate of an entry that may be old shows: the present and last period."""
+        place = source.rates[feed.counter]
+        if place < 0 or update.values[place + 1] + update.values[place + 2] == 0:
+            return
+        if not self.aim(source, feed, update):
+            return
+        query = feed.query
+        now = self.engine.now
+        period = source.periods[feed.counter]
+        age = update.values[place] * _MILLISECOND
+        start = now - age
+        query.hits = min(update.values[place + 2], _MOST)
+        if query.hits > 0:
+            self.reported.spread(query, start - period, start)
+        last = query.hits
+        query.hits = min(update.values[place + 1], _MOST)
+        if query.hits > 0:
+            # An old entry's present period is over, but HAProxy has not counted a new one.
+            self.reported.spread(query, start, start + min(age, period))
+        query.hits += last
+        self.judge(feed, update, 0, 0)
+
+    def judge(self, feed: Feed, update: UpdateReader, passed: int, refused: int) -> None:
+        """Judge an aimed query, and tell until when the client is throttled.
+
+        ``passed`` and ``refused`` are the verdicts that HAProxy has given.
+        """
+        rule = feed.rule
+        query = feed.query
+        allowed = rule.allowed
+        throttled = rule.throttled
+        blocked = rule.blocked
+        end = self.reported.judge(query, self.outcome)
+        if feed.counter == _REQUESTS and rule.allowed + rule.throttled > allowed + throttled:
+            rule.allowed = allowed + passed
+            rule.throttled = throttled + refused
+        if end > 0:
+            self.tell(feed, update, end, max(rule.sub_window * 16 // _PART, _LEAST))
+        elif rule.blocked > blocked:
+            # The block replaces the verdict at HAProxy.
+            self.told.forget(self.hi, self.lo, self.kind << 16 | rule.index)
+
+    def tell(self, feed: Feed, update: UpdateReader, end: int, slack: int) -> None:
+        """Tell the end of a verdict, unless HAProxy knows one that is nearly as late."""
+        ident = self.kind << 16 | feed.rule.index
+        told = self.told.end(self.hi, self.lo, ident)
+        if told <= self.engine.now or end > told + slack:
+            self.send(ident, update, end)
+
+    def send(self, ident: int, update: UpdateReader, end: int) -> None:
+        size = update.key_size if self.kind == TEXT else 0
+        self.told.tell(self.hi, self.lo, ident, end, update.data, update.key_start, size)
+
+    def limit_open(self, source: Source, feed: Feed, update: UpdateReader) -> None:
+        """Throttle a client as long as it has as many open requests as the limit allows."""
+        now = self.engine.now
+        if self.open(source, update.values[_OPEN]) >= feed.open:
+            self.tell(feed, update, now + _HOLD, _HOLD // 2)
+            return
+        ident = self.kind << 16 | feed.rule.index
+        told = self.told.end(self.hi, self.lo, ident)
+        if told <= now or not self.aim(source, feed, update):
+            return
+        # Its rate may still be too high, but not for as long.
+        query = feed.query
+        client = query.kind << 16 | feed.rule.index
+        slot = self.engine.table.search(
+            query.client_hi, query.client_lo, client, query.base, query.tag
+        )
+        end = self.reported.free(feed.rule, slot) if slot >= 0 else 0
+        if end + _LEAST < told:
+            self.send(ident, update, end)
+
+    def open(self, source: Source, own: int) -> int:
+        """Return the open requests of a client at all connected HAProxies."""
+        base = self.baselines
+        total = own
+        for other in source.siblings:
+            if other is not source and other.origin.connected:
+                slot = base.peek(self.hi, self.lo, other.ident)
+                if slot >= 0:
+                    held = base.halves[2 * slot + OPEN]
+                    if held > 0 and not self.gone(other, base.stamp, held):
+                        total += held
+        return total
