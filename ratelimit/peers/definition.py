@@ -26,6 +26,8 @@ class Definition:
         periods: milliseconds of the period of each rate.
         sizes: number of elements of each array.
         expire: milliseconds after which an unused entry expires.
+
+    Raises ValueError if a value is out of its range, or the types are not in order.
     """
 
     id: int
@@ -36,6 +38,15 @@ class Definition:
     periods: Mapping[DataType, int] = field(default_factory=dict)
     sizes: Mapping[DataType, int] = field(default_factory=dict)
     expire: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.name) > _MAX_NAME:
+            raise ValueError(f"the name of a table has {len(self.name)} bytes: {self.name}")
+        if self.types != tuple(sorted(self.types)):
+            raise ValueError(f"the data types of {self.name} are not in order")
+        # Compiled code writes so many values without a check.
+        if not all(0 < size <= MAX_ARRAY for size in self.sizes.values()):
+            raise ValueError(f"arrays of {self.name} with {list(self.sizes.values())} values")
 
     def width(self, kind: DataType) -> int:
         """Return how many integers an update has for a data type."""
@@ -98,14 +109,7 @@ def read_definition(reader: Reader) -> Definition:
 
 
 def write_definition(definition: Definition) -> bytes:
-    """Return the content of a definition.
-
-    Raises ValueError if a name is longer than 255 bytes, or if types are not in the order of bits.
-    """
-    if len(definition.name) > _MAX_NAME:
-        raise ValueError(f"the name of a table has {len(definition.name)} bytes: {definition.name}")
-    if definition.types != tuple(sorted(definition.types)):
-        raise ValueError(f"the data types of {definition.name} are not in order")
+    """Return the content of a definition."""
     writer = Writer(_OUTPUT)
     writer.varint(definition.id)
     writer.string(definition.name.encode("ascii"))

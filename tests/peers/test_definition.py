@@ -144,15 +144,14 @@ def test_a_definition_that_ends_early() -> None:
 
 
 @pytest.mark.parametrize(
-    ("definition", "text"),
+    ("name", "types", "size", "text"),
     [
-        (Definition(1, "x" * 256, KeyType.IPV6, 16, ()), "has 256 bytes"),
-        (
-            Definition(1, "t", KeyType.IPV6, 16, (DataType.GPC0, DataType.GPT0)),
-            "data types of t are not in order",
-        ),
+        ("x" * 256, (), 1, "has 256 bytes"),
+        ("t", (DataType.GPC0, DataType.GPT0), 1, "data types of t are not in order"),
+        ("t", (DataType.GPT,), 0, "arrays of t with .0. values"),
+        ("t", (DataType.GPT,), 101, "arrays of t with .101. values"),
     ],
 )
-def test_a_definition_that_can_not_be_written(definition: Definition, text: str) -> None:
+def test_what_is_no_table(name: str, types: tuple[DataType, ...], size: int, text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        write_definition(definition)
+        Definition(1, name, KeyType.IPV6, 16, types, {}, {DataType.GPT: size})

@@ -132,7 +132,7 @@ def play(kind: type[Session], reads: list[bytes]) -> tuple[object, ...]:
     return sent, listener.seen, error, state, counts
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(good, max_size=12), st.lists(st.integers(0, 4000), max_size=6), st.data())
 def test_both_forms_agree(stream: list[bytes], cuts: list[int], data: st.DataObject) -> None:
     fault = data.draw(st.sampled_from(["none", "bad", "byte"]))

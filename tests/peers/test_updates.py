@@ -112,10 +112,10 @@ def test_a_negative_server_id_is_cut_to_32_bits() -> None:
 
 def test_a_text_is_sent_once_and_then_named_by_its_number_in_all_tables() -> None:
     shared = Shared()
-    one = reader((DataType.SERVER_KEY, DataType.GPT0), shared=shared)
+    one = reader((DataType.SERVER_KEY, DataType.GLITCH_CNT), shared=shared)
     other = reader((DataType.SERVER_KEY,), shared=shared)
     feed(one, update(1, ADDRESS, string(b"\x03" + string("s1")), 5))
-    assert (one.text(), one.value(PLACE[DataType.GPT0])) == (b"s1", 5)
+    assert (one.text(), one.value(PLACE[DataType.GLITCH_CNT])) == (b"s1", 5)
     assert feed(other, update(1, ADDRESS, string(b"\x03"))).text() == b"s1"
     assert feed(other, update(1, ADDRESS, string(b"\x04"))).text() is None
     assert feed(other, update(1, ADDRESS, 0)).text() is None
