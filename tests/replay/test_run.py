@@ -55,6 +55,7 @@ def test_a_block(desk: Desk) -> None:
             "table": "",
             "counts": "requests",
             "open": 0,
+            "count_refused": True,
         },
         "lines": 172,
         "unread": 0,
