@@ -76,6 +76,7 @@ cdef class Counts(Listener):
     cdef int find(self, Source source, UpdateReader update) except -1
     @cython.locals(origin=Origin, idle=uint64_t)
     cdef bint gone(self, Source source, uint64_t stamp, uint64_t held) noexcept
+    cdef uint64_t lateness(self) noexcept
     @cython.locals(
         base=Baselines, i=int, at=Py_ssize_t, new=uint64_t, old=uint64_t, place=int,
     )

@@ -329,7 +329,7 @@ class Counts(Listener):
             if origin.synced and begin < self.since:
                 begin = self.since
         else:
-            fresh = origin.whole and base.since_loss >= base.expire
+            fresh = origin.whole and base.since_loss >= base.expire + self.lateness()
             begin = self.since
         self.gain(source, update, slot, fresh, known)
         if source.opens:
@@ -376,8 +376,13 @@ class Counts(Listener):
         if not origin.synced or held > 0 or not source.opens:
             return False
         idle = self.millisecond - stamp & M32
-        late = (self.engine.now - self.since) // _MILLISECOND if self.engine.now > self.since else 0
-        return idle >= source.expire + _GRACE + late
+        return idle >= source.expire + self.lateness()
+
+    def lateness(self) -> int:
+        """Return by how many milliseconds a change may be told late."""
+        if self.engine.now < self.since:
+            return _GRACE
+        return _GRACE + (self.engine.now - self.since) // _MILLISECOND
 
     def gain(
         self, source: Source, update: UpdateReader, slot: int, fresh: bool, known: bool
