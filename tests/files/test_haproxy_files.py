@@ -34,7 +34,7 @@ ONLY_PEERS = {
         r"tcp-request connection set-var\(sess\.(kind|block_end)\).*rlv_default.*",
         r"acl is_blocked .*",
     ],
-    "5": [r"acl limit_found .*"],
+    "5": [r"acl limit_found .*", r"use_backend rl_unknown .*"],
     "defaults refusal": [
         r"http-request set-log-level silent .*",
         r"acl (edge|local|no_window) .*",

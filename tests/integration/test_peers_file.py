@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -318,10 +317,7 @@ def test_verdicts_survive_a_reload_without_an_agent(tmp_path: Path) -> None:
             async with scripted_peer(tmp_path / "peers.sock") as agent:
                 await agent.connected()
                 await tell(w, agent, "rlv_default", "127.2.0.1", later(BLOCK))
-            assert w.haproxy is not None
-            await until(lambda: "Loading success" in w.haproxy_log(), "the first worker")
-            w.haproxy.send_signal(signal.SIGUSR2)
-            await until(lambda: w.haproxy_log().count("Loading success") == 2, "the second worker")
+            await w.reload()
 
             async def refused() -> bool:
                 client = Client(w.port, "127.2.0.1")
