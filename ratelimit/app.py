@@ -9,11 +9,12 @@ import resource
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
 from ratelimit import __version__
+from ratelimit.agent.peers import Peers
 from ratelimit.agent.server import Agent
 from ratelimit.agent.trust import Trusted
 from ratelimit.api.server import ApiServer
@@ -33,6 +34,7 @@ from ratelimit.node.metrics import Metrics
 from ratelimit.node.operations import Control
 from ratelimit.node.reload import Reloader
 from ratelimit.notation import SECOND
+from ratelimit.peers.hub import MAX_BASELINES, Hub
 from ratelimit.process.garbage import short_pauses
 from ratelimit.process.handover import RELEASE_TIMEOUT, Predecessor, Successor, hand_over
 from ratelimit.process.supervisor import Task
@@ -56,7 +58,8 @@ log = structlog.get_logger()
 class Running:
     """A node that listens on ``addresses``, with its API on ``ops``.
 
-    ``handed_over`` is set when a ``successor`` has taken over the sockets.
+    ``peers`` are the addresses for HAProxy's peers. ``handed_over`` is set when a ``successor`` has
+    taken over the sockets.
     """
 
     addresses: list[Address]
@@ -65,12 +68,13 @@ class Running:
     server: ApiServer
     handed_over: asyncio.Event
     successor: Successor | None = None
+    peers: list[Address] = field(default_factory=list)
 
     async def hand_over(self) -> None:
         """Start a successor if possible; a failure is logged."""
         store = self.control.store
         self.successor = await hand_over(
-            [*self.control.agent.sockets, *self.server.sockets],
+            [*self.control.agent.sockets, *self.control.peers.sockets, *self.server.sockets],
             functools.partial(store.release, RELEASE_TIMEOUT),
             store.reopen,
         )
@@ -83,13 +87,16 @@ class Running:
 
     async def stop_answering(self) -> None:
         """Close all connections; send the successor the last changes."""
-        agent, successor = self.control.agent, self.successor
+        agent, peers, successor = self.control.agent, self.control.peers, self.successor
         if successor is None:
-            await agent.close(DRAIN_TIMEOUT)
+            await asyncio.gather(peers.close(DRAIN_TIMEOUT), agent.close(DRAIN_TIMEOUT))
             return
         # Close the API first: later changes through it would be lost.
         await self.server.close()
-        await agent.close(DRAIN_TIMEOUT, handed_over=True)
+        await asyncio.gather(
+            peers.close(DRAIN_TIMEOUT, handed_over=True),
+            agent.close(DRAIN_TIMEOUT, handed_over=True),
+        )
         entries = self.control.store.outbox.entries()
         await successor.leave(entry_to_json(entry).encode() for entry in entries)
 
@@ -117,6 +124,7 @@ async def run_node(
     """
     passed = Sockets.inherited(trusted=predecessor is not None)
     sockets = [passed.take(address) for address in config.agent.listen]
+    peer_sockets = [passed.take(address) for address in config.agent.peers]
     ops_sockets = passed.take(config.ops.listen)
     passed.done()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -145,9 +153,18 @@ async def run_node(
         raise config.wrong("agent.max_clients", f"not enough memory: {size} MiB needed") from error
     sync = Sync(limiter, config.store.sync_interval / SECOND, config.store.on_outage == "share")
     about = Node(node, __version__, int(time.time()))
-    agent = Agent(limiter, sync, Trusted(config.agent.trusted))
+    trusted = Trusted(config.agent.trusted)
+    agent = Agent(limiter, sync, trusted)
     runtime = Runtime([*config.haproxy.sockets, *stats], prefixes=prefixes(config))
-    control = Control(config, agent, about, runtime)
+    hub = Hub(
+        limiter,
+        config.agent.peer_name,
+        config.agent.peers_allowed,
+        maps=bool(runtime.sockets),
+        capacity=MAX_BASELINES if config.agent.peers else 8,
+    )
+    peers = Peers(hub, sync, trusted, config.peers_tls())
+    control = Control(config, agent, about, runtime, peers)
     server = ApiServer(control)
     store = open_store(
         config.store.url,
@@ -195,11 +212,17 @@ async def run_node(
                 running.addresses.append(await agent.listen(address, bound))
             except StartError as error:
                 raise config.wrong("agent.listen", str(error)) from error
+        for address, bound in zip(config.agent.peers, peer_sockets, strict=True):
+            try:
+                running.peers.append(await peers.listen(address, bound))
+            except StartError as error:
+                raise config.wrong("agent.peers", str(error)) from error
         log.info(
             "agent started",
             version=__version__,
             compiled=compiled(),
             listen=[str(address) for address in running.addresses],
+            peers=[str(address) for address in running.peers],
             ops=written(ops),
             table_bytes=agent.limiter.engine.table.size,
         )
@@ -207,10 +230,12 @@ async def run_node(
         stack.callback(webhooks.close)
         stack.push_async_callback(tasks.close)
         asyncio.get_running_loop().set_exception_handler(tasks.unhandled)
-        tasks.start("tick", lambda: _tick(agent, tasks.task("tick")))
+        tasks.start("tick", lambda: _tick(agent, peers, tasks.task("tick")))
         # With sync_interval = "0" answers wait for it.
         tasks.start("sync", sync.run, SOON)
         tasks.start("tidy", control.tidy, SOON)
+        tasks.start("peers", peers.run, SOON)
+        tasks.start("peers' verdicts", peers.rebuild, SOON)
         tasks.start("edges", control.edges.run)
         tasks.start("edge tables", control.edges.compare_all)
         tasks.start("map files", control.edges.files.run)
@@ -261,10 +286,11 @@ async def _servers_up(runtime: Runtime) -> int | None:
     return max(up, default=None)
 
 
-async def _tick(agent: Agent, task: Task) -> None:
+async def _tick(agent: Agent, peers: Peers, task: Task) -> None:
     while True:
         await asyncio.sleep(1)
         agent.tick(task.attempt)
+        peers.tick(task.attempt)
 
 
 def written(address: Address) -> str:

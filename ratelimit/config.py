@@ -59,8 +59,10 @@ from ratelimit.notation import (
 from ratelimit.steps import Steps, finish
 from ratelimit.store import MEMORY
 from ratelimit.store.redis.url import parse
+from ratelimit.tls import server_context, tls_problem
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Mapping
 
     from pydantic.fields import FieldInfo
@@ -526,6 +528,17 @@ class Config(BaseSettings):
             for number, hook in enumerate(self.webhooks)
         )
 
+    def peers_tls(self) -> ssl.SSLContext | None:
+        """Return TLS with client certificates for ``agent.peers``, or None. Raises ConfigError."""
+        certificate, ca = self.agent.peers_certificate, self.agent.peers_ca
+        if not certificate:
+            return None
+        try:
+            return server_context(certificate, ca)
+        except OSError as error:
+            why = tls_problem(error) or error.strerror or str(error)
+            raise self.wrong("agent.peers_certificate", why) from error
+
     def fleet_secret(self) -> bytes:
         """Return the key that signs the blocklist, or nothing. Raises ConfigError."""
         return self._secret("store", self.store.secret_file)
@@ -538,7 +551,10 @@ class Config(BaseSettings):
 
     def exposed_files(self) -> list[str]:
         """Return the secret files that every user of this machine can read, with their fields."""
-        files = [("ops.token_file", self.ops.token_file)]
+        files = [
+            ("ops.token_file", self.ops.token_file),
+            ("agent.peers_certificate", self.agent.peers_certificate),
+        ]
         for number, hook in enumerate(self.webhooks):
             files.append((f"webhooks.{number}.secret_file", hook.secret_file))
         files.append(("store.secret_file", self.store.secret_file))

@@ -11,9 +11,10 @@ from __future__ import annotations
 import itertools
 import marshal
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
 
+K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 _PARTS = 64
@@ -21,32 +22,36 @@ _MOST = 64  # texts per leaf, at most
 _FEW = 16  # a leaf with fewer texts is merged with the next one
 
 
-class LargeDict(Generic[V]):
-    """A dictionary from text to values."""
+class LargeDict(Generic[K, V]):
+    """A dictionary."""
 
     def __init__(self) -> None:
-        self._parts: list[dict[str, V]] = [{} for _ in range(_PARTS)]
+        self._parts: list[dict[K, V]] = [{} for _ in range(_PARTS)]
 
     def __len__(self) -> int:
         return sum(map(len, self._parts))
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[K]:
         """Yield the keys; the dictionary must not change meanwhile."""
         return itertools.chain.from_iterable(self._parts)
 
-    def __contains__(self, text: str) -> bool:
-        return text in self._parts[hash(text) % _PARTS]
+    def __contains__(self, key: K) -> bool:
+        return key in self._parts[hash(key) % _PARTS]
 
-    def __setitem__(self, text: str, value: V) -> None:
-        self._parts[hash(text) % _PARTS][text] = value
+    def __setitem__(self, key: K, value: V) -> None:
+        self._parts[hash(key) % _PARTS][key] = value
 
-    def get(self, text: str) -> V | None:
+    def get(self, key: K) -> V | None:
         """Return the value of a key, or None."""
-        return self._parts[hash(text) % _PARTS].get(text)
+        return self._parts[hash(key) % _PARTS].get(key)
 
-    def pop(self, text: str) -> V | None:
+    def pop(self, key: K) -> V | None:
         """Remove a key and return its value, or None."""
-        return self._parts[hash(text) % _PARTS].pop(text, None)
+        return self._parts[hash(key) % _PARTS].pop(key, None)
+
+    def pages(self) -> Iterator[list[K]]:
+        """Yield the keys, some thousands at a time; the dictionary may change meanwhile."""
+        return map(list, self._parts)
 
     def clear(self) -> Iterator[None]:
         """Remove everything in small steps, because freeing takes long too."""

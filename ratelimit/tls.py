@@ -1,4 +1,4 @@
-"""TLS connections to a server: verification of certificates, and explanation of errors."""
+"""TLS connections, of either side: verification of certificates, and explanation of errors."""
 
 from __future__ import annotations
 
@@ -42,6 +42,18 @@ def client_context(cacert: str | None = None, name: str = "") -> ssl.SSLContext:
         context.load_verify_locations(cacert)
     else:
         context.load_default_certs()
+    return context
+
+
+def server_context(certificate: str, cacert: str) -> ssl.SSLContext:
+    """Return a context that verifies clients by this CA; ``certificate`` has its key too.
+
+    Raises OSError.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(cacert)
+    context.load_cert_chain(certificate)
     return context
 
 

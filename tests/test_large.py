@@ -54,7 +54,7 @@ def test_an_ordered_set_of_many_has_small_leaves_whatever_comes_and_goes() -> No
 
 
 def test_the_garbage_collector_has_nothing_to_look_at() -> None:
-    kept, values = OrderedSet(), LargeDict[bytes]()
+    kept, values = OrderedSet(), LargeDict[str, bytes]()
     gc.collect()
     before = len(gc.get_objects())
     for n in range(5000):
@@ -65,7 +65,7 @@ def test_the_garbage_collector_has_nothing_to_look_at() -> None:
 
 
 def test_a_large_dictionary_is_one_in_parts() -> None:
-    kept: LargeDict[int] = LargeDict()
+    kept: LargeDict[str, int] = LargeDict()
     for n in range(10_000):
         kept[str(n)] = n
     kept["7"] = 8

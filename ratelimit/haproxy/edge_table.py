@@ -231,7 +231,7 @@ class EdgeTable:
     async def _compare(self, truth: Truth, prefixes: Prefixes) -> None:
         await self.maps.fill(truth.lines)
         before = self.corrected
-        right: LargeDict[bool] = LargeDict()
+        right: LargeDict[str, bool] = LargeDict()
         async with contextlib.aclosing(self.edge.entries()) as pieces:
             async for lines in pieces:
                 await self._correct(_judged(lines, truth, prefixes, right))
@@ -252,7 +252,7 @@ class EdgeTable:
 
 
 def _judged(
-    lines: list[str], truth: Truth, prefixes: Prefixes, right: LargeDict[bool]
+    lines: list[str], truth: Truth, prefixes: Prefixes, right: LargeDict[str, bool]
 ) -> Steps[list[str]]:
     """Return the changes of entries that block too long; add correct ones to ``right``."""
     commands: list[str] = []
@@ -272,7 +272,7 @@ def _judged(
 
 
 def _missing(
-    keys: list[str], truth: Truth, prefixes: Prefixes, right: LargeDict[bool]
+    keys: list[str], truth: Truth, prefixes: Prefixes, right: LargeDict[str, bool]
 ) -> Steps[list[str]]:
     """Return the changes that add missing blocks by hand."""
     commands: list[str] = []

@@ -43,7 +43,7 @@ class Blocklist:
         self.on_drop: Callable[[Block], object] = lambda block: None
         self._order = 0
         # By place, see _place(); sorted by limit and key.
-        self._entries: LargeDict[bytes] = LargeDict()
+        self._entries: LargeDict[str, bytes] = LargeDict()
         self._places = OrderedSet()
         # Keys by limit and shadow, each after the end of its block. Each set is in the order in
         # which its entries are forgotten, whatever ``forget`` returns.

@@ -68,7 +68,7 @@ class Lifts:
         self.most = most
         self.dropped = 0
         # Order and end by place; and the places, each after its end.
-        self._lifts: LargeDict[tuple[int, int]] = LargeDict()
+        self._lifts: LargeDict[str, tuple[int, int]] = LargeDict()
         self._ends = OrderedSet()
 
     def __len__(self) -> int:

@@ -120,6 +120,8 @@ class Limiter:
     - ``on_gone``: called with each block that was removed elsewhere, and whether that is news, not
       part of a loaded list;
     - ``on_ended``: called with each block by hand that was forgotten after its end;
+    - ``on_state``: called with the limit and the key of each entry that may have changed, whatever
+      has changed it;
     - ``on_fuse``: called with a limit, and whether its fuse has blown or was reset.
     """
 
@@ -152,6 +154,7 @@ class Limiter:
         self.on_block: list[Callable[[Block], object]] = []
         self.on_gone: list[Callable[[Block, bool], object]] = []
         self.on_ended: list[Callable[[Block], object]] = []
+        self.on_state: list[Callable[[str, str], object]] = []
         self.on_fuse: list[Callable[[Limit, bool], object]] = []
         self.lists = lists or Lists()
         self._rules = {rule.limit.name: rule for rule in self.engine.rules}
@@ -486,6 +489,7 @@ class Limiter:
 
     def _update(self, limit: str, key: str) -> None:
         """Write the state of a client from the blocklist to the table."""
+        _tell(self.on_state, limit, key)
         network = key_network(key)
         for rule in self.engine.rules if limit == EVERY_LIMIT else [self._rules.get(limit)]:
             if rule is None:
@@ -587,6 +591,7 @@ class Limiter:
         self.news.append(block)
         _tell(self.on_made, block)
         _tell(self.on_block, block)
+        _tell(self.on_state, block.limit, block.key)
         return block.until
 
 

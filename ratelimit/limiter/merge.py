@@ -33,8 +33,8 @@ class Merge:
         self._limiter = limiter
         self._secret = secret
         # Places where the other list has the same block, or the same lift.
-        self._blocks: LargeDict[bool] = LargeDict()
-        self._lifts: LargeDict[bool] = LargeDict()
+        self._blocks: LargeDict[str, bool] = LargeDict()
+        self._lifts: LargeDict[str, bool] = LargeDict()
         self.outdated: list[tuple[str, str]] = []
 
     def take(self, entries: Sequence[Entry]) -> Steps[None]:

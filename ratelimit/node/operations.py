@@ -17,6 +17,7 @@ from typing import Any
 
 import structlog
 
+from ratelimit.agent.peers import Peers
 from ratelimit.agent.server import Agent
 from ratelimit.config import Config
 from ratelimit.events.bus import Bus
@@ -31,6 +32,7 @@ from ratelimit.model import EVERY_LIMIT, Block, Limit
 from ratelimit.node.reload import Reloader, ReloadResult
 from ratelimit.node.top import Busiest
 from ratelimit.notation import SECOND
+from ratelimit.peers.hub import Hub
 from ratelimit.process.supervisor import Supervisor
 from ratelimit.steps import Steps
 from ratelimit.store import Node, Store
@@ -71,6 +73,7 @@ class Control:
     Attributes:
         agent, limiter, sync, about: of this node.
         runtime: the HAProxy processes of this node.
+        peers: the sessions of HAProxies as peers.
         busiest: finds the busiest clients of this node.
         bus: the events.
         tasks: the background tasks.
@@ -83,9 +86,15 @@ class Control:
     """
 
     def __init__(
-        self, config: Config, agent: Agent, about: Node, runtime: Runtime | None = None
+        self,
+        config: Config,
+        agent: Agent,
+        about: Node,
+        runtime: Runtime | None = None,
+        peers: Peers | None = None,
     ) -> None:
         self.agent = agent
+        self.peers = peers or Peers(Hub(agent.limiter, "agent", capacity=8), agent.sync)
         self.limiter = agent.limiter
         self.sync = agent.sync
         self.about = about
@@ -306,6 +315,7 @@ class Control:
         result = await self.reloader.reload()
         if result.ok:
             self.edges.compare()
+            self.peers.hub.reload()
         self.bus.publish("reload", ok=result.ok, problems=list(result.problems))
         return result
 

@@ -14,7 +14,8 @@ from ratelimit.peers.updates cimport UpdateReader
 
 cdef int ADDRESS, TEXT, OPEN, REQUESTS, BYTES_IN, _REQUESTS, _REFUSALS, _BYTES, _COUNTERS, _OPEN
 cdef int _IPV4, _IPV6
-cdef uint64_t M32, _MILLISECOND, _PAST, _GRACE, _HOLD, _LEAST, _PART, _MOST
+cdef int _CLOCK
+cdef uint64_t M32, _SECOND, _DENIED, _MILLISECOND, _PAST, _GRACE, _HOLD, _LEAST, _PART, _MOST
 
 
 @cython.final
@@ -46,7 +47,7 @@ cdef class Source:
     cdef int key_type
     cdef int[::1] places, rates
     cdef uint64_t[::1] periods
-    cdef bint opens
+    cdef bint opens, clocks
     cdef readonly bint wrong
 
 
@@ -59,6 +60,8 @@ cdef class Counts(Listener):
     cdef Reported reported
     cdef Outcome outcome
     cdef readonly uint64_t since
+    cdef readonly uint64_t clock
+    cdef public bint clocked
     cdef uint64_t millisecond, hi, lo
     cdef int kind
     cdef uint64_t[::1] gains
@@ -95,7 +98,7 @@ cdef class Counts(Listener):
     )
     cdef void seed(self, Source source, Feed feed, UpdateReader update) except *
     @cython.locals(
-        rule=Rule, allowed=uint64_t, throttled=uint64_t, blocked=uint64_t, end=uint64_t,
+        rule=Rule, allowed=uint64_t, throttled=uint64_t, blocked=uint64_t, denied=uint64_t, end=uint64_t, ident=uint64_t,
         query=Query,
     )
     cdef int judge(

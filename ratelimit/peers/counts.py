@@ -54,12 +54,16 @@ _REQUESTS = 0  # indices of counters
 _REFUSALS = 3
 _BYTES = 4  # from this one on, counters have 64 bits
 _OPEN = PLACE[DataType.CONN_CUR]
+_CLOCK = PLACE[DataType.GPT]
 
+_SECOND = 1_000_000_000
 _MILLISECOND = 1_000_000
 _PAST = 1 << 31  # milliseconds; a difference beyond it is negative
 _GRACE = 5_000  # milliseconds by which HAProxy may tell a change late
 _HOLD = 5_000_000_000
 """Nanoseconds for which a client with too many open requests is refused, if it is not lifted."""
+_DENIED = 3_600_000_000_000
+"""Nanoseconds after which a client on the deny list is told again, if HAProxy lets it through."""
 _LEAST = 10_000_000
 _PART = 8
 """A later end is told if it is later by this part of the window, and by so many nanoseconds."""
@@ -141,6 +145,7 @@ class Source:
         self.siblings = siblings
         self.key_type = int(definition.key_type)
         self.opens = DataType.CONN_CUR in definition.types
+        self.clocks = DataType.GPT in definition.types and DataType.HTTP_REQ_CNT in definition.types
         self.wrong = False
         places = array("i")
         rates = array("i")
@@ -162,6 +167,9 @@ class Counts(Listener):
         engine: counts the hits.
         capacity: entries of all tables of all HAProxies whose last counters are kept.
         told: clients whose verdicts are remembered.
+
+    ``clocked`` is set with each entry that shows its HAProxy's clock: ``clock`` is the time of its
+    first request, in milliseconds modulo 2^32, which HAProxy has put into the first tag.
     """
 
     def __init__(self, engine: Engine, capacity: int, told: int = 65_536) -> None:
@@ -177,6 +185,8 @@ class Counts(Listener):
         self.kind = 0
         self.hi = 0
         self.lo = 0
+        self.clock = 0
+        self.clocked = False
         # What an update adds to each counter.
         self.gains = memoryview(bytearray(8 * _COUNTERS)).cast("Q")
 
@@ -332,6 +342,9 @@ class Counts(Listener):
             fresh = origin.whole and base.since_loss >= base.expire + self.lateness()
             begin = self.since
         self.gain(source, update, slot, fresh, known)
+        if source.clocks and origin.synced and update.values[source.places[_REQUESTS]] == 1:
+            self.clock = update.values[_CLOCK]
+            self.clocked = True
         if source.opens:
             base.halves[2 * slot + OPEN] = update.values[_OPEN]
         if origin.counting:
@@ -465,7 +478,7 @@ class Counts(Listener):
         self.judge(feed, update, 0, 0)
 
     def judge(self, feed: Feed, update: UpdateReader, passed: int, refused: int) -> None:
-        """Judge an aimed query, and tell until when the client is throttled.
+        """Judge an aimed query, and tell until when the client is refused.
 
         ``passed`` and ``refused`` are the verdicts that HAProxy has given.
         """
@@ -474,15 +487,21 @@ class Counts(Listener):
         allowed = rule.allowed
         throttled = rule.throttled
         blocked = rule.blocked
+        denied = rule.denied
         end = self.reported.judge(query, self.outcome)
         if feed.counter == _REQUESTS and rule.allowed + rule.throttled > allowed + throttled:
             rule.allowed = allowed + passed
             rule.throttled = throttled + refused
         if end > 0:
             self.tell(feed, update, end, max(rule.sub_window * 16 // _PART, _LEAST))
-        elif rule.blocked > blocked:
-            # The block replaces the verdict at HAProxy.
-            self.told.forget(self.hi, self.lo, self.kind << 16 | rule.index)
+        elif rule.denied > denied:
+            self.tell(feed, update, self.engine.now + _DENIED, 0)
+        elif rule.blocked > blocked and self.outcome.until > 0:
+            # It takes the place of an earlier verdict, which may have had a later end.
+            ident = self.kind << 16 | rule.index
+            end = self.outcome.until * _SECOND
+            if self.told.end(self.hi, self.lo, ident) != end:
+                self.send(ident, update, end)
 
     def tell(self, feed: Feed, update: UpdateReader, end: int, slack: int) -> None:
         """Tell the end of a verdict, unless HAProxy knows one that is nearly as late."""

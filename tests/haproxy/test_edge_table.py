@@ -119,7 +119,7 @@ def test_entries_are_compared_in_small_steps() -> None:
 
     book = Counting({}, [f"10.0.{n >> 8}.{n & 255}" for n in range(400)])
     lines = [f"0x1: key=::ffff:{key} use=0 exp=9 gpt0={later()}" for key in book.keys]
-    right: LargeDict[bool] = LargeDict()
+    right: LargeDict[str, bool] = LargeDict()
     for steps in (
         edge_table._judged(lines, book, Prefixes(), right),
         edge_table._missing(book.keys, book, Prefixes(), right),

@@ -209,7 +209,10 @@ class World:
 
     def write_config(self, config: str) -> Path:
         path = self.folder / "ratelimit.toml"
-        path.write_text(f'[agent]\nlisten = ["unix://{self.folder}/spop.sock"]\n{config}')
+        text = f'[agent]\nlisten = ["unix://{self.folder}/spop.sock"]\n'
+        if self.file == PEERS_FILE:
+            text += f'peers = ["unix://{self.folder}/peers.sock"]\n'
+        path.write_text(text + config)
         return path
 
     def configure(self, config: str) -> None:

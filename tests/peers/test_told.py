@@ -82,8 +82,10 @@ def test_a_block_takes_the_place_of_a_verdict() -> None:
     assert len(fed.verdicts()) == 1
     line.tell(1, req=RATE + 1)
     assert fed.limiter.blocks == 1
-    assert fed.verdicts() == []
-    line.tell(10, req=2 * RATE + 1)
+    assert fed.ends() == [6]
+    line.tell(2, req=RATE + 2)
+    assert fed.ends() == [], "HAProxy has been told the block"
+    line.tell(10, req=2 * RATE + 2)
     (end,) = fed.ends()
     assert end > 80, "the former end was told before the block, which has overwritten it"
 

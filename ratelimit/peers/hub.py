@@ -1,0 +1,388 @@
+"""The peers of an agent: which tables are which limits, and which verdicts each HAProxy is told.
+
+Every HAProxy is connected by one ``Link``. Counts come from the tables ``rl_NAME`` and change the
+engine (``counts.py``); verdicts go to the tables ``rlv_NAME``: blocks from the blocklist
+(``verdicts.py``), throttles from the counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import cast
+
+from ratelimit.limiter.limiter import Limiter, Sharing
+from ratelimit.model import EVERY_LIMIT, TABLE_PREFIX, Limit
+from ratelimit.notation import MILLISECOND, SECOND
+from ratelimit.peers.constants import PLACE, DataType, KeyType, Status
+from ratelimit.peers.counts import Counts
+from ratelimit.peers.definition import Definition
+from ratelimit.peers.link import LIMIT_VALUES, LIMITS, VERDICT_VALUES, Link
+from ratelimit.peers.session import Session
+from ratelimit.peers.updates import UpdateReader
+from ratelimit.peers.verdicts import PREFIX, Kind, VerdictTable
+from ratelimit.steps import Steps
+
+MAX_BASELINES = 1_048_576
+"""Entries of the tables of all HAProxies whose last counters are kept."""
+
+MAX_TOLD = 65_536
+"""Throttled clients whose verdicts are remembered."""
+
+_GPT = PLACE[DataType.GPT]
+_TOLD = 256  # verdicts per call
+_CONTEST = 10 * SECOND  # in which alternations are counted
+_ALTERNATIONS = 3
+_NOTED = 1_000  # different notes
+
+_BLOCKS = {int(Kind.BLOCK), int(Kind.DENYLIST), int(Kind.BLOCK_SHADOW)}
+
+
+class Hub(Counts):
+    """The owner of all sessions; no I/O, and time is always an argument.
+
+    Args:
+        limiter: of this node.
+        name: the name that HAProxy has for this agent.
+        allowed: the names of the HAProxies that may connect; empty for all.
+        maps: whether HAProxy has the lists in its maps.
+        capacity: entries whose last counters are kept.
+
+    ``links`` are the sessions, ``by_name`` those that are open, by the name of HAProxy. ``offset``
+    is by how many milliseconds this machine's clock is ahead of the fleet's. ``removed`` are limits
+    that a reload has removed. ``warn`` is called with what an operator should know, once for each
+    problem and HAProxy.
+    """
+
+    def __init__(
+        self,
+        limiter: Limiter,
+        name: str,
+        allowed: Iterable[str] = (),
+        maps: bool = False,
+        capacity: int = MAX_BASELINES,
+    ) -> None:
+        super().__init__(limiter.engine, capacity, min(capacity, MAX_TOLD))
+        self.limiter = limiter
+        self.name = name
+        self.allowed = frozenset(allowed)
+        self.maps = maps
+        self.links: dict[Session, Link] = {}
+        self.by_name: dict[str, Link] = {}
+        self.verdicts: dict[str, VerdictTable] = {}
+        self.now = 0
+        self.offset = 0
+        self.removed: set[str] = set()
+        self.resyncs = 0
+        self.refused_hellos = 0
+        self.warn: Callable[[str, dict[str, str]], object] = lambda event, about: None
+        self.on_stale: Callable[[], object] = lambda: None
+        self._stale: dict[VerdictTable, None] = {}
+        self._contests: dict[str, deque[tuple[int, str]]] = {}
+        self._noted: dict[tuple[str, str], None] = {}
+        self._limits = {rule.limit.name for rule in self.engine.rules}
+        limiter.on_state.append(self._changed)
+        limiter.on_fuse.append(self._fused)
+
+    # ---- the owner of the sockets ----------------------------------------------------------
+
+    def begin(self, session: Session, address: str, wake: Callable[[], None]) -> Link:
+        """Add a session that has just begun; ``address`` is for people."""
+        link = self.links[session] = Link(self, session, address, wake)
+        return link
+
+    def end(self, link: Link) -> None:
+        """Remove a session."""
+        self.links.pop(link.session, None)
+        if link.origin is not None:
+            self.disconnect(link.origin, link.number)
+        if self.by_name.get(link.name) is link:
+            del self.by_name[link.name]
+
+    def begin_read(self, now: int, since: int) -> None:
+        """Set the time of the following read; see ``Counts.at()``."""
+        self.now = now
+        self.at(now, since)
+
+    def tick(self, now: int, offset: int) -> None:
+        """Begin a new second; ``offset`` as the attribute."""
+        self.now = now
+        self.offset = offset
+        self.at(now, now)
+        for table in self.verdicts.values():
+            table.sweep()
+        for link in self.by_name.values():
+            if not link.clocked:
+                link.offset = offset
+            link.tell_limits()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the tables have all blocks; until then no verdict is told."""
+        return not self._stale
+
+    def rebuild(self) -> Steps[None]:
+        """Compare the tables that have changed, or are new, with the blocklist."""
+        while self._stale:
+            table = next(iter(self._stale))
+            for key in (yield from table.rebuild()):
+                self.forget(table.limit, _wide(key, table), table.is_text)
+                self._tell(table, key)
+            self._stale.pop(table, None)
+            if table.rule is None:
+                self.verdicts.pop(table.limit, None)
+        for link in self.links.values():
+            link.wake()
+
+    def reload(self) -> None:
+        """Apply new limits and lists; ``rebuild()`` is due afterwards."""
+        now = {rule.limit.name for rule in self.engine.rules}
+        self.removed = (self.removed | self._limits) - now
+        self._limits = now
+        # HAProxy announces a table once in a session: one that was no limit may be one now.
+        for link in list(self.by_name.values()):
+            link.refused.clear()
+            for definition in link.announced.values():
+                if not self._is_used(link, definition):
+                    link.close()
+                    break
+        try:
+            super().reload()
+        except ValueError as error:
+            self.note(str(error))
+        self._stale.update(dict.fromkeys(self.verdicts.values()))
+        self.on_stale()
+        for link in self.by_name.values():
+            link.tell_limits()
+
+    def note(self, event: str, link: Link | None = None, **about: str) -> None:
+        """Tell an operator once of a problem."""
+        if link is not None:
+            about |= {"haproxy": link.name, "peer": link.address}
+        seen = event, about.get("haproxy", "") + about.get("table", "")
+        if seen not in self._noted and len(self._noted) < _NOTED:
+            self._noted[seen] = None
+            self.warn(event, about)
+
+    # ---- the sessions ----------------------------------------------------------------------
+
+    def admits(self, session: Session) -> Status:
+        link = self.links[session]
+        link.name, link.pid = session.name, session.pid
+        if self.allowed and link.name not in self.allowed:
+            self.refused_hellos += 1
+            self.note("connection refused: the name is not in agent.peers_allowed", link)
+            return Status.REMOTE_NAME
+        older = self.by_name.get(link.name)
+        if self._contested(link, older):
+            self.refused_hellos += 1
+            return Status.TRY_LATER
+        try:
+            link.origin = self.connect(link.name, link.pid)
+        except ValueError as error:
+            self.note(str(error), link)
+            return Status.TRY_LATER
+        link.number = link.origin.number
+        link.since = self.now // SECOND
+        self.by_name[link.name] = link
+        if older is not None:
+            older.replaced = True
+            older.close()
+        return Status.SUCCESS
+
+    def on_table(self, session: Session, definition: Definition) -> object:
+        link = self.links[session]
+        told = definition.name
+        # A table that is declared in the section "peers" itself has the name "/rl_default".
+        definition = dataclasses.replace(definition, name=told.removeprefix("/"))
+        link.announce(definition, told)
+        try:
+            return self._owner(link, definition)
+        except ValueError as error:
+            self._refuse(link, definition.name, str(error))
+            return False
+
+    def on_entry(self, session: object, definition: object, update: UpdateReader) -> None:
+        table = update.owner
+        if not isinstance(table, VerdictTable):
+            return
+        link = self.links[cast(Session, session)]
+        end, kind = update.value(_GPT), update.value(_GPT + 2)
+        now = (self.now // MILLISECOND + link.offset) // 1_000
+        # A throttle ends soon; an older one may come from another agent.
+        if kind in _BLOCKS and end > now and not (table.ready and table.get(update.key())):
+            link.tell(table, update.key())
+
+    def on_read(self, session: object) -> None:
+        while self.told.queued:
+            for verdict in self.take(_TOLD):
+                table = self.verdicts.get(verdict.limit)
+                if table is not None:
+                    key = _narrow(verdict.key, table)
+                    table.learn(key)
+                    if not self.engine.lists.empty:
+                        table.renew(key)  # the deny list refuses a client from its first count on
+                    self._tell(table, key, verdict.until // MILLISECOND)
+        link = self.links[cast(Session, session)]
+        if self.clocked:
+            self.clocked = False
+            link.show_clock(self.clock, self.now)
+        for source in link.sources:
+            if source.wrong:
+                link.sources.remove(source)
+                self._refuse(link, source.name, "its keys have bits beyond the limit's prefix")
+                break
+
+    def on_sync_wanted(self, session: Session) -> None:
+        self.links[session].teach(self.verdicts.values(), asked=True)
+
+    def on_synced(self, session: Session, whole: bool) -> None:
+        link = self.links[session]
+        self.resyncs += 1
+        if link.origin is not None:
+            self.synced(link.origin, whole)
+        link.teach(table for table in self.verdicts.values() if table.name in link.announced)
+        # Throttles of an agent that HAProxy has lost for a moment are still in force.
+        for begin in range(0, self.told.places, _TOLD):
+            for verdict in self.held(begin, begin + _TOLD):
+                table = self.verdicts.get(verdict.limit)
+                if table is not None:
+                    link.tell(table, _narrow(verdict.key, table), verdict.until // MILLISECOND)
+
+    def on_refused(self, session: Session, name: str, why: str) -> None:
+        self._refuse(self.links[session], name, why)
+
+    # ---- tables ----------------------------------------------------------------------------
+
+    def _owner(self, link: Link, definition: Definition) -> object:
+        """Return the owner of a table's updates; raises ValueError if the table is wrong."""
+        name = definition.name
+        if name == LIMITS:
+            _require(definition, LIMIT_VALUES)
+            if definition.key_type != KeyType.STRING:
+                raise ValueError("the keys of this table must be of type string")
+        elif name.startswith(PREFIX):
+            return self._verdicts(link, definition)
+        elif name.startswith(TABLE_PREFIX):
+            return self._counts(link, definition)
+        return False
+
+    def _verdicts(self, link: Link, definition: Definition) -> VerdictTable:
+        limit = definition.name.removeprefix(PREFIX)
+        if self.limiter.rule(limit) is None:
+            raise ValueError(f"no limit has the name {limit}")
+        _require(definition, VERDICT_VALUES)
+        table = self.verdicts.get(limit)
+        if table is None:
+            table = VerdictTable(self.limiter, limit, definition, self.maps)
+            table.told = link.told[definition.name]
+            self.verdicts[limit] = table
+            self._stale[table] = None
+            self.on_stale()
+        elif not table.fits(definition):
+            raise ValueError("another HAProxy has this table with keys of another type or size")
+        return table
+
+    def _counts(self, link: Link, definition: Definition) -> object:
+        fed = [
+            rule.limit for rule in self.engine.rules if rule.limit.count_table == definition.name
+        ]
+        if not fed:
+            raise ValueError("no limit takes counts from this table")
+        for limit in fed:
+            if limit.strict:
+                raise ValueError(f"limits.{limit.name} is strict, which needs SPOE")
+        if self.limiter.sharing is Sharing.ALL:
+            raise ValueError('store.sync_interval is "0", which needs SPOE')
+        assert link.origin is not None  # noqa: S101 - see admits()
+        source = self.source(link.origin, definition)
+        link.feeding.add(definition.name)
+        if source is not None:
+            link.sources.append(source)
+        return source or False
+
+    def _is_used(self, link: Link, definition: Definition) -> bool:
+        """Return whether a table has the use that it would have in a new session."""
+        name = definition.name
+        if name.startswith(PREFIX):
+            limit = name.removeprefix(PREFIX)
+            return limit in self.verdicts or self.limiter.rule(limit) is None
+        wanted = any(rule.limit.count_table == name for rule in self.engine.rules)
+        return not wanted or name in link.feeding
+
+    def _refuse(self, link: Link, name: str, why: str) -> None:
+        link.refused[name] = why
+        self.note("a table of HAProxy can't be used", link, table=name, why=why)
+
+    # ---- verdicts --------------------------------------------------------------------------
+
+    def _changed(self, limit: str, client: str) -> None:
+        """The state of a client in the blocklist has changed."""
+        for table in self._tables(limit):
+            key = table.update(client)
+            if key is not None:
+                self.forget(table.limit, _wide(key, table), table.is_text)
+                self._tell(table, key)
+
+    def _tables(self, limit: str) -> Iterable[VerdictTable]:
+        if limit == EVERY_LIMIT:
+            return self.verdicts.values()
+        return (self.verdicts[limit],) if limit in self.verdicts else ()
+
+    def _tell(self, table: VerdictTable, key: bytes, throttle: int = 0) -> None:
+        for link in list(self.by_name.values()):
+            link.tell(table, key, throttle)
+
+    def _fused(self, limit: Limit, blown: bool) -> None:
+        for link in self.by_name.values():
+            link.tell_limits()
+
+    # ---- names -----------------------------------------------------------------------------
+
+    def _contested(self, link: Link, older: Link | None) -> bool:
+        """Return whether two processes or addresses alternate under one name."""
+        here = f"process {link.pid} at {_host(link.address)}"
+        history = self._contests.setdefault(link.name, deque(maxlen=_ALTERNATIONS + 1))
+        while history and history[0][0] < self.now - _CONTEST:
+            history.popleft()
+        if not history or history[-1][1] != here:
+            history.append((self.now, here))
+        alternating = [one for _, one in history]
+        if older is None or len(alternating) <= _ALTERNATIONS or len(set(alternating)) != 2:
+            return False
+        # As long as the later one tries again, it is refused.
+        history.pop()
+        self.note(
+            "two HAProxies have one name; the later one is refused, give each its own localpeer",
+            link,
+            first=alternating[-2],
+            later=here,
+        )
+        return True
+
+
+def _require(definition: Definition, values: int) -> None:
+    """Raise ValueError if a table lacks an array of so many tags."""
+    if definition.sizes.get(DataType.GPT, 0) < values:
+        raise ValueError(f"the table must store gpt({values})")
+
+
+def _narrow(key: bytes, table: VerdictTable) -> bytes:
+    """Return the key of a verdict in the size of a table: an IPv4 address has 4 bytes in one."""
+    return key[12:] if table.key_type == KeyType.IPV4 else key
+
+
+def _wide(key: bytes, table: VerdictTable) -> bytes:
+    """Return the key of a table with the 16 bytes that ``Counts`` has for an IPv4 address."""
+    return b"\0" * 10 + b"\xff\xff" + key if table.key_type == KeyType.IPV4 else key
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0] or address
+
+
+def sessions(hub: Hub) -> Iterator[Link]:
+    """Yield the open sessions in the order of their names."""
+    for name in sorted(hub.by_name):
+        yield hub.by_name[name]
