@@ -19,7 +19,7 @@ so ``since_loss`` tells whether an unknown entry may be an old one.
 
 from __future__ import annotations
 
-from ratelimit.engine.layout import M32
+from ratelimit.engine.layout import FETCHED, M32
 from ratelimit.engine.table import Table, allocate
 
 ENTRY_BYTES = 72
@@ -68,6 +68,9 @@ class Baselines:
         self.stamp = 0
         self.since_loss = 0
         self.known = False
+        self.aims = memoryview(bytearray(16 * FETCHED)).cast("Q")
+        self.expected = 0
+        self.touched = 0
 
     @property
     def capacity(self) -> int:
@@ -115,6 +118,33 @@ class Baselines:
         if self.losses[number] > 0:
             self.since_loss = now - self.losses[number] & M32
         return slot
+
+    def expect(self, hi: int, lo: int, ident: int) -> None:
+        """Note an entry for ``fetch()``; more than FETCHED are ignored."""
+        if self.expected < FETCHED:
+            mixed = self.table.mix(hi, lo, ident)
+            self.aims[2 * self.expected] = ((mixed >> 32) * self.sets >> 32) * _SET_WORDS
+            self.aims[2 * self.expected + 1] = (mixed >> 8 & M32) | 1
+            self.expected += 1
+
+    def fetch(self) -> None:
+        """Touch the memory that ``visit()`` will read for the noted entries; see ``Table.fetch()``.
+
+        An entry is one cache line.
+        """
+        touched = self.touched
+        for i in range(self.expected):
+            base = self.aims[2 * i]
+            touched ^= self.words[base]
+        for i in range(self.expected):
+            base = self.aims[2 * i]
+            tag = self.aims[2 * i + 1]
+            for way in range(_WAYS):
+                if self.words[base + way] >> 32 == tag:
+                    touched ^= self.words[base + _WAYS + way * _ENTRY_WORDS]
+                    break
+        self.touched = touched
+        self.expected = 0
 
     def peek(self, hi: int, lo: int, ident: int) -> int:
         """Return the place of a known entry, or -1; ``stamp`` has its last update."""

@@ -7,15 +7,17 @@ from ratelimit.engine.outcome cimport Outcome
 from ratelimit.engine.query cimport Query
 from ratelimit.engine.reported cimport Reported
 from ratelimit.engine.rule cimport Rule
+from ratelimit.engine.table cimport Table
 from ratelimit.peers.baselines cimport Baselines
 from ratelimit.peers.listener cimport Listener
 from ratelimit.peers.told cimport Told
 from ratelimit.peers.updates cimport UpdateReader
 
 cdef int ADDRESS, TEXT, OPEN, REQUESTS, BYTES_IN, _REQUESTS, _REFUSALS, _BYTES, _COUNTERS, _OPEN
-cdef int _IPV4, _IPV6
-cdef int _CLOCK
-cdef uint64_t M32, _SECOND, _DENIED, _MILLISECOND, _PAST, _GRACE, _HOLD, _LEAST, _PART, _MOST
+cdef int _IPV4, _IPV6, _TABLE, _UPDATE, _INCREMENTAL, _TIMED, _INCREMENTAL_TIMED, _ONE_BYTE
+cdef int FETCHED, _SHORTEST, _CLOCK
+cdef uint64_t M32, SECOND, _MILLISECOND, _PAST, _GRACE, _OVERLAP, _HOLD, _DENIED, _LEAST, _PART
+cdef uint64_t _MOST
 
 
 @cython.final
@@ -23,8 +25,8 @@ cdef class Origin:
     cdef readonly str name
     cdef readonly uint64_t index
     cdef public uint64_t pid, number
-    cdef public bint connected, counting, followed, synced, whole, cleared
-    cdef public uint64_t asked, cleared_at
+    cdef public bint connected, counting, synced, whole, cleared
+    cdef public uint64_t asked, cleared_at, settled
 
 
 @cython.final
@@ -42,13 +44,15 @@ cdef class Source:
     cdef readonly object definition
     cdef readonly str name
     cdef uint64_t ident, number, expire
-    cdef public list feeds
+    cdef readonly list feeds
     cdef list siblings
     cdef int key_type
     cdef int[::1] places, rates
     cdef uint64_t[::1] periods
-    cdef bint opens, clocks
+    cdef bint opens, clocks, fetches
     cdef readonly bint wrong
+
+    cpdef feed(self, list feeds)
 
 
 cdef class Counts(Listener):
@@ -65,6 +69,9 @@ cdef class Counts(Listener):
     cdef uint64_t millisecond, hi, lo
     cdef int kind
     cdef uint64_t[::1] gains
+    cdef public bint fetching
+    cdef bytes fetched
+    cdef Py_ssize_t fetched_to
 
     cpdef void at(self, uint64_t now, uint64_t since) noexcept
     @cython.locals(owner=object, source=Source)
@@ -72,9 +79,14 @@ cdef class Counts(Listener):
     cpdef object on_entry(self, object session, object definition, UpdateReader update)
     @cython.locals(
         origin=Origin, base=Baselines, slot=Py_ssize_t, begin=uint64_t, fresh=bint, known=bint,
-        idle=uint64_t, feed=Feed, now=uint64_t, stamp=uint64_t,
+        idle=uint64_t, feed=Feed, now=uint64_t, stamp=uint64_t, ahead=bint,
     )
     cdef void count(self, Source source, UpdateReader update) except *
+    @cython.locals(
+        p='const unsigned char *', size=Py_ssize_t, table=Table, feed=Feed, ident=uint64_t,
+        key=Py_ssize_t, end=Py_ssize_t, count=int, hi=uint64_t, lo=uint64_t, i=int,
+    )
+    cdef int fetch(self, Source source, UpdateReader update) except -1
     @cython.locals(p='const unsigned char *', hi=uint64_t, lo=uint64_t, i=int, key=Key)
     cdef int find(self, Source source, UpdateReader update) except -1
     @cython.locals(origin=Origin, idle=uint64_t)

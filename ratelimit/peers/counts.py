@@ -9,10 +9,12 @@ of the entry (``baselines.py``):
 - A known entry adds the difference to its last counters. HAProxy tells a change at once, so its
   hits are from the time since the previous read; after an interruption, they are from the time
   since the last update of the entry, evenly. Hits older than the window are dropped.
-- A known entry that HAProxy no longer had when it last told all, or that has expired, is new.
+- A known entry that HAProxy no longer had when it last told all, or that has expired, is new. As
+  long as an entry has open requests, it does not expire.
 - A counter that is lower than before was made again: HAProxy had purged the entry, or an operator
-  had cleared it. But if the process has taken over from another one, the former may have told it an
-  older state: then it adds nothing. A counter that has passed 2^32 looks the same.
+  had cleared it. A counter that has passed 2^32 looks the same. But in the first hour of a process
+  it adds nothing: the process may have taken over from another one, which still ends its requests
+  and overwrites the counters of its successor with its own.
 
 Each rule loses hits where it can't know better, and never invents any.
 """
@@ -23,19 +25,25 @@ from array import array
 from dataclasses import dataclass
 
 from ratelimit.engine.check import Engine
-from ratelimit.engine.layout import ADDRESS, M32, TEXT
+from ratelimit.engine.layout import ADDRESS, FETCHED, M32, TEXT
 from ratelimit.engine.outcome import Outcome
 from ratelimit.engine.query import Query
 from ratelimit.engine.reported import Reported
 from ratelimit.engine.rule import Rule
+from ratelimit.notation import SECOND
 from ratelimit.peers.baselines import BYTES_IN, OPEN, REQUESTS, Baselines
-from ratelimit.peers.constants import PLACE, DataType, KeyType
+from ratelimit.peers.constants import PLACE, Class, DataType, KeyType, Message
 from ratelimit.peers.definition import Definition
 from ratelimit.peers.listener import Listener
 from ratelimit.peers.told import MAX_KEY, Told
 from ratelimit.peers.updates import UpdateReader
 
 # Of C's int type when compiled.
+_TABLE = int(Class.TABLE)
+_UPDATE = int(Message.UPDATE)
+_INCREMENTAL = int(Message.INCREMENTAL)
+_TIMED = int(Message.TIMED)
+_INCREMENTAL_TIMED = int(Message.INCREMENTAL_TIMED)
 _IPV4 = int(KeyType.IPV4)
 _IPV6 = int(KeyType.IPV6)
 
@@ -56,10 +64,13 @@ _BYTES = 4  # from this one on, counters have 64 bits
 _OPEN = PLACE[DataType.CONN_CUR]
 _CLOCK = PLACE[DataType.GPT]
 
-_SECOND = 1_000_000_000
+_ONE_BYTE = 240  # lengths below take one byte
+_SHORTEST = 3 + 8 + 16  # bytes to look at: header, number and expiry, key
+
 _MILLISECOND = 1_000_000
 _PAST = 1 << 31  # milliseconds; a difference beyond it is negative
 _GRACE = 5_000  # milliseconds by which HAProxy may tell a change late
+_OVERLAP = 3600 * SECOND  # how long a former process may end its requests
 _HOLD = 5_000_000_000
 """Nanoseconds for which a client with too many open requests is refused, if it is not lifted."""
 _DENIED = 3_600_000_000_000
@@ -100,8 +111,8 @@ class Origin:
         self.number = 0  # of the session
         self.connected = False
         self.counting = True
-        # The process has taken over from another one, which may still run and tell it entries.
-        self.followed = False
+        # From this epoch nanosecond on, no former process overwrites its entries.
+        self.settled = 0
         # It has told all entries in this session; ``whole`` if it had all of them itself.
         self.synced = False
         self.whole = False
@@ -147,6 +158,7 @@ class Source:
         self.opens = DataType.CONN_CUR in definition.types
         self.clocks = DataType.GPT in definition.types and DataType.HTTP_REQ_CNT in definition.types
         self.wrong = False
+        self.fetches = False
         places = array("i")
         rates = array("i")
         periods = array("Q")
@@ -158,6 +170,11 @@ class Source:
         self.places = memoryview(places)
         self.rates = memoryview(rates)
         self.periods = memoryview(periods)
+
+    def feed(self, feeds: list[Feed]) -> None:
+        """Feed limits."""
+        self.feeds = feeds
+        self.fetches = self.key_type == _IPV6 and len(feeds) > 0
 
 
 class Counts(Listener):
@@ -187,6 +204,10 @@ class Counts(Listener):
         self.lo = 0
         self.clock = 0
         self.clocked = False
+        # Plain Python spends its time on objects, not on the tables.
+        self.fetching = not __file__.endswith(".py")
+        self.fetched = b""
+        self.fetched_to = 0
         # What an update adds to each counter.
         self.gains = memoryview(bytearray(8 * _COUNTERS)).cast("Q")
 
@@ -200,9 +221,9 @@ class Counts(Listener):
             if len(self.origins) >= _MAX_NUMBER:
                 raise ValueError("too many names of HAProxies since the start; restart")
             origin = self.origins[name] = Origin(name, len(self.origins) + 1)
-        elif origin.pid != pid:
-            origin.followed = True
-        origin.pid = pid
+        if origin.pid != pid:
+            origin.pid = pid
+            origin.settled = self.engine.now + _OVERLAP
         origin.number += 1
         origin.connected = True
         origin.synced = False
@@ -244,7 +265,7 @@ class Counts(Listener):
             raise ValueError("too many names of tables since the start; restart")
         index, sources = self.tables.setdefault(definition.name, (len(self.tables) + 1, []))
         source = Source(origin, definition, origin.index << 16 | index, sources)
-        source.feeds = feeds
+        source.feed(feeds)
         sources[:] = [one for one in sources if one.origin is not origin]
         sources.append(source)
         self.baselines.expire = max(self.baselines.expire, definition.expire)
@@ -254,7 +275,7 @@ class Counts(Listener):
         """Feed the limits that the engine has now; ValueError names a table that lacks a type."""
         for _, sources in self.tables.values():
             for source in sources:
-                source.feeds = self.feeds(source.definition)
+                source.feed(self.feeds(source.definition))
 
     def feeds(self, definition: Definition) -> list[Feed]:
         """Return what the limits take of a table; ValueError if the table lacks a data type."""
@@ -326,6 +347,9 @@ class Counts(Listener):
         origin = source.origin
         if source.number != origin.number:
             return  # a newer session has replaced this one
+        ahead = update.data is self.fetched and update.key_start < self.fetched_to
+        if self.fetching and source.fetches and not ahead:
+            self.fetch(source, update)
         base = self.baselines
         now = self.engine.now
         self.find(source, update)
@@ -355,6 +379,47 @@ class Counts(Listener):
                     self.seed(source, feed, update)
                 if feed.open > 0:
                     self.limit_open(source, feed, update)
+
+    def fetch(self, source: Source, update: UpdateReader) -> None:
+        """Prefetch what this update and those that follow it in the same read will need.
+
+        Both tables are larger than any cache; see ``spop.respond``. Only plain updates with
+        addresses are found; a wrong guess costs time and nothing else.
+        """
+        p = update.data
+        size = len(update.data)
+        table = self.engine.table
+        feed = source.feeds[0]
+        ident = ADDRESS << 16 | feed.rule.index
+        key = update.key_start
+        end = update.end
+        count = 0
+        while True:
+            hi = 0
+            lo = 0
+            for i in range(8):
+                hi = hi << 8 | p[key + i]
+                lo = lo << 8 | p[key + 8 + i]
+            self.baselines.expect(hi, lo, source.ident)
+            table.aim(hi, lo, ident)
+            table.expect(table.base, table.tag)
+            count += 1
+            if count == FETCHED or size - end < _SHORTEST or p[end] != _TABLE:
+                break
+            key = end + 3
+            if p[end + 1] == _UPDATE or p[end + 1] == _INCREMENTAL_TIMED:
+                key += 4
+            elif p[end + 1] == _TIMED:
+                key += 8
+            elif p[end + 1] != _INCREMENTAL:
+                break
+            if p[end + 2] >= _ONE_BYTE:
+                break
+            end += 3 + p[end + 2]
+        self.fetched = update.data
+        self.fetched_to = end
+        self.baselines.fetch()
+        table.fetch()
 
     def find(self, source: Source, update: UpdateReader) -> None:
         """Set the key: ``hi`` and ``lo`` as HAProxy has it, and the engine's for the client."""
@@ -388,6 +453,8 @@ class Counts(Listener):
             return True
         if not origin.synced or held > 0 or not source.opens:
             return False
+        if self.engine.now < origin.settled:
+            return False  # the former process may have it, with open requests
         idle = self.millisecond - stamp & M32
         return idle >= source.expire + self.lateness()
 
@@ -422,7 +489,7 @@ class Counts(Listener):
             elif new >= old:
                 self.gains[i] = new - old
             else:
-                self.gains[i] = 0 if source.origin.followed else new
+                self.gains[i] = 0 if self.engine.now < source.origin.settled else new
 
     def aim(self, source: Source, feed: Feed, update: UpdateReader) -> bool:
         """Aim the query of a feed; return false if the key is not a client of the limit."""
@@ -495,11 +562,11 @@ class Counts(Listener):
         if end > 0:
             self.tell(feed, update, end, max(rule.sub_window * 16 // _PART, _LEAST))
         elif rule.denied > denied:
-            self.tell(feed, update, self.engine.now + _DENIED, 0)
+            self.tell(feed, update, self.engine.now + _DENIED, _DENIED // 2)
         elif rule.blocked > blocked and self.outcome.until > 0:
             # It takes the place of an earlier verdict, which may have had a later end.
             ident = self.kind << 16 | rule.index
-            end = self.outcome.until * _SECOND
+            end = self.outcome.until * SECOND
             if self.told.end(self.hi, self.lo, ident) != end:
                 self.send(ident, update, end)
 

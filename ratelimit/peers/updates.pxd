@@ -20,7 +20,7 @@ cdef class UpdateReader:
     cdef readonly uint64_t id, number
     cdef readonly int64_t expiry
     cdef readonly bytes data
-    cdef readonly Py_ssize_t key_start, key_size
+    cdef readonly Py_ssize_t end, key_start, key_size
     cdef readonly int key_type
     cdef readonly uint64_t[::1] values
     cdef Py_ssize_t _announced

@@ -54,6 +54,7 @@ class UpdateReader:
         id: number of the update, 32 bits.
         expiry: milliseconds until the entry expires; -1 if the update does not tell.
         data: where the key is, at ``key_start`` with ``key_size`` bytes.
+        end: where the update ends in ``data``.
         key_type: KeyType of the table.
         number: the key, if its type is INTEGER.
         values: 64-bit numbers, those of a data type from ``PLACE[type]`` on; valid only for the
@@ -67,6 +68,7 @@ class UpdateReader:
         self.id = 0
         self.expiry = -1
         self.data = b""
+        self.end = 0
         self.key_start = 0
         self.key_size = 0
         self.key_type = int(definition.key_type)
@@ -99,6 +101,7 @@ class UpdateReader:
             self.id = (self.id + 1) & _U32
         self.expiry = reader.u32() if kind >= _TIMED else -1
         self.data = data
+        self.end = end
         self._key(reader)
         # Local copies: for a C compiler, each value stored may change ``reader``.
         p = reader.p

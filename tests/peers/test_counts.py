@@ -114,20 +114,29 @@ def test_what_the_agent_read_late_happened_while_it_did_not_read() -> None:
 def test_a_counter_that_fell_was_made_again() -> None:
     fed = Fed(WIDE)
     line = Line(fed)
-    line.tell(1, req=10)
-    line.tell(2, req=3)
+    line.tell(3599, req=10)
+    line.tell(3600, req=3)
     assert fed.hits() == 13
+
+
+def test_in_the_first_hour_a_counter_that_fell_may_be_overwritten() -> None:
+    fed = Fed(WIDE)
+    line = Line(fed)
+    line.tell(3598, req=10)
+    line.tell(3599, req=3)
+    line.tell(3600, req=4)
+    assert fed.hits() == 11
 
 
 @pytest.mark.parametrize("after", [0, 1, 9])
 def test_a_counter_that_passed_32_bits_invents_no_hits(after: int) -> None:
     fed = Fed(WIDE)
     line = Line(fed, synced=False)
-    line.tell(1, req=(1 << 32) - 3)
+    line.tell(3601, req=(1 << 32) - 3)
     line.synced()
-    line.tell(2, req=after)
+    line.tell(3602, req=after)
     assert fed.hits() == after
-    line.tell(3, req=after + 2)
+    line.tell(3603, req=after + 2)
     assert fed.hits() == after + 2
 
 
@@ -153,11 +162,19 @@ def test_an_entry_that_was_not_taught_again_is_gone() -> None:
 def test_an_expired_entry_is_new() -> None:
     fed = Fed(WIDE)
     line = Line(fed)
-    line.tell(1, req=10)
-    line.tell(1 + EXPIRE + 6, since=60, req=12)
+    line.tell(3600, req=10)
+    line.tell(3600 + EXPIRE + 4, req=12)
     assert fed.hits() == 10 + 2, "HAProxy may have told late"
-    line.tell(200, since=199, req=30)
+    line.tell(3600 + 2 * EXPIRE + 10, req=30)
     assert fed.hits() == 12 + 30
+
+
+def test_in_the_first_hour_an_entry_may_be_kept_by_the_former_process() -> None:
+    fed = Fed(WIDE)
+    line = Line(fed)
+    line.tell(1, req=10)
+    line.tell(3 * EXPIRE, req=12)
+    assert fed.hits() == 12
 
 
 def test_an_entry_with_open_requests_does_not_expire() -> None:
@@ -199,6 +216,48 @@ def test_an_entry_that_was_lost_for_want_of_room_is_a_baseline_again() -> None:
     before = fed.hits("192.0.2.1")
     line.tell(10, "192.0.2.1", req=1001, rates=(10, 1, 0))
     assert fed.hits("192.0.2.1") == before + 1, "its rate shows one hit"
+
+
+def test_an_entry_that_was_lost_may_be_told_late() -> None:
+    fed = Fed(WIDE, capacity=8)
+    line = Line(fed)
+    for n in range(9):
+        line.tell(n / 1000, f"192.0.2.{n}", req=1000)
+    # Its last request was within the time to expire, and was told a moment after it.
+    line.tell(EXPIRE + 1, "192.0.2.0", req=1001)
+    assert fed.hits("192.0.2.0") == 1000
+    line.tell(EXPIRE + 2, "192.0.2.0", req=1004)
+    assert fed.hits("192.0.2.0") == 1003
+
+
+def test_entries_with_open_requests_are_lost_last() -> None:
+    fed = Fed(WIDE, capacity=8)
+    line = Line(fed)
+    line.tell(0, "192.0.2.200", req=1, conn_cur=1)
+    for n in range(1, 31):
+        line.tell(n, f"192.0.2.{n}", req=1)
+    line.tell(31, "192.0.2.200", req=1)
+    assert fed.hits("192.0.2.200") == 1
+
+
+def test_if_all_entries_have_open_requests_a_lost_one_comes_back_at_any_time() -> None:
+    fed = Fed(WIDE, capacity=8)
+    line = Line(fed)
+    for n in range(9):
+        line.tell(n, f"192.0.2.{n}", req=1, conn_cur=1)
+    # The first is lost at 8 s, more than the time to expire after its last update at 0 s.
+    fed.counts.baselines.expire = 5_000
+    line.tell(8.5, "192.0.2.0", req=1)
+    assert fed.hits("192.0.2.0") == 1
+
+
+def test_each_session_is_taught_before_anything_is_new() -> None:
+    fed = Fed(WIDE)
+    Line(fed).tell(1, "192.0.2.9", req=1)
+    line = Line(fed, synced=False)
+    line.tell(2, req=5000)
+    line.synced()
+    assert fed.hits() == 0
 
 
 def test_a_session_that_was_replaced_counts_nothing() -> None:

@@ -78,6 +78,7 @@ class Machine(RuleBasedStateMachine):
         self.pid = 1
         self.entries: dict[str, Entry] = {}
         self.former: dict[str, Entry] = {}
+        self.born = 0.0
         self.pending: dict[str, float] = {}  # clients whose change is not told, and since when
         self.numbers = itertools.count(1)
         self.session: Session | None = None
@@ -92,7 +93,9 @@ class Machine(RuleBasedStateMachine):
         if entry is None:
             entry = self.entries[client] = Entry(0, self.now)
             if client in self.seen and not (
-                self.session and self.now - self.seen[client] > EXPIRE + 2 * LAG
+                self.session
+                and self.now - self.born >= 3600
+                and self.now - self.seen[client] > EXPIRE + 2 * LAG
             ):
                 # The agent can't tell it from the former one if it has as many hits.
                 self.lossy.add(client)
@@ -167,7 +170,7 @@ class Machine(RuleBasedStateMachine):
         if self.session is not None:
             self.tells()
 
-    @rule(seconds=st.sampled_from([0.001, 3, 20, EXPIRE - 1, EXPIRE + 3, 3 * EXPIRE]))
+    @rule(seconds=st.sampled_from([0.001, 3, 20, EXPIRE - 1, EXPIRE + 3, 3 * EXPIRE, 4000]))
     def waits(self, seconds: float) -> None:
         if self.session is not None and self.pending and seconds > LAG:
             self.tells()
@@ -184,6 +187,7 @@ class Machine(RuleBasedStateMachine):
     @rule(whole=st.booleans(), early=st.booleans(), cut=st.sampled_from([None, None, 0, 1, 5]))
     def connects(self, whole: bool = True, early: bool = False, cut: int | None = None) -> None:
         """HAProxy connects and teaches; perhaps until it is interrupted."""
+        self.now += 0.01
         self.session = Session(self.agent, "agent", START + round(self.now * SECOND))
         answer = self.send(b"HAProxyS 2.1\nagent\nedge %d 1\n" % self.pid)
         assert answer == b"200\n" + ASK
@@ -212,6 +216,7 @@ class Machine(RuleBasedStateMachine):
     def reloads(self, learnt: bool) -> None:
         """A new process takes over the table, before or after the agent asks for it."""
         self.pid += 1
+        self.born = self.now
         self.former = self.entries
         taken_over = {c: replace(entry, held=0) for c, entry in self.entries.items()}
         pending = self.pending
@@ -225,24 +230,30 @@ class Machine(RuleBasedStateMachine):
             # Until their next request, the agent is not told what it missed.
             self.lossy |= set(pending)
 
-    @precondition(lambda self: self.former)
+    @precondition(lambda self: self.former and self.now - self.born < 3600)
     @rule(client=st.sampled_from(CLIENTS), hits=st.integers(0, 3))
     def former_process_ends_requests(self, client: str, hits: int) -> None:
         """The former process tells its successor an entry, which overwrites it."""
-        if client in self.former:
-            former = self.former[client]
-            former.held = 0
-            former.counter = (former.counter + hits) & 0xFFFFFFFF
-            self.truth[client] += hits
-            held = self.entries[client].held if client in self.entries else 0
-            self.entries[client] = Entry(former.counter, self.now, held)
-            self.pending.pop(client, None)
-            self.lossy.add(client)
+        former = self.former.get(client)
+        if former is None or client not in self.seen:
+            return
+        if self.now - former.used >= EXPIRE and (former.held == 0 or self.capacity == 8):
+            return  # expired there, or lost here
+        former.held = 0
+        former.used = self.now
+        former.counter = (former.counter + hits) & 0xFFFFFFFF
+        self.truth[client] += hits
+        held = self.entries[client].held if client in self.entries else 0
+        self.entries[client] = Entry(former.counter, self.now, held)
+        self.pending.pop(client, None)
+        self.lossy.add(client)
+        self.requests(client, 1, True)
 
     @rule()
     def restarts(self) -> None:
         """HAProxy is killed, and a new one starts with empty tables."""
         self.pid += 1
+        self.born = self.now
         self.lossy |= set(self.pending)
         self.entries, self.former, self.pending = {}, {}, {}
         self.connects()
@@ -250,6 +261,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def agent_restarts(self) -> None:
         self.agent = Agent(self.capacity)
+        self.born = self.now  # as far as the agent knows
         self.session = None
         self.truth = dict.fromkeys([*CLIENTS, *CROWD], 0)
         self.lossy.clear()
