@@ -170,6 +170,21 @@ async def status(call: Call) -> Reply:
             dropped=control.edges.dropped,
             corrected=control.runtime.corrected,
         ),
+        peers=[
+            models.PeerState(
+                name=link.name,
+                pid=link.pid,
+                address=link.address,
+                since=link.since,
+                taught=link.complete,
+                updates=link.session.updates,
+                waiting=link.waiting,
+                clock_offset=link.offset / 1_000 if link.clocked else None,
+                tables=sorted(link.announced),
+                refused=dict(link.refused),
+            )
+            for link in control.peers.hub.by_name.values()
+        ],
         events=models.EventState(listeners=len(control.bus), dropped=control.bus.dropped),
         reload=models.ReloadState.model_validate(reload) if reload else None,
         tasks=[models.TaskState.model_validate(task) for task in control.tasks.tasks.values()],

@@ -355,6 +355,23 @@ class Forwarder(Answer):
     since: int
 
 
+class PeerState(Answer):
+    """A HAProxy that is connected as a peer."""
+
+    name: str = Field(description="Its name among its peers (`localpeer`).")
+    pid: int
+    address: str
+    since: int = Field(description="Epoch second at which it connected.")
+    taught: bool = Field(description="Whether it has all verdicts.")
+    updates: int = Field(description="Updates of its tables in this session.")
+    waiting: int = Field(description="Verdicts that wait to be sent.")
+    clock_offset: float | None = Field(
+        description="Seconds by which its clock is ahead of the fleet's; null if not known."
+    )
+    tables: list[str]
+    refused: dict[str, str] = Field(description="Tables that can't be used, and why.")
+
+
 class Status(Answer):
     """This node."""
 
@@ -384,6 +401,7 @@ class Status(Answer):
     blocklist: BlocklistState
     store: StoreState
     edges: EdgeState
+    peers: list[PeerState]
     events: EventState
     reload: ReloadState | None
     tasks: list[TaskState]

@@ -75,6 +75,7 @@ class Metrics(Collector):
         yield from self._checks()
         yield from self._blocks()
         yield from self._connections()
+        yield from self._peers()
         yield from self._store()
         yield from self._sync()
         yield from self._told()
@@ -167,6 +168,55 @@ class Metrics(Collector):
             "edges_behind",
             "HAProxy processes whose edge table may differ from the blocklist.",
             edges.runtime.behind,
+        )
+
+    def _peers(self) -> Iterator[Metric]:
+        peers = self._source.peers
+        hub = peers.hub
+        links = list(hub.by_name.values())
+        yield _gauge("peers_sessions", "HAProxies that are connected as peers.", len(links))
+        yield _gauge(
+            "peers_taught",
+            "HAProxies that are connected as peers and have all verdicts.",
+            sum(link.complete for link in links),
+        )
+        yield _counter("peers_updates", "Updates of HAProxy's tables.", hub.updates)
+        yield _counter("peers_resyncs", "Times that an HAProxy has told all entries.", hub.resyncs)
+        yield _gauge(
+            "peers_waiting",
+            "Verdicts that wait to be sent to an HAProxy.",
+            sum(link.waiting for link in links),
+        )
+        yield _gauge(
+            "peers_unacknowledged",
+            "Updates that an HAProxy has not acknowledged yet.",
+            sum(link.session.unacknowledged for link in links),
+        )
+        yield _gauge(
+            "peers_tables_refused",
+            "Tables of connected HAProxies that can't be used.",
+            sum(len(link.refused) for link in links),
+        )
+        yield _gauge(
+            "peers_verdicts",
+            "Blocks that HAProxy's tables must hold.",
+            sum(len(table.values) for table in hub.verdicts.values()),
+        )
+        yield _counter("peers_refused", "Sessions beyond the maximum.", peers.refused)
+        yield _counter(
+            "peers_refused_hellos",
+            "Sessions refused because of the name of the HAProxy.",
+            hub.refused_hellos,
+        )
+        yield _counter(
+            "peers_untrusted",
+            "Connections of peers that are not in agent.trusted.",
+            peers.untrusted,
+        )
+        yield _counter(
+            "peers_protocol_errors",
+            "Sessions that ended with an error.",
+            peers.protocol_errors,
         )
 
     def _store(self) -> Iterator[Metric]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import cast
 
 from ratelimit.limiter.limiter import Limiter, Sharing
@@ -78,6 +78,7 @@ class Hub(Counts):
         self.refused_hellos = 0
         self.warn: Callable[[str, dict[str, str]], object] = lambda event, about: None
         self.on_stale: Callable[[], object] = lambda: None
+        self._updates = 0  # of sessions that have ended
         self._stale: dict[VerdictTable, None] = {}
         self._contests: dict[str, deque[tuple[int, str]]] = {}
         self._noted: dict[tuple[str, str], None] = {}
@@ -94,11 +95,17 @@ class Hub(Counts):
 
     def end(self, link: Link) -> None:
         """Remove a session."""
-        self.links.pop(link.session, None)
+        if self.links.pop(link.session, None) is not None:
+            self._updates += link.session.updates
         if link.origin is not None:
             self.disconnect(link.origin, link.number)
         if self.by_name.get(link.name) is link:
             del self.by_name[link.name]
+
+    @property
+    def updates(self) -> int:
+        """Updates of all sessions since the start."""
+        return self._updates + sum(session.updates for session in self.links)
 
     def begin_read(self, now: int, since: int) -> None:
         """Set the time of the following read; see ``Counts.at()``."""
@@ -380,9 +387,3 @@ def _wide(key: bytes, table: VerdictTable) -> bytes:
 
 def _host(address: str) -> str:
     return address.rpartition(":")[0] or address
-
-
-def sessions(hub: Hub) -> Iterator[Link]:
-    """Yield the open sessions in the order of their names."""
-    for name in sorted(hub.by_name):
-        yield hub.by_name[name]

@@ -25,6 +25,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse
 
+from ratelimit.agent.peers import Peers
 from ratelimit.agent.server import Agent
 from ratelimit.events.webhooks import Receiver, Webhooks
 from ratelimit.haproxy.api import Runtime
@@ -41,6 +42,7 @@ from ratelimit.store.redis.url import parse as parse_url
 from ratelimit.store.sync import Sync
 from tests.agent.test_server import LOOPBACK, connected, ended, frame
 from tests.helpers import wire
+from tests.helpers.fake_haproxy import FakeHaproxy, counts, hub_of, ipv4, limits, verdicts
 from tests.helpers.servers import PROGRAM, Server, until
 from tests.helpers.world import World, free_port
 from tests.helpers.world import run as in_world
@@ -67,6 +69,7 @@ class Parts:
     about: Node
     webhooks: Webhooks  # not of the source, but of its metrics
     edges: Edges
+    peers: Peers
     reloaded: Reloaded | None = None
     tasks: Supervisor = field(default_factory=Supervisor)
 
@@ -95,7 +98,8 @@ async def running(tmp_path: Path) -> AsyncIterator[tuple[Parts, Metrics, Address
     agent = Agent(limiter, sync)
     await store.start()
     webhooks = Webhooks([Receiver("https://hooks.example/secret-path")], "n1")
-    parts = Parts(agent, store, about, webhooks, Edges(limiter, Runtime(["/nowhere"])))
+    peers = Peers(hub_of(limiter, sync.now()), sync)
+    parts = Parts(agent, store, about, webhooks, Edges(limiter, Runtime(["/nowhere"])), peers)
     parts.tasks.task("tick")
     try:
         yield parts, Metrics(cast(Control, parts), webhooks), await agent.listen(LOOPBACK)
@@ -198,6 +202,36 @@ def test_what_goes_wrong_is_counted(tmp_path: Path) -> None:
     run(test, tmp_path)
 
 
+def test_haproxies_that_are_peers(tmp_path: Path) -> None:
+    async def test(parts: Parts, metrics: Metrics, address: Address) -> None:
+        now = parts.agent.sync.now()
+        tables = counts("rl_login"), verdicts("rlv_login"), limits(tags=1)
+        haproxy = FakeHaproxy(parts.peers.hub, now, tables=tables)
+        haproxy.connect(now)
+        for number in (1, 2):
+            haproxy.session.update(tables[0], ipv4("192.0.2.7"), [number, 0, number, 0])
+        haproxy.pump(now)
+        parts.peers.refused, parts.peers.untrusted, parts.peers.protocol_errors = 1, 2, 3
+        parts.peers.hub.refused_hellos = 4
+        seen = read(metrics)
+        assert value(seen, "peers_sessions") == value(seen, "peers_taught") == 1
+        assert value(seen, "peers_updates_total") == 2
+        assert value(seen, "peers_resyncs_total") == 1
+        assert value(seen, "peers_tables_refused") == 1
+        assert value(seen, "peers_verdicts") == 1
+        assert value(seen, "peers_waiting") == 0
+        assert value(seen, "peers_refused_total") == 1
+        assert value(seen, "peers_untrusted_total") == 2
+        assert value(seen, "peers_protocol_errors_total") == 3
+        assert value(seen, "peers_refused_hellos_total") == 4
+        parts.peers.hub.end(haproxy.link)
+        seen = read(metrics)
+        assert value(seen, "peers_sessions") == 0
+        assert value(seen, "peers_updates_total") == 2
+
+    run(test, tmp_path)
+
+
 def test_clients_add_no_series(tmp_path: Path) -> None:
     async def test(parts: Parts, metrics: Metrics, address: Address) -> None:
         async with connected(address) as (reader, writer):
@@ -258,7 +292,8 @@ def test_a_shared_store_is_seen_to_go_and_counts_to_be_exchanged(tmp_path: Path)
         sync.attach(store, about)
         agent = Agent(limiter, sync)
         webhooks = Webhooks([], "n1")
-        parts = Parts(agent, store, about, webhooks, Edges(limiter, Runtime([])))
+        peers = Peers(hub_of(limiter, sync.now()), sync)
+        parts = Parts(agent, store, about, webhooks, Edges(limiter, Runtime([])), peers)
         metrics = Metrics(cast(Control, parts), webhooks)
         await store.start()
         exchanging = asyncio.create_task(sync.run())
