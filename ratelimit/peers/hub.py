@@ -122,6 +122,7 @@ class Hub(Counts):
         for link in self.by_name.values():
             if not link.clocked:
                 link.offset = offset
+            link.refresh()
             link.tell_limits()
 
     @property

@@ -16,7 +16,7 @@ from ratelimit.notation import MILLISECOND, SECOND
 from ratelimit.peers.constants import DataType, KeyType
 from ratelimit.peers.definition import Definition
 from ratelimit.peers.session import Session
-from ratelimit.peers.verdicts import NEVER_ENDS, Kind, VerdictTable, end_of, kind_of
+from ratelimit.peers.verdicts import NEVER_ENDS, PREFIX, Kind, VerdictTable, end_of, kind_of
 
 if TYPE_CHECKING:
     from ratelimit.peers.counts import Origin, Source
@@ -97,6 +97,7 @@ class Link:
         self._definitions: dict[str, Definition] = {}
         self._limits: Definition | None = None
         self._limits_due = False
+        self._refreshed = 0  # start of the last teaching
         self._asked = False
         self._teaching: Iterator[tuple[VerdictTable, bytes]] | None = None
         self._next: tuple[VerdictTable, bytes] | None = None
@@ -139,6 +140,7 @@ class Link:
     def teach(self, tables: Iterable[VerdictTable], asked: bool = False) -> None:
         """Tell all verdicts; ``asked`` if HAProxy waits for the end of it."""
         self._asked = self._asked or asked
+        self._refreshed = self.hub.now
         self._teaching = self._all(list(tables))
         self._next = None
         self.wake()
@@ -152,6 +154,17 @@ class Link:
         self._shown.append(ahead)
         self.offset = max(self._shown)
         self.clocked = True
+
+    def refresh(self) -> None:
+        """Teach all verdicts again when half of the shortest ``expire`` has passed."""
+        told = [one for name, one in self.announced.items() if name.startswith(PREFIX)]
+        if not self.complete or not told:
+            return
+        half = min(one.expire for one in told) // 2 * MILLISECOND
+        if self.hub.now - self._refreshed >= half and self._teaching is None:
+            self.teach(
+                table for table in self.hub.verdicts.values() if table.name in self.announced
+            )
 
     def close(self) -> None:
         """End the session."""

@@ -12,7 +12,7 @@ from ratelimit.peers.hub import Hub
 from ratelimit.peers.link import DIFFERENT
 from ratelimit.peers.verdicts import Kind
 from ratelimit.steps import finish
-from tests.helpers.fake_haproxy import FakeHaproxy, hub_of, ipv4
+from tests.helpers.fake_haproxy import HOUR, FakeHaproxy, hub_of, ipv4
 
 NOW = 1_800_000_000 * SECOND
 
@@ -114,3 +114,21 @@ def test_the_clock_of_haproxy_is_learnt_from_the_least_late_message(ahead: int) 
     assert kind == Kind.BLOCK
     assert early == 0  # whole seconds, like all ends of blocks
     assert seconds == -(-(NOW // MILLISECOND + 60_000 + ahead - 3) // 1_000)
+
+
+def test_verdicts_are_told_again_before_haproxy_forgets_them() -> None:
+    hub, haproxy = connected()
+    now = NOW // SECOND
+    hub.limiter.apply(Block("10.0.0.0", EVERY_LIMIT, "", 0, now, now + 86_400, order=1))
+    haproxy.pump(NOW)
+    key = ipv4("10.0.0.0")
+    assert haproxy.verdict(key)[3] == HOUR, "an entry lives no longer than its table says"
+    told = []
+    for minute in range(0, 121, 5):
+        haproxy.entries["rlv_default"].clear()
+        later = NOW + minute * 60 * SECOND
+        hub.tick(later, 0)
+        haproxy.pump(later)
+        if haproxy.verdict(key):
+            told.append(minute)
+    assert told == [30, 60, 90, 120]
