@@ -19,6 +19,7 @@ from benchmarks.harness.programs import ROOT
 
 BENCHMARKS = (
     "agent",
+    "updates",
     "end_to_end",
     "settings",
     "settings --connections=8",

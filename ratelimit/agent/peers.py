@@ -17,6 +17,7 @@ import structlog
 
 from ratelimit.agent.sockets import Listening
 from ratelimit.agent.trust import Trusted, is_loopback
+from ratelimit.engine import compiled
 from ratelimit.model import Address
 from ratelimit.notation import MILLISECOND
 from ratelimit.peers.constants import Status
@@ -33,7 +34,8 @@ CLOSE_TIMEOUT = 5
 """Seconds for a peer to read data or to close."""
 
 _WRITE_LIMIT = 1 << 18  # unsent bytes above which nothing more is written
-_PIECE = 1 << 12  # bytes of a read that are processed at a time
+_PIECE = 1 << 15 if compiled() else 1 << 12
+"""Bytes of a read that are processed at a time, in about 0.2 ms; 2 ms in plain Python."""
 _LOOK = 0.01  # seconds between looks at the sockets
 _LINES_PER_SECOND = 10
 
@@ -145,7 +147,8 @@ class _Peer(asyncio.Protocol):
         self._name = "unix"
         self._session = Session(peers.hub, peers.hub.name, time.monotonic_ns())
         self._link = peers.hub.begin(self._session, self._name, self._wake)
-        self._held = b""  # of a long read
+        self._held = b""  # of a long read,
+        self._done = 0  # of which so many bytes are processed
         self._now = 0  # of the read in progress
         self._read_at = 0  # of the previous read
         self._since = 0
@@ -178,6 +181,7 @@ class _Peer(asyncio.Protocol):
         self._now = self._peers.sync.now()
         self._since = max(self._read_at, self._peers.looked)
         self._held = data
+        self._done = 0
         self._read()
 
     def _read(self) -> None:
@@ -186,7 +190,10 @@ class _Peer(asyncio.Protocol):
         hub, session = self._hub, self._session
         while self._held and not session.closed and hub.ready:
             hub.begin_read(self._now, self._since)
-            piece, self._held = self._held[:_PIECE], self._held[_PIECE:]
+            piece = self._held[self._done : self._done + _PIECE]
+            self._done += len(piece)
+            if self._done == len(self._held):
+                self._held = b""
             self._send(session.receive_data(piece, time.monotonic_ns()))
             if time.perf_counter() > end:
                 break
