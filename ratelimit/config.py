@@ -351,6 +351,7 @@ class LimitSection(_Section):
     table: CountTable = ""
     counts: Counts = "requests"
     open: int = Field(0, ge=0, le=MAX_OPEN)
+    count_refused: bool = True
 
     @field_validator("strict")
     @classmethod

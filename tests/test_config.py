@@ -67,6 +67,7 @@ fuse = 0.2
 table = ""
 counts = "requests"
 open = 0
+count_refused = true
 
 [lists]
 allow = []
@@ -222,11 +223,13 @@ def test_a_limit_names_what_it_takes_of_haproxys_tables(read: Callable[[str], Co
     config = read(
         "[agent]\npeers = ['unix:///run/peers.sock', 'tcp://127.0.0.1:9192']\n"
         "[limits.login]\ntable = 'rl_default'\ncounts = 'errors'\nopen = 20\n"
+        "count_refused = false\n"
     )
     assert config.agent.peers == (Address(path="/run/peers.sock"), Address("127.0.0.1", 9192))
     default, login, _ = config.limits_in_force()
     assert (default.count_table, default.counts, default.open) == ("rl_default", "requests", 0)
     assert (login.count_table, login.counts, login.open) == ("rl_default", "errors", 20)
+    assert (default.count_refused, login.count_refused) == (True, False)
 
 
 def test_strict_limits_go_on_next_to_peers(read: Callable[[str], Config]) -> None:
