@@ -11,7 +11,8 @@ whose keyed hash it uses. A set has 576 contiguous bytes, so an update touches t
         5      requests open at the last update
         6-9    counters of 32 bits: requests, errors, failures, refusals
         10-13  counters of 64 bits: bytes received, bytes sent
-        14-15  free
+        14     the requests before they fell, or 0; see ``counts``
+        15     free
 
 An entry without room replaces the stalest one of its set. HAProxy may still have the replaced one,
 so ``since_loss`` tells whether an unknown entry may be an old one.
@@ -30,6 +31,7 @@ REQUESTS = 6
 ERRORS = 7
 FAILURES = 8
 REFUSALS = 9
+FORMER = 14
 """Positions of the counters of 32 bits in an entry, in 32-bit words."""
 
 BYTES_IN = 5

@@ -13,7 +13,7 @@ from ratelimit.peers.listener cimport Listener
 from ratelimit.peers.told cimport Told
 from ratelimit.peers.updates cimport UpdateReader
 
-cdef int ADDRESS, TEXT, OPEN, REQUESTS, BYTES_IN, _REQUESTS, _REFUSALS, _BYTES, _COUNTERS, _OPEN
+cdef int ADDRESS, TEXT, FORMER, OPEN, REQUESTS, BYTES_IN, _REQUESTS, _REFUSALS, _BYTES, _COUNTERS, _OPEN
 cdef int _IPV4, _IPV6, _TABLE, _UPDATE, _INCREMENTAL, _TIMED, _INCREMENTAL_TIMED, _ONE_BYTE
 cdef int FETCHED, _SHORTEST, _CLOCK
 cdef uint64_t M32, SECOND, _MILLISECOND, _PAST, _GRACE, _OVERLAP, _HOLD, _DENIED, _LEAST, _PART
@@ -94,6 +94,7 @@ cdef class Counts(Listener):
     cdef uint64_t lateness(self) noexcept
     @cython.locals(
         base=Baselines, i=int, at=Py_ssize_t, new=uint64_t, old=uint64_t, place=int,
+        former=uint64_t, overwritten=bint,
     )
     cdef void gain(
         self, Source source, UpdateReader update, Py_ssize_t slot, bint fresh, bint known

@@ -14,7 +14,8 @@ of the entry (``baselines.py``):
 - A counter that is lower than before was made again: HAProxy had purged the entry, or an operator
   had cleared it. A counter that has passed 2^32 looks the same. But in the first hour of a process
   it adds nothing: the process may have taken over from another one, which still ends its requests
-  and overwrites the counters of its successor with its own.
+  and overwrites the counters of its successor with its own. So a counter that comes back to the
+  value that it fell from adds only what is above.
 
 Each rule loses hits where it can't know better, and never invents any.
 """
@@ -31,7 +32,7 @@ from ratelimit.engine.query import Query
 from ratelimit.engine.reported import Reported
 from ratelimit.engine.rule import Rule
 from ratelimit.notation import SECOND
-from ratelimit.peers.baselines import BYTES_IN, OPEN, REQUESTS, Baselines
+from ratelimit.peers.baselines import BYTES_IN, FORMER, OPEN, REQUESTS, Baselines
 from ratelimit.peers.constants import PLACE, Class, DataType, KeyType, Message
 from ratelimit.peers.definition import Definition
 from ratelimit.peers.listener import Listener
@@ -469,6 +470,7 @@ class Counts(Listener):
     ) -> None:
         """Compute what an update adds to each counter, and keep the counters."""
         base = self.baselines
+        overwritten = False
         for i in range(_COUNTERS):
             place = source.places[i]
             if place < 0:
@@ -490,6 +492,19 @@ class Counts(Listener):
                 self.gains[i] = new - old
             else:
                 self.gains[i] = 0 if self.engine.now < source.origin.settled else new
+            if i == _REQUESTS and self.engine.now < source.origin.settled:
+                former = base.halves[2 * slot + FORMER]
+                if fresh:
+                    base.halves[2 * slot + FORMER] = 0
+                elif new < old:
+                    base.halves[2 * slot + FORMER] = max(old, former)
+                elif old < former <= new:
+                    # Perhaps not by requests: the former process may have told its counters again.
+                    base.halves[2 * slot + FORMER] = 0
+                    self.gains[i] = new - former
+                    overwritten = True
+            elif overwritten:
+                self.gains[i] = 0
 
     def aim(self, source: Source, feed: Feed, update: UpdateReader) -> bool:
         """Aim the query of a feed; return false if the key is not a client of the limit."""

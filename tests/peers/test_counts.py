@@ -198,6 +198,19 @@ def test_after_a_reload_an_older_count_of_the_former_process_adds_nothing() -> N
     assert fed.hits() == 111
 
 
+def test_a_former_process_that_tells_a_larger_count_again_adds_only_what_is_new() -> None:
+    fed = Fed(Limit(rate=1_000_000), replace(WIDE, name="e", table="rl_default", counts="errors"))
+    line = Line(fed, synced=False)
+    line.tell(1, req=5000, http_err_cnt=500)
+    line.synced()
+    # The client's entry has expired here, while the former process still serves a long request.
+    line.tell(200, req=1, http_err_cnt=1)
+    line.tell(201, req=2, http_err_cnt=1)
+    line.tell(201, req=5001, http_err_cnt=501)
+    line.tell(201, req=5003, http_err_cnt=502)
+    assert (fed.hits(limit=0), fed.hits(limit=1)) == (4, 1)
+
+
 def test_after_a_restart_everything_is_new() -> None:
     fed = Fed(WIDE)
     Line(fed, pid=1).tell(1, req=5)
