@@ -686,7 +686,7 @@ def test_a_refusal_says_what_that_of_the_other_file_says(
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("unknown", [False, True])
 def test_a_refusal_without_an_agent_says_what_that_of_the_other_file_says(
-    tmp_path: Path, form: str, unknown: bool
+    folder: Path, form: str, unknown: bool
 ) -> None:
     """By HAProxy alone, and by a map."""
     env = FORMS[form] | {"RATELIMIT_ALONE_RATE": "3", "RATELIMIT_UNKNOWN_RATE": "3"}
@@ -706,9 +706,9 @@ def test_a_refusal_without_an_agent_says_what_that_of_the_other_file_says(
 
     async def main() -> None:
         for file in ("haproxy.cfg", PEERS_FILE):
-            folder = tmp_path / file
-            folder.mkdir()
-            made = world(folder, agent=False, edit=edit, env=env, file=file)
+            own = folder / file[0]
+            own.mkdir()
+            made = world(own, agent=False, edit=edit, env=env, file=file)
             async with asyncio.timeout(LONGEST), made as w:
                 await test(w)
 
