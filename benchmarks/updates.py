@@ -23,7 +23,7 @@ from benchmarks.harness.haproxy import ALLOWING
 from benchmarks.harness.programs import Programs, free_address, pin, progress
 from benchmarks.harness.report import Column, Figure, Report, Table, Target
 from benchmarks.harness.spop import CLIENTS, KNOWN, PLACES
-from tests.helpers.peers import CONFIRMED, FINISHED, ack, define, update
+from tests.helpers.peers_wire import CONFIRMED, FINISHED, ack, define, update
 
 _FEW = 20_000
 _MANY = 500_000

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import redis
 
-from tests.helpers.fleet import Node
+from tests.helpers.fleet import Node, until
 from tests.helpers.servers import PROGRAM, Server
 
 if TYPE_CHECKING:
@@ -88,7 +88,9 @@ class Agent:
         with self.lock:
             began = self.node.log().count('"agent started"')
             self.node.start()
-            wait(lambda: self.node.log().count('"agent started"') > began, "an agent starts")
+            until(
+                lambda: self.node.log().count('"agent started"') > began, "an agent starts", SETTLED
+            )
             ports = re.findall(r'"ops": "127\.0\.0\.1:(\d+)"', self.node.log())
             self.port = int(ports[-1])
 
@@ -132,14 +134,6 @@ class Agent:
             cursor = page["next"]
             if not cursor:
                 return found
-
-
-def wait(condition: Callable[[], object], what: str, seconds: float = SETTLED) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {seconds} s: {what}")
-        time.sleep(0.02)
 
 
 def follows(server: Server) -> bool:
@@ -195,7 +189,7 @@ class World(ABC):
     # The run.
 
     def run(self, moments: int) -> None:
-        """Let so many moments pass; raise TimeoutError if the fleet does not come back."""
+        """Let so many moments pass; raise AssertionError if the fleet does not come back."""
         try:
             self.open()
             for number in range(AGENTS):
@@ -209,10 +203,10 @@ class World(ABC):
                 self._threads.append(thread)
                 thread.start()
             for number in range(1, moments + 1):
-                time.sleep(self.chance.uniform(0.1, 1))
+                self._stop.wait(self.chance.uniform(0.1, 1))
                 if self.chance.random() < 0.5 or not self.snapshots:
                     self._snapshot()
-                    time.sleep(self.chance.uniform(0.1, 1))
+                    self._stop.wait(self.chance.uniform(0.1, 1))
                 name = self.chance.choice(sorted(self._moments))
                 began = time.monotonic()
                 self.now = name
@@ -235,12 +229,16 @@ class World(ABC):
 
     def _check(self) -> None:
         """Wait until all agents and the server agree with what was acknowledged."""
-        wait(lambda: all(agent.is_up() for agent in self.agents), "all agents have the store")
+        until(
+            lambda: all(agent.is_up() for agent in self.agents),
+            "all agents have the store",
+            SETTLED,
+        )
         wrong: dict[str, str] = {}
         deadline = time.monotonic() + SETTLED / 3
         while time.monotonic() < deadline:
             before = {name: (key.state, key.version) for name, key in list(self.keys.items())}
-            time.sleep(0.3)  # in which others hear of it
+            self._stop.wait(0.3)  # until the next comparison
             lists = {agent.node.name: agent.blocks() for agent in self.agents}
             lists["the server"] = self._stored()
             wrong = {}
@@ -342,7 +340,7 @@ class World(ABC):
     def _end_agent(self, number: signal.Signals) -> None:
         agent = self.chance.choice(self.agents)
         agent.stop(number)
-        time.sleep(self.chance.uniform(0, 0.5))
+        self._stop.wait(self.chance.uniform(0, 0.5))
         agent.start()
 
     def _restore(self) -> None:
@@ -382,7 +380,7 @@ class WithSentinel(World):
         second.start()
         second.do("REPLICAOF", "127.0.0.1", first.port)
         # It looks for replicas at its start, and then every ten seconds.
-        wait(lambda: follows(second), "a replica is there")
+        until(lambda: follows(second), "a replica is there", SETTLED)
         port = self.sentinel.port
         path = self.folder / f"{port}.conf"
         path.write_text(
@@ -394,7 +392,7 @@ class WithSentinel(World):
         self.sentinel._command = [*PROGRAM, str(path), "--sentinel"]
         self.sentinel.start()
         self.url = f"redis+sentinel://127.0.0.1:{port}/main"
-        wait(self._whole, "the Sentinel knows the replica")
+        until(self._whole, "the Sentinel knows the replica", SETTLED)
         self._moments |= {
             "a planned failover": self._fail_over,
             "the master is killed": self._kill_master,
@@ -423,7 +421,7 @@ class WithSentinel(World):
             return False
 
     def _fail_over(self) -> None:
-        wait(self._whole, "a replica that is fit")
+        until(self._whole, "a replica that is fit", SETTLED)
 
         def begun() -> bool:
             try:
@@ -433,14 +431,14 @@ class WithSentinel(World):
             return True
 
         before = self.master()
-        wait(begun, "a failover begins")
-        wait(lambda: self.master() is not before, "a failover ends")
+        until(begun, "a failover begins", SETTLED)
+        until(lambda: self.master() is not before, "a failover ends", SETTLED)
 
     def _kill_master(self) -> None:
-        wait(self._whole, "a replica that is fit")
+        until(self._whole, "a replica that is fit", SETTLED)
         before = self.master()
         before.kill()
-        wait(lambda: self.master() is not before, "a failover ends")
+        until(lambda: self.master() is not before, "a failover ends", SETTLED)
         # From nothing, or from what it saved.
         before.start()
 

@@ -22,6 +22,7 @@ WITHOUT = {
     "node/operations": "all that the API can do; tests/api runs it",
     "peers/constants": "declarations; peers/test_definition holds the data types",
     "peers/listener": "declarations",
+    "peers/sources": "what counts know of HAProxies; peers/test_counts runs it",
     "spop/constants": "declarations",
 }
 """Modules without a file of tests, and why."""

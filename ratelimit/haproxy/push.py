@@ -7,6 +7,7 @@ of blocks, are sent from here: always the current state of a key, not each chang
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Iterator
 
 from ratelimit.engine.layout import ALLOW
@@ -32,7 +33,8 @@ class Edges:
         self.runtime = runtime
         self.files = MapFiles(folder, self.lines)
         self._dropped = 0
-        self._keys: dict[str, None] = {}
+        # A dict would search from its start again for each key that is taken from there.
+        self._keys: OrderedDict[str, None] = OrderedDict()
         self._wait = asyncio.Event()
 
     @property
@@ -131,8 +133,7 @@ class Edges:
 
     def _telling(self) -> Steps[None]:
         while self._keys and not self.limiter.stale:
-            key = next(iter(self._keys))
-            del self._keys[key]
+            key, _ = self._keys.popitem(last=False)
             self._tell(key)
             yield
 

@@ -18,20 +18,21 @@ cdef class Baselines:
     cdef public uint64_t expire
     cdef readonly uint64_t stamp, since_loss
     cdef readonly bint known
+    cdef Py_ssize_t base
+    cdef uint64_t tag
+    cdef int way
     cdef uint64_t[::1] aims
     cdef int expected
     cdef uint64_t touched
 
     @cython.locals(
-        mixed=uint64_t, tag=uint64_t, number=uint64_t, base=Py_ssize_t, way=int, slot=Py_ssize_t,
-        i=int,
+        tag=uint64_t, number=uint64_t, base=Py_ssize_t, way=int, slot=Py_ssize_t, i=int,
     )
     cpdef Py_ssize_t visit(self, uint64_t hi, uint64_t lo, uint64_t ident, uint64_t now) except -1
-    @cython.locals(
-        mixed=uint64_t, tag=uint64_t, base=Py_ssize_t, way=int, slot=Py_ssize_t,
-    )
+    @cython.locals(tag=uint64_t, base=Py_ssize_t, way=int, slot=Py_ssize_t)
     cpdef Py_ssize_t peek(self, uint64_t hi, uint64_t lo, uint64_t ident) noexcept
     @cython.locals(mixed=uint64_t)
+    cdef void aim(self, uint64_t hi, uint64_t lo, uint64_t ident) noexcept
     cdef void expect(self, uint64_t hi, uint64_t lo, uint64_t ident) noexcept
     @cython.locals(touched=uint64_t, i=int, base=Py_ssize_t, tag=uint64_t, way=int)
     cdef void fetch(self) noexcept

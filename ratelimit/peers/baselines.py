@@ -70,6 +70,9 @@ class Baselines:
         self.stamp = 0
         self.since_loss = 0
         self.known = False
+        self.base = 0
+        self.tag = 0
+        self.way = 0
         self.aims = memoryview(bytearray(16 * FETCHED)).cast("Q")
         self.expected = 0
         self.touched = 0
@@ -91,22 +94,14 @@ class Baselines:
         lower 32 bits are recorded as the time of the last update.
         """
         now &= M32
-        mixed = self.table.mix(hi, lo, ident)
-        tag = (mixed >> 8 & M32) | 1
-        number = (mixed >> 32) * self.sets >> 32
-        base = number * _SET_WORDS
-        for way in range(_WAYS):
-            if self.words[base + way] >> 32 == tag:
-                slot = base + _WAYS + way * _ENTRY_WORDS
-                if (
-                    self.words[slot] == hi
-                    and self.words[slot + 1] == lo
-                    and self.halves[2 * slot + _IDENT] == ident
-                ):
-                    self.stamp = self.words[base + way] & M32
-                    self.words[base + way] = tag << 32 | now
-                    self.known = True
-                    return slot
+        slot = self.peek(hi, lo, ident)
+        base = self.base
+        tag = self.tag
+        if slot >= 0:
+            self.words[base + self.way] = tag << 32 | now
+            self.known = True
+            return slot
+        number = base // _SET_WORDS
         way = self.vacate(number, now)
         self.words[base + way] = tag << 32 | now
         slot = base + _WAYS + way * _ENTRY_WORDS
@@ -124,9 +119,9 @@ class Baselines:
     def expect(self, hi: int, lo: int, ident: int) -> None:
         """Note an entry for ``fetch()``; more than FETCHED are ignored."""
         if self.expected < FETCHED:
-            mixed = self.table.mix(hi, lo, ident)
-            self.aims[2 * self.expected] = ((mixed >> 32) * self.sets >> 32) * _SET_WORDS
-            self.aims[2 * self.expected + 1] = (mixed >> 8 & M32) | 1
+            self.aim(hi, lo, ident)
+            self.aims[2 * self.expected] = self.base
+            self.aims[2 * self.expected + 1] = self.tag
             self.expected += 1
 
     def fetch(self) -> None:
@@ -150,9 +145,9 @@ class Baselines:
 
     def peek(self, hi: int, lo: int, ident: int) -> int:
         """Return the place of a known entry, or -1; ``stamp`` has its last update."""
-        mixed = self.table.mix(hi, lo, ident)
-        tag = (mixed >> 8 & M32) | 1
-        base = ((mixed >> 32) * self.sets >> 32) * _SET_WORDS
+        self.aim(hi, lo, ident)
+        base = self.base
+        tag = self.tag
         for way in range(_WAYS):
             if self.words[base + way] >> 32 == tag:
                 slot = base + _WAYS + way * _ENTRY_WORDS
@@ -161,9 +156,16 @@ class Baselines:
                     and self.words[slot + 1] == lo
                     and self.halves[2 * slot + _IDENT] == ident
                 ):
+                    self.way = way
                     self.stamp = self.words[base + way] & M32
                     return slot
         return -1
+
+    def aim(self, hi: int, lo: int, ident: int) -> None:
+        """Compute the set of an entry and its tag, into ``base`` and ``tag``."""
+        mixed = self.table.mix(hi, lo, ident)
+        self.base = ((mixed >> 32) * self.sets >> 32) * _SET_WORDS
+        self.tag = (mixed >> 8 & M32) | 1
 
     def vacate(self, number: int, now: int) -> int:
         """Return the way of a set for a new entry; note the loss of one that HAProxy may have."""

@@ -10,6 +10,7 @@ from ratelimit.engine.rule cimport Rule
 from ratelimit.engine.table cimport Table
 from ratelimit.peers.baselines cimport Baselines
 from ratelimit.peers.listener cimport Listener
+from ratelimit.peers.sources cimport Feed, Origin, Source
 from ratelimit.peers.told cimport Told
 from ratelimit.peers.updates cimport UpdateReader
 
@@ -18,41 +19,6 @@ cdef int _IPV4, _IPV6, _TABLE, _UPDATE, _INCREMENTAL, _TIMED, _INCREMENTAL_TIMED
 cdef int FETCHED, _SHORTEST, _CLOCK
 cdef uint64_t M32, SECOND, _MILLISECOND, _PAST, _GRACE, _OVERLAP, _HOLD, _DENIED, _LEAST, _PART
 cdef uint64_t _MOST
-
-
-@cython.final
-cdef class Origin:
-    cdef readonly str name
-    cdef readonly uint64_t index
-    cdef public uint64_t pid, number
-    cdef public bint connected, counting, synced, whole, cleared
-    cdef public uint64_t asked, cleared_at, settled
-
-
-@cython.final
-cdef class Feed:
-    cdef readonly Rule rule
-    cdef Query query
-    cdef readonly int counter
-    cdef readonly uint64_t open
-    cdef bint subtract
-
-
-@cython.final
-cdef class Source:
-    cdef readonly Origin origin
-    cdef readonly object definition
-    cdef readonly str name
-    cdef uint64_t ident, number, expire
-    cdef readonly list feeds
-    cdef list siblings
-    cdef int key_type
-    cdef int[::1] places, rates
-    cdef uint64_t[::1] periods
-    cdef bint opens, clocks, fetches
-    cdef readonly bint wrong
-
-    cpdef feed(self, list feeds)
 
 
 cdef class Counts(Listener):

@@ -17,25 +17,25 @@ of the entry (``baselines.py``):
   and overwrites the counters of its successor with its own. So a counter that comes back to the
   value that it fell from adds only what is above.
 
-Each rule loses hits where it can't know better, and never invents any.
+Where a rule can't know better, it loses hits rather than invent any. Not covered are a former
+process that still runs when the agent starts, two former processes at once, and tables without
+``http_req_cnt``.
 """
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import dataclass
 
 from ratelimit.engine.check import Engine
 from ratelimit.engine.layout import ADDRESS, FETCHED, M32, TEXT
 from ratelimit.engine.outcome import Outcome
-from ratelimit.engine.query import Query
 from ratelimit.engine.reported import Reported
-from ratelimit.engine.rule import Rule
-from ratelimit.notation import SECOND
+from ratelimit.notation import MILLISECOND, SECOND
 from ratelimit.peers.baselines import BYTES_IN, FORMER, OPEN, REQUESTS, Baselines
 from ratelimit.peers.constants import PLACE, Class, DataType, KeyType, Message
 from ratelimit.peers.definition import Definition
 from ratelimit.peers.listener import Listener
+from ratelimit.peers.sources import COUNTERS, Feed, Origin, Source
 from ratelimit.peers.told import MAX_KEY, Told
 from ratelimit.peers.updates import UpdateReader
 
@@ -48,16 +48,6 @@ _INCREMENTAL_TIMED = int(Message.INCREMENTAL_TIMED)
 _IPV4 = int(KeyType.IPV4)
 _IPV6 = int(KeyType.IPV6)
 
-COUNTERS = {
-    "requests": DataType.HTTP_REQ_CNT,
-    "errors": DataType.HTTP_ERR_CNT,
-    "failures": DataType.HTTP_FAIL_CNT,
-    "refusals": DataType.GPC0,
-    "bytes_in": DataType.BYTES_IN_CNT,
-    "bytes_out": DataType.BYTES_OUT_CNT,
-}
-"""The data types that are counted, by ``Limit.counts``; in the order of ``baselines``."""
-
 _COUNTERS = 6
 _REQUESTS = 0  # indices of counters
 _REFUSALS = 3
@@ -68,15 +58,15 @@ _CLOCK = PLACE[DataType.GPT]
 _ONE_BYTE = 240  # lengths below take one byte
 _SHORTEST = 3 + 8 + 16  # bytes to look at: header, number and expiry, key
 
-_MILLISECOND = 1_000_000
+_MILLISECOND = MILLISECOND  # of C's int type when compiled
 _PAST = 1 << 31  # milliseconds; a difference beyond it is negative
 _GRACE = 5_000  # milliseconds by which HAProxy may tell a change late
 _OVERLAP = 3600 * SECOND  # how long a former process may end its requests
-_HOLD = 5_000_000_000
+_HOLD = 5 * SECOND
 """Nanoseconds for which a client with too many open requests is refused, if it is not lifted."""
-_DENIED = 3_600_000_000_000
+_DENIED = 3600 * SECOND
 """Nanoseconds after which a client on the deny list is told again, if HAProxy lets it through."""
-_LEAST = 10_000_000
+_LEAST = 10 * MILLISECOND
 _PART = 8
 """A later end is told if it is later by this part of the window, and by so many nanoseconds."""
 _MOST = 1 << 27  # hits of an update that are counted; more than any rate
@@ -96,86 +86,6 @@ class Verdict:
     limit: str
     key: bytes
     until: int
-
-
-class Origin:
-    """One HAProxy, by the name that it has among its peers.
-
-    ``counting`` is whether its increments count here; otherwise another agent counts them, and
-    here they only become baselines.
-    """
-
-    def __init__(self, name: str, index: int) -> None:
-        self.name = name
-        self.index = index
-        self.pid = 0
-        self.number = 0  # of the session
-        self.connected = False
-        self.counting = True
-        # From this epoch nanosecond on, no former process overwrites its entries.
-        self.settled = 0
-        # It has told all entries in this session; ``whole`` if it had all of them itself.
-        self.synced = False
-        self.whole = False
-        # Entries without an update since this millisecond are gone.
-        self.cleared = False
-        self.cleared_at = 0
-        self.asked = 0
-
-
-class Feed:
-    """What one limit takes of a table."""
-
-    def __init__(self, rule: Rule) -> None:
-        self.rule = rule
-        self.query = Query(rule)
-        self.counter = list(COUNTERS).index(rule.limit.counts)
-        self.open = rule.limit.open
-        self.subtract = not rule.limit.count_refused and self.counter == _REQUESTS
-
-
-class Source:
-    """A table of an HAProxy in one session, which feeds limits; the owner of its updates.
-
-    ``wrong`` is true if a key had bits beyond the prefix of a limit: such keys are not counted.
-    """
-
-    def __init__(
-        self,
-        origin: Origin,
-        definition: Definition,
-        ident: int,
-        siblings: list[Source],
-    ) -> None:
-        self.origin = origin
-        self.definition = definition
-        self.name = definition.name
-        self.ident = ident
-        self.number = origin.number
-        self.expire = definition.expire
-        self.feeds: list[Feed] = []
-        self.siblings = siblings
-        self.key_type = int(definition.key_type)
-        self.opens = DataType.CONN_CUR in definition.types
-        self.clocks = DataType.GPT in definition.types and DataType.HTTP_REQ_CNT in definition.types
-        self.wrong = False
-        self.fetches = False
-        places = array("i")
-        rates = array("i")
-        periods = array("Q")
-        for kind in COUNTERS.values():
-            rate = DataType(kind + 1)
-            places.append(PLACE[kind] if kind in definition.types else -1)
-            rates.append(PLACE[rate] if rate in definition.types else -1)
-            periods.append(definition.periods.get(rate, 0) * _MILLISECOND)
-        self.places = memoryview(places)
-        self.rates = memoryview(rates)
-        self.periods = memoryview(periods)
-
-    def feed(self, feeds: list[Feed]) -> None:
-        """Feed limits."""
-        self.feeds = feeds
-        self.fetches = self.key_type == _IPV6 and len(feeds) > 0
 
 
 class Counts(Listener):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import cast
 
 from ratelimit.limiter.limiter import Limiter, Sharing
@@ -18,7 +18,7 @@ from ratelimit.notation import MILLISECOND, SECOND
 from ratelimit.peers.constants import PLACE, DataType, KeyType, Status
 from ratelimit.peers.counts import Counts
 from ratelimit.peers.definition import Definition
-from ratelimit.peers.link import LIMIT_VALUES, LIMITS, VERDICT_VALUES, Link
+from ratelimit.peers.link import LIMIT_VALUES, LIMITS, VERDICT_VALUES, Link, Taught
 from ratelimit.peers.session import Session
 from ratelimit.peers.updates import UpdateReader
 from ratelimit.peers.verdicts import PREFIX, Kind, VerdictTable
@@ -243,20 +243,14 @@ class Hub(Counts):
                 break
 
     def on_sync_wanted(self, session: Session) -> None:
-        self.links[session].teach(self.verdicts.values(), asked=True)
+        self.links[session].teach(asked=True)
 
     def on_synced(self, session: Session, whole: bool) -> None:
         link = self.links[session]
         self.resyncs += 1
         if link.origin is not None:
             self.synced(link.origin, whole)
-        link.teach(table for table in self.verdicts.values() if table.name in link.announced)
-        # Throttles of an agent that HAProxy has lost for a moment are still in force.
-        for begin in range(0, self.told.places, _TOLD):
-            for verdict in self.held(begin, begin + _TOLD):
-                table = self.verdicts.get(verdict.limit)
-                if table is not None:
-                    link.tell(table, _narrow(verdict.key, table), verdict.until // MILLISECOND)
+        link.teach()
 
     def on_refused(self, session: Session, name: str, why: str) -> None:
         self._refuse(self.links[session], name, why)
@@ -324,6 +318,25 @@ class Hub(Counts):
         self.note("a table of HAProxy can't be used", link, table=name, why=why)
 
     # ---- verdicts --------------------------------------------------------------------------
+
+    def all_verdicts(self, link: Link, asked: bool) -> Iterator[Taught | None]:
+        """Yield all verdicts for a link in steps; None is a step without one.
+
+        An HAProxy that has ``asked`` may not have announced its tables yet.
+        """
+        for table in list(self.verdicts.values()):
+            if not asked and table.name not in link.announced:
+                continue
+            for page in table.values.pages():
+                for key in page:
+                    yield table, key, 0
+        # Throttles of an agent that HAProxy has lost for a moment are still in force.
+        for begin in range(0, self.told.places, _TOLD):
+            yield None
+            for verdict in self.held(begin, begin + _TOLD):
+                told = self.verdicts.get(verdict.limit)
+                if told is not None and told.name in link.announced:
+                    yield told, _narrow(verdict.key, told), verdict.until // MILLISECOND
 
     def _changed(self, limit: str, client: str) -> None:
         """The state of a client in the blocklist has changed."""

@@ -7,8 +7,8 @@ sent once.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from ratelimit.model import Limit
@@ -19,8 +19,8 @@ from ratelimit.peers.session import Session
 from ratelimit.peers.verdicts import NEVER_ENDS, PREFIX, Kind, VerdictTable, end_of, kind_of
 
 if TYPE_CHECKING:
-    from ratelimit.peers.counts import Origin, Source
     from ratelimit.peers.hub import Hub
+    from ratelimit.peers.sources import Origin, Source
 
 LIMITS = "rlc_limits"
 """The table of the limits: rate, mode, marker, and window in seconds."""
@@ -39,6 +39,10 @@ _HALF = 1 << 31
 _STEP = 128  # entries per call, half a millisecond of work
 _EXPIRE = 3_600_000  # milliseconds of an unknown table
 _AFTER = 1_000  # milliseconds that an entry stays in HAProxy's table after its end
+
+
+Taught = tuple[VerdictTable, bytes, int]
+"""A table, a key, and the end of a throttle in epoch milliseconds, 0 for none."""
 
 
 class Mode:
@@ -99,9 +103,10 @@ class Link:
         self._limits_due = False
         self._refreshed = 0  # start of the last teaching
         self._asked = False
-        self._teaching: Iterator[tuple[VerdictTable, bytes]] | None = None
-        self._next: tuple[VerdictTable, bytes] | None = None
-        self._waiting: dict[tuple[VerdictTable, bytes], int] = {}
+        self._teaching: Iterator[Taught | None] | None = None
+        self._next: Taught | None = None
+        # A dict would search from its start again for each entry that is taken from there.
+        self._waiting: OrderedDict[tuple[VerdictTable, bytes], int] = OrderedDict()
 
     def announce(self, definition: Definition, told: str) -> None:
         """Note a table of HAProxy; ``told`` is its name in the session."""
@@ -137,11 +142,11 @@ class Link:
         self._limits_due = self._limits is not None
         self.wake()
 
-    def teach(self, tables: Iterable[VerdictTable], asked: bool = False) -> None:
+    def teach(self, asked: bool = False) -> None:
         """Tell all verdicts; ``asked`` if HAProxy waits for the end of it."""
         self._asked = self._asked or asked
         self._refreshed = self.hub.now
-        self._teaching = self._all(list(tables))
+        self._teaching = self.hub.all_verdicts(self, asked)
         self._next = None
         self.wake()
 
@@ -162,9 +167,7 @@ class Link:
             return
         half = min(one.expire for one in told) // 2 * MILLISECOND
         if self.hub.now - self._refreshed >= half and self._teaching is None:
-            self.teach(
-                table for table in self.hub.verdicts.values() if table.name in self.announced
-            )
+            self.teach()
 
     def close(self) -> None:
         """End the session."""
@@ -190,12 +193,12 @@ class Link:
             del self._waiting[table, key]
             left -= 1
         while self._teaching is not None and left > 0:
-            one = self._next or next(self._teaching, None)
-            if one is None:
+            try:
+                self._next = self._next or next(self._teaching)
+            except StopIteration:
                 self._taught()
                 break
-            self._next = one
-            if not self._write(*one, 0, teaching=True):
+            if self._next is not None and not self._write(*self._next, teaching=True):
                 return True
             self._next = None
             left -= 1
@@ -205,12 +208,6 @@ class Link:
     def waiting(self) -> int:
         """Verdicts that wait to be sent, without those of a teaching."""
         return len(self._waiting)
-
-    def _all(self, tables: list[VerdictTable]) -> Iterator[tuple[VerdictTable, bytes]]:
-        for table in tables:
-            for page in table.values.pages():
-                for key in page:
-                    yield table, key
 
     def _taught(self) -> None:
         self._teaching = None

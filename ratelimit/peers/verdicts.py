@@ -196,7 +196,7 @@ class VerdictTable:
             return verdict(NEVER_ENDS * 1000, Kind.DENYLIST)
         if listed == ALLOW or (listed == MIXED and not self.maps):
             return 0
-        until = limiter.engine.now // 1_000_000_000
+        until = limiter.engine.table.now
         kind = Kind.NONE
         by_hand = limiter.blocklist.get(EVERY_LIMIT, client)
         if by_hand is not None and by_hand.until > until:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -215,13 +216,15 @@ def test_a_peer_that_does_not_read_is_cut(monkeypatch: pytest.MonkeyPatch) -> No
             (peer,) = peers.sessions
             sock = peer._transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-            number = 0
-            while not peer._stuck:
-                number += 1
-                peers.hub.limiter.apply(
-                    block(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
-                )
-                await asyncio.sleep(0)
+            numbers = itertools.count()
+
+            def sticks() -> bool:
+                for number in itertools.islice(numbers, 500):
+                    key = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+                    peers.hub.limiter.apply(block(key))
+                return peer._stuck
+
+            await until(sticks)
             for _ in range(CLOSE_TIMEOUT + 1):
                 peers.tick()
             await until(lambda: not peers.sessions)

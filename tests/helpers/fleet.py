@@ -37,11 +37,11 @@ main(prog_name="ratelimit")
 """
 
 
-def until(condition: Callable[[], object], what: str) -> None:
-    """Wait until ``condition`` is true."""
-    deadline = time.monotonic() + PATIENCE
+def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
+    """Wait until ``condition`` is true, at most ``seconds``."""
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"not within {PATIENCE} s: {what}"
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.005)
 
 

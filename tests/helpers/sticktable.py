@@ -18,7 +18,7 @@ from ratelimit.wire.writer import Writer
 from tests.helpers.asking import START
 
 if TYPE_CHECKING:
-    from ratelimit.peers.counts import Source
+    from ratelimit.peers.sources import Source
 
 STORED = (
     DataType.GPC0,

@@ -1,6 +1,6 @@
 """HAProxy's side of the SPOP, written from SPOE.txt and sharing no line with the agent's.
 
-Tests and benchmarks speak to the agent with it.
+Tests and benchmarks speak to the agent with it. The peers protocol has the same integers.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ class Frame:
     scopes: set[int]
 
 
-class _Cursor:
+class Cursor:
+    """Reads the values of a frame."""
+
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.pos = 0
@@ -155,7 +157,7 @@ def frames(data: bytes) -> list[Frame]:
         (length,) = struct.unpack(">I", data[:4])
         body, data = data[4 : 4 + length], data[4 + length :]
         assert len(body) == length, "the last frame is cut"
-        cursor = _Cursor(body)
+        cursor = Cursor(body)
         kind = cursor.take(1)[0]
         assert cursor.take(4) == b"\0\0\0\1", "FIN alone is set"
         ids = (cursor.varint(), cursor.varint())

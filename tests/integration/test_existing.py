@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from ratelimit.haproxy.process import files
-from tests.helpers.peer import HTTP_REQ_CNT, ScriptedPeer, scripted_peer
+from tests.helpers.scripted_peer import HTTP_REQ_CNT, ScriptedPeer, scripted_peer
 from tests.helpers.world import (
     HAPROXY,
     PEERS_FILE,

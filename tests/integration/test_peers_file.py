@@ -18,7 +18,14 @@ from pathlib import Path
 import pytest
 
 from ratelimit.haproxy.process import files
-from tests.helpers.peer import GPC0, GPT, HTTP_REQ_CNT, HTTP_REQ_RATE, ScriptedPeer, scripted_peer
+from tests.helpers.scripted_peer import (
+    GPC0,
+    GPT,
+    HTTP_REQ_CNT,
+    HTTP_REQ_RATE,
+    ScriptedPeer,
+    scripted_peer,
+)
 from tests.helpers.world import (
     HAPROXY,
     LONGEST,

@@ -10,7 +10,7 @@ from ratelimit.exceptions import FrameError, TableError
 from ratelimit.peers.constants import PLACE, VALUES, DataType, Form, KeyType
 from ratelimit.peers.definition import Definition, read_definition, write_definition
 from ratelimit.wire.reader import Reader
-from tests.helpers.peers import BINARY, INTEGER, IPV4, IPV6, STRING, define
+from tests.helpers.peers_wire import BINARY, INTEGER, IPV4, IPV6, STRING, define
 from tests.helpers.wire import string, varint
 
 NAMES = """server_id gpt0 gpc0 gpc0_rate conn_cnt conn_rate conn_cur sess_cnt sess_rate http_req_cnt

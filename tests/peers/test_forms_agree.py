@@ -13,7 +13,7 @@ from ratelimit.peers import session as compiled
 from ratelimit.peers.constants import DataType, KeyType
 from ratelimit.peers.definition import Definition
 from tests.helpers.forms import plain_modules
-from tests.helpers.peers import (
+from tests.helpers.peers_wire import (
     ADDRESS,
     ASK,
     BINARY,

@@ -13,7 +13,7 @@ from ratelimit.peers.handshake import (
     write_hello,
     write_status,
 )
-from tests.helpers.peers import HELLO
+from tests.helpers.peers_wire import HELLO
 
 
 def test_the_hello_of_haproxy() -> None:

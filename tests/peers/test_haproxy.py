@@ -15,7 +15,7 @@ from ratelimit.peers.constants import DataType as D
 from ratelimit.peers.constants import KeyType
 from ratelimit.peers.definition import Definition
 from ratelimit.peers.session import Session
-from tests.helpers.peers import Recorder, Update, ack
+from tests.helpers.peers_wire import Recorder, Update, ack
 from tests.helpers.world import HAPROXY, PATIENCE, free_port, haproxy_version
 
 if TYPE_CHECKING:

@@ -94,6 +94,19 @@ def test_without_a_ladder_a_client_is_throttled_to_the_millisecond() -> None:
     assert 0 < early < 1_000
 
 
+def test_a_haproxy_that_connects_is_told_the_throttles_in_steps() -> None:
+    hub = hub_of(limiter_of(Limit(rate=10, block=())), NOW)
+    one, two = FakeHaproxy(hub, NOW, "one"), FakeHaproxy(hub, NOW, "two")
+    one.connect(NOW)
+    for number in range(1, 12):
+        request(one, number, NOW + number * MILLISECOND)
+    two.connect(NOW + 12 * MILLISECOND)
+    assert two.verdict(CLIENT)[:3] == one.verdict(CLIENT)[:3]
+    steps = list(hub.all_verdicts(two.link, asked=False))
+    assert steps.count(None) == len(range(0, hub.told.places, 256))
+    assert [key for _, key, _ in filter(None, steps)] == [CLIENT]
+
+
 def test_in_shadow_haproxy_only_logs() -> None:
     hub = hub_of(
         limiter_of(Limit(rate=10, shadow=True), Limit("b", rate=10, block=(), shadow=True)), NOW

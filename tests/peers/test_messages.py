@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ratelimit.exceptions import PeersError
 from ratelimit.peers.constants import ErrorType
 from ratelimit.peers.messages import Messages
-from tests.helpers.peers import ASK, HEARTBEAT, PROTOCOL_ERROR, message
+from tests.helpers.peers_wire import ASK, HEARTBEAT, PROTOCOL_ERROR, message
 from tests.helpers.wire import varint
 
 SIZES = [0, 1, 239, 240, 2287, 2288, 65_535]

@@ -23,7 +23,7 @@ from ratelimit.peers.counts import Counts
 from ratelimit.peers.definition import Definition
 from ratelimit.peers.session import Session
 from tests.helpers.asking import START
-from tests.helpers.peers import ASK, CONFIRMED, FINISHED, PARTIAL, define, update
+from tests.helpers.peers_wire import ASK, CONFIRMED, FINISHED, PARTIAL, define, update
 from tests.helpers.sticktable import EXPIRE, ipv6
 
 GPC0, CONN_CUR, HTTP_REQ_CNT = 2, 6, 9

@@ -26,7 +26,7 @@ from ratelimit.peers.constants import DataType as D
 from ratelimit.peers.constants import KeyType
 from ratelimit.peers.definition import Definition
 from ratelimit.peers.session import Session
-from tests.helpers.peers import NOW, Recorder, Seen, Update, messages
+from tests.helpers.peers_wire import NOW, Recorder, Seen, Update, messages
 
 FILES = sorted(Path(__file__).with_name("recorded").glob("*.hex"))
 

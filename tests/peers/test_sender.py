@@ -11,8 +11,8 @@ from ratelimit.peers.constants import DataType, Form, KeyType
 from ratelimit.peers.definition import Definition
 from ratelimit.peers.sender import Sender
 from ratelimit.peers.tables import Tables
-from tests.helpers.peers import ADDRESS, BINARY, STRING, define, messages, update
-from tests.helpers.peers import ack as written_ack
+from tests.helpers.peers_wire import ADDRESS, BINARY, STRING, define, messages, update
+from tests.helpers.peers_wire import ack as written_ack
 from tests.helpers.wire import string, varint
 from tests.peers.test_definition import definitions
 

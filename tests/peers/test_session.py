@@ -12,7 +12,7 @@ from ratelimit.exceptions import PeersError
 from ratelimit.peers.constants import DataType, ErrorType, KeyType, Status
 from ratelimit.peers.definition import Definition
 from ratelimit.peers.session import Session
-from tests.helpers.peers import (
+from tests.helpers.peers_wire import (
     ADDRESS,
     ASK,
     CONFIRMED,

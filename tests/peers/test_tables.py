@@ -8,7 +8,7 @@ from ratelimit.exceptions import PeersError
 from ratelimit.peers.constants import DataType, KeyType
 from ratelimit.peers.definition import Definition
 from ratelimit.peers.tables import Incoming, Tables
-from tests.helpers.peers import STRING, define
+from tests.helpers.peers_wire import STRING, define
 
 
 def content(message: bytes) -> bytes:

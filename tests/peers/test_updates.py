@@ -13,7 +13,7 @@ from ratelimit.exceptions import FrameError
 from ratelimit.peers.constants import PLACE, DataType, Form, KeyType
 from ratelimit.peers.definition import Definition
 from ratelimit.peers.updates import Shared, UpdateReader
-from tests.helpers.peers import ADDRESS, update
+from tests.helpers.peers_wire import ADDRESS, update
 from tests.helpers.wire import string, varint
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.helpers.wire import Cursor, varint
 from tests.helpers.world import PATIENCE, closed, until
 
 CONTROL, TABLES = 0, 10
@@ -27,41 +28,6 @@ SIZES = {STRING: 65, BINARY: 32, IPV6: 16}
 
 BEAT = 1.0
 """Seconds between two heartbeats; HAProxy ends a session after 5 s of silence."""
-
-
-def varint(number: int) -> bytes:
-    if number < 240:
-        return bytes([number])
-    out = [number & 0xFF | 0xF0]
-    number = (number - 240) >> 4
-    while number >= 128:
-        out.append(number & 0x7F | 0x80)
-        number = (number - 128) >> 7
-    return bytes([*out, number])
-
-
-class _Content:
-    """Reads the content of a message."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    def take(self, size: int) -> bytes:
-        self._at += size
-        return self._data[self._at - size : self._at]
-
-    def varint(self) -> int:
-        value = self.take(1)[0]
-        if value < 240:
-            return value
-        shift = 4
-        while True:
-            byte = self.take(1)[0]
-            value += byte << shift
-            shift += 7
-            if byte < 128:
-                return value
 
 
 def ipv6_key(address: str) -> bytes:
@@ -171,7 +137,7 @@ class ScriptedPeer:
             assert category == TABLES, (category, message)
             if message < 128:
                 continue
-            content = _Content(await reader.readexactly(await self._length(reader)))
+            content = Cursor(await reader.readexactly(await self._length(reader)))
             if message == DEFINITION:
                 table = self._define(content, by_id)
             elif message in (UPDATE, INCREMENTAL, TIMED, TIMED_INCREMENTAL):
@@ -184,9 +150,9 @@ class ScriptedPeer:
             data += await reader.readexactly(1)
             while data[-1] >= 128:
                 data += await reader.readexactly(1)
-        return _Content(data).varint()
+        return Cursor(data).varint()
 
-    def _define(self, content: _Content, by_id: dict[int, Table]) -> Table:
+    def _define(self, content: Cursor, by_id: dict[int, Table]) -> Table:
         number = content.varint()
         # HAProxy names a table of a "peers" section so on the wire.
         name = content.take(content.varint()).decode().removeprefix("/")
@@ -205,7 +171,7 @@ class ScriptedPeer:
         by_id[number] = self.tables[name] = made
         return made
 
-    def _update(self, content: _Content, table: Table, message: int) -> None:
+    def _update(self, content: Cursor, table: Table, message: int) -> None:
         if message in (UPDATE, TIMED):
             content.take(4)
         if message in (TIMED, TIMED_INCREMENTAL):
