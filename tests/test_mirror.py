@@ -14,6 +14,7 @@ WITHOUT = {
     "__main__": "starts the command line; tests/cli and tests/integration run it",
     "api/call": "declarations",
     "app": "the assembly; tests/integration, tests/api and tests/store run it",
+    "config/values": "types of fields; config/test_problems gives each a wrong value",
     "doctor/haproxy": "judges one HAProxy; doctor/test_judge plants the faults",
     "engine/layout": "declarations",
     "engine/query": "declarations",

@@ -21,7 +21,7 @@ from ratelimit.api.audit import Attempt
 from ratelimit.api.errors import ProblemError
 from ratelimit.api.guesses import Guesses
 from ratelimit.api.tokens import STRANGER, Caller, Role, Tokens
-from ratelimit.config import OpsSection
+from ratelimit.config.sections import OpsSection
 
 OPERATOR = "operator"
 """Name of the caller if the API has no tokens."""

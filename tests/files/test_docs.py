@@ -13,7 +13,8 @@ import yaml
 from click import Argument, Command, Context, Group, Option
 
 from ratelimit.cli.main import main
-from ratelimit.config import Config, _Section
+from ratelimit.config import Config
+from ratelimit.config.sections import Section
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 SPOP = DOCS.parent / "ratelimit" / "spop"
@@ -43,12 +44,12 @@ def documented() -> dict[str, dict[str, Any]]:
     return found
 
 
-def models() -> dict[str, type[_Section]]:
+def models() -> dict[str, type[Section]]:
     """Return the model of each section."""
     found = {}
     for name, field in Config.model_fields.items():
         for part in (field.annotation, *get_args(field.annotation)):
-            if isinstance(part, type) and issubclass(part, _Section):
+            if isinstance(part, type) and issubclass(part, Section):
                 found[name] = part
     return found
 
