@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 import pytest
 
-from ratelimit.limiter.limiter import Limiter, Sharing
+from ratelimit.limiter.limiter import FUSE_CLIENTS, Limiter, Sharing
 from ratelimit.limiter.lists import Lists, read_lists
 from ratelimit.model import EVERY_LIMIT, Block, Limit
 from ratelimit.notation import MILLISECOND, SECOND
 from ratelimit.peers.constants import DataType, KeyType
 from ratelimit.peers.definition import Definition
+from ratelimit.peers.link import Mode
 from ratelimit.peers.verdicts import Kind
 from ratelimit.steps import finish
 from tests.helpers.fake_haproxy import (
@@ -105,6 +106,20 @@ def test_a_haproxy_that_connects_is_told_the_throttles_in_steps() -> None:
     steps = list(hub.all_verdicts(two.link, asked=False))
     assert steps.count(None) == len(range(0, hub.told.places, 256))
     assert [key for _, key, _ in filter(None, steps)] == [CLIENT]
+
+
+def test_a_blown_fuse_and_its_reset_are_told() -> None:
+    limiter = limiter_of(Limit(rate=1, fuse=0.01))
+    hub = hub_of(limiter, NOW)
+    haproxy = FakeHaproxy(hub, NOW)
+    haproxy.connect(NOW)
+    for number in range(FUSE_CLIENTS + 1):
+        for count in (1, 2):
+            request(haproxy, count, NOW + count * MILLISECOND, ipv4(f"192.0.2.{number}"))
+    assert haproxy.entries["rlc_limits"][b"default"][1] == Mode.FUSED
+    assert limiter.clear_fuse("default")
+    haproxy.pump(NOW + 3 * MILLISECOND)
+    assert haproxy.entries["rlc_limits"][b"default"][1] == Mode.ENFORCE
 
 
 def test_in_shadow_haproxy_only_logs() -> None:
