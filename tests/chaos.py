@@ -18,7 +18,6 @@ import http.client
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import struct
@@ -86,13 +85,8 @@ class Agent:
 
     def start(self) -> None:
         with self.lock:
-            began = self.node.log().count('"agent started"')
             self.node.start()
-            until(
-                lambda: self.node.log().count('"agent started"') > began, "an agent starts", SETTLED
-            )
-            ports = re.findall(r'"ops": "127\.0\.0\.1:(\d+)"', self.node.log())
-            self.port = int(ports[-1])
+            self.port = int(self.node.ops().rpartition(":")[2])
 
     def stop(self, number: signal.Signals) -> None:
         self.port = 0

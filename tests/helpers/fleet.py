@@ -84,6 +84,7 @@ class Node:
         self._file = folder / f"{name}.toml"
         self.write(config)
         self._clock = clock
+        self._before_start = 0  # characters that earlier processes logged
         self._sock: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -106,6 +107,7 @@ class Node:
         if self._clock:
             program = ["-c", _WRONG_CLOCK, str(self._clock)]
         shell = ["bash", "-c", f'{self._before}; exec "$@"', "bash"] if self._before else []
+        self._before_start = len(self.log())
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*shell, self.python, *program, "serve", "--config", str(self._file)],
@@ -121,7 +123,7 @@ class Node:
         found: list[str] = []
 
         def logged() -> bool:
-            found[:] = re.findall(r'"ops": "([^"]+)"', self.log())
+            found[:] = re.findall(r'"ops": "([^"]+)"', self.log()[self._before_start :])
             return bool(found)
 
         until(logged, f"{self.name} has logged its start")

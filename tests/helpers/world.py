@@ -173,6 +173,7 @@ class World:
     agent: subprocess.Popen[bytes] | None = None
     haproxy: subprocess.Popen[bytes] | None = None
     _clients: list[Client] = field(default_factory=list)
+    _before_start: int = 0  # bytes that earlier agents logged
     _served: list[asyncio.StreamWriter] = field(default_factory=list)
 
     def client(self, source: str) -> Client:
@@ -201,6 +202,7 @@ class World:
         """Start ``ratelimit serve``; ``config`` is appended to its file."""
         path = self.write_config(config)
         with open(self.folder / "agent.log", "ab") as log:
+            self._before_start = log.tell()
             self.agent = subprocess.Popen(
                 [sys.executable, "-m", "ratelimit", "serve", "--config", str(path)],
                 stdout=log,
@@ -224,6 +226,18 @@ class World:
     def agent_listens(self) -> bool:
         assert self.agent is not None and self.agent.poll() is None, self.agent_log()
         return (self.folder / "spop.sock").exists()
+
+    async def ops(self) -> str:
+        """Return the address of the API of the agent that was started last."""
+        found: list[bytes] = []
+
+        def logged() -> bool:
+            said = (self.folder / "agent.log").read_bytes()[self._before_start :]
+            found[:] = re.findall(rb'"ops": "([^"]+)"', said)
+            return bool(found)
+
+        await until(logged, "the agent has logged its start")
+        return found[-1].decode()
 
     def agent_log(self) -> str:
         return (self.folder / "agent.log").read_text()

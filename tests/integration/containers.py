@@ -13,13 +13,16 @@ class Containers:
     """Serves on addresses that come and go; one that is gone refuses connections.
 
     ``status`` is what every request is answered with, those of health checks included, after
-    ``check_seconds``. ``requests`` counts the others by the container's address.
+    ``check_seconds``; other requests wait for ``answering``, and ``requests`` counts them by the
+    container's address.
     """
 
     def __init__(self) -> None:
         self.port = free_port()
         self.status = 200
         self.check_seconds = 0.0
+        self.answering = asyncio.Event()
+        self.answering.set()
         self.requests: Counter[str] = Counter()
         self._servers: dict[str, asyncio.Server] = {}
         self._open: dict[asyncio.StreamWriter, str] = {}
@@ -62,6 +65,7 @@ class Containers:
                     await asyncio.sleep(self.check_seconds)
                 else:
                     self.requests[address] += 1
+                    await self.answering.wait()
                 writer.write(b"HTTP/1.1 %d -\r\nContent-Length: 0\r\n\r\n" % self.status)
         del self._open[writer]
         await closed(writer)

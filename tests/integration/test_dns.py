@@ -132,6 +132,38 @@ def test_servers_in_dns_that_do_not_listen_yet_cost_no_request(tmp_path: Path) -
     asyncio.run(main())
 
 
+def test_servers_that_stop_before_their_addresses_are_removed_cost_no_request(
+    tmp_path: Path,
+) -> None:
+    """HAProxy prefers each of them to the busy one until three attempts have taken it off."""
+
+    async def main() -> None:
+        (first, *others) = addresses(1, 40)
+        async with fleet(tmp_path, NAME, first) as (w, names, containers):
+            await containers.start(first, *others)
+            await until(lambda: up(w, [first]), "the first is up")
+            containers.answering.clear()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(w.client("127.9.1.1").get())
+                await until(lambda: bool(containers.requests), "the first is busy")
+                names.addresses[NAME] = [first, *others]
+
+                async def checked() -> bool:
+                    found = await w.servers("app")
+                    return sum(one["check_code"] == "200" for one in found.values()) == 40
+
+                await until(checked, "all have passed a check")
+                await containers.stop(*others)
+                asked = group.create_task(w.client("127.9.1.2").get())
+                await until(
+                    lambda: containers.requests[first] == 2 or asked.done(), "it meets the first"
+                )
+                containers.answering.set()
+            assert asked.result().status == 200
+
+    asyncio.run(main())
+
+
 def test_a_new_server_that_is_not_ready_is_taken_off_by_its_first_check(tmp_path: Path) -> None:
     """From 3.1 on, it gets no request before that."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,14 +29,7 @@ def beside(folder: Path, more: str = "") -> str:
 @contextlib.asynccontextmanager
 async def api(made: World) -> AsyncIterator[httpx.AsyncClient]:
     """Yield the API of the agent that was started last."""
-    found: list[str] = []
-
-    def listens() -> bool:
-        found[:] = re.findall(r'"ops": "(\S+?)"', made.agent_log())
-        return len(found) > made.agent_log().count("agent stops")
-
-    await until(listens, "the API listens")
-    async with httpx.AsyncClient(base_url=f"http://{found[-1]}", trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=f"http://{await made.ops()}", trust_env=False) as client:
         yield client
 
 

@@ -92,8 +92,7 @@ LONG = "[limits.default]\nrate = 20\nwindow = '30s'\nblock = ['5m']\n"
 @contextlib.asynccontextmanager
 async def api(w: World) -> AsyncIterator[httpx.AsyncClient]:
     """Yield a client of the API of the agent that runs now."""
-    address = re.findall(r'"ops": "(\S+?)"', w.agent_log())[-1]
-    async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=f"http://{await w.ops()}", trust_env=False) as client:
         yield client
 
 

@@ -47,9 +47,9 @@ class Places:
         return [place for place, seen in self.seen.items() if text.encode() in seen]
 
 
-def api(w: World) -> str:
+async def api(w: World) -> str:
     """Return where the agent's API is; each agent has a port of its own."""
-    return "http://" + str(re.findall(r'"ops": "([^"]+)"', w.agent_log())[-1])
+    return f"http://{await w.ops()}"
 
 
 async def command(places: Places, url: str, *words: str, stdin: str = "") -> str:
@@ -151,7 +151,7 @@ def test_a_secret_key_is_nowhere_and_every_form_shown_can_be_given_back(
                 return (await client.get(X_API_Key=key)).status
 
             async def ratelimit(*words: str, stdin: str = "") -> str:
-                return await command(places, api(w), *words, stdin=stdin)
+                return await command(places, await api(w), *words, stdin=stdin)
 
             assert [await asks(COUNTED) for _ in range(8)] == [200] * 5 + [429] * 3
             assert [await asks(FEW) for _ in range(6)] == [200] * 5 + [429]
@@ -171,7 +171,7 @@ def test_a_secret_key_is_nowhere_and_every_form_shown_can_be_given_back(
             await ratelimit("blocks", "remove", TYPED)
             assert await asks(TYPED) == 200
 
-            await look(places, api(w), known["key"])
+            await look(places, await api(w), known["key"])
             # Each form that is shown can be given back, and the hash alone, also after a restart.
             forms = shown_forms(places, known["key"]) | {known["key"][4:]}
             assert known["key"] in forms

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -38,9 +37,7 @@ def node(folder: Path, config: str = "", name: str = "node", before: str = "") -
 
 def client(of: Node) -> Client:
     """Return a client of its API."""
-    until(lambda: '"agent started"' in of.log(), "it has started")
-    port = re.findall(r'"ops": "127.0.0.1:(\d+)"', of.log())[-1]
-    return Client(f"http://127.0.0.1:{port}")
+    return Client(f"http://{of.ops()}")
 
 
 def status(of: Node) -> dict[str, Any]:
@@ -176,8 +173,8 @@ def test_a_load_that_is_set_by_a_reload_is_watched(folder: Path) -> None:
     with node(folder) as it:
         it.configure(LOAD)
         until(lambda: '"configuration reloaded"' in it.log(), "it is taken")
-        port = re.findall(r'"ops": "127.0.0.1:(\d+)"', it.log())[-1]
-        with socket.create_connection(("127.0.0.1", int(port)), PATIENCE) as listener:
+        host, _, port = it.ops().rpartition(":")
+        with socket.create_connection((host, int(port)), PATIENCE) as listener:
             listener.sendall(b"GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
             listener.settimeout(0.2)
             heard = b""

@@ -34,7 +34,8 @@ async def load(w: World, clients: int = 8, pause: float = 0.025) -> AsyncIterato
             await more(answers)
         finally:
             going = False
-    assert Counter(answer.status for answer in answers) == {200: len(answers)}
+    counted = Counter(answer.status for answer in answers)
+    assert counted == {200: len(answers)}, counted
     slowest = max(answer.seconds for answer in answers)
     assert slowest < PROCESSING_TIMEOUT + NOISE, f"an answer took {slowest:.3f} s"
 
