@@ -115,12 +115,17 @@ def _entries(lines: Iterable[bytes]) -> Steps[list[Entry]]:
 
 @contextlib.asynccontextmanager
 async def run_node(
-    config: Config, manager: Manager, *stats: str, predecessor: Predecessor | None = None
+    config: Config,
+    manager: Manager,
+    *stats: str,
+    predecessor: Predecessor | None = None,
+    peering: bool = False,
 ) -> AsyncIterator[Running]:
     """Run a node and its background tasks; yield it.
 
     ``stats`` are HAProxy sockets in addition to those of the configuration. A ``predecessor``
-    continues to answer until this node does, and then ends.
+    continues to answer until this node does, and then ends. ``peering`` tells that the caller
+    will listen for HAProxies as peers, in addition to the configured addresses.
     """
     passed = Sockets.inherited(trusted=predecessor is not None)
     sockets = [passed.take(address) for address in config.agent.listen]
@@ -161,7 +166,7 @@ async def run_node(
         config.agent.peer_name,
         config.agent.peers_allowed,
         maps=bool(runtime.sockets),
-        capacity=MAX_BASELINES if config.agent.peers else 8,
+        capacity=MAX_BASELINES if config.agent.peers or peering else 8,
     )
     peers = Peers(hub, sync, trusted, config.peers_tls())
     control = Control(config, agent, about, runtime, peers)

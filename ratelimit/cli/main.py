@@ -103,12 +103,20 @@ def main() -> None:
     metavar="HOST:PORT",
     help="Address on which HAProxy listens.",
 )
+@click.option(
+    "--mode",
+    type=click.Choice(["spoe", "peers"]),
+    default="spoe",
+    show_default=True,
+    help="spoe: HAProxy asks the agent about each request; peers: HAProxy counts and tells the "
+    "agent.",
+)
 @_config_option
-def up(backend: Address | None, listen: Address | None, path: Path | None) -> None:
+def up(backend: Address | None, listen: Address | None, mode: str, path: Path | None) -> None:
     """Run the agent and HAProxy together until Ctrl-C."""
     from ratelimit.cli import up as together
 
-    sys.exit(together.up(load(path), listen, backend))
+    sys.exit(together.up(load(path), listen, backend, mode == "peers"))
 
 
 @main.command()

@@ -20,31 +20,37 @@ from ratelimit.config import Config
 from ratelimit.exceptions import StartError
 from ratelimit.haproxy.process import HAProxy, confine, find, unprivileged
 from ratelimit.model import Address
-from ratelimit.notation import format_duration
+from ratelimit.notation import SECOND, format_duration
+from ratelimit.peers.hub import Hub
 from ratelimit.process import log as logs
 from ratelimit.process.hold_signals import let_through
 from ratelimit.process.systemd import Manager
 from ratelimit.serve import on_signal, run
 
 _DEFAULT_LISTEN = Address("127.0.0.1", 8080)
+_PEER = "agent"  # the agent's name in peers.cfg
+_COUNTED = ("default", "unknown", "login", "api_key")  # limits whose tables peers.cfg has
 _START_TIMEOUT = 5  # seconds for HAProxy to accept connections
+_LOOK = 0.02  # seconds between looks whether it does
 _END_TIMEOUT = 2  # seconds for the demo application to end
 _STOP_TIMEOUT = 15.0  # seconds for everything to end; HAProxy is signalled three times
 
 
-def up(config: Config, listen: Address | None, backend: Address | None) -> int:
+def up(config: Config, listen: Address | None, backend: Address | None, peers: bool = False) -> int:
     """Run the agent and HAProxy until SIGTERM or SIGINT; return the exit status.
 
     ``listen`` is the address on which HAProxy accepts clients, ``backend`` the application. Without
-    ``backend``, a demo application answers.
+    ``backend``, a demo application answers. With ``peers``, HAProxy has the agent as its peer.
     """
+    if peers and config.agent.peer_name != _PEER:
+        raise config.wrong("agent.peer_name", f"must be {_PEER!r}, as HAProxy's peers.cfg has it")
     logs.begin("stdout")
-    service = functools.partial(_up, config, listen or _DEFAULT_LISTEN, backend)
+    service = functools.partial(_up, config, listen or _DEFAULT_LISTEN, backend, peers)
     # SIGHUP: closing the terminal ends the agent and its children.
     return run(config, service, _STOP_TIMEOUT, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-async def _up(config: Config, listen: Address, application: Address | None) -> None:
+async def _up(config: Config, listen: Address, application: Address | None, peers: bool) -> None:
     on_signal(signal.SIGUSR2)  # for a separate agent only; here it would leave HAProxy running
     let_through()
     program = await find()
@@ -53,18 +59,30 @@ async def _up(config: Config, listen: Address, application: Address | None) -> N
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ratelimit-"))
         stats = str(Path(folder) / "haproxy.sock")
         manager = stack.enter_context(contextlib.closing(Manager.of_environment()))
-        running = await stack.enter_async_context(run_node(config, manager, stats))
+        running = await stack.enter_async_context(run_node(config, manager, stats, peering=peers))
+        control = running.control
         # A unix socket costs both ends less CPU than TCP.
         jail = Path(folder) / "jail"
         jail.mkdir(mode=0o755)
-        spop = jail / "spop.sock"
-        await running.control.agent.listen(Address(path=str(spop)))
+        if peers:
+            agent = jail / "peers.sock"
+            await control.peers.listen(Address(path=str(agent)))
+            settings = {
+                **confine("RATELIMIT_PEERS", agent, account),
+                "RATELIMIT_PEERS_LISTEN": f"unix@{folder}/local.sock",
+                **_tables(config),
+            }
+        else:
+            agent = jail / "spop.sock"
+            await control.agent.listen(Address(path=str(agent)))
+            settings = confine("RATELIMIT_SPOP", agent, account)
         if application is None:
             application = await stack.enter_async_context(_demo())
         haproxy = await HAProxy.start(
             program,
+            "peers.cfg" if peers else "haproxy.cfg",
             {
-                **confine(spop, account),
+                **settings,
                 "RATELIMIT_LISTEN": written(listen),
                 "RATELIMIT_BACKEND": written(application),
                 "RATELIMIT_STATS_SOCKET": stats,
@@ -74,17 +92,40 @@ async def _up(config: Config, listen: Address, application: Address | None) -> N
             },
         )
         stack.push_async_callback(haproxy.stop)
-        await _first(_failed(haproxy), _announce(config, listen, application, running.ops))
+        hub = control.peers.hub if peers else None
+        await _first(_failed(haproxy), _announce(config, listen, application, running.ops, hub))
 
 
-async def _announce(config: Config, listen: Address, application: Address, ops: Address) -> None:
-    """Wait until HAProxy accepts clients, print the addresses, and wait until cancelled."""
+def _tables(config: Config) -> dict[str, str]:
+    """Return the settings of HAProxy's count tables: windows and prefix lengths of the limits."""
+    settings = {}
+    for name, limit in config.limits.items():
+        if name not in _COUNTED:
+            continue
+        variable = "" if name == "default" else f"{name.upper()}_"
+        if limit.window % SECOND == 0:
+            settings[f"RATELIMIT_{variable}WINDOW"] = str(limit.window // SECOND)
+        settings[f"RATELIMIT_{variable}IPV4_PREFIX"] = str(limit.ipv4_prefix)
+        settings[f"RATELIMIT_{variable}IPV6_PREFIX"] = str(limit.ipv6_prefix)
+    return settings
+
+
+async def _announce(
+    config: Config, listen: Address, application: Address, ops: Address, hub: Hub | None
+) -> None:
+    """Wait until HAProxy accepts clients, print the addresses, and wait until cancelled.
+
+    With a ``hub``, wait also until HAProxy knows the limits.
+    """
     limiter = _reachable(listen)
+    what = f"HAProxy does not accept connections on {written(listen)}"
     try:
         async with asyncio.timeout(_START_TIMEOUT):
             await _accepts(limiter)
+            what = "HAProxy does not connect to the agent as to its peer"
+            while hub is not None and not any(link.complete for link in hub.by_name.values()):
+                await asyncio.sleep(_LOOK)
     except TimeoutError:
-        what = f"HAProxy does not accept connections on {written(listen)}"
         raise StartError(f"{what} after {_START_TIMEOUT} s") from None
     url = f"http://{written(limiter)}/"
     click.echo(f"limiter      {url}")
@@ -104,7 +145,7 @@ async def _accepts(address: Address) -> None:
         try:
             _, writer = await asyncio.open_connection(address.host, address.port)
         except OSError:
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(_LOOK)
         else:
             writer.close()
             return

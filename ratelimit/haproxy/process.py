@@ -1,6 +1,6 @@
-"""Runs HAProxy as a child process with the shipped configuration.
+"""Runs HAProxy as a child process with a shipped configuration.
 
-Environment variables pass the settings to haproxy.cfg; no file is generated.
+Environment variables pass the settings to the configuration; no file is generated.
 """
 
 from __future__ import annotations
@@ -65,16 +65,16 @@ def unprivileged() -> pwd.struct_passwd | None:
     raise StartError(f"there is no user {' or '.join(_ACCOUNTS)} for HAProxy to run as")
 
 
-def confine(agent: Path, account: pwd.struct_passwd | None) -> dict[str, str]:
-    """Return the settings for HAProxy to reach the agent's socket file.
+def confine(variable: str, agent: Path, account: pwd.struct_passwd | None) -> dict[str, str]:
+    """Return the settings for HAProxy to reach the agent's socket file, which ``variable`` names.
 
     With an ``account``, HAProxy runs as that user, chrooted to the directory of the socket.
     """
     if account is None:
-        return {"RATELIMIT_SPOP": f"unix@{agent}"}
+        return {variable: f"unix@{agent}"}
     os.chown(agent, -1, account.pw_gid)
     return {
-        "RATELIMIT_SPOP": f"unix@/{agent.name}",
+        variable: f"unix@/{agent.name}",
         "RATELIMIT_USER": account.pw_name,
         "RATELIMIT_GROUP": grp.getgrgid(account.pw_gid).gr_name,
         "RATELIMIT_CHROOT": str(agent.parent),
@@ -88,14 +88,14 @@ class HAProxy:
         self._process = process
 
     @classmethod
-    async def start(cls, program: str, settings: dict[str, str]) -> HAProxy:
-        """Start ``program`` with the shipped configuration and ``settings`` as its environment."""
+    async def start(cls, program: str, file: str, settings: dict[str, str]) -> HAProxy:
+        """Start ``program`` with a shipped configuration and ``settings`` as its environment."""
         folder = files()
         process = await asyncio.create_subprocess_exec(
             program,
             "-db",
             "-f",
-            str(folder / "haproxy.cfg"),
+            str(folder / file),
             cwd=folder,
             env={**os.environ, **settings},
             stdin=asyncio.subprocess.DEVNULL,

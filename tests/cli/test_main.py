@@ -33,8 +33,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """What the service was asked to run, instead of running it."""
     calls: list[tuple[Any, ...]] = []
 
-    def up(config: Config, listen: Address | None, backend: Address | None) -> int:
-        calls.append((config, listen, backend))
+    def up(config: Config, listen: Address | None, backend: Address | None, peers: bool) -> int:
+        calls.append((config, listen, backend, peers))
         return 0
 
     def serve(config: Config) -> int:
@@ -55,17 +55,19 @@ def file(tmp_path: Path) -> Path:
 
 def test_up_without_options(started: list[tuple[Any, ...]]) -> None:
     assert run("up").exit_code == 0
-    ((config, listen, backend),) = started
+    ((config, listen, backend, peers),) = started
     assert [limit.name for limit in config.limits_in_force()] == ["default", "unknown"]
-    assert (listen, backend) == (None, None)
+    assert (listen, backend, peers) == (None, None, False)
 
 
 def test_up_with_options(started: list[tuple[Any, ...]], file: Path) -> None:
     result = run(
-        "up", "--listen", "[::1]:80", "--backend", "app.example:8000", "--config", str(file)
+        *("up", "--listen", "[::1]:80", "--backend", "app.example:8000"),
+        *("--mode", "peers", "--config", str(file)),
     )
     assert result.exit_code == 0
-    ((config, listen, backend),) = started
+    ((config, listen, backend, peers),) = started
+    assert peers
     assert [limit.name for limit in config.limits_in_force()] == ["default", "login", "unknown"]
     assert listen == Address("::1", 80)
     assert backend == Address("app.example", 8000)

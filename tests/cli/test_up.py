@@ -64,6 +64,38 @@ def test_up_runs_the_main_job_from_any_folder(
     assert not (tmp_path / "spop.sock").exists()
 
 
+def test_up_in_peers_mode(config: Path) -> None:
+    config.write_text(f"{config.read_text()}[limits.default]\nrate = 20\nwindow = '1m'\n")
+    listen = f"127.0.0.1:{free_port()}"
+    arguments = ("up", "--mode", "peers", "--listen", listen, "--config", str(config))
+    with command(*arguments) as process:
+        url = line(process, r"limiter +(http://\S+)")[1]
+        found: list[int] = []
+        for _ in range(60):
+            try:
+                with urllib.request.urlopen(url) as answer:
+                    assert b"Hello 127.0.0.1" in answer.read()
+                    found.append(answer.status)
+            except urllib.error.HTTPError as refusal:
+                refusal.close()
+                found.append(refusal.code)
+        admitted = found.count(200)
+        # HAProxy's own cap is twice the rate in the limit's window, which HAProxy was given.
+        assert 20 <= admitted <= 40
+        assert found == [200] * admitted + [429] * (60 - admitted)
+        process.send_signal(signal.SIGINT)
+        line(process, 'agent stops.*"blocks": 1')
+        assert process.wait(PATIENCE) == 0
+
+
+def test_up_in_peers_mode_needs_the_name_that_the_file_has(config: Path) -> None:
+    config.write_text(f"{config.read_text()}peer_name = 'one'\n")
+    with command("up", "--mode", "peers", "--config", str(config)) as process:
+        output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 2
+    assert "agent.peer_name: must be 'agent'" in output
+
+
 def test_up_keeps_no_right_of_root_in_haproxy(config: Path) -> None:
     listen = f"127.0.0.1:{free_port()}"
     with command("up", "--listen", listen, "--config", str(config)) as process:

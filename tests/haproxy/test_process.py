@@ -17,7 +17,8 @@ def test_haproxy_becomes_another_user_only_if_root_starts_it(
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert haproxy.unprivileged() is None
-    assert haproxy.confine(Path("/x/spop.sock"), None) == {"RATELIMIT_SPOP": "unix@/x/spop.sock"}
+    socket = Path("/x/spop.sock")
+    assert haproxy.confine("RATELIMIT_SPOP", socket, None) == {"RATELIMIT_SPOP": f"unix@{socket}"}
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert haproxy.unprivileged() is not None
     monkeypatch.setattr(haproxy, "_ACCOUNTS", ("no-such-user",))
