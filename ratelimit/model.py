@@ -23,6 +23,9 @@ UNKNOWN = "unknown"
 MAX_RATE = 10_000_000
 """Highest rate of a limit, in hits per window."""
 
+MAX_BYTES = 100_000_000
+"""Highest rate of a limit that counts bytes, in bytes per window; a counter holds 2^27."""
+
 SHARED_CLIENTS = 16_384
 """Default number of clients per limit that a node shares with other nodes at a time."""
 
@@ -58,7 +61,7 @@ class Limit:
 
     Attributes:
         name: name of its SPOE message; 1 to 64 bytes of ASCII.
-        rate: hits per window, 1 to ``MAX_RATE``.
+        rate: hits per window, 1 to ``MAX_RATE``, or bytes, to ``MAX_BYTES``.
         window: nanoseconds; a multiple of ``SUB_WINDOWS``, from 100 ms to 24 h.
         block: block lengths in seconds, by strikes; empty to throttle only.
         forget: seconds after the end of a block in which strikes still count.

@@ -51,6 +51,8 @@ def run(
     """
     if files := config.exposed_files():
         log.warning("secrets are readable by every user of this machine", files=files)
+    if warnings := config.warnings():
+        log.warning("settings without effect in peers mode", settings=warnings)
     last_resort = LastResort(timeout)
     try:
         uvloop.run(_until(stop, service, last_resort))

@@ -136,6 +136,8 @@ def check(path: Path | None) -> None:
     lists = config.read_lists()
     for exposed in config.exposed_files():
         click.echo(f"warning: {exposed}: readable by every user of this machine", err=True)
+    for warning in config.warnings():
+        click.echo(f"warning: {warning}", err=True)
     click.echo(f"{path or 'defaults'}: ok")
     click.echo("limits: " + "; ".join(map(_limit, config.limits_in_force())))
     if lists.allow or lists.deny:

@@ -38,7 +38,16 @@ from ratelimit.config.values import (
     check_host_name,
 )
 from ratelimit.events.webhooks import EVENTS, EventName
-from ratelimit.model import FUSE, MAX_OPEN, MAX_RATE, NAME, SHARED_CLIENTS, Address, Counts
+from ratelimit.model import (
+    FUSE,
+    MAX_BYTES,
+    MAX_OPEN,
+    MAX_RATE,
+    NAME,
+    SHARED_CLIENTS,
+    Address,
+    Counts,
+)
 from ratelimit.notation import DAY, MILLISECOND, SECOND, format_duration
 from ratelimit.store import MEMORY
 
@@ -146,7 +155,6 @@ class StoreSection(Section):
 class LimitSection(Section):
     """``[limits.NAME]``: at most ``rate`` hits of one client in any ``window``."""
 
-    rate: int = Field(100, ge=1, le=MAX_RATE)
     window: Window = SECOND
     block: Ladder = Field(
         (10 * SECOND, 60 * SECOND, 600 * SECOND, 3600 * SECOND), strict=False, max_length=32
@@ -163,6 +171,15 @@ class LimitSection(Section):
     counts: Counts = "requests"
     open: int = Field(0, ge=0, le=MAX_OPEN)
     count_refused: bool = True
+    # After ``counts``, which its maximum depends on.
+    rate: int = Field(100, ge=1, le=MAX_BYTES)
+
+    @field_validator("rate")
+    @classmethod
+    def _is_counted(cls, rate: int, info: ValidationInfo) -> int:
+        if rate > MAX_RATE and not info.data.get("counts", "").startswith("bytes"):
+            raise ValueError(f"must be less than or equal to {MAX_RATE}")
+        return rate
 
     @field_validator("strict")
     @classmethod

@@ -197,6 +197,29 @@ class Config(BaseSettings):
                 files.append(("store.url", str(self._path)))
         return [f"{field}: {path}" for field, path in files if path and is_exposed(path)]
 
+    def warnings(self) -> list[str]:
+        """Return the settings that have no effect, or less, where HAProxy counts (peers mode)."""
+        found = []
+        for name, limit in self.limits.items():
+            if not (self.agent.peers or limit.is_fed_by_peers):
+                continue
+            if limit.headers:
+                what = "no effect on allowed requests that HAProxy counts itself (peers mode)"
+                found.append(self._line(f"limits.{name}.headers", what))
+            if limit.window % SECOND and limit.counts == "requests":
+                what = (
+                    "peers.cfg counts in whole seconds: with this window, HAProxy has no cap of "
+                    "its own (peers mode)"
+                )
+                found.append(self._line(f"limits.{name}.window", what))
+            if limit.strict:
+                what = "the tables of HAProxy can't feed this limit (peers mode)"
+                found.append(self._line(f"limits.{name}.strict", what))
+        if self.agent.peers and self.store.sync_interval == 0:
+            what = '"0": the tables of HAProxy can\'t feed any limit (peers mode)'
+            found.append(self._line("store.sync_interval", what))
+        return found
+
     def _fuse(self, limit: LimitSection) -> float:
         """Return the fuse of a limit; one that is stricter than the default has none unless set."""
         if "fuse" in limit.model_fields_set:

@@ -131,6 +131,8 @@ class Reloader:
                 allow=lists.allow,
                 deny=lists.deny,
             )
+            if warnings := config.warnings():
+                log.warning("settings without effect in peers mode", settings=warnings)
             if restart:
                 log.warning("some changes need a restart", fields=restart)
             return self.last

@@ -165,3 +165,10 @@ def test_version_of_the_installed_command() -> None:
         f"ratelimit {__version__} (compiled)\n",
         f"ratelimit {__version__} (pure)\n",
     )
+
+
+def test_check_warns_of_settings_without_effect_in_peers_mode(file: Path) -> None:
+    file.write_text("[agent]\npeers = ['unix:///p.sock']\n[limits.default]\nheaders = true\n")
+    result = run("check", "--config", str(file))
+    assert result.exit_code == 0
+    assert f"warning: {file}: limits.default.headers: no effect" in result.stderr

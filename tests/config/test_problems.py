@@ -254,6 +254,14 @@ NAME = "must have 1 to 64 of the characters A-Z a-z 0-9 _ . : -"
             "[limits.default]\nrate = 10_000_001",
             "limits.default.rate: must be less than or equal to 10000000",
         ),
+        (
+            "[limits.default]\ncounts = 'bytes_out'\nrate = 100_000_001",
+            "limits.default.rate: must be less than or equal to 100000000",
+        ),
+        (
+            "[limits.default]\ncounts = 'errors'\nrate = 10_000_001",
+            "limits.default.rate: must be less than or equal to 10000000",
+        ),
         ("[limits.default]\nwindow = 1", f"limits.default.window: {DURATION}"),
         ("[limits.default]\nwindow = '1.5s'", f"limits.default.window: {DURATION}"),
         ("[limits.default]\nwindow = '-1s'", f"limits.default.window: {DURATION}"),

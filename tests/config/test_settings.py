@@ -244,3 +244,50 @@ def test_what_a_shared_store_can_not_have(
 @pytest.mark.parametrize("clients", [8, 1_000_000_000])
 def test_table_sizes(read: Callable[[str], Config], clients: int) -> None:
     assert read(f"[agent]\nmax_clients = {clients}\n").agent.max_clients == clients
+
+
+def test_a_limit_of_bytes_may_be_higher(read: Callable[[str], Config]) -> None:
+    config = read("[limits.traffic]\nrate = 100_000_000\ncounts = 'bytes_in'\n")
+    assert config.limits_in_force()[1] == Limit(
+        "traffic", rate=100_000_000, counts="bytes_in", fuse=0.2
+    )
+
+
+UNCAPPED = (
+    "limits.login.window: peers.cfg counts in whole seconds: with this window, HAProxy has no cap "
+    "of its own (peers mode)"
+)
+UNTOLD = (
+    "limits.default.headers: no effect on allowed requests that HAProxy counts itself (peers mode)"
+)
+PEERS = "[agent]\npeers = ['unix:///p.sock']\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "warnings"),
+    [
+        ("[limits.default]\nheaders = true\nwindow = '1500ms'\nstrict = true\n", []),
+        (PEERS, []),
+        (
+            f"{PEERS}[limits.default]\nheaders = true\n",
+            [UNTOLD],
+        ),
+        (
+            "[limits.login]\nopen = 2\nwindow = '1500ms'\n",
+            [UNCAPPED],
+        ),
+        (f"{PEERS}[limits.default]\ncounts = 'errors'\nwindow = '500ms'\n", []),
+        (
+            f"{PEERS}[limits.login]\nstrict = true\nblock = []\n",
+            ["limits.login.strict: the tables of HAProxy can't feed this limit (peers mode)"],
+        ),
+        (
+            f"{PEERS}[store]\nsync_interval = '0'\n",
+            ['store.sync_interval: "0": the tables of HAProxy can\'t feed any limit (peers mode)'],
+        ),
+    ],
+)
+def test_what_has_no_effect_in_peers_mode_is_told(
+    read: Callable[[str], Config], text: str, warnings: list[str]
+) -> None:
+    assert read(text).warnings() == [f"r.toml: {warning}" for warning in warnings]
