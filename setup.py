@@ -37,10 +37,19 @@ class BuildExtensions(build_ext):
     The C files are made here instead of before ``setup()``, so that an sdist has none of them.
     """
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
+
     def build_extensions(self) -> None:
         from Cython.Build import cythonize
 
-        made = cythonize(self.extensions, build_dir="build/cython", compiler_directives=DIRECTIVES)
+        made = cythonize(
+            self.extensions,
+            nthreads=self.parallel,
+            build_dir="build/cython",
+            compiler_directives=DIRECTIVES,
+        )
         sources = {extension.name: extension.sources for extension in made}
         for extension in self.extensions:
             extension.sources = sources[extension.name]
@@ -61,12 +70,13 @@ class BuildExtensions(build_ext):
             self.extensions = []
 
 
-setup(
-    cmdclass={"build_ext": BuildExtensions},
-    ext_modules=[]
-    if switched_on("RATELIMIT_NO_EXTENSIONS")
-    else [
-        Extension(module, [module.replace(".", "/") + ".py"], extra_compile_args=["-O3", "-g0"])
-        for module in MODULES
-    ],
-)
+if __name__ == "__main__":  # not in the processes that cythonize() starts
+    setup(
+        cmdclass={"build_ext": BuildExtensions},
+        ext_modules=[]
+        if switched_on("RATELIMIT_NO_EXTENSIONS")
+        else [
+            Extension(module, [module.replace(".", "/") + ".py"], extra_compile_args=["-O3", "-g0"])
+            for module in MODULES
+        ],
+    )

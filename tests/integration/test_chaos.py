@@ -2,7 +2,7 @@
 
 Operators block and unblock, visitors come, and meanwhile one moment follows another: a server is
 killed, restored from an old snapshot, demoted, an agent handed over, killed, reloaded, an HAProxy
-reloaded. ``RATELIMIT_TEST_MOMENTS`` says how many moments (5), ``RATELIMIT_TEST_SEED`` which ones.
+reloaded. ``RATELIMIT_TEST_MOMENTS`` says how many moments (3), ``RATELIMIT_TEST_SEED`` which ones.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.store.redis.test_sentinel import watch
 
 pytestmark = pytest.mark.integration
 
-MOMENTS = int(os.environ.get("RATELIMIT_TEST_MOMENTS", "5"))
+MOMENTS = int(os.environ.get("RATELIMIT_TEST_MOMENTS", "3"))
 SEED = int(os.environ.get("RATELIMIT_TEST_SEED", "1"))
 VISITORS = 10
 PACE = 0.05  # seconds between the requests of a visitor: a fifth of its limit

@@ -238,7 +238,7 @@ def test_a_block_that_ends_without_the_agent_hides_no_wider_one(
             await until(shown, f"HAProxy blocks {key} until {end}")
 
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as api:
-            soon = await blocked(narrow, "20s")
+            soon = await blocked(narrow, "10s")
             late = await blocked(wide, "1h")
             await until_end(narrow, late)
             assert (await api.delete(f"/v1/blocks/{wide}")).status_code == 204
