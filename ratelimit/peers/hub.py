@@ -18,7 +18,15 @@ from ratelimit.notation import MILLISECOND, SECOND
 from ratelimit.peers.constants import PLACE, DataType, KeyType, Status
 from ratelimit.peers.counts import Counts
 from ratelimit.peers.definition import Definition
-from ratelimit.peers.link import LIMIT_VALUES, LIMITS, VERDICT_VALUES, Link, Taught
+from ratelimit.peers.link import (
+    CAP_VALUES,
+    CAPS,
+    LIMIT_VALUES,
+    LIMITS,
+    VERDICT_VALUES,
+    Link,
+    Taught,
+)
 from ratelimit.peers.session import Session
 from ratelimit.peers.updates import UpdateReader
 from ratelimit.peers.verdicts import PREFIX, Kind, VerdictTable
@@ -260,8 +268,8 @@ class Hub(Counts):
     def _owner(self, link: Link, definition: Definition) -> object:
         """Return the owner of a table's updates; raises ValueError if the table is wrong."""
         name = definition.name
-        if name == LIMITS:
-            _require(definition, LIMIT_VALUES)
+        if name in (LIMITS, CAPS):
+            _require(definition, LIMIT_VALUES if name == LIMITS else CAP_VALUES)
             if definition.key_type != KeyType.STRING:
                 raise ValueError("the keys of this table must be of type string")
         elif name.startswith(PREFIX):

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 LIMITS = "rlc_limits"
 """The table of the limits: rate, mode, marker, and window in seconds."""
 
+CAPS = "rlc_caps"
+"""The table of the caps that are in force while an agent is connected; its entries expire soon."""
+
 LIMIT_VALUES = 4
+CAP_VALUES = 1
 VERDICT_VALUES = 3
 
 MAX_WAITING = 200_000
@@ -38,6 +42,7 @@ _SHOWN = 16  # clocks that are remembered
 _HALF = 1 << 31
 _STEP = 128  # entries per call, half a millisecond of work
 _EXPIRE = 3_600_000  # milliseconds of an unknown table
+_UNCAPPED = 2**32 - 1  # requests of a period
 _AFTER = 1_000  # milliseconds that an entry stays in HAProxy's table after its end
 
 
@@ -100,6 +105,7 @@ class Link:
         self._shown = deque[int](maxlen=_SHOWN)
         self._definitions: dict[str, Definition] = {}
         self._limits: Definition | None = None
+        self._caps: Definition | None = None
         self._limits_due = False
         self._refreshed = 0  # start of the last teaching
         self._asked = False
@@ -113,15 +119,10 @@ class Link:
         self.announced[definition.name] = definition
         self.told[definition.name] = told
         if definition.name == LIMITS:
-            self._limits = Definition(
-                1,
-                told,
-                KeyType.STRING,
-                definition.key_size,
-                (DataType.GPT,),
-                sizes={DataType.GPT: LIMIT_VALUES},
-                expire=definition.expire,
-            )
+            self._limits = _named(1, told, definition, LIMIT_VALUES)
+            self.tell_limits()
+        elif definition.name == CAPS:
+            self._caps = _named(2, told, definition, CAP_VALUES)
             self.tell_limits()
 
     def tell(self, table: VerdictTable, key: bytes, throttle: int = 0) -> None:
@@ -219,25 +220,27 @@ class Link:
             self.tell_limits()
 
     def _write_limits(self) -> bool:
-        assert self._limits is not None  # noqa: S101 - see tell_limits()
         for name in self.hub.removed:
-            if not self._write_limit(name, (0, 0, 0, 0)):
+            if not self._write_value(self._limits, name, (0, 0, 0, 0)):
                 return False
         marker = (self.hub.now // MILLISECOND + self.offset) // 1_000 if self.complete else 0
         for rule in self.hub.engine.rules:
-            window = rule.limit.window
+            name, window = rule.limit.name, rule.limit.window
+            mode = self._mode(rule.limit, rule.fused)
             seconds = 0 if window % SECOND else window // SECOND
-            values = (rule.rate, self._mode(rule.limit, rule.fused), marker, seconds)
-            if not self._write_limit(rule.limit.name, values):
+            if not self._write_value(self._limits, name, (rule.rate, mode, marker, seconds)):
+                return False
+            cap = _UNCAPPED if mode == Mode.UNCAPPED else min(2 * rule.rate, _UNCAPPED)
+            if self.complete and not self._write_value(self._caps, name, (cap,)):
                 return False
         return True
 
-    def _write_limit(self, name: str, values: tuple[int, ...]) -> bool:
-        assert self._limits is not None  # noqa: S101 - see tell_limits()
+    def _write_value(self, table: Definition | None, name: str, values: tuple[int, ...]) -> bool:
+        """Write an entry of a table of limits, if HAProxy has the table; false without room."""
         key = name.encode()
-        if len(key) >= self._limits.key_size:
+        if table is None or len(key) >= table.key_size:
             return True
-        return self.session.update(self._limits, key, values)
+        return self.session.update(table, key, values)
 
     def _mode(self, limit: Limit, fused: bool) -> int:
         if limit.shadow:
@@ -276,12 +279,25 @@ class Link:
         return self.session.update(definition, key, (seconds, early, kind), expire)
 
     def _definition(self, table: VerdictTable) -> Definition:
-        """Return our definition of a table; ids are counted from 2."""
+        """Return our definition of a table; ids are counted from 3."""
         known = self._definitions.get(table.limit)
         if known is None:
             announced = self.announced.get(table.name)
             expire = announced.expire if announced else _EXPIRE
             name = self.told.get(table.name, table.told)
-            known = table.definition(len(self._definitions) + 2, name, expire)
+            known = table.definition(len(self._definitions) + 3, name, expire)
             self._definitions[table.limit] = known
         return known
+
+
+def _named(number: int, told: str, definition: Definition, values: int) -> Definition:
+    """Return our definition of a table of HAProxy whose keys are the names of limits."""
+    return Definition(
+        number,
+        told,
+        KeyType.STRING,
+        definition.key_size,
+        (DataType.GPT,),
+        sizes={DataType.GPT: values},
+        expire=definition.expire,
+    )

@@ -11,7 +11,7 @@ from ratelimit.limiter.limiter import Limiter
 from ratelimit.peers.constants import PLACE, DataType, KeyType
 from ratelimit.peers.definition import Definition
 from ratelimit.peers.hub import Hub
-from ratelimit.peers.link import LIMITS
+from ratelimit.peers.link import CAPS, LIMITS
 from ratelimit.peers.listener import Listener
 from ratelimit.peers.session import Session
 from ratelimit.peers.updates import UpdateReader
@@ -23,12 +23,15 @@ ROUNDS = 50
 
 
 def counts(
-    name: str = "rl_default", types: Sequence[DataType] = (), period: int = 1_000
+    name: str = "rl_default",
+    types: Sequence[DataType] = (),
+    period: int = 1_000,
+    number: int = 1,
 ) -> Definition:
     """Return a count table of addresses."""
     kinds = {DataType.HTTP_REQ_CNT, DataType.HTTP_REQ_RATE, *types}
     return Definition(
-        1,
+        number,
         name,
         KeyType.IPV6,
         16,
@@ -50,6 +53,13 @@ def limits(tags: int = 4) -> Definition:
     """Return the table of the limits."""
     return Definition(
         3, LIMITS, KeyType.STRING, 65, (DataType.GPT,), {}, {DataType.GPT: tags}, HOUR
+    )
+
+
+def caps(number: int) -> Definition:
+    """Return the table of the caps."""
+    return Definition(
+        number, CAPS, KeyType.STRING, 65, (DataType.GPT,), {}, {DataType.GPT: 1}, 3_000
     )
 
 
@@ -99,12 +109,13 @@ class FakeHaproxy(Listener):
     def on_synced(self, session: Session, whole: bool) -> None:
         self.finished += 1
 
-    def connect(self, now: int) -> None:
-        """Shake hands, announce the tables, and tell that all entries were told."""
+    def connect(self, now: int, finished: bool = True) -> None:
+        """Shake hands, announce the tables, and if ``finished`` tell that all entries were told."""
         self.pump(now)
         for table in self.tables:
             self.session.define(table)
-        self.session.finished()
+        if finished:
+            self.session.finished()
         self.pump(now)
 
     def pump(self, now: int) -> None:

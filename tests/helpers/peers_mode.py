@@ -93,7 +93,12 @@ async def tell(
 async def limit(
     w: World, agent: ScriptedPeer, name: str, rate: int, mode: int = ENFORCE, age: int = 0
 ) -> None:
-    """Tell the limit of ``name``, with a window of 10 s, as ``age`` seconds ago."""
+    """Tell the limit of ``name``, with a window of 10 s, as ``age`` seconds ago.
+
+    The cap of an agent that is not connected has expired.
+    """
+    if not age:
+        await tell(w, agent, "rlc_caps", name, (2**32 - 1 if mode == NO_CAP else 2 * rate,))
     await tell(w, agent, "rlc_limits", name, (rate, mode, int(time.time()) - age, 10))
 
 

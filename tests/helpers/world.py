@@ -323,6 +323,13 @@ class World:
             return False
         return agent["status"].startswith("MAINT") or agent["check_status"] != "INI"
 
+    async def agent_is_peer(self) -> bool:
+        """Return whether HAProxy has been told all verdicts, and that the agent is connected."""
+        try:
+            return "key=default" in await self.runtime("show table ratelimit/rlc_caps")
+        except OSError:
+            return False  # HAProxy has not created its socket yet
+
     async def reload(self) -> None:
         """Reload HAProxy and wait until its new worker has seen the agent's health."""
         haproxy = self.haproxy
@@ -392,7 +399,7 @@ async def world(
     """Yield a world in which HAProxy has seen the agent's health; ``edit`` changes its files.
 
     ``processing`` is how long HAProxy waits for an answer of the agent; a test of what happens
-    without one sets ``SHIPPED``. In peers mode nothing waits for the agent's health.
+    without one sets ``SHIPPED``.
     """
     made = World(folder, port=port or free_port(), env=env or {}, inside=inside, file=file)
     shutil.copytree(files(), folder / "haproxy", ignore=shutil.ignore_patterns("__pycache__"))
@@ -407,7 +414,8 @@ async def world(
         made.start_haproxy()
         await until(made.listens, "HAProxy listens")
         if file == PEERS_FILE:
-            pass
+            if agent:
+                await until(made.agent_is_peer, "HAProxy knows the agent's limits")
         elif agent:
             await until(lambda: made.agent_is("UP"), "HAProxy sees the agent")
         else:
@@ -427,12 +435,13 @@ def run(
     port: int | None = None,
     edit: Callable[[Path], object] = lambda files: None,
     processing: str = PATIENT,
+    file: str = SPOE_FILE,
     **env: str,
 ) -> None:
     """Run ``test`` in a world of its own; ``world()`` has the parameters."""
 
     async def main() -> None:
-        made = world(folder, config, agent, port, edit, env, processing=processing)
+        made = world(folder, config, agent, port, edit, env, processing=processing, file=file)
         async with asyncio.timeout(LONGEST), made as w:
             await test(w)
 

@@ -197,6 +197,7 @@ def test_a_restarted_agent_lifts_what_ended_meanwhile_and_counts_no_hit_twice(
         w.stop_agent()
         # The state is lost: the block holds no longer.
         shutil.rmtree(w.folder / "state")
+        await until(lambda: forgotten(w), "HAProxy knows that the agent is gone")
         w.start_agent(LONG)
         await until(lambda: w.agent_log().count("agent started") == 2, "the agent runs")
         await until(lambda: lifted(w, "127.3.0.7"), "the agent writes 0")
@@ -204,6 +205,10 @@ def test_a_restarted_agent_lifts_what_ended_meanwhile_and_counts_no_hit_twice(
         assert await visitor.statuses(5) == [200] * 5
 
     run(tmp_path, test, LONG)
+
+
+async def forgotten(w: World) -> bool:
+    return "used:0" in await w.runtime("show table ratelimit/rlc_caps")
 
 
 async def lifted(w: World, address: str) -> bool:

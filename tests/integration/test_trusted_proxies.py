@@ -15,7 +15,16 @@ import httpx
 import pytest
 
 from ratelimit.haproxy.process import files
-from tests.helpers.world import SHIPPED, World, closed, free_port, run, until
+from tests.helpers.world import (
+    PEERS_FILE,
+    SHIPPED,
+    SPOE_FILE,
+    World,
+    closed,
+    free_port,
+    run,
+    until,
+)
 from tests.integration.certificates import make_certificate
 
 pytestmark = pytest.mark.integration
@@ -23,6 +32,9 @@ pytestmark = pytest.mark.integration
 
 CDN = "173.245.48.10"
 """An address of the CDN that stands before the load balancer, when there is one."""
+
+
+in_both_modes = pytest.mark.parametrize("file", [SPOE_FILE, PEERS_FILE])
 
 
 def behind(balancers: str, cdn: str = "") -> Callable[[Path], object]:
@@ -151,8 +163,9 @@ FORMS = {
 """Ways to write an address into a header that names it."""
 
 
+@in_both_modes
 @pytest.mark.parametrize("header", ["X_Forwarded_For", "CF_Connecting_IP"])
-def test_an_address_is_read_however_it_is_written(tmp_path: Path, header: str) -> None:
+def test_an_address_is_read_however_it_is_written(tmp_path: Path, header: str, file: str) -> None:
     async def test(w: World) -> None:
         proxy = w.client("127.6.0.1" if header == "X_Forwarded_For" else "127.7.0.1")
         for address, forms in FORMS.items():
@@ -179,7 +192,7 @@ def test_an_address_is_read_however_it_is_written(tmp_path: Path, header: str) -
         named = sum(map(len, FORMS.values()))
         await until(lambda: verdicts() == {"allow": named, "unknown": 8}, "all are logged")
 
-    run(tmp_path, test, edit=behind("127.6.0.0/24\n", "127.7.0.0/24\n"))
+    run(tmp_path, test, edit=behind("127.6.0.0/24\n", "127.7.0.0/24\n"), file=file)
 
 
 def test_a_client_in_brackets_is_limited(tmp_path: Path) -> None:
@@ -211,9 +224,10 @@ CLAIMS = dict.fromkeys(
 """Header fields by which a client may say that it is another."""
 
 
+@in_both_modes
 @pytest.mark.parametrize("direct", [{}, {"RATELIMIT_DIRECT": "reject"}])
 def test_the_application_gets_no_address_that_nobody_vouches_for(
-    tmp_path: Path, direct: dict[str, Any]
+    tmp_path: Path, direct: dict[str, Any], file: str
 ) -> None:
     async def test(w: World) -> None:
         async def seen(client: str, **more: str) -> dict[str, str]:
@@ -240,10 +254,11 @@ def test_the_application_gets_no_address_that_nobody_vouches_for(
         client = {"cf-connecting-ip": "192.0.2.66", "x-forwarded-for": "192.0.2.66"}
         assert await seen("127.7.0.1") == client | {"x-forwarded-proto": "http"}
 
-    run(tmp_path, test, edit=behind("127.6.0.0/24\n", "127.7.0.0/24\n"), **direct)
+    run(tmp_path, test, edit=behind("127.6.0.0/24\n", "127.7.0.0/24\n"), file=file, **direct)
 
 
-def test_the_header_of_another_cdn(tmp_path: Path) -> None:
+@in_both_modes
+def test_the_header_of_another_cdn(tmp_path: Path, file: str) -> None:
     async def test(w: World) -> None:
         proxy = w.client("127.7.0.1")
         headers = {"True_Client_IP": "192.0.2.7", "CF_Connecting_IP": "192.0.2.66"}
@@ -251,7 +266,7 @@ def test_the_header_of_another_cdn(tmp_path: Path) -> None:
         assert "true-client-ip: 192.0.2.7\r\n" in w.head and "192.0.2.66" not in w.head
 
     edit = behind("", "127.7.0.0/24\n")
-    run(tmp_path, test, edit=edit, RATELIMIT_CDN_HEADER="True-Client-IP")
+    run(tmp_path, test, edit=edit, file=file, RATELIMIT_CDN_HEADER="True-Client-IP")
 
 
 @pytest.mark.parametrize("direct", [{}, {"RATELIMIT_DIRECT": "reject"}])
@@ -293,7 +308,8 @@ def test_two_load_balancers_in_a_row(tmp_path: Path) -> None:
     run(tmp_path, test, edit=edit)
 
 
-def test_a_connection_by_tls_is_told_of(tmp_path: Path) -> None:
+@in_both_modes
+def test_a_connection_by_tls_is_told_of(tmp_path: Path, file: str) -> None:
     make_certificate(tmp_path / "site.pem")
     port = free_port()
 
@@ -304,7 +320,7 @@ def test_a_connection_by_tls_is_told_of(tmp_path: Path) -> None:
                 assert "x-forwarded-proto: https\r\n" in w.head
 
     listen = f"127.0.0.1:{port} ssl crt {tmp_path}/site.pem"
-    run(tmp_path, test, port=port, RATELIMIT_LISTEN=listen)
+    run(tmp_path, test, port=port, file=file, RATELIMIT_LISTEN=listen)
 
 
 @pytest.mark.parametrize("direct", [{}, {"RATELIMIT_DIRECT": "reject"}])

@@ -19,6 +19,7 @@ from ratelimit.steps import finish
 from tests.helpers.fake_haproxy import (
     TABLES,
     FakeHaproxy,
+    caps,
     counts,
     hub_of,
     ipv4,
@@ -120,6 +121,26 @@ def test_a_blown_fuse_and_its_reset_are_told() -> None:
     assert limiter.clear_fuse("default")
     haproxy.pump(NOW + 3 * MILLISECOND)
     assert haproxy.entries["rlc_limits"][b"default"][1] == Mode.ENFORCE
+
+
+def test_caps_are_told_each_second_once_all_verdicts_are() -> None:
+    limits = Limit(rate=10), Limit("b", rate=10, shadow=True), Limit("c", window=3 * SECOND)
+    hub = hub_of(limiter_of(*limits), NOW)
+    haproxy = FakeHaproxy(hub, NOW, tables=(*TABLES, caps(4), counts("rl_c", number=5)))
+    haproxy.connect(NOW, finished=False)
+    hub.tick(NOW + SECOND, 0)
+    haproxy.pump(NOW + SECOND)
+    assert haproxy.entries["rlc_limits"][b"default"][0] == 10
+    assert "rlc_caps" not in haproxy.entries
+    haproxy.session.finished()
+    haproxy.pump(NOW + SECOND)
+    for second in (2, 3):
+        # The period of the last table is not the window of its limit: HAProxy's count is no cap.
+        told = haproxy.entries.pop("rlc_caps")
+        assert [told[name][0] for name in (b"default", b"b", b"c")] == [20, 20, 2**32 - 1]
+        hub.tick(NOW + second * SECOND, 0)
+        haproxy.entries["rlc_caps"] = {}
+        haproxy.pump(NOW + second * SECOND)
 
 
 def test_in_shadow_haproxy_only_logs() -> None:
