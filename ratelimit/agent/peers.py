@@ -260,7 +260,7 @@ class _Peer(asyncio.Protocol):
                 self._peers.ended("a peer does not read", peer=self._name, haproxy=self._link.name)
             self.abort()
         elif not self._finished and not self._stuck:
-            self._session.look(time.monotonic_ns())
+            self._session.look(time.monotonic_ns(), unread=bool(self._held))
             self._send(self._session.take())
             if self._session.closed:
                 self._finish()

@@ -172,14 +172,17 @@ class Session:
         kind = Control.FINISHED if whole else Control.PARTIAL
         return not self.closed and self._sender.offer(_CONTROL, kind)
 
-    def look(self, now: int) -> None:
-        """Send a heartbeat if one is due; close a session that is silent. Call it each second."""
+    def look(self, now: int, unread: bool = False) -> None:
+        """Send a heartbeat if one is due; close a session that is silent. Call it each second.
+
+        With ``unread``, data of the peer waits to be processed: the peer is not silent.
+        """
         if self.closed:
             return
-        if now - self._now > HEARTBEAT:
+        if unread or now - self._now > HEARTBEAT:
             self._heard = now  # this side did not run: what the peer sent may be unread
         self._now = now
-        if self.unacknowledged == 0:
+        if unread or self.unacknowledged == 0:
             self._answered = now
         late = self._late()
         if late:

@@ -205,6 +205,32 @@ def test_a_peer_that_says_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) ->
     run(test)
 
 
+def test_a_peer_is_kept_while_the_tables_of_verdicts_are_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test(peers: Peers, address: Address) -> None:
+        async with connected(address) as streams:
+            client = Client(*streams)
+            await client.connect()
+            (table,) = peers.hub.verdicts.values()
+            peers.hub._stale[table] = None  # without a word to rebuild()
+            client.session.update(TABLES[0], ipv4("192.0.2.7"), [1, 0, 1, 0])
+            client.writer.write(client.session.take())
+            (peer,) = peers.sessions
+            await until(lambda: bool(peer._held))
+            now = time.monotonic_ns()
+            with monkeypatch.context() as patched:
+                for second in range(1, 10):
+                    later = now + second * 10**9
+                    patched.setattr(time, "monotonic_ns", lambda later=later: later)
+                    peers.tick()
+            assert peers.protocol_errors == 0
+            peers.hub.on_stale()
+            await until(lambda: peers.hub.engine.checks == 1)
+
+    run(test)
+
+
 def test_a_peer_that_does_not_read_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_WRITE_LIMIT", 1 << 12)
 

@@ -347,6 +347,18 @@ def test_a_pause_of_the_agent_is_no_silence_of_the_peer() -> None:
     assert session.closed
 
 
+def test_a_peer_is_not_silent_while_its_data_waits() -> None:
+    session, _ = opened()
+    session.receive_data(CONFIRMED + define(4, "rlv_default", bits=(22,), parameters=(22, 3)), NOW)
+    session.update(VERDICTS, ADDRESS, (1, 2, 3))
+    for second in range(100):
+        session.look(NOW + second * SECOND, unread=True)
+    assert not session.closed
+    for second in range(100, 107):
+        session.look(NOW + second * SECOND)
+    assert str(session.error) == "no message for more than 5 s"
+
+
 @pytest.mark.parametrize("said", [b"", b"HAProxyS 2.1\nagent\n"])
 def test_a_peer_without_a_hello(said: bytes) -> None:
     session = Session(Recorder(), "agent", NOW)
