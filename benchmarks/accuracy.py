@@ -1,10 +1,14 @@
 """How often a counter decides differently from an exact sliding log.
 
 ``python -m benchmarks.accuracy`` sends one client's requests through the engine, normal and strict,
-a fixed window, and two buckets like HAProxy's ``http_req_rate`` (``freq_ctr`` in its source), each
-with a limit of 100 a second and no blocks. A decision is wrong if the log of all requests of the
-last second, including refused ones, says otherwise. Times are random and the same in every run. A
-burst begins once in each second, at a random moment.
+through a model of peers mode, a fixed window, and two buckets like HAProxy's ``http_req_rate``
+(``freq_ctr`` in its source), each with a limit of 100 a second and no blocks. A decision is wrong
+if the log of all requests of the last second, including refused ones, says otherwise. Times are
+random and the same in every run. A burst begins once in each second, at a random moment.
+
+In the model of peers mode, HAProxy decides by the last verdict that it knows and by its cap of
+twice the rate, and tells the agent its count, which is really counted. A verdict takes a
+millisecond to arrive.
 """
 
 from __future__ import annotations
@@ -16,12 +20,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from benchmarks.harness import command
 from benchmarks.harness.arrivals import RATE, SECOND, bursts, poisson, steady
+from benchmarks.harness.buckets import MILLISECOND, TwoBuckets
 from benchmarks.harness.programs import Programs, progress
 from benchmarks.harness.report import Column, Report, Table, Target
 from ratelimit.limiter.limiter import Limiter
 from ratelimit.model import Limit
 from ratelimit.spop.respond import Responder
-from tests.helpers import wire
+from tests.helpers import asking, wire
+from tests.helpers.sticktable import Fed, Line
 
 if TYPE_CHECKING:
     import argparse
@@ -29,10 +35,11 @@ if TYPE_CHECKING:
 
     Loads = dict[str, Callable[[int, random.Random], Iterator[int]]]
 
-MILLISECOND = 1_000_000
 START = 1_700_000_000 * SECOND
 SECRET = bytes(range(64))
 BOUND = 0.25
+LATE = MILLISECOND
+"""From a request to the arrival of the verdict that it causes."""
 
 
 class Counter(Protocol):
@@ -70,32 +77,8 @@ class FixedWindow:
         return self._count <= RATE
 
 
-class TwoBuckets:
-    """HAProxy's ``http_req_rate(1s)``: this period, and the remaining part of the last one.
-
-    Time is in milliseconds. A period begins at the end of the one before it or, after two periods
-    without a request, with the next request, rounded down to an even millisecond.
-    """
-
-    def __init__(self) -> None:
-        self._start = -2000
-        self._now = 0
-        self._last = 0
-
-    def __call__(self, now: int) -> bool:
-        now //= MILLISECOND
-        if now - self._start >= 1000:
-            self._last, self._now = self._now, 0
-            self._start += 1000
-            if now - self._start >= 1000:
-                self._last, self._start = 0, now
-            self._start &= ~1
-        self._now += 1
-        return self._now + self._last * (self._start + 1000 - now) // 1000 <= RATE
-
-
 class Ours:
-    """The engine, for one client."""
+    """The engine, for one client that HAProxy asks about by SPOE."""
 
     def __init__(self, strict: bool) -> None:
         limit = Limit(rate=RATE, window=SECOND, block=(), strict=strict)
@@ -108,13 +91,40 @@ class Ours:
         return b"deny" not in self._responder.take()
 
 
+class Peers:
+    """HAProxy and an agent that is its peer, for one client."""
+
+    def __init__(self) -> None:
+        self._fed = Fed(Limit(rate=RATE, window=SECOND, block=()))
+        self._line = Line(self._fed)
+        self._cap = TwoBuckets(2 * RATE)
+        self._count = self._refused = 0
+        self._end = 0  # milliseconds, of the verdict that HAProxy knows
+        self._verdicts: deque[tuple[int, int]] = deque()  # when they arrive, and their ends
+
+    def __call__(self, now: int) -> bool:
+        while self._verdicts and self._verdicts[0][0] <= now:
+            self._end = self._verdicts.popleft()[1]
+        below = self._cap(now)
+        allowed = below and now // MILLISECOND >= self._end
+        self._count += 1
+        self._refused += not allowed
+        at = (now - asking.START) / SECOND
+        self._line.tell(at, since=at, req=self._count, gpc0=self._refused)
+        for verdict in self._fed.verdicts():
+            self._verdicts.append((now + LATE, verdict.until // MILLISECOND))
+        return allowed
+
+
 COUNTERS: dict[str, Callable[[], Counter]] = {
     "engine": lambda: Ours(strict=False),
     "engine, strict": lambda: Ours(strict=True),
-    "two buckets": TwoBuckets,
+    "peers": Peers,
+    "two buckets": lambda: TwoBuckets(RATE),
     "fixed window": FixedWindow,
 }
-
+OF_MODE = {"engine": "spoe", "engine, strict": "spoe", "peers": "peers"}
+"""The counters of one mode only."""
 
 LOADS: Loads = {
     "Poisson, 0.9 of the limit": lambda s, rng: poisson(0.9 * RATE, s, rng),
@@ -155,13 +165,15 @@ def measure(times: list[int], counter: Counter) -> Errors:
 
 def run(programs: Programs, options: argparse.Namespace) -> Report:
     """Measure every counter under every load."""
+    modes = command.modes(options)
+    chosen = {name: make for name, make in COUNTERS.items() if OF_MODE.get(name, modes[0]) in modes}
     found: dict[str, dict[str, list[Errors]]] = {}
     for load, times_of in (LOADS | STEADY).items():
-        found[load] = {name: [] for name in COUNTERS}
+        found[load] = {name: [] for name in chosen}
         for number in range(options.rounds):
             progress(f"{load}, round {number + 1}")
             times = list(times_of(int(options.seconds), random.Random(number)))
-            for name, make in COUNTERS.items():
+            for name, make in chosen.items():
                 found[load][name].append(measure(times, make()))
     columns = {
         "wrong": Column("wrong, %", "less", 3),
@@ -175,12 +187,24 @@ def run(programs: Programs, options: argparse.Namespace) -> Report:
     }
     note = f"a limit of {RATE} a second, {options.rounds} rounds of {options.seconds:g} s of the "
     note += "client's time; decisions that differ from those of an exact sliding log"
-    targets = [
-        Target(f"{load}, engine to two buckets", _ratio(found[load]), BOUND) for load in LOADS
-    ]
-    never = max(error.refused for error in found["steady 99/s"]["engine"])
-    targets.append(Target("steady 99/s, refused by the engine", never, 0))
-    return Report((Table.measured("counter", note, columns, rows),), tuple(targets))
+    return Report((Table.measured("counter", note, columns, rows),), tuple(targets(found)))
+
+
+def targets(found: dict[str, dict[str, list[Errors]]]) -> Iterator[Target]:
+    for name in OF_MODE:
+        never = found["steady 99/s"].get(name)
+        if never and name != "engine, strict":
+            worst = max(error.refused for error in never)
+            yield Target(f"steady 99/s, refused by the {name}", worst, 0)
+    for load in LOADS:
+        counters = found[load]
+        if "engine" in counters:
+            yield Target(f"{load}, engine to two buckets", _ratio(counters), BOUND)
+        if "engine" in counters and "peers" in counters and load.startswith("bursts"):
+            ours, theirs = (
+                sum(error.refused for error in counters[name]) for name in ("peers", "engine")
+            )
+            yield Target(f"{load}, refused wrongly by peers, % in all rounds", ours, theirs)
 
 
 def _ratio(counters: dict[str, list[Errors]]) -> float:
@@ -190,4 +214,11 @@ def _ratio(counters: dict[str, list[Errors]]) -> float:
 
 
 if __name__ == "__main__":
-    command.main("accuracy", __doc__, run, rounds=(5, 2), seconds=(2000, 2000))
+    command.main(
+        "accuracy",
+        __doc__,
+        run,
+        rounds=(5, 2),
+        seconds=(2000, 2000),
+        arguments=command.mode_argument,
+    )

@@ -1,11 +1,16 @@
-"""The latency that a check adds to a request, through HAProxy as shipped.
+"""The latency that the limiter adds to a request, through HAProxy as shipped, in both modes.
 
-``python -m benchmarks.admission`` finds the most requests a second that all three can do: HAProxy
-alone, HAProxy with the agent on TCP, and with the agent on a unix socket. Then it sends 10, 50 and
-90 % of that to each in turns (``paced.c``). Requests come at random, whatever the answers, and are
-timed from when they were due: a stall is counted in full. The added latency is the difference to
-HAProxy alone in the same round, percentile by percentile. The figure is the median of many short
-rounds: a stall of the machine spoils a few rounds, but not the median.
+``python -m benchmarks.admission`` finds the most requests a second that all can do: HAProxy alone,
+HAProxy with its own stick-table limiter, HAProxy that asks the agent by SPOE on TCP and on a unix
+socket, and HAProxy that has the agent as a peer. Then it sends 10, 50 and 90 % of that to each in
+turns (``paced.c``). Requests come at random, whatever the answers, and are timed from when they
+were due: a stall is counted in full. The added latency is the difference to HAProxy alone in the
+same round, percentile by percentile. The figure is the median of many short rounds: a stall of the
+machine spoils a few rounds, but not the median.
+
+In peers mode no request waits for the agent. So its latency should not be distinguishable from that
+of the stick table: the medians should differ by no more than the middle half of the stick table's
+own rounds.
 
 Each HAProxy has one thread and shares one core with its agent; the application and the clients have
 the others. So the messages between the two stay in one cache, and no other core must wake up for
@@ -17,18 +22,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from benchmarks.harness import command
-from benchmarks.harness.haproxy import ALLOWING, COMPARISON, SHIPPED, HAProxy
+from benchmarks.harness import command, versions
+from benchmarks.harness.haproxy import ALLOWING, COMPARISON, NEVER, SHIPPED, Guard, HAProxy
 from benchmarks.harness.http import Crowd, Sender, wrk
 from benchmarks.harness.programs import CORES, Programs, free_address, rounds, take_precedence
 from benchmarks.harness.report import Column, Figure, Report, Table, Target
 
 LOADS = (10, 50, 90)
-"""Percent of the most that all three can do."""
+"""Percent of the most that all can do."""
 
 CLIENTS = 32
 """Connections that are kept alive."""
@@ -36,7 +42,8 @@ CLIENTS = 32
 BOUNDS = {"p50": 80, "p99": 400}
 """Microseconds that may be added at half load over a unix socket."""
 
-_ALONE, _TCP, _UNIX = "HAProxy alone", "agent, TCP", "agent, unix socket"
+_ALONE, _STICK = "HAProxy alone", "stick table"
+_TCP, _UNIX, _PEERS = "SPOE, TCP", "SPOE, unix socket", "peers"
 _PERCENTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 
 
@@ -79,18 +86,22 @@ def capacity(paced: str, variants: Collection[HAProxy]) -> float:
     return rate
 
 
-def set_up(programs: Programs) -> dict[str, HAProxy]:
+def set_up(programs: Programs, modes: Collection[str]) -> dict[str, HAProxy]:
     """Start everything; return each HAProxy by name."""
-    _, backend = programs.application()
-    tcp, unix = free_address(), str(programs.folder / "spop.sock")
-    found = {_ALONE: HAProxy(programs, "alone", COMPARISON, RATELIMIT_BACKEND=backend)}
-    for name, short, address, spop in (
-        (_TCP, "tcp", tcp, tcp),
-        (_UNIX, "unix", unix, f"unix@{unix}"),
-    ):
-        agent = programs.agent(f"agent-{short}", "compiled", address, ALLOWING)
-        settings = {"RATELIMIT_BACKEND": backend, "RATELIMIT_SPOP": spop}
-        found[name] = HAProxy(programs, short, SHIPPED, agent, **settings)
+    _, address = programs.application()
+    backend = {"RATELIMIT_BACKEND": address}
+    rate = str(NEVER)
+    found = {
+        _ALONE: HAProxy(programs, "alone", COMPARISON, **backend),
+        _STICK: HAProxy(programs, "stick", COMPARISON, BENCH_RATE=rate, **backend),
+    }
+    if "spoe" in modes:
+        spop = free_address()
+        agent = programs.agent("agent-tcp", "compiled", spop, ALLOWING)
+        found[_TCP] = HAProxy(programs, "tcp", SHIPPED, agent, RATELIMIT_SPOP=spop, **backend)
+        found[_UNIX] = Guard(programs, "agent-unix", ALLOWING).haproxy("spoe", "unix", **backend)
+    if "peers" in modes:
+        found[_PEERS] = Guard(programs, "agent", ALLOWING).haproxy("peers", "peers", **backend)
     return found
 
 
@@ -115,6 +126,8 @@ def report(samples: dict[tuple[int, str], list[Sample]], note: str) -> Report:
                 title = f"us added at half load, {p}, {name}"
                 targets.append(Target(title, gains[p].median, bound))
             targets.append(Target(f"% lost at half load, {name}", lost.median, 0))
+        if name == _PEERS and percent == 50:
+            targets += [distance(p, taken, samples[percent, _STICK]) for p in BOUNDS]
     return Report(
         (
             Table.of("us of a request", note, columns + more, rows),
@@ -124,12 +137,21 @@ def report(samples: dict[tuple[int, str], list[Sample]], note: str) -> Report:
     )
 
 
+def distance(percentile: str, peers: list[Sample], stick: list[Sample]) -> Target:
+    """Compare the distance of two medians with the middle half of the stick table's rounds."""
+    own = sorted(sample.took[percentile] for sample in stick)
+    low, middle, high = statistics.quantiles(own, n=4)
+    above = statistics.median(sample.took[percentile] for sample in peers) - middle
+    return Target(f"us above the stick table at half load, {percentile}", above, high - low)
+
+
 def run(programs: Programs, options: argparse.Namespace) -> Report:
+    versions.choose(programs, options)
     order = take_precedence()
     pinned = len(CORES) > 1 and not options.free
     if pinned:
         os.sched_setaffinity(0, CORES[:-1])  # for all that is started from here, too
-    variants = set_up(programs)
+    variants = set_up(programs, command.modes(options))
     for program in [p for v in variants.values() for p in (v.program, v.agent) if p and pinned]:
         program.pin(CORES[-1])
     paced = programs.compiled("paced")
@@ -148,9 +170,11 @@ def run(programs: Programs, options: argparse.Namespace) -> Report:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--free", action="store_true", help="let the kernel place the programs")
+    command.mode_argument(parser)
+    versions.arguments(parser)
 
 
 if __name__ == "__main__":
     command.main(
-        "admission", __doc__, run, rounds=(60, 15), seconds=(0.5, 0.5), arguments=arguments
+        "admission", __doc__, run, rounds=(40, 10), seconds=(0.5, 0.5), arguments=arguments
     )

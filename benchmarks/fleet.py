@@ -7,7 +7,9 @@ Accuracy: clients at a half to thirty times their limit, each spread over the no
 70 % on one of them, in steady or random (Poisson) arrivals, next to 100,000 light clients. Each is
 measured until its block is in force on all nodes, or for three windows. The times of all its hits
 are kept: a refusal is false if the window that ends with it has no more hits than the limit, minus
-the possible error of the weighting of a window's oldest part. A strict limit weights nothing.
+the possible error of the weighting of a window's oldest part. A strict limit weights nothing. With
+``--mode=peers`` a model of HAProxy decides by the verdicts that the agents have told it, and tells
+them the hits; only the accuracy has this mode.
 
 Cost: 100,000 light clients with 100 heavy ones, the same load in turns on nodes with Redis and on
 nodes without; then the worst case, with every client at 0.9 of its limit. CPU times are the
@@ -20,6 +22,7 @@ as an hour has. ``tests/store/test_sync.py`` has the ticks and blocks of such an
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 
 from benchmarks.fleet_accuracy import run_accuracy
@@ -126,10 +129,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     chosen = parser.add_mutually_exclusive_group()
     for name, (_, what) in PARTS.items():
         chosen.add_argument(f"--{name}", action="store_true", help=f"only {what}")
+    command.mode_argument(parser, default="spoe")
 
 
 def run(programs: Programs, options: argparse.Namespace) -> Report:
     server, _ = programs.redis()
+    if options.mode == "peers":
+        if not options.accuracy:
+            sys.exit("only --accuracy has --mode=peers")
+        return run_accuracy(programs, server, options.quick, options.mode)
     wanted = [name for name in PARTS if getattr(options, name)] or list(PARTS)
     return Report.joined([PARTS[name][0](programs, server, options.quick) for name in wanted])
 

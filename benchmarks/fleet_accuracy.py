@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from benchmarks.harness.clients import Client, Kind, measure
 from benchmarks.harness.fleet import LIGHT, LIGHT_CLIENTS, RATE, Fleet, Meter, Usage
+from benchmarks.harness.haproxy import Mode
 from benchmarks.harness.programs import Programs, progress
 from benchmarks.harness.report import Column, Figure, Report, Table, Target
 from tests.helpers.servers import Server
@@ -110,7 +111,7 @@ def _milliseconds(clients: Iterable[Client]) -> Figure | None:
     return Figure.of(times) if times else None
 
 
-def _run(programs: Programs, server: Server, setting: Setting, number: int) -> Result:
+def _run(programs: Programs, server: Server, mode: Mode, setting: Setting, number: int) -> Result:
     limit = f"strict = {str(setting.strict).lower()}"
     nodes = setting.nodes
     fleet = Fleet(programs, f"fleet{number}", nodes, server, setting.interval, limit=limit)
@@ -123,20 +124,22 @@ def _run(programs: Programs, server: Server, setting: Setting, number: int) -> R
     order.shuffle(shuffled)
     streams = fleet.streams(LIGHT, LIGHT_CLIENTS, LIGHT_RATE)
     meter = Meter(fleet)
-    checks, late, slowest = measure(fleet, shuffled, streams)
+    checks, late, slowest = measure(fleet, mode, shuffled, streams)
     usage = meter.usage(checks)
     fleet.stop()
     refusals = sum(stream.excess for stream in streams)
     return Result(setting, clients, usage, late, slowest, refusals)
 
 
-def run_accuracy(programs: Programs, server: Server, quick: bool) -> Report:
+def run_accuracy(programs: Programs, server: Server, quick: bool, mode: Mode = "spoe") -> Report:
     """Measure what fleets of several sizes and intervals allow."""
     settings = QUICK if quick else SETTINGS
+    if mode == "peers":  # in which the agent hears of a request after its answer
+        settings = [setting for setting in settings if setting.interval != "0"]
     results = []
     for number, setting in enumerate(settings):
         progress(f"{setting} ({number + 1} of {len(settings)})")
-        results.append(_run(programs, server, setting, number))
+        results.append(_run(programs, server, mode, setting, number))
     note = f"{_RUNS} clients of each kind, limit {RATE} in 1 s, next to {LIGHT_CLIENTS:,} light "
     note += f"clients with {LIGHT_RATE:,} checks a second. "
     main = next(result for result in results if result.setting == MAIN)

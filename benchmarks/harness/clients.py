@@ -1,9 +1,14 @@
-"""Clients at some times their limit, each spread over the nodes of a fleet."""
+"""Clients at some times their limit, each spread over the nodes of a fleet.
+
+In peers mode a model of HAProxy decides at once, by the verdicts that it has been told and by its
+cap, and tells the agent its count.
+"""
 
 from __future__ import annotations
 
 import collections
 import heapq
+import itertools
 import math
 import random
 import select
@@ -11,15 +16,20 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from benchmarks.harness.buckets import MILLISECOND, TwoBuckets
+from benchmarks.harness.edge import VERDICTS, Edge, counts, integers, key
 from benchmarks.harness.fleet import RATE, TICK, Fleet, Stream, drain
+from benchmarks.harness.haproxy import Mode
 from benchmarks.harness.programs import connect
 from benchmarks.harness.spop import question
 from tests.helpers import wire
+from tests.helpers.peers_wire import update
 
 WINDOWS = 3
 
 _MEASURED = 0x0C000000
 _GIVE_UP = 1.0  # seconds after the first refusal
+_BLOCK = 2  # kind of a verdict
 _ALLOWED = len(wire.frame(wire.ACK, b""))  # bytes of an answer without variables
 
 
@@ -40,8 +50,9 @@ class Client:
     """One client that is measured; times are of ``time.perf_counter()``."""
 
     def __init__(self, number: int, kind: Kind, nodes: int, start: float) -> None:
-        self.frame = question(_MEASURED + number)
-        self.probe = question(_MEASURED + number, hits=0)
+        self.address = _MEASURED + number
+        self.frame = question(self.address)
+        self.probe = question(self.address, hits=0)
         self.kind = kind
         self.start = start
         self.end = start + WINDOWS
@@ -100,22 +111,44 @@ class Client:
         return max(self.blocked) - self.first
 
 
+@dataclass(frozen=True)
+class Answer:
+    """The answer about a client: when the hit or, if it ``looks`` for a block, the probe was sent;
+    whether it was allowed; whether by a block it was not.
+    """
+
+    client: Client
+    sent: float
+    looks: bool
+    allowed: bool
+    blocked: bool
+
+
 class _Wire:
-    """A connection for measured clients, with the clients of the expected answers."""
+    """A connection for questions, with the clients of the expected answers."""
 
     def __init__(self, address: str) -> None:
         self.sock = connect(address)
-        self.flying: collections.deque[tuple[Client, float, bool]] = collections.deque()
-        self.unsent: list[bytes] = []
+        self._flying: collections.deque[tuple[Client, float, bool]] = collections.deque()
+        self._unsent: list[bytes] = []
         self._rest = b""
 
-    def flush(self) -> None:
-        if self.unsent:
-            self.sock.sendall(b"".join(self.unsent))
-            self.unsent.clear()
+    @property
+    def waits(self) -> bool:
+        return bool(self._flying)
 
-    def receive(self) -> list[tuple[Client, float, bool, bool, bool]]:
-        """Return client, when its hit was sent, whether it was a probe, allowed, blocked."""
+    def ask(self, client: Client, now: float, looks: bool) -> None:
+        self._unsent.append(client.probe if looks else client.frame)
+        self._flying.append((client, now, looks))
+
+    def flush(self) -> list[Answer]:
+        """Send what was asked; return the answers that are known at once."""
+        if self._unsent:
+            self.sock.sendall(b"".join(self._unsent))
+            self._unsent.clear()
+        return []
+
+    def receive(self) -> list[Answer]:
         data = self._rest + self.sock.recv(1 << 18)
         at = 0
         answers = []
@@ -125,13 +158,66 @@ class _Wire:
                 break
             blocked = data.find(b"block_until", at, at + size) >= 0
             at += size
-            answers.append((*self.flying.popleft(), size == _ALLOWED, blocked))
+            answers.append(Answer(*self._flying.popleft(), size == _ALLOWED, blocked))
         self._rest = data[at:]
         return answers
 
 
+class _Entry:
+    """What HAProxy knows of a client."""
+
+    def __init__(self) -> None:
+        self.count = self.refused = 0
+        self.end = self.kind = 0
+        self.cap = TwoBuckets(2 * RATE)
+        self.first = time.time_ns() // MILLISECOND & 0xFFFFFFFF
+
+
+class _Haproxy:
+    """An HAProxy whose agent is its peer."""
+
+    waits = False
+
+    def __init__(self, path: str) -> None:
+        self._edge = Edge(path, counts() + VERDICTS)
+        self._edge.finish()
+        self.sock = self._edge.sock
+        self._entries: collections.defaultdict[bytes, _Entry] = collections.defaultdict(_Entry)
+        self._numbers = itertools.count(1)
+        self._unsent: list[bytes] = []
+        self._answers: list[Answer] = []
+
+    def ask(self, client: Client, now: float, looks: bool) -> None:
+        name = key(client.address)
+        entry = self._entries[name]
+        clock = time.time_ns()
+        refused = clock // MILLISECOND < entry.end
+        blocked = refused and entry.kind == _BLOCK
+        if not looks and not blocked:
+            refused = not entry.cap(clock) or refused
+            entry.count += 1
+            entry.refused += refused
+            values = (entry.refused, entry.count, 0, 0, 0, entry.first)
+            self._unsent.append(update(next(self._numbers), name, *values))
+        self._answers.append(Answer(client, now, looks, not refused, blocked))
+
+    def flush(self) -> list[Answer]:
+        if self._unsent:
+            self.sock.sendall(b"".join(self._unsent))
+            self._unsent.clear()
+        answers, self._answers = self._answers, []
+        return answers
+
+    def receive(self) -> list[Answer]:
+        for name, values in self._edge.receive():
+            seconds, early, kind = integers(values)
+            entry = self._entries[name]
+            entry.end, entry.kind = 1000 * seconds - early, kind
+        return []
+
+
 def measure(
-    fleet: Fleet, clients: Sequence[Client], streams: Sequence[Stream]
+    fleet: Fleet, mode: Mode, clients: Sequence[Client], streams: Sequence[Stream]
 ) -> tuple[int, float, float]:
     """Send all hits of all clients.
 
@@ -139,7 +225,11 @@ def measure(
     the machine stops for a moment, a node counts more hits at once than were sent at once.
     """
     clock = time.perf_counter
-    wires = [_Wire(address) for address in fleet.addresses]
+    wires: Sequence[_Wire | _Haproxy] = (
+        [_Haproxy(path) for path in fleet.peers]
+        if mode == "peers"
+        else [_Wire(address) for address in fleet.addresses]
+    )
     numbers = {wire.sock: number for number, wire in enumerate(wires)}
     others = {stream.sock: stream for stream in streams}
     begin = clock() + 0.05
@@ -152,7 +242,25 @@ def measure(
     tick = begin
     for stream in streams:
         stream.begin(begin)
-    while events or any(wire.flying for wire in wires):
+
+    def take(node: int, answers: Sequence[Answer]) -> None:
+        nonlocal count, slowest
+        now = clock()
+        for answer in answers:
+            client = answer.client
+            slowest = max(slowest, now - answer.sent)
+            if answer.allowed:
+                if not answer.looks:
+                    client.admitted.append(answer.sent)
+                continue
+            if client.first == math.inf:
+                client.first, client.refused = now, answer.sent
+                heapq.heappush(events, (now, count, client, True))
+                count += 1
+            if answer.blocked:
+                client.blocked[node] = min(client.blocked[node], now)
+
+    while events or any(wire.waits for wire in wires):
         now = clock()
         while events and events[0][0] <= now:
             due, _, client, looks = heapq.heappop(events)
@@ -167,14 +275,13 @@ def measure(
                 client.hits.append(now)
                 due += client.gap()
             for node in nodes:
-                wires[node].unsent.append(client.probe if looks else client.frame)
-                wires[node].flying.append((client, now, looks))
+                wires[node].ask(client, now, looks)
                 checks += 1
             if looks or due < begin + client.end:
                 heapq.heappush(events, (due, count, client, looks))
                 count += 1
-        for connection in wires:
-            connection.flush()
+        for node, connection in enumerate(wires):
+            take(node, connection.flush())
         if now >= tick:
             tick = now + TICK
             for stream in streams:
@@ -184,22 +291,8 @@ def measure(
         for sock in ready:
             if sock in others:
                 others[sock].receive()
-                continue
-            node = numbers[sock]
-            answers = wires[node].receive()
-            now = clock()
-            for client, sent, looks, allowed, blocked in answers:
-                slowest = max(slowest, now - sent)
-                if allowed:
-                    if not looks:
-                        client.admitted.append(sent)
-                    continue
-                if client.first == math.inf:
-                    client.first, client.refused = now, sent
-                    heapq.heappush(events, (now, count, client, True))
-                    count += 1
-                if blocked:
-                    client.blocked[node] = min(client.blocked[node], now)
+            else:
+                take(numbers[sock], wires[numbers[sock]].receive())
     drain(streams)
     for connection in wires:
         connection.sock.close()

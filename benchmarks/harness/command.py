@@ -10,8 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.harness import report
+from benchmarks.harness.haproxy import MODES, Mode
 from benchmarks.harness.programs import Programs, progress
 from benchmarks.harness.report import Report
+
+
+def mode_argument(parser: argparse.ArgumentParser, default: str = "") -> None:
+    """Add the option that chooses one mode; the default is both."""
+    text = f"only this mode ({default or 'both'})"
+    parser.add_argument("--mode", choices=MODES, default=default, help=text)
+
+
+def modes(options: argparse.Namespace) -> tuple[Mode, ...]:
+    """Return the modes to measure."""
+    return tuple(mode for mode in MODES if options.mode in ("", mode))
 
 
 def main(

@@ -36,6 +36,8 @@ _strangers = itertools.count(0x0D000000)  # clients that show whether a node sha
 class Fleet:
     """Agents that share a Redis, or a store with another ``url``.
 
+    HAProxy reaches the nodes at ``addresses`` by SPOE, and at ``peers`` as a peer.
+
     ``limit`` is further configuration of the limit.
     """
 
@@ -54,10 +56,11 @@ class Fleet:
         self.server = server
         self.agents: list[Program] = []
         self.addresses = [free_address() for _ in range(nodes)]
+        self.peers = [str(programs.folder / f"{name}-{n}.peers") for n in range(nodes)]
         for number, address in enumerate(self.addresses):
             node = f"{name}-{number}"
             config = (
-                f"max_clients = {_MAX_CLIENTS}\n[store]\n"
+                f'max_clients = {_MAX_CLIENTS}\npeers = ["unix://{self.peers[number]}"]\n[store]\n'
                 f'url = "{server.url if server else url}"\nprefix = "{name}"\n'
                 f'state_dir = "{programs.folder / node}"\nsync_interval = "{interval}"\n'
                 f"[limits.default]\nrate = {RATE}\n{limit}\n"

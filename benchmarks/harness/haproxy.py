@@ -1,13 +1,16 @@
-"""HAProxy processes, the limits of the agents behind, and a load by wrk."""
+"""HAProxy processes in both modes, the limits of the agents behind, and a load by wrk."""
 
 from __future__ import annotations
 
 import csv
 import http.client
+import re
+import shutil
 import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from benchmarks.harness.http import CONNECTIONS, get, wrk
 from benchmarks.harness.programs import (
@@ -17,11 +20,17 @@ from benchmarks.harness.programs import (
     Programs,
     free_address,
     require,
+    until,
     wait_for,
 )
+from ratelimit.peers.link import LIMITS
 
 SHIPPED = ROOT / "haproxy" / "haproxy.cfg"
+PEERS_FILE = ROOT / "haproxy" / "peers.cfg"
 COMPARISON = HARNESS / "comparison.cfg"
+
+Mode = Literal["spoe", "peers"]
+MODES: tuple[Mode, ...] = ("spoe", "peers")
 
 NEVER = 10_000_000
 """A rate that no client reaches: the highest that the agent accepts."""
@@ -44,6 +53,7 @@ class HAProxy:
     """One HAProxy, and its agent, if any.
 
     Its socket is NAME.sock. ``reloads`` starts it with a master process and keeps its log.
+    ``program`` is another HAProxy than that of ``programs``.
     """
 
     def __init__(
@@ -53,16 +63,24 @@ class HAProxy:
         config: Path,
         agent: Program | None = None,
         reloads: bool = False,
+        program: str = "",
         /,
         **settings: str,
     ) -> None:
         self.name = name
+        self.config = config
         self.agent = agent
         self.address = free_address()
         self.socket = programs.folder / f"{name}.sock"
         self.program = programs.start(
             name,
-            [require("haproxy"), *["-W"] * reloads, "-db", "-f", str(config)],
+            [
+                program or programs.haproxy or require("haproxy"),
+                *["-W"] * reloads,
+                "-db",
+                "-f",
+                str(config),
+            ],
             {
                 "RATELIMIT_LISTEN": self.address,
                 "RATELIMIT_STATS_SOCKET": str(self.socket),
@@ -72,6 +90,18 @@ class HAProxy:
             log=reloads,  # otherwise written as in production, and discarded
         )
         wait_for(self.program, lambda: get(self.address))
+        if config == PEERS_FILE:
+            until("the agent has taught HAProxy", self.is_taught, program=self.program)
+
+    def is_taught(self) -> bool:
+        """Return whether the agent has told all verdicts, and HAProxy all counts."""
+        # The third value is the time of the last word of an agent that is complete.
+        return bool(re.search(r" gpt2=[1-9]", self.say(f"show table ratelimit/{LIMITS}")))
+
+    def entries(self, table: str) -> int:
+        """Return the number of entries of a table."""
+        (used,) = re.findall(r"used:(\d+)", self.say(f"show table {table}"))
+        return int(used)
 
     def block(self) -> None:
         """Send requests until one is refused, or a connection."""
@@ -90,7 +120,7 @@ class HAProxy:
 
     def counted_alone(self) -> bool:
         """Tell whether HAProxy had to count a client itself because no agent answered."""
-        return "used:0" not in self.say("show table t_alone")
+        return self.config == SHIPPED and self.entries("t_alone") > 0
 
     def say(self, command: str) -> str:
         """Send a command to its runtime API; return the answer."""
@@ -99,6 +129,42 @@ class HAProxy:
             sock.connect(str(self.socket))
             sock.sendall(f"{command}\n".encode())
             return b"".join(iter(lambda: sock.recv(1 << 16), b"")).decode()
+
+
+class Guard:
+    """An agent for both modes, with the settings of the HAProxies that use it.
+
+    ``config`` is its configuration without ``[agent] listen`` and ``peers``. Both sockets are unix
+    sockets.
+    """
+
+    def __init__(self, programs: Programs, name: str, config: str) -> None:
+        self.spop, self.peers = (str(programs.folder / f"{name}.{s}") for s in ("spop", "peers"))
+        lines = f'peers = ["unix://{self.peers}"]\n{config}'
+        self.program = programs.agent(name, "compiled", self.spop, lines)
+        self._programs = programs
+
+    def haproxy(self, mode: Mode, name: str, program: str = "", **settings: str) -> HAProxy:
+        """Start an HAProxy with this agent, as shipped for a mode."""
+        if mode == "spoe":
+            settings["RATELIMIT_SPOP"] = f"unix@{self.spop}"
+            config = SHIPPED
+        else:
+            settings["RATELIMIT_PEERS"] = f"unix@{self.peers}"
+            settings["RATELIMIT_LOCALPEER"] = name
+            settings["RATELIMIT_PEERS_LISTEN"] = free_address()
+            config = PEERS_FILE
+        return HAProxy(self._programs, name, config, self.program, False, program, **settings)
+
+
+def balanced(programs: Programs) -> dict[str, str]:
+    """Return the settings of an HAProxy that has this machine as its load balancer."""
+    folder = programs.folder / "balanced"
+    if not folder.exists():
+        folder.mkdir()
+        shutil.copy(SHIPPED.parent / "cdn.lst", folder)
+        (folder / "lb.lst").write_text("127.0.0.1\n")
+    return {"RATELIMIT_HAPROXY_DIR": str(folder), "BENCH_BALANCER": "127.0.0.1"}
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,15 @@ class Api:
             sys.exit(f"{path}: {status} {raw.decode()}")
         return json.loads(raw)
 
+    def metric(self, name: str) -> int:
+        """Return a metric; of one with labels the sum, or the one whose labels are in the name."""
+        _, metrics = self("GET", "/metrics")
+        labels = "" if "{" in name else r"(?:\{.*\})?"
+        values = re.findall(rf"(?m)^{re.escape(name)}{labels} (\S+)$", metrics.decode())
+        if not values:
+            sys.exit(f"{self.address} has no metric {name}")
+        return int(sum(map(float, values)))
+
 
 @dataclass(frozen=True)
 class Wrk:
@@ -103,6 +112,27 @@ def wrk(
     )
 
 
+def in_turn(clients: int, method: str = "GET", fields: str = "") -> str:
+    """Return a script of wrk: the requests of clients in turn, as a load balancer forwards them.
+
+    Each run begins with another one. ``fields`` are further header fields in Lua, each with a comma
+    before it.
+    """
+    return f"""
+local requests, last = {{}}, os.time() * 7919 % {clients}
+function init()
+    for n = 1, {clients} do
+        local client = string.format("10.0.%d.%d", math.floor(n / 250), n % 250 + 1)
+        requests[n] = wrk.format("{method}", "/", {{ ["X-Forwarded-For"] = client{fields} }})
+    end
+end
+function request()
+    last = last % {clients} + 1
+    return requests[last]
+end
+"""
+
+
 def _children() -> float:
     """Return the CPU seconds of all children that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -111,11 +141,15 @@ def _children() -> float:
 
 @dataclass(frozen=True)
 class Crowd:
-    """Clients of one kind: their first address, and their requests a second in all."""
+    """Clients of one kind: their first address, and their requests a second in all.
+
+    With a ``step`` of 0 they are one client with so many connections.
+    """
 
     source: str
     clients: int
     rate: float
+    step: int = 1
 
 
 @dataclass(frozen=True)
@@ -164,7 +198,7 @@ class Sender:
     ) -> None:
         self._seconds = seconds
         command = [program, str(pair(address)[1]), crowd.source, str(crowd.clients)]
-        command += [str(crowd.rate), str(seconds), str(seed)]
+        command += [str(crowd.step), str(crowd.rate), str(seconds), str(seed)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
         if measures:
             put_first(self.process)

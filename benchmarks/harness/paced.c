@@ -1,10 +1,10 @@
 /*
  * HTTP clients that keep a rate, whatever the answers: a load for benchmarks/harness/http.py.
  *
- *     paced PORT SOURCE CLIENTS RATE SECONDS SEED
+ *     paced PORT SOURCE CLIENTS STEP RATE SECONDS SEED
  *
- * CLIENTS connections to 127.0.0.1:PORT are kept alive, each from an address of its own (SOURCE and
- * the following ones). Requests come at random (Poisson), RATE a second in all, from one client
+ * CLIENTS connections to 127.0.0.1:PORT are kept alive, each from an address of its own: SOURCE, and
+ * STEP further from one to the next. With a STEP of 0, all are of one address. Requests come at random (Poisson), RATE a second in all, from one client
  * after another. Each is due at its time on one schedule that never shifts. A request that is sent
  * late is still timed from when it was due, so the delay of a stalled server is counted in full
  * (no "coordinated omission"). Ends after SECONDS, or at SIGTERM.
@@ -16,7 +16,8 @@
  * Prints a line of JSON, then a struct record for each answer or failure. "late_p99_us" is how late
  * the requests were sent, which is the fault of this program; "withheld" requests were never sent,
  * since too many of their client had no answer yet; "leaked" ones were admitted although the number
- * that the limit allows had been admitted before, all of them surely within one second.
+ * that the limit allows had been admitted before to its connection, all of them surely within one
+ * second.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -209,12 +210,12 @@ static int ascending(const void *a, const void *b)
 
 int main(int argc, char **argv)
 {
-    if (argc != 7)
+    if (argc != 8)
         return 2;
-    int count = atoi(argv[3]);
-    double rate = atof(argv[4]);
-    int64_t seconds = (int64_t)(atof(argv[5]) * SECOND);
-    srand48(atol(argv[6]));
+    int count = atoi(argv[3]), step = atoi(argv[4]);
+    double rate = atof(argv[5]);
+    int64_t seconds = (int64_t)(atof(argv[6]) * SECOND);
+    srand48(atol(argv[7]));
     target.sin_family = AF_INET;
     target.sin_port = htons((uint16_t)atoi(argv[1]));
     target.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
@@ -229,7 +230,7 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
     for (int i = 0; i < count; i++) {
         clients[i].source.sin_family = AF_INET;
-        clients[i].source.sin_addr.s_addr = htonl(ntohl(inet_addr(argv[2])) + (uint32_t)i);
+        clients[i].source.sin_addr.s_addr = htonl(ntohl(inet_addr(argv[2])) + (uint32_t)(i * step));
         if (!open_to(&clients[i])) {
             perror("connect");
             return 1;

@@ -81,9 +81,13 @@ class Program:
 
 
 class Programs:
-    """The programs of a run and their folder; all end with the run, also after an error."""
+    """The programs of a run and their folder; all end with the run, also after an error.
+
+    ``haproxy`` is the HAProxy to run; the machine's if it is empty.
+    """
 
     def __init__(self) -> None:
+        self.haproxy = ""
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -109,9 +113,10 @@ class Programs:
     ) -> Program:
         """Start a program in the root of the checkout; ``settings`` are further variables.
 
-        The program inherits the descriptors ``files``, but no RATELIMIT_* variable of the caller.
+        Without ``log``, only its errors are kept. The program inherits the descriptors ``files``,
+        but no RATELIMIT_* variable of the caller.
         """
-        path = self.folder / f"{name}.log" if log else Path(os.devnull)
+        path = self.folder / f"{name}.{'log' if log else 'errors'}"
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RATELIMIT_")}
         with path.open("wb") as output:
             process = subprocess.Popen(
@@ -119,8 +124,8 @@ class Programs:
                 cwd=ROOT,
                 env={**environment, **(settings or {})},
                 stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT if log else None,
+                stdout=output if log else subprocess.DEVNULL,
+                stderr=output,
                 pass_fds=files,
                 start_new_session=True,  # Ctrl-C reaches this process only, which ends the others
             )

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import page
+from benchmarks import choice, page
+from benchmarks.__main__ import BENCHMARKS
 from benchmarks.harness import report
 from benchmarks.harness.report import Column, Figure, Record, Report, Row, Table, Target
 
@@ -52,6 +53,35 @@ def test_a_document_takes_only_the_figures_that_it_names() -> None:
     assert page.fill(filled, {"agent": RECORD}) == filled
     with pytest.raises(KeyError, match="two cores"):
         page.fill(before.replace("one core", "two cores"), {"agent": RECORD})
+
+
+def test_a_benchmark_without_results_leaves_a_line() -> None:
+    before = "<!-- figures: flood, visitors -->\nold\n<!-- end -->\n"
+    filled = page.fill(before, {"agent": RECORD})
+    assert "\n*No results are published yet.*\n" in filled
+    with pytest.raises(KeyError, match="fload"):
+        page.fill(before.replace("flood", "fload"), {"agent": RECORD})
+
+
+def test_the_choice_of_a_mode_takes_figures_that_there_are() -> None:
+    columns = tuple(Column(mode, "less", 0) for mode in ("spoe", "peers"))
+    row = Row.of("one HAProxy, 3,000 a second", Figure(100, 99, 101), 103)
+    table = Table("within a second", "", columns, (row,))
+    record = dataclasses.replace(RECORD, report=Report((table,)))
+    found = {line[0]: line[1:] for line in choice.lines({"admitted": record})}
+    title = "most admitted in a second, limit of 100, one client at 3,000 a second"
+    assert found[title] == ["100 (99-101)", "103", "-", "SPOE"]
+    assert found["us added to a request at half load, p50"] == ["-", "-", "-", "peers"]
+    other = dataclasses.replace(table, columns=(columns[0], Column("other")))
+    record = dataclasses.replace(RECORD, report=Report((other,)))
+    with pytest.raises(KeyError, match="peers"):
+        choice.lines({"admitted": record})
+
+
+def test_the_figures_of_the_choice_are_of_benchmarks() -> None:
+    values = [value for one in choice.CHOICES for value in one.values]
+    places = [value for value in values if isinstance(value, choice.Place)]
+    assert {place.benchmark for place in places} <= set(BENCHMARKS)
 
 
 def test_what_is_published_is_what_was_measured() -> None:

@@ -1,7 +1,7 @@
-"""The application of ``peers.py`` that limits its clients with the library ``limits``.
+"""The application of ``limiters.py`` that limits its clients with the library ``limits``.
 
-``python -m benchmarks.harness.peer_app PORT [STORAGE RATE]``: aiohttp on uvloop, which answers at
-once. With a storage, such as ``async+memory://``, a middleware limits each address to so many
+``python -m benchmarks.harness.limited_app PORT [STORAGE RATE]``: aiohttp on uvloop, which answers
+at once. With a storage, such as ``async+memory://``, a middleware limits each address to so many
 requests a second, by the sliding window counter of the library: two buckets, like HAProxy.
 """
 

@@ -1,6 +1,6 @@
 """This limiter compared with others that a user could run: speed, cost, accuracy.
 
-``python -m benchmarks.peers`` puts limiters in front of the same application in turns, and loads
+``python -m benchmarks.limiters`` puts limiters in front of the same application in turns, and loads
 them with wrk: with traffic that no limit refuses, then with one client far above a limit of 100 a
 second. The CPU time is that of all processes but wrk: limiter, application, Redis. Every HAProxy
 has one thread, nginx and aiohttp are one process. HAProxy and nginx log each request, aiohttp does
@@ -31,7 +31,15 @@ import uvloop
 
 from benchmarks.harness import command, http
 from benchmarks.harness.arrivals import RATE, SECOND, bursts, poisson
-from benchmarks.harness.haproxy import ALLOWING, COMPARISON, NEVER, REFUSING, SHIPPED, HAProxy
+from benchmarks.harness.haproxy import (
+    ALLOWING,
+    COMPARISON,
+    NEVER,
+    REFUSING,
+    SHIPPED,
+    Guard,
+    HAProxy,
+)
 from benchmarks.harness.programs import (
     HARNESS,
     Form,
@@ -69,11 +77,11 @@ class Door:
 
 
 @dataclass(frozen=True)
-class Peer:
+class Limiter:
     """A limiter, with a limit that is never reached, one that blocks, and one that counts.
 
-    ``base`` is the name of the same without a limiter. A peer without a limiter has only
-    ``allowed``, and one without blocks has the same door twice.
+    ``base`` is the name of the same without a limiter. Without a limiter there is
+    only ``allowed``, and one without blocks has the same door twice.
     """
 
     name: str
@@ -84,7 +92,7 @@ class Peer:
 
 
 class Setup:
-    """Starts the programs of the peers."""
+    """Starts the programs of the limiters."""
 
     def __init__(self, programs: Programs) -> None:
         self._programs = programs
@@ -123,6 +131,12 @@ class Setup:
         asked = None if form == "ack" else agent
         return Door(started.address, (started.program, agent, *others, *stores), asked)
 
+    def as_peer(self, config: str) -> Door:
+        """Start the agent, and HAProxy as shipped for peers mode."""
+        guard = Guard(self._programs, self._name("agent"), config)
+        started = guard.haproxy("peers", self._name("peers"), RATELIMIT_BACKEND=self._backend)
+        return Door(started.address, (started.program, guard.program, self._application))
+
     def nginx(self, rate: int = 0, burst: int = 0) -> Door:
         program = require("nginx", "nginx-light")
         name, address = self._name("nginx"), free_address()
@@ -143,7 +157,7 @@ class Setup:
     def aiohttp(self, storage: str = "", rate: int = 0) -> Door:
         address = free_address()
         limited = [storage, str(rate)] if storage else []
-        line = [sys.executable, "-m", "benchmarks.harness.peer_app", str(pair(address)[1])]
+        line = [sys.executable, "-m", "benchmarks.harness.limited_app", str(pair(address)[1])]
         started = self._programs.start(self._name("aiohttp"), [*line, *limited])
         return self._ready(address, started, *([self._redis] if "redis" in storage else []))
 
@@ -159,31 +173,33 @@ class Setup:
         return Door(address, programs)
 
 
-def set_up(start: Setup) -> list[Peer]:
+def set_up(start: Setup) -> list[Limiter]:
     alone, nginx, aiohttp = "HAProxy alone", "nginx alone", "aiohttp alone"
     never = start.aiohttp("async+memory://", NEVER)
     stick, bucket = start.haproxy(RATE), start.nginx(RATE, burst=RATE)
     memory, shared = start.aiohttp("async+memory://", RATE), start.limits_redis(RATE)
 
-    def ours(name: str, form: Form, *, redis: bool = False) -> Peer:
+    def ours(name: str, form: Form, *, redis: bool = False) -> Limiter:
         doors = (start.agent(c, form, redis=redis) for c in (ALLOWING, REFUSING, _COUNTING))
-        return Peer(name, alone, *doors)
+        return Limiter(name, alone, *doors)
 
+    peer = (start.as_peer(config) for config in (ALLOWING, REFUSING, _COUNTING))
     app = start.aiohttp()
     return [
-        Peer(alone, alone, start.haproxy()),
-        Peer("HAProxy, stick table", alone, start.haproxy(NEVER), stick, stick),
+        Limiter(alone, alone, start.haproxy()),
+        Limiter("HAProxy, stick table", alone, start.haproxy(NEVER), stick, stick),
         ours("HAProxy, ratelimit", "compiled"),
         ours("HAProxy, ratelimit, Redis", "compiled", redis=True),
         ours("HAProxy, ratelimit, plain Python", "plain"),
-        Peer("HAProxy, agent that only acknowledges", alone, start.agent("", "ack")),
-        Peer(nginx, nginx, start.nginx()),
-        Peer("nginx, limit_req", nginx, start.nginx(NEVER, burst=NEVER), bucket, bucket),
-        Peer(aiohttp, aiohttp, app),
-        Peer("aiohttp, limits, memory", aiohttp, never, memory, memory),
-        Peer("aiohttp, limits, Redis", aiohttp, start.limits_redis(NEVER), shared, shared),
-        Peer("aiohttp behind HAProxy alone", aiohttp, start.haproxy(behind=app)),
-        Peer(
+        Limiter("HAProxy, ratelimit as a peer", alone, *peer),
+        Limiter("HAProxy, agent that only acknowledges", alone, start.agent("", "ack")),
+        Limiter(nginx, nginx, start.nginx()),
+        Limiter("nginx, limit_req", nginx, start.nginx(NEVER, burst=NEVER), bucket, bucket),
+        Limiter(aiohttp, aiohttp, app),
+        Limiter("aiohttp, limits, memory", aiohttp, never, memory, memory),
+        Limiter("aiohttp, limits, Redis", aiohttp, start.limits_redis(NEVER), shared, shared),
+        Limiter("aiohttp behind HAProxy alone", aiohttp, start.haproxy(behind=app)),
+        Limiter(
             "aiohttp behind HAProxy, ratelimit, Redis",
             aiohttp,
             start.agent(ALLOWING, redis=True, behind=app),
@@ -201,13 +217,13 @@ class Sample:
     cpu: float
 
 
-def load(peer: Peer, door: Door, seconds: float, *, refused: bool) -> Sample:
+def load(limiter: Limiter, door: Door, seconds: float, *, refused: bool) -> Sample:
     cpu = door.cpu()
     loaded = http.wrk(door.address, seconds)
     cpu = door.cpu() - cpu
     count = loaded.others if refused else loaded.requests - loaded.others
     if count < 0.9 * loaded.requests:
-        sys.exit(f"{peer.name}: {count} are as expected\n{loaded.text}")
+        sys.exit(f"{limiter.name}: {count} are as expected\n{loaded.text}")
     return Sample(loaded.requests, loaded.requests / loaded.seconds, cpu / loaded.requests / 1000)
 
 
@@ -260,43 +276,43 @@ def wrong(answers: Sequence[Answer]) -> float:
     return 100 * count / len(answers)
 
 
-def verify(peer: Peer, requests: int) -> None:
+def verify(limiter: Limiter, requests: int) -> None:
     """End if the agent did not check the requests: HAProxy counts itself when it is slow."""
-    if peer.allowed.agent:
-        peer.allowed.agent.stop()
-        checks = peer.allowed.agent.checks()
+    if limiter.allowed.agent:
+        limiter.allowed.agent.stop()
+        checks = limiter.allowed.agent.checks()
         if checks < _ASKED * requests:
-            sys.exit(f"{peer.name}: {requests} requests, but the agent checked {checks}")
+            sys.exit(f"{limiter.name}: {requests} requests, but the agent checked {checks}")
 
 
 def run(programs: Programs, options: argparse.Namespace) -> Report:
-    peers = {peer.name: peer for peer in set_up(Setup(programs))}
-    allowed: dict[str, list[Sample]] = {name: [] for name in peers}
-    refused: dict[str, list[Sample]] = {name: [] for name in peers}
-    for name in rounds(options.rounds, peers):
-        peer = peers[name]
-        if peer.refused:
-            refused[name].append(load(peer, peer.refused, options.seconds, refused=True))
-        allowed[name].append(load(peer, peer.allowed, options.seconds, refused=False))
+    limiters = {one.name: one for one in set_up(Setup(programs))}
+    allowed: dict[str, list[Sample]] = {name: [] for name in limiters}
+    refused: dict[str, list[Sample]] = {name: [] for name in limiters}
+    for name in rounds(options.rounds, limiters):
+        limiter = limiters[name]
+        if limiter.refused:
+            refused[name].append(load(limiter, limiter.refused, options.seconds, refused=True))
+        allowed[name].append(load(limiter, limiter.allowed, options.seconds, refused=False))
     rows = {}
     exact = 2 + 2 * int(options.seconds)
-    for name, peer in peers.items():
+    for name, limiter in limiters.items():
         progress(f"accuracy: {name}")
-        door = peer.counted
+        door = limiter.counted
         random_ones, in_bursts = uvloop.run(clients(door.address, exact)) if door else ([], [])
-        pairs = zip(allowed[name], allowed[peer.base], strict=True)
+        pairs = zip(allowed[name], allowed[limiter.base], strict=True)
         rows[name] = (
             [sample.rate for sample in allowed[name]],
             [sample.cpu for sample in allowed[name]],
-            [a.cpu - b.cpu for a, b in pairs] if name != peer.base else None,
+            [a.cpu - b.cpu for a, b in pairs] if name != limiter.base else None,
             [sample.rate for sample in refused[name]],
             [sample.cpu for sample in refused[name]],
             [most(answers) for answers in random_ones],
             [most(answers) for answers in in_bursts],
             [wrong(answers) for answers in in_bursts],
         )
-    for name, peer in peers.items():
-        verify(peer, sum(sample.count for sample in allowed[name]))
+    for name, limiter in limiters.items():
+        verify(limiter, sum(sample.count for sample in allowed[name]))
     columns = (
         Column("requests a second", "more", 0),
         Column("CPU us a request, all processes", "less", 1),
@@ -309,8 +325,8 @@ def run(programs: Programs, options: argparse.Namespace) -> Report:
     )
     note = f"wrk, {http.CONNECTIONS} connections, {options.rounds} rounds of {options.seconds:g} s;"
     note += f" then {exact} s with {CLIENTS} clients of each kind: median (least-greatest)"
-    return Report((Table.of("peers", note, columns, rows),))
+    return Report((Table.of("limiters", note, columns, rows),))
 
 
 if __name__ == "__main__":
-    command.main("peers", __doc__, run, rounds=(7, 2), seconds=(1, 1))
+    command.main("limiters", __doc__, run, rounds=(7, 2), seconds=(1, 1))
