@@ -36,6 +36,9 @@ MAX_OPEN = 10_000_000
 TABLE_PREFIX = "rl_"
 """Begins the name of a stick table of HAProxy whose counts a limit takes."""
 
+VERDICT_PREFIX = "rlv_"
+"""Begins the name of a stick table of HAProxy with verdicts; the name of the limit follows."""
+
 Counts = Literal["requests", "errors", "failures", "bytes_in", "bytes_out"]
 """What a limit counts of a stick table: requests, answers 4xx, answers 5xx, or bytes."""
 

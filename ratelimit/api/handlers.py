@@ -17,9 +17,13 @@ from ratelimit.api.listing import listing
 from ratelimit.api.page import PAGE, POLICY
 from ratelimit.engine import compiled
 from ratelimit.events.bus import Full
+from ratelimit.haproxy.counted import Counted
 from ratelimit.limiter.key_input import Given
+from ratelimit.limiter.keys import canonical, first_address
 from ratelimit.limiter.limiter import ClientState
 from ratelimit.notation import SECOND, format_duration
+from ratelimit.peers.constants import DataType
+from ratelimit.peers.definition import Definition
 from ratelimit.process import log as logs
 from ratelimit.store import StoreError
 from ratelimit.turns import paced
@@ -34,8 +38,37 @@ DESCRIPTION = web.AppKey("description", bytes)
 async def list_clients(call: Call) -> Reply:
     """Answer with the busiest clients."""
     query: models.ClientsQuery = call.query
-    found = await call.control.busiest.find(query.n, query.sort)
-    return Reply(await paced(listing(models.BusyClients(clients=[]), "clients", found)))
+    control = call.control
+    found = await control.busiest.find(query.n, query.sort)
+    limits = {rule.limit.name: rule.limit for rule in control.limiter.engine.rules}
+    known: dict[tuple[str, str], list[Counted]] = {}
+    if query.counted:
+        clients = [(limits[one.limit], one.key) for one in found if one.limit in limits]
+        for entry in await control.counted(clients):
+            known.setdefault((entry.table, canonical(entry.key) or ""), []).append(entry)
+    listed = (
+        models.ListedClient(
+            **dataclasses.asdict(one),
+            haproxy=_own(known.get((limits[one.limit].count_table, first_address(one.key)), []))
+            if one.limit in limits
+            else None,
+        )
+        for one in found
+    )
+    return Reply(await paced(listing(models.BusyClients(clients=[]), "clients", listed)))
+
+
+def _own(entries: list[Counted]) -> models.OwnCounts | None:
+    """Return the sums of what the HAProxies have counted of a client."""
+    if not entries:
+        return None
+    requests, refused, still_open = (
+        sum(entry.values[kind] for entry in entries)
+        if all(kind in entry.values for entry in entries)
+        else None
+        for kind in ("http_req_cnt", "gpc0", "conn_cur")
+    )
+    return models.OwnCounts(requests=requests, refused=refused, open=still_open)
 
 
 async def explain(call: Call) -> Reply:
@@ -64,6 +97,7 @@ async def explain(call: Call) -> Reply:
         limits=[],
         by_hand=entries(control, known.by_hand),
         edge=known.edge,
+        counted=known.counted,
     )
     return Reply(await paced(listing(explained, "limits", limits)))
 
@@ -84,6 +118,7 @@ async def list_limits(call: Call) -> Reply:
         models.LimitInForce(
             **dataclasses.asdict(limit)
             | {
+                "table": limit.count_table,
                 "window": format_duration(limit.window),
                 "block": [format_duration(seconds * SECOND) for seconds in limit.block],
                 "forget": format_duration(limit.forget * SECOND),
@@ -116,6 +151,7 @@ async def status(call: Call) -> Reply:
             throttled=rule.throttled,
             blocked=rule.blocked,
             denied=rule.denied,
+            asked=rule.asked,
             fuse_blown=rule.fused,
         )
         for rule in list(engine.rules)
@@ -180,8 +216,9 @@ async def status(call: Call) -> Reply:
                 updates=link.session.updates,
                 waiting=link.waiting,
                 clock_offset=link.offset / 1_000 if link.clocked else None,
-                tables=sorted(link.announced),
+                tables=[_table(link.announced[name]) for name in sorted(link.announced)],
                 refused=dict(link.refused),
+                unused=sorted(link.unused),
             )
             for link in control.peers.hub.by_name.values()
         ],
@@ -192,6 +229,17 @@ async def status(call: Call) -> Reply:
         haproxy=await control.runtime.report(),
     )
     return Reply(await paced(listing(state, "limits", limits)))
+
+
+def _table(told: Definition) -> models.PeerTable:
+    return models.PeerTable(
+        name=told.name,
+        type=told.key_type.name.lower(),
+        key_size=told.key_size,
+        expire=told.expire / 1_000,
+        stores=[kind.name.lower() for kind in told.types],
+        period=told.periods.get(DataType.HTTP_REQ_RATE, 0) / 1_000,
+    )
 
 
 async def nodes(call: Call) -> Reply:

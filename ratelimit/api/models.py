@@ -18,9 +18,10 @@ from pydantic import (
 )
 
 from ratelimit.haproxy.api import EdgeEntry
+from ratelimit.haproxy.counted import Counted
 from ratelimit.haproxy.stats import Report
 from ratelimit.limiter.key_input import MAX_GIVEN
-from ratelimit.node.top import MAX_BUSIEST, BusyClient
+from ratelimit.node.top import MAX_BUSIEST
 from ratelimit.notation import DAY, SECOND, parse_duration
 
 MAX_TTL = 30 * DAY // SECOND
@@ -69,6 +70,12 @@ Key = Annotated[
         examples=["192.0.2.7", "2001:db8::/64"],
     ),
 ]
+
+
+_COUNTED = (
+    "What HAProxies in peers mode have counted themselves, and the verdicts that they have; only "
+    "of addresses and networks, and of the HAProxy processes of the node."
+)
 
 
 class Asked(BaseModel):
@@ -129,6 +136,7 @@ class ClientsQuery(Asked):
         "rate",
         description="By hits per second, by share of the limit, or blocked clients only.",
     )
+    counted: bool = Field(False, description="Also ask the HAProxy processes for their counts.")
 
 
 class NoQuery(Asked):
@@ -203,7 +211,29 @@ class KeyBlocks(Answer):
 class BusyClients(Answer):
     """The busiest clients of this node."""
 
-    clients: list[BusyClient]
+    clients: list[ListedClient]
+class OwnCounts(Answer):
+    """What HAProxies in peers mode have counted of a client themselves; null if they do not."""
+
+    requests: int | None = Field(description="`http_req_cnt`: since the entry was made.")
+    refused: int | None = Field(description="`gpc0`: of these, refused by a throttle or a cap.")
+    open: int | None = Field(description="`conn_cur`: requests that are open now.")
+
+
+class ListedClient(Answer):
+    """One of the busiest clients."""
+
+    key: str
+    hashed: bool
+    limit: str
+    hits: int
+    rate: float
+    until: int
+    haproxy: OwnCounts | None = Field(
+        description="With `counted`, the sums of the HAProxy processes of the node that know it."
+    )
+
+
 
 
 class LimitOf(Answer):
@@ -233,6 +263,7 @@ class Explained(Answer):
 
 class LimitInForce(Answer):
     """A limit of the configuration."""
+    counted: list[Counted] = Field(description=_COUNTED)
 
     name: str
     rate: int
@@ -250,6 +281,10 @@ class LimitInForce(Answer):
 
 class Limits(Answer):
     """The limits in force."""
+    table: str = Field(description="Stick table of HAProxy whose counts it takes (peers mode).")
+    counts: str = Field(description="What it takes of this table, such as `requests`.")
+    open: int = Field(description="Requests of a client that may be open at a time; 0 for any.")
+    count_refused: bool = Field(description="Whether requests that HAProxy refused count too.")
 
     limits: list[LimitInForce]
 
@@ -266,6 +301,7 @@ class LimitCounters(Answer):
 
 
 class TableFill(Answer):
+    asked: int = Field(description="Questions of HAProxy (SPOE); the rest are counts of peers.")
     """The table of clients."""
 
     capacity: int
@@ -359,6 +395,17 @@ class PeerState(Answer):
     """A HAProxy that is connected as a peer."""
 
     name: str = Field(description="Its name among its peers (`localpeer`).")
+class PeerTable(Answer):
+    """A stick table as HAProxy has announced it to the agent."""
+
+    name: str
+    type: str = Field(description="Type of its keys: `ipv6`, `binary` and others.")
+    key_size: int = Field(description="Bytes of a key; of a string, the most and one.")
+    expire: float = Field(description="Seconds for which HAProxy keeps an unused entry.")
+    stores: list[str] = Field(description="Its data types, such as `http_req_cnt`.")
+    period: float = Field(description="Seconds of its `http_req_rate`; 0 without it.")
+
+
     pid: int
     address: str
     since: int = Field(description="Epoch second at which it connected.")
@@ -368,12 +415,13 @@ class PeerState(Answer):
     clock_offset: float | None = Field(
         description="Seconds by which its clock is ahead of the fleet's; null if not known."
     )
-    tables: list[str]
+    tables: list[PeerTable]
     refused: dict[str, str] = Field(description="Tables that can't be used, and why.")
 
 
 class Status(Answer):
     """This node."""
+    unused: list[str] = Field(description="Tables of limits that the configuration lacks.")
 
     version: str
     compiled: bool

@@ -152,7 +152,7 @@ def top(client: Client, count: int, sort: str, once: bool, as_json: bool) -> Non
     """Show the busiest clients of a node; on a terminal, refresh every second."""
     live = sys.stdout.isatty() and not once and not as_json
     show(
-        lambda: client.get("/v1/clients", n=count, sort=sort)["clients"],
+        lambda: client.get("/v1/clients", n=count, sort=sort, counted="true")["clients"],
         clients_table,
         as_json,
         live,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ratelimit.exceptions import ApiError
-from ratelimit.model import UNKNOWN, VERDICTS
+from ratelimit.model import UNKNOWN, VERDICT_PREFIX, VERDICTS
 from ratelimit.notation import printable
 
 if TYPE_CHECKING:
@@ -98,7 +98,16 @@ def blocks_table(entries: list[dict[str, Any]], since: bool = False) -> Renderab
 
 
 def clients_table(clients: list[dict[str, Any]]) -> RenderableType:
-    """Return a table of clients."""
+    """Return a table of clients, with what HAProxies in peers mode have counted themselves."""
+    own = [
+        (name, title)
+        for name, title in (
+            ("requests", "HAProxy's count#"),
+            ("refused", "it refused#"),
+            ("open", "open#"),
+        )
+        if any((one["haproxy"] or {}).get(name) is not None for one in clients)
+    ]
     rows = (
         (
             printable(one["key"]),
@@ -106,11 +115,16 @@ def clients_table(clients: list[dict[str, Any]]) -> RenderableType:
             f"{one['rate']:,.1f}",
             f"{one['hits']:,}",
             _left(one["until"]) if one["until"] > time.time() else "",
+            *(_figure((one["haproxy"] or {}).get(name)) for name, _ in own),
         )
         for one in clients
     )
     columns = ("client", "limit", "hits per second#", "hits in window#", "blocked for#")
-    return new_table(*columns, rows=rows)
+    return new_table(*columns, *(title for _, title in own), rows=rows)
+
+
+def _figure(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
 
 
 def explanation(known: dict[str, Any]) -> RenderableType:
@@ -139,6 +153,8 @@ def explanation(known: dict[str, Any]) -> RenderableType:
         parts.append(blocks_table(entries, since=True))
     if known["edge"]:
         parts.append(_edges(known["edge"]))
+    if known["counted"]:
+        parts.append(_counted(known["counted"]))
     if known["note"]:
         parts.append(printable(known["note"]))
     return Group(*parts)
@@ -241,6 +257,38 @@ def _haproxies(reports: list[dict[str, Any]]) -> RenderableType:
 def _edges(entries: list[dict[str, Any]]) -> RenderableType:
     rows = ((printable(e["socket"]), printable(e["key"]), _left(e["until"])) for e in entries)
     return new_table("socket", "key", "ends in#", rows=rows, title="HAProxy's edge table")
+
+
+_VERDICTS = ("", "throttle", "block", "denylist", "throttle (shadow)", "block (shadow)")
+"""What ``gpt2`` of a verdict means (haproxy/README.md, "Peers mode")."""
+
+
+def _counted(entries: list[dict[str, Any]]) -> RenderableType:
+    """Return a table of what HAProxies in peers mode have in their own tables."""
+    rows = (
+        (
+            printable(entry["socket"]),
+            printable(entry["table"]),
+            printable(entry["key"]),
+            printable(_told(entry)),
+        )
+        for entry in entries
+    )
+    return new_table("socket", "table", "key", "values", rows=rows, title="HAProxy's own tables")
+
+
+def _told(entry: dict[str, Any]) -> str:
+    values = entry["values"]
+    if entry["table"].startswith(VERDICT_PREFIX):
+        kind, end = values.get("gpt2", 0), values.get("gpt0", 0)
+        shown = _VERDICTS[kind] if kind < len(_VERDICTS) else f"kind {kind}"
+        return f"{shown}, {_left(end)}" if kind and end else "no verdict"
+    periods = entry["periods"]
+    return ", ".join(
+        f"{name} {number:,}" + (f" in {duration(periods[name] / 1000)}" if name in periods else "")
+        for name, number in values.items()
+        if not name.startswith("gpt")
+    )
 
 
 def _left(until: int) -> str:

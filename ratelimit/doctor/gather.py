@@ -26,6 +26,7 @@ from ratelimit.haproxy.commands import (
     show_prefixes,
 )
 from ratelimit.haproxy.maps import entries as map_entries
+from ratelimit.haproxy.peers import Section, read_peers
 from ratelimit.haproxy.runtime_socket import Edge
 from ratelimit.haproxy.stats import Report
 from ratelimit.model import Address
@@ -49,6 +50,7 @@ SAMPLE = 20
 _M = TypeVar("_M", bound=BaseModel)
 
 _PROBE_TIMEOUT = 5
+_LOOK = 0.05  # seconds between looks whether the agent has heard of a request
 _UNROUTED = "100::1"  # in the discard-only prefix (RFC 6666), which no client uses
 
 
@@ -73,11 +75,35 @@ class Counts(BaseModel):
     throttled: int = 0
     blocked: int = 0
     denied: int = 0
+    asked: int = 0
 
     @property
-    def asked(self) -> int:
-        """The number of checks."""
+    def checks(self) -> int:
+        """The number of checks; ``asked`` of them were questions of HAProxy."""
         return self.allowed + self.throttled + self.blocked + self.denied
+
+
+class PeerTable(BaseModel):
+    """A stick table that an HAProxy has announced to the agent as its peer; times are seconds."""
+
+    name: str
+    type: str
+    key_size: int
+    expire: float
+    period: float
+
+
+class PeerStatus(BaseModel):
+    """An HAProxy that is connected to the agent as a peer."""
+
+    name: str
+    address: str
+    taught: bool
+    updates: int
+    clock_offset: float | None
+    tables: list[PeerTable]
+    refused: dict[str, str]
+    unused: list[str]
 
 
 class AgentStatus(BaseModel):
@@ -91,6 +117,7 @@ class AgentStatus(BaseModel):
     unchecked: list[Note] = []
     forwarders: list[UnlistedProxy] = []
     limits: list[Counts] = []
+    peers: list[PeerStatus] = []
 
 
 class _Limit(BaseModel):
@@ -148,17 +175,35 @@ class Moment:
     status_problem: str
 
 
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """The configuration of peers mode: addresses, the agent's name, and accepted HAProxies.
+
+    ``alone`` is true if the agent shares its store with no other.
+    """
+
+    listen: tuple[str, ...] = ()
+    name: str = ""
+    allowed: tuple[str, ...] = ()
+    alone: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """All facts; ``before`` and ``after`` are the same without a request to the application."""
+    """All facts; ``before`` and ``after`` are the same without a request to the application.
+
+    ``edges`` and ``sections`` are in the order of the reports; ``sections`` are HAProxy's peers.
+    """
 
     spop: tuple[Spop, ...]
+    setup: Setup = field(default_factory=Setup)
     api: str
     sight: Sight | None = None
     store_problem: str = ""
     before: Moment
     after: Moment
     edges: tuple[EdgeTable, ...]
+    sections: tuple[tuple[Section, ...], ...] = ()
     exposed: tuple[str, ...] = ()
     probe: str = ""
     probe_problem: str = ""
@@ -202,10 +247,13 @@ async def gather(config: Config, api: Api, probe: str, clock: Callable[[], float
         after, probe_problem = before, ""
         if probe:
             probe_problem = await _request(probe)
-            after = await _moment(runtime, api, clock)
+            after = await _after(before, runtime, api, clock)
         reachable = after.status is not None
-        edges = await asyncio.gather(
-            *(_edge_table(report, api if reachable else None) for report in after.reports)
+        edges, sections = await asyncio.gather(
+            asyncio.gather(
+                *(_edge_table(report, api if reachable else None) for report in after.reports)
+            ),
+            asyncio.gather(*map(_sections, after.reports)),
         )
     finally:
         await runtime.close()
@@ -216,7 +264,14 @@ async def gather(config: Config, api: Api, probe: str, clock: Callable[[], float
         store_problem=store_problem,
         before=before,
         after=after,
+        setup=Setup(
+            tuple(map(str, config.agent.peers)),
+            config.agent.peer_name,
+            config.agent.peers_allowed,
+            config.store.url == MEMORY,
+        ),
         edges=tuple(edges),
+        sections=tuple(sections),
         exposed=tuple(config.exposed_files()),
         probe=probe,
         probe_problem=probe_problem,
@@ -279,6 +334,22 @@ async def _moment(runtime: Runtime, api: Api, clock: Callable[[], float]) -> Mom
     return Moment(tuple(reports), ahead, status, problem)
 
 
+async def _after(before: Moment, runtime: Runtime, api: Api, clock: Callable[[], float]) -> Moment:
+    """Return the state after a request; wait for the agent to hear of it from a peer."""
+    deadline = time.monotonic() + TIMEOUT
+    while True:
+        after = await _moment(runtime, api, clock)
+        peers = before.status is not None and after.status is not None and after.status.peers
+        if not peers or _more(before, after) or time.monotonic() > deadline:
+            return after
+        await asyncio.sleep(_LOOK)
+
+
+def _more(before: Moment, after: Moment) -> bool:
+    old, new = before.status, after.status
+    return old is None or new is None or new.checks > old.checks
+
+
 async def _request(url: str) -> str:
     """Send one request through HAProxy; return why there was no answer, or an empty string."""
     try:
@@ -295,28 +366,51 @@ async def _request(url: str) -> str:
 
 
 async def _edge_table(report: Report, api: Api | None) -> EdgeTable:
-    """Write, read and remove an entry; compare some entries with the agent's blocklist."""
-    if report.problem or report.edge is None:
+    """Write, read and remove an entry; compare some entries with the agent's blocklist.
+
+    Of an HAProxy in peers mode, which has no such table, read only the maps.
+    """
+    if report.problem or (report.edge is None and not report.in_peers_mode):
         return EdgeTable(report.problem)
     edge = Edge(report.socket, TIMEOUT)
     try:
+        if report.edge is None:
+            maps, hidden = _maps(await edge.ask("show map"))
+            return EdgeTable(maps=maps, maps_problem=hidden)
         answer = await edge.ask(f"{set_entry(_UNROUTED, 0)};{show_entries([_UNROUTED])}")
         entries = [entry for entry in read_entries(answer) if entry.key == _UNROUTED]
         if not entries:
             return EdgeTable(refusal(answer) or "HAProxy did not keep the entry")
         await edge.ask(clear_entry(_UNROUTED))
         prefixes = read_prefixes(await edge.ask(show_prefixes()))
-        shown = await edge.ask("show map")
+        maps, hidden = _maps(await edge.ask("show map"))
         live = [] if api is None else await _live(edge, int(time.time()) + 1)
         stale = [one for one in live if api is not None and not await api.refuses(one.key)]
     except RatelimitError as error:
         return EdgeTable(str(error))
     finally:
         await edge.close()
-    maps = map_entries(shown)
-    hidden = "" if maps or any(line.startswith("#") for line in shown) else refusal(shown)
     kept = entries[0].expires_in / 1000
     return EdgeTable("", kept, tuple(stale), len(live), prefixes, maps, hidden)
+
+
+def _maps(shown: list[str]) -> tuple[dict[str, int], str]:
+    """Return the number of entries of each map, and why the maps can't be read, or nothing."""
+    maps = map_entries(shown)
+    return maps, "" if maps or any(line.startswith("#") for line in shown) else refusal(shown)
+
+
+async def _sections(report: Report) -> tuple[Section, ...]:
+    """Return HAProxy's peers; none if it does not answer."""
+    if report.problem:
+        return ()
+    edge = Edge(report.socket, TIMEOUT)
+    try:
+        return await edge.read("show peers", read_peers)
+    except RatelimitError:
+        return ()
+    finally:
+        await edge.close()
 
 
 async def _live(edge: Edge, now: int) -> list[Entry]:

@@ -39,11 +39,14 @@ def judge_haproxy(facts: Facts, limits: Sequence[Limit]) -> Iterator[Check]:
         yield clock_check(
             f"{subject}: clock", ahead, TIMEOUT, "blocks end too early or too late at this HAProxy"
         )
-        yield _seen(subject, facts, report)
+        # In peers mode HAProxy counts and has verdicts; it may ask about other limits.
+        if report.agent or not report.in_peers_mode:
+            yield _seen(subject, facts, report)
         if report.agent.startswith("UP"):
             yield _asked(subject, facts, before, report)
-        yield from _edge(subject, report, edge, limits)
-        if report.edge is not None and not edge.problem:
+        if report.edge is not None or not report.in_peers_mode:
+            yield from _edge(subject, report, edge, limits)
+        if (report.edge is not None or report.in_peers_mode) and not edge.problem:
             yield _maps(subject, edge)
 
 

@@ -8,6 +8,7 @@ from ratelimit import __version__
 from ratelimit.doctor.findings import SHOWN, Check, broken, clock_check, ok, unsure
 from ratelimit.doctor.gather import AgentStatus, Counts, Facts, Moment
 from ratelimit.doctor.haproxy import judge_haproxy
+from ratelimit.doctor.peers import judge_peers
 from ratelimit.model import UNKNOWN, Limit
 
 
@@ -23,6 +24,7 @@ def judge(facts: Facts, limits: Sequence[Limit]) -> list[Check]:
         *_store(facts),
         *_versions(facts),
         *_secrets(facts),
+        *judge_peers(facts, limits),
         *judge_haproxy(facts, limits),
     ]
 
@@ -84,10 +86,10 @@ def _questions(facts: Facts) -> Iterator[Check]:
 
 
 def _unasked(status: AgentStatus | None) -> Iterator[Check]:
-    """Report limits about which HAProxy has not asked."""
-    if status is None or not status.checks:
+    """Report limits about which HAProxy has not asked; see ``peers`` for HAProxies that count."""
+    if status is None or not status.checks or status.peers:
         return
-    unasked = [limit.name for limit in status.limits if limit.name != UNKNOWN and not limit.asked]
+    unasked = [limit.name for limit in status.limits if limit.name != UNKNOWN and not limit.checks]
     if unasked:
         fields = ", ".join(f"limits.{name}" for name in unasked[:SHOWN])
         yield unsure(
@@ -106,13 +108,13 @@ def _unknown_clients(status: AgentStatus | None) -> Iterator[Check]:
     if status is None:
         return
     limit = next((one for one in status.limits if one.name == UNKNOWN), Counts(name=UNKNOWN))
-    if not limit.asked:
+    if not limit.checks:
         return
     refused = limit.throttled + limit.blocked + limit.denied
     yield unsure(
         "unknown clients",
-        f"{limit.asked} of {status.checks} requests since the agent's start came through a trusted "
-        f"proxy that did not name their client, and {refused} of them were refused",
+        f"{limit.checks} of {status.checks} requests since the agent's start came through a "
+        f"trusted proxy that did not name their client, and {refused} of them were refused",
         "health checks of a load balancer are such requests; otherwise check that the proxies of "
         "lb.lst append to X-Forwarded-For and that the CDN of cdn.lst is the one in front; "
         'to keep out other customers of the CDN see haproxy/README.md, "Trusted proxies"',

@@ -20,7 +20,7 @@ cdef class Rule:
     cdef readonly bint fused
     cdef uint64_t seconds, refill, told_rate
     cdef uint64_t now, tick, elapsed, bucket, oldest, weight
-    cdef public uint64_t allowed, throttled, blocked, denied
+    cdef public uint64_t asked, allowed, throttled, blocked, denied
     cdef public uint64_t seen, refused, seen_before, refused_before
 
     cpdef change(self, object limit)

@@ -21,7 +21,8 @@ class Rule:
     """One limit; ``index`` identifies its clients in the table.
 
     ``place`` is its index among the limits in force. ``allowed``, ``throttled``, ``blocked`` and
-    ``denied`` (by a list) count verdicts since the start, also in shadow mode. ``seen`` and
+    ``denied`` (by a list) count verdicts since the start, also in shadow mode; ``asked`` are those
+    about which HAProxy has asked, instead of counting itself. ``seen`` and
     ``refused`` count different clients of the present minute, ``seen_before`` and
     ``refused_before`` those of the previous one. ``fused`` is true while the fuse is blown.
     ``told`` are the constant variables of answers for a limit with ``told_rate``, for ``spop.ack``.
@@ -54,6 +55,7 @@ class Rule:
         self.bucket = 0
         self.oldest = 0
         self.weight = 0
+        self.asked = 0
         self.allowed = 0
         self.throttled = 0
         self.blocked = 0

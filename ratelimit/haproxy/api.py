@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import csv
 import functools
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ratelimit.exceptions import RatelimitError
 from ratelimit.haproxy.commands import (
     Prefixes,
+    batches,
     clear_entry,
     entries_of,
     entry_to_push,
@@ -26,9 +27,18 @@ from ratelimit.haproxy.commands import (
     show_entries,
     taken_for,
 )
+from ratelimit.haproxy.counted import Counted, read_counted, show_clients
 from ratelimit.haproxy.edge_table import EdgeTable, Truth
 from ratelimit.haproxy.runtime_socket import Edge, EdgeError
-from ratelimit.haproxy.stats import REPORT, Change, Report, Server, read_report, set_server
+from ratelimit.haproxy.stats import (
+    REPORT,
+    Change,
+    Report,
+    Server,
+    read_report,
+    read_tables,
+    set_server,
+)
 from ratelimit.limiter.keys import Network, key_network
 from ratelimit.notation import printable
 
@@ -224,6 +234,11 @@ class Runtime:
             for entry in read_entries(answer)
         ]
 
+    async def counted(self, wanted: Mapping[str, Collection[Network]]) -> list[Counted]:
+        """Return what each HAProxy in peers mode has of clients, by the names of the tables."""
+        found = await asyncio.gather(*(_counted(edge, wanted) for edge in self._edges))
+        return [entry for entries in found for entry in entries]
+
     async def report(self) -> list[Report]:
         """Return the state of each HAProxy."""
         return list(await asyncio.gather(*(_report(edge) for edge in self._edges)))
@@ -258,9 +273,8 @@ class Runtime:
         made = {}
         for table in self._tables:
             marked = "" if mark is None else table.maps.mark(network_key(mark), until)
-            made[table.edge.path] = [
-                table.change(change) for change in (marked, *changes) if change
-            ]
+            done = [table.change(marked, maps=True)] if marked else []
+            made[table.edge.path] = done + [table.change(change) for change in changes]
         return Telling(made, timeout)
 
 
@@ -269,6 +283,17 @@ async def _asked(edge: Edge, command: str) -> list[str] | EdgeError:
         return await edge.ask(command)
     except EdgeError as error:
         return error
+
+
+async def _counted(edge: Edge, wanted: Mapping[str, Collection[Network]]) -> list[Counted]:
+    found: list[Counted] = []
+    try:
+        tables = await edge.read("show table", lambda answer: list(read_tables(answer)))
+        for line in batches(show_clients(tables, wanted)):
+            found += read_counted(edge.path, await edge.ask(line))
+    except EdgeError:
+        return []  # ``faults`` has it
+    return found
 
 
 async def _report(edge: Edge) -> Report:

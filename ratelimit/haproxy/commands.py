@@ -84,12 +84,17 @@ def entries_of(network: Network, prefixes: Prefixes) -> list[str]:
     keys = [_key(network.network_address)]
     if network.prefixlen == 32 and network.version == 4:
         # HAProxy stores a client behind NAT64 under the IPv6 address that it sees.
-        keys.append(str(IPv6Address(int(_NAT64.network_address) | int(network.network_address))))
+        keys.append(nat64(int(network.network_address)))
     if network.prefixlen > prefixes.of(network):
         keys.append(_key(network.supernet(new_prefix=prefixes.of(network)).network_address))
     if (inside := taken_for(network, prefixes)) is not None:
         keys.append(_key(inside.network_address))
     return list(dict.fromkeys(keys))
+
+
+def nat64(ipv4: int) -> str:
+    """Return the address of an IPv4 client behind NAT64 (RFC 6052), as HAProxy sees it."""
+    return str(IPv6Address(int(_NAT64.network_address) | ipv4))
 
 
 def taken_for(network: Network, prefixes: Prefixes) -> IPv4Network | None:

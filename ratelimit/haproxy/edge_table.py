@@ -21,6 +21,7 @@ import structlog
 from ratelimit.backoff import Backoff
 from ratelimit.haproxy.commands import (
     MAX_COMMAND,
+    TABLE,
     Prefixes,
     batches,
     clear_entry,
@@ -32,8 +33,10 @@ from ratelimit.haproxy.commands import (
 )
 from ratelimit.haproxy.maps import Maps
 from ratelimit.haproxy.runtime_socket import Edge, EdgeError
+from ratelimit.haproxy.stats import read_tables
 from ratelimit.large import LargeDict
 from ratelimit.limiter.keys import Network, key_network
+from ratelimit.model import VERDICT_PREFIX
 from ratelimit.steps import Steps
 from ratelimit.turns import paced
 
@@ -75,9 +78,13 @@ class Truth(Protocol):
 
 @dataclass(slots=True)
 class _Change:
-    """Commands, or a network whose entries must be removed; the result is a problem or empty."""
+    """Commands, or a network whose entries must be removed; the result is a problem or empty.
+
+    ``maps`` is true for commands that change no table.
+    """
 
     what: str | Network
+    maps: bool = False
     made: asyncio.Future[str] = field(default_factory=asyncio.Future)
 
 
@@ -85,7 +92,8 @@ class EdgeTable:
     """The edge table of one HAProxy.
 
     ``faults`` counts changes that could not be made at once, ``dropped`` those that were dropped
-    from the full queue, ``corrected`` the entries that comparisons corrected.
+    from the full queue, ``corrected`` the entries that comparisons corrected. An HAProxy in peers
+    mode has no such table, because verdicts reach it as the agent's peer: then only maps change.
     """
 
     def __init__(self, edge: Edge) -> None:
@@ -94,6 +102,7 @@ class EdgeTable:
         self.faults = 0
         self.dropped = 0
         self.corrected = 0
+        self._present: bool | None = None  # whether HAProxy has the table, if known
         self._unsent: deque[_Change] = deque()
         self._sender: asyncio.Task[None] | None = None
         self._pid = ""
@@ -102,12 +111,13 @@ class EdgeTable:
         self._woken = asyncio.Event()
         self._refill = False
 
-    def change(self, what: str | Network) -> asyncio.Future[str]:
+    def change(self, what: str | Network, maps: bool = False) -> asyncio.Future[str]:
         """Queue commands, or the removal of all entries of a network.
 
-        The result is an empty text on success, or the problem.
+        ``maps`` is for commands that change no table. The result is an empty text on success, or
+        the problem.
         """
-        change = _Change(what)
+        change = _Change(what, maps)
         if len(self._unsent) >= MAX_UNSENT:
             self.dropped += 1
             self._fail([change], f"the queue of {MAX_UNSENT} changes is full")
@@ -179,7 +189,9 @@ class EdgeTable:
             changes = [self._unsent.popleft()]
             try:
                 what = changes[0].what
-                if isinstance(what, str):
+                if await self._skips(changes[0]):
+                    pass
+                elif isinstance(what, str):
                     await self._tell(what + self._more(changes, MAX_COMMAND - len(what)))
                 else:
                     await self._clear(what)
@@ -195,11 +207,25 @@ class EdgeTable:
         """Take further commands off the queue, as many as fit."""
         line = ""
         while self._unsent and isinstance(what := self._unsent[0].what, str):
+            if not (self._present or self._unsent[0].maps):
+                break
             if len(line) + 1 + len(what) > room:
                 break
             line += f";{what}"
             changes.append(self._unsent.popleft())
         return line
+
+    async def _skips(self, change: _Change) -> bool:
+        """Return whether HAProxy has no table in which to make a change."""
+        if self._present is None:
+            await self._find()
+        return not (self._present or change.maps)
+
+    async def _find(self) -> None:
+        tables = list(read_tables(await self.edge.ask("show table")))
+        names = {table.last_name for table in tables}
+        in_peers_mode = any(name.startswith(VERDICT_PREFIX) for name in names)
+        self._present = TABLE in names or not in_peers_mode
 
     def _fail(self, changes: list[_Change], problem: str) -> None:
         self.faults += len(changes)
@@ -226,10 +252,14 @@ class EdgeTable:
         pid = next((line for line in answer if line.startswith("Pid:")), "")
         if pid != self._pid:
             self._pid = pid
+            self._present = None
             self._wanted += 1
 
     async def _compare(self, truth: Truth, prefixes: Prefixes) -> None:
         await self.maps.fill(truth.lines)
+        await self._find()
+        if not self._present:
+            return
         before = self.corrected
         right: LargeDict[str, bool] = LargeDict()
         async with contextlib.aclosing(self.edge.entries()) as pieces:

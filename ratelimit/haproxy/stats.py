@@ -10,6 +10,7 @@ from math import isfinite
 from typing import Literal
 
 from ratelimit.haproxy.commands import TABLE
+from ratelimit.model import VERDICT_PREFIX
 
 AGENT_BACKEND = "spoa"
 """Name of the backend whose servers are agents."""
@@ -33,6 +34,11 @@ class Table:
     type: str
     size: int
     used: int
+
+    @property
+    def last_name(self) -> str:
+        """The name without that of the ``peers`` section that declares the table."""
+        return self.name.rpartition("/")[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +108,7 @@ class Report:
         frontends, backends: backends without servers are omitted.
         agent: status of the agents' backend, ``UP`` or ``DOWN``; empty if there is none.
         edge: the table of blocked clients, or None.
+        tables: all stick tables.
     """
 
     socket: str
@@ -115,6 +122,12 @@ class Report:
     backends: tuple[Backend, ...] = ()
     agent: str = ""
     edge: Table | None = None
+    tables: tuple[Table, ...] = ()
+
+    @property
+    def in_peers_mode(self) -> bool:
+        """Whether this HAProxy has tables in which an agent writes verdicts as its peer."""
+        return any(table.last_name.startswith(VERDICT_PREFIX) for table in self.tables)
 
 
 def set_server(server: Server, change: Change) -> str:
@@ -169,6 +182,7 @@ def read_report(socket: str, answer: Sequence[str]) -> Report:
         backends=tuple(backend for backend in backends if backend.servers),
         agent=next((b.status for b in backends if b.name == AGENT_BACKEND), ""),
         edge=tables.get(TABLE),
+        tables=tuple(tables.values()),
     )
 
 

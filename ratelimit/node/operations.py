@@ -11,7 +11,7 @@ import asyncio
 import dataclasses
 import operator
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +23,13 @@ from ratelimit.config import Config
 from ratelimit.events.bus import Bus
 from ratelimit.exceptions import RatelimitError
 from ratelimit.haproxy.api import EdgeEntry, Fault, Runtime
+from ratelimit.haproxy.counted import Counted
 from ratelimit.haproxy.push import Edges
 from ratelimit.limiter.forwarders import Forwarders
 from ratelimit.limiter.key_input import Given
-from ratelimit.limiter.keys import counted_key, wider_keys
+from ratelimit.limiter.keys import Network, counted_key, key_network, wider_keys
 from ratelimit.limiter.limiter import ClientState
-from ratelimit.model import EVERY_LIMIT, Block, Limit
+from ratelimit.model import EVERY_LIMIT, VERDICT_PREFIX, Block, Limit
 from ratelimit.node.reload import Reloader, ReloadResult
 from ratelimit.node.top import Busiest
 from ratelimit.notation import SECOND
@@ -58,13 +59,14 @@ class Explanation:
     """Everything known about a key.
 
     ``listed`` comes from ``Limiter.listed()``; ``by_hand`` are the blocks by hand of the key or of
-    networks around it.
+    networks around it. ``edge`` and ``counted`` are what the HAProxy processes of the node have.
     """
 
     listed: str
     limits: list[ClientState]
     by_hand: list[Block]
     edge: list[EdgeEntry]
+    counted: list[Counted]
 
 
 class Control:
@@ -289,10 +291,21 @@ class Control:
         states = await paced(self.limiter.explain(key))
         get = self.limiter.blocklist.get
         by_hand = [get(EVERY_LIMIT, one) for one in (key, *wider_keys(key))]
-        edge = await self.runtime.edge(key)
+        clients = [(state.limit, state.key) for state in states]
+        edge, counted = await asyncio.gather(self.runtime.edge(key), self.counted(clients))
         listed = self.limiter.listed(key)
         blocks = [one for one in by_hand if one is not None]
-        return Explanation(listed, states, blocks, list(edge))
+        return Explanation(listed, states, blocks, edge, counted)
+
+    async def counted(self, clients: Iterable[tuple[Limit, str]]) -> list[Counted]:
+        """Return what the HAProxy processes have counted of clients of limits themselves."""
+        wanted: dict[str, set[Network]] = {}
+        for limit, key in clients:
+            network = key_network(key)
+            if network is not None:
+                for table in (limit.count_table, VERDICT_PREFIX + limit.name):
+                    wanted.setdefault(table, set()).add(network)
+        return await self.runtime.counted(wanted) if wanted else []
 
     async def tidy(self) -> None:
         """Remove ended entries and detect unlisted proxies, until cancelled."""

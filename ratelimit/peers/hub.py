@@ -48,6 +48,10 @@ _BLOCKS = {int(Kind.BLOCK), int(Kind.DENYLIST), int(Kind.BLOCK_SHADOW)}
 
 
 class Hub(Counts):
+class _NoLimitError(ValueError):
+    """A table is right, but of no limit of the configuration."""
+
+
     """The owner of all sessions; no I/O, and time is always an argument.
 
     Args:
@@ -170,6 +174,7 @@ class Hub(Counts):
         self._stale.update(dict.fromkeys(self.verdicts.values()))
         self.on_stale()
         for link in self.by_name.values():
+            link.unused.clear()
             link.tell_limits()
 
     def note(self, event: str, link: Link | None = None, **about: str) -> None:
@@ -226,6 +231,10 @@ class Hub(Counts):
         link = self.links[cast(Session, session)]
         end, kind = update.value(_GPT), update.value(_GPT + 2)
         now = (self.now // MILLISECOND + link.offset) // 1_000
+        except _NoLimitError as error:
+            link.unused.add(definition.name)
+            self.note("a table of HAProxy is not used", link, table=definition.name, why=str(error))
+            return False
         # A throttle ends soon; an older one may come from another agent.
         if kind in _BLOCKS and end > now and not (table.ready and table.get(update.key())):
             link.tell(table, update.key())
@@ -281,7 +290,7 @@ class Hub(Counts):
     def _verdicts(self, link: Link, definition: Definition) -> VerdictTable:
         limit = definition.name.removeprefix(PREFIX)
         if self.limiter.rule(limit) is None:
-            raise ValueError(f"no limit has the name {limit}")
+            raise _NoLimitError(f"no limit has the name {limit}")
         _require(definition, VERDICT_VALUES)
         table = self.verdicts.get(limit)
         if table is None:
@@ -299,7 +308,7 @@ class Hub(Counts):
             rule.limit for rule in self.engine.rules if rule.limit.count_table == definition.name
         ]
         if not fed:
-            raise ValueError("no limit takes counts from this table")
+            raise _NoLimitError("no limit takes counts from this table")
         for limit in fed:
             if limit.strict:
                 raise ValueError(f"limits.{limit.name} is strict, which needs SPOE")

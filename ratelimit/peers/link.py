@@ -75,6 +75,7 @@ class Link:
         offset: milliseconds by which the clock of HAProxy is ahead of the fleet's.
         complete: HAProxy has all verdicts.
         refused: tables of HAProxy that can't be used, and why.
+        unused: tables of HAProxy that no limit has.
         replaced: a newer session has taken the place of this one.
         since: epoch second of the handshake.
         announced: the tables of HAProxy, by name; ``feeding`` those that feed limits, and
@@ -97,6 +98,7 @@ class Link:
         self.complete = False
         self.replaced = False
         self.refused: dict[str, str] = {}
+        self.unused: set[str] = set()
         self.announced: dict[str, Definition] = {}
         self.told: dict[str, str] = {}
         self.feeding: set[str] = set()

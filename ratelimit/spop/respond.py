@@ -104,6 +104,7 @@ class Responder:
     def respond(self, message: Message) -> None:
         """Check a message; write the ACK if its frame ends with it."""
         if message.state == CHECKED:
+            message.rule.asked += 1
             self.engine.judge(message, self.outcome)
         elif message.state == UNKNOWN:
             self.unknown += 1

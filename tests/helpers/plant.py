@@ -15,7 +15,7 @@ import pytest
 from ratelimit.api.client import Client
 from ratelimit.config import load
 from ratelimit.doctor import Check, State, diagnose
-from tests.helpers.world import LONGEST, World, free_port, world
+from tests.helpers.world import LONGEST, SPOE_FILE, World, free_port, world
 
 Edit = Callable[[Path], object]
 
@@ -68,14 +68,13 @@ class Plant:
         socket: str = "haproxy.sock",
         agent: bool = True,
         edit: Edit = lambda files: None,
+        file: str = SPOE_FILE,
         **env: str,
     ) -> AsyncIterator[Installation]:
         sockets = f"\n[haproxy]\nsockets = ['{self.folder}/{socket}']\n"
-        path = self.folder / "ratelimit.toml"
         more = config + sockets
-        path.write_text(f"[agent]\nlisten = ['unix://{self.folder}/spop.sock']\n{more}")
-        async with world(self.folder, more, agent, edit=edit, env=env) as made:
-            yield Installation(made, self._url, path, more)
+        async with world(self.folder, more, agent, edit=edit, env=env, file=file) as made:
+            yield Installation(made, self._url, made.write_config(more), more)
 
 
 def without(file: str, *patterns: str) -> Edit:

@@ -353,8 +353,6 @@ def test_a_limit_that_is_new_ends_the_sessions_that_have_its_tables() -> None:
             TABLES,
             "limits.default needs http_err_cnt in the table",
         ),
-        (Limit("other"), Sharing.NONE, TABLES[:1], "no limit takes counts from this table"),
-        (Limit("other"), Sharing.NONE, TABLES[1:2], "no limit has the name default"),
         (Limit(), Sharing.NONE, [verdicts(tags=2)], "the table must store gpt(3)"),
         (Limit(), Sharing.NONE, [limits(tags=3)], "the table must store gpt(4)"),
     ],
