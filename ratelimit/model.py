@@ -116,7 +116,8 @@ class Block:
     made a block by hand, ``node`` the node that made the entry. A ``shadow`` block is made by a
     limit in shadow mode and has no effect. ``order`` decides which of two entries of a client is
     newer; see ``limiter.entry_order``. ``text`` is shown instead of a hashed key; empty for an
-    address.
+    address. ``wire`` is the key of a string in HAProxy's tables, a digest in hexadecimal digits;
+    empty if it is not known.
     """
 
     key: str
@@ -130,6 +131,7 @@ class Block:
     shadow: bool = False
     order: int = 0
     text: str = ""
+    wire: str = ""
 
     @property
     def shown(self) -> str:

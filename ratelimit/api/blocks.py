@@ -48,7 +48,12 @@ async def add_block(call: Call) -> Reply:
     note = ". ".join(filter(None, (given.note, reach(limiter, given.key))))
     try:
         block, faults = await call.control.block(
-            given.key, body.ttl, body.reason, call.caller.name, call.control.shown(given)
+            given.key,
+            body.ttl,
+            body.reason,
+            call.caller.name,
+            call.control.shown(given),
+            call.control.wire(given),
         )
     except ListFullError as error:
         what = f"nothing was blocked: {error}; unblock some keys or block networks instead"
@@ -57,7 +62,8 @@ async def add_block(call: Call) -> Reply:
         raise _store_problem(error, "blocked") from error
     (entry,) = entries(call.control, [block])
     edges = _edges(call.control, faults)
-    made = models.MadeBlock(**dict(entry), note=note, edges=edges)
+    unenforced = call.control.unenforced(given.key)
+    made = models.MadeBlock(**dict(entry), note=note, edges=edges, unenforced=unenforced)
     return Reply(made, 201, {"Location": f"/v1/blocks/{quote(block.key, safe='')}"})
 
 

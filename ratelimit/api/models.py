@@ -179,6 +179,10 @@ class MadeBlock(BlockEntry):
         description="The HAProxy processes of the node. One that did not store the block asks the "
         "agent about the client, and the agent refuses."
     )
+    unenforced: str = Field(
+        description="Why HAProxies in peers mode, which do not ask, do not refuse this key; empty "
+        "if they refuse it, or if there are none."
+    )
 
 
 class Lifted(Answer):
@@ -208,10 +212,6 @@ class KeyBlocks(Answer):
     blocks: list[BlockEntry]
 
 
-class BusyClients(Answer):
-    """The busiest clients of this node."""
-
-    clients: list[ListedClient]
 class OwnCounts(Answer):
     """What HAProxies in peers mode have counted of a client themselves; null if they do not."""
 
@@ -234,6 +234,10 @@ class ListedClient(Answer):
     )
 
 
+class BusyClients(Answer):
+    """The busiest clients of this node."""
+
+    clients: list[ListedClient]
 
 
 class LimitOf(Answer):
@@ -259,11 +263,11 @@ class Explained(Answer):
     limits: list[LimitOf]
     by_hand: list[BlockEntry] = Field(description="Blocks by hand of the key or of its networks.")
     edge: list[EdgeEntry] = Field(description="Entries of HAProxy's edge tables.")
+    counted: list[Counted] = Field(description=_COUNTED)
 
 
 class LimitInForce(Answer):
     """A limit of the configuration."""
-    counted: list[Counted] = Field(description=_COUNTED)
 
     name: str
     rate: int
@@ -277,14 +281,14 @@ class LimitInForce(Answer):
     ipv4_prefix: int
     ipv6_prefix: int
     secret: bool = Field(description="Whether keys that are not addresses are shown as hashes.")
-
-
-class Limits(Answer):
-    """The limits in force."""
     table: str = Field(description="Stick table of HAProxy whose counts it takes (peers mode).")
     counts: str = Field(description="What it takes of this table, such as `requests`.")
     open: int = Field(description="Requests of a client that may be open at a time; 0 for any.")
     count_refused: bool = Field(description="Whether requests that HAProxy refused count too.")
+
+
+class Limits(Answer):
+    """The limits in force."""
 
     limits: list[LimitInForce]
 
@@ -297,11 +301,11 @@ class LimitCounters(Answer):
     throttled: int
     blocked: int
     denied: int = Field(description="By the deny list.")
+    asked: int = Field(description="Questions of HAProxy (SPOE); the rest are counts of peers.")
     fuse_blown: bool = Field(description="Whether the fuse has blown: the limit only throttles.")
 
 
 class TableFill(Answer):
-    asked: int = Field(description="Questions of HAProxy (SPOE); the rest are counts of peers.")
     """The table of clients."""
 
     capacity: int
@@ -391,10 +395,6 @@ class Forwarder(Answer):
     since: int
 
 
-class PeerState(Answer):
-    """A HAProxy that is connected as a peer."""
-
-    name: str = Field(description="Its name among its peers (`localpeer`).")
 class PeerTable(Answer):
     """A stick table as HAProxy has announced it to the agent."""
 
@@ -406,6 +406,10 @@ class PeerTable(Answer):
     period: float = Field(description="Seconds of its `http_req_rate`; 0 without it.")
 
 
+class PeerState(Answer):
+    """A HAProxy that is connected as a peer."""
+
+    name: str = Field(description="Its name among its peers (`localpeer`).")
     pid: int
     address: str
     since: int = Field(description="Epoch second at which it connected.")
@@ -417,11 +421,11 @@ class PeerTable(Answer):
     )
     tables: list[PeerTable]
     refused: dict[str, str] = Field(description="Tables that can't be used, and why.")
+    unused: list[str] = Field(description="Tables of limits that the configuration lacks.")
 
 
 class Status(Answer):
     """This node."""
-    unused: list[str] = Field(description="Tables of limits that the configuration lacks.")
 
     version: str
     compiled: bool

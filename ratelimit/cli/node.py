@@ -113,6 +113,8 @@ def blocks(
         click.echo(
             f"{printable(made['key'])} is blocked for {duration(made['until'] - made['since'])}"
         )
+        if made["unenforced"]:
+            click.echo(printable(made["unenforced"]), err=True)
         for socket, problem in _missed(made):
             click.echo(f"HAProxy at {socket} will ask the agent about it: {problem}", err=True)
     elif action == "remove":

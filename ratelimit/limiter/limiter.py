@@ -25,7 +25,7 @@ from ratelimit.limiter.keys import (
 )
 from ratelimit.limiter.lists import Lists, span
 from ratelimit.limiter.strikes import next_block
-from ratelimit.limiter.string_keys import E, kept, string_text
+from ratelimit.limiter.string_keys import E, kept, string_text, wire_of
 from ratelimit.model import (
     EVERY_LIMIT,
     SHARED_CLIENTS,
@@ -326,6 +326,13 @@ class Limiter:
         )
         return max(map(self._until, wider), default=0)
 
+    def is_network(self, key: str) -> bool:
+        """Return whether a key is a network that some limit does not count as one client."""
+        network = key_network(key)
+        return network is not None and any(
+            network.prefixlen < width[network.version == 6] for width in self._widths
+        )
+
     def may_have_parts(self, network: Network) -> bool:
         """Return whether parts of a network may be blocked by hand."""
         wide = any(network.prefixlen < width[network.version == 6] for width in self._widths)
@@ -583,7 +590,8 @@ class Limiter:
         if last is not None and not last.shadow:
             # Otherwise it would win over the block in shadow mode, here and on all other nodes.
             _tell(self.on_made, self.lift_now(limit.name, key, now))
-        block = next_block(self.blocklist, limit, key, now, shown)
+        wire = wire_of(text) if kind == TEXT else ""
+        block = next_block(self.blocklist, limit, key, now, shown, wire)
         if not self.blocklist.put(block, block.since):
             return 0
         self.blocks += 1

@@ -14,10 +14,12 @@ from ratelimit.model import Block, Limit
 from ratelimit.notation import SECOND, format_duration
 
 
-def next_block(blocklist: Blocklist, limit: Limit, key: str, now: int, text: str = "") -> Block:
+def next_block(
+    blocklist: Blocklist, limit: Limit, key: str, now: int, text: str = "", wire: str = ""
+) -> Block:
     """Return the block of a client that exceeded a limit at ``now``, in epoch nanoseconds.
 
-    ``text`` is shown instead of a hashed key.
+    ``text`` and ``wire`` are those of the block.
     """
     since = -(-now // SECOND)  # rounded up, so that no block is shorter than configured
     last = blocklist.get(limit.name, key)
@@ -39,6 +41,7 @@ def next_block(blocklist: Blocklist, limit: Limit, key: str, now: int, text: str
         shadow=limit.shadow,
         order=blocklist.next_order(limit.name, key, now),
         text=text,
+        wire=wire,
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from typing import TypeVar
 
 from ratelimit.limiter.keys import hash_of, is_key, is_like_address
@@ -21,6 +22,9 @@ from ratelimit.notation import printable
 _MAX_TEXT = 100  # characters shown of a string
 _HINT = re.compile(rb"[A-Za-z0-9_.-]{1,4}")
 _HINTED = 16  # bytes from which on a string is long enough for a hint
+
+DIGEST = 32
+"""Bytes of a key of HAProxy's tables for strings, their SHA-256."""
 
 _MASKED = 12  # characters from which on a key may be a secret
 
@@ -49,6 +53,30 @@ def string_text(string: bytes, key: str, secret: bool) -> str:
     ):
         return text
     return f"{printable(text)[:_MAX_TEXT].strip()}{key}"
+
+
+def wire_of(string: bytes) -> str:
+    """Return the key of a string in HAProxy's tables, if the string is such a key; else nothing.
+
+    HAProxy has digests as keys of its tables, so that no table shows a string.
+    """
+    return string.hex() if len(string) == DIGEST and not _is_text(string) else ""
+
+
+def wire_for(string: bytes, key: str, key_of: Callable[[bytes], str]) -> str:
+    """Return the key in HAProxy's tables of a string that an operator gave, or nothing.
+
+    ``key`` is the key of the blocklist: HAProxy has this client if it is the key of the digest.
+    """
+    digest = sha256(string).digest()
+    return digest.hex() if key_of(digest) == key else ""
+
+
+def _is_text(string: bytes) -> bool:
+    try:
+        return string.decode().isprintable()
+    except UnicodeDecodeError:
+        return False
 
 
 def kept(entry: E, secret: bool, key_of: Callable[[bytes], str]) -> E:

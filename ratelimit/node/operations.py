@@ -29,6 +29,7 @@ from ratelimit.limiter.forwarders import Forwarders
 from ratelimit.limiter.key_input import Given
 from ratelimit.limiter.keys import Network, counted_key, key_network, wider_keys
 from ratelimit.limiter.limiter import ClientState
+from ratelimit.limiter.string_keys import wire_for
 from ratelimit.model import EVERY_LIMIT, VERDICT_PREFIX, Block, Limit
 from ratelimit.node.reload import Reloader, ReloadResult
 from ratelimit.node.top import Busiest
@@ -43,8 +44,9 @@ from ratelimit.turns import paced
 _LISTED = 64  # entries of the blocklist
 _WIDER = 8  # networks that are looked up in all limits
 
+_KEPT = ("order", "text", "wire")  # fields of a block that are not told
 # Faster than ``dataclasses.asdict()``, which takes longer than adding the block.
-_TOLD = [field.name for field in dataclasses.fields(Block) if field.name not in ("order", "text")]
+_TOLD = [field.name for field in dataclasses.fields(Block) if field.name not in _KEPT]
 _told_values = operator.attrgetter(*_TOLD)
 
 log = structlog.get_logger()
@@ -174,13 +176,13 @@ class Control:
     # Blocks.
 
     async def block(
-        self, key: str, ttl: int, reason: str, by: str, text: str = ""
+        self, key: str, ttl: int, reason: str, by: str, text: str = "", wire: str = ""
     ) -> tuple[Block, list[Fault]]:
         """Block a key for ``ttl`` seconds; return when the store has written the block.
 
-        The key must be in the form of the blocklist; ``text`` is shown instead of a string. The
-        block takes effect at once on this node, and on the others when the store has it. The result
-        has the HAProxy processes that failed to store it; they are updated later.
+        The key must be in the form of the blocklist; ``text`` and ``wire`` are those of a string.
+        The block takes effect at once on this node, and on the others when the store has it. The
+        result has the HAProxy processes that failed to store it; they are updated later.
 
         Raises ListFullError, or StoreError with ``unsent``, if nothing was done; other StoreErrors
         mean that the store did not confirm in time.
@@ -200,6 +202,7 @@ class Control:
             node=self.about.id,
             order=blocklist.next_order(EVERY_LIMIT, key, self.sync.now()),
             text=text,
+            wire=wire,
         )
         saved = self.store.save(block)
         faults, block = await asyncio.gather(self.edges.told(key), saved)
@@ -210,6 +213,29 @@ class Control:
         if not given.key.startswith("~"):
             return ""
         return given.shown(self.limiter.is_secret(EVERY_LIMIT))
+
+    def wire(self, given: Given) -> str:
+        """Return the key of a string in HAProxy's tables; empty for an address, or if unknown."""
+        if given.string:
+            return wire_for(given.string, given.key, self.limiter.string_key)
+        names = (EVERY_LIMIT, *(rule.limit.name for rule in self.limiter.engine.rules))
+        known = (self.limiter.blocklist.get(name, given.key) for name in names)
+        return next((block.wire for block in known if block is not None and block.wire), "")
+
+    def unenforced(self, key: str) -> str:
+        """Return why HAProxies that are peers do not enforce the block of a key, or nothing."""
+        limits = self.peers.hub.unenforced(key)
+        network = key_network(key)
+        if not limits or (network is not None and self.runtime.sockets):
+            return ""  # HAProxy's maps have networks
+        names = f"limit{'s' if len(limits) > 1 else ''} {', '.join(limits)}"
+        what = f"HAProxy does not enforce this block by itself ({names})"
+        if network is None:
+            return f"{what}: it gets the verdict with the next request of this client"
+        return (
+            f"{what}: the key is not one client of the limit, or a list has a part of it; set "
+            "`[haproxy] sockets`, so that the agent can write it to HAProxy's maps"
+        )
 
     async def unblock(self, key: str, by: str) -> tuple[bool, list[Fault]]:
         """Remove every block of a key on every node; return false if there was none.

@@ -31,7 +31,7 @@ cdef class Counts(Listener):
     cdef Outcome outcome
     cdef readonly uint64_t since
     cdef readonly uint64_t clock
-    cdef public bint clocked
+    cdef public bint clocked, translated
     cdef uint64_t millisecond, hi, lo
     cdef int kind
     cdef uint64_t[::1] gains

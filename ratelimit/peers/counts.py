@@ -98,6 +98,7 @@ class Counts(Listener):
 
     ``clocked`` is set with each entry that shows its HAProxy's clock: ``clock`` is the time of its
     first request, in milliseconds modulo 2^32, which HAProxy has put into the first tag.
+    ``translated`` is set once a client behind NAT64 was counted.
     """
 
     def __init__(self, engine: Engine, capacity: int, told: int = 65_536) -> None:
@@ -115,6 +116,7 @@ class Counts(Listener):
         self.lo = 0
         self.clock = 0
         self.clocked = False
+        self.translated = False
         # Plain Python spends its time on objects, not on the tables.
         self.fetching = not __file__.endswith(".py")
         self.fetched = b""
@@ -345,6 +347,8 @@ class Counts(Listener):
             self.hi = hi
             self.lo = lo
             key.take(hi, lo)
+            if key.hi != hi:
+                self.translated = True
         elif source.key_type == _IPV4:
             key.ipv4(update.data, update.key_start)
             self.hi = key.hi

@@ -29,7 +29,7 @@ from ratelimit.peers.link import (
 )
 from ratelimit.peers.session import Session
 from ratelimit.peers.updates import UpdateReader
-from ratelimit.peers.verdicts import PREFIX, Kind, VerdictTable
+from ratelimit.peers.verdicts import NAT64, PREFIX, Kind, VerdictTable
 from ratelimit.steps import Steps
 
 MAX_BASELINES = 1_048_576
@@ -43,15 +43,16 @@ _TOLD = 256  # verdicts per call
 _CONTEST = 10 * SECOND  # in which alternations are counted
 _ALTERNATIONS = 3
 _NOTED = 1_000  # different notes
+_MAX_NETWORKS = 100  # that are looked for one by one
 
 _BLOCKS = {int(Kind.BLOCK), int(Kind.DENYLIST), int(Kind.BLOCK_SHADOW)}
 
 
-class Hub(Counts):
 class _NoLimitError(ValueError):
     """A table is right, but of no limit of the configuration."""
 
 
+class Hub(Counts):
     """The owner of all sessions; no I/O, and time is always an argument.
 
     Args:
@@ -92,6 +93,8 @@ class _NoLimitError(ValueError):
         self.on_stale: Callable[[], object] = lambda: None
         self._updates = 0  # of sessions that have ended
         self._stale: dict[VerdictTable, None] = {}
+        self._translates = False
+        self._networks: dict[str, None] = {}  # whose block has changed
         self._contests: dict[str, deque[tuple[int, str]]] = {}
         self._noted: dict[tuple[str, str], None] = {}
         self._limits = {rule.limit.name for rule in self.engine.rules}
@@ -152,6 +155,14 @@ class _NoLimitError(ValueError):
             self._stale.pop(table, None)
             if table.rule is None:
                 self.verdicts.pop(table.limit, None)
+        while self._networks:
+            network = next(iter(self._networks))
+            yield from self.limiter.cut()
+            self._networks.pop(network, None)
+            for table in list(self.verdicts.values()):
+                for key in (yield from table.renew_within(network)):
+                    self.forget(table.limit, _wide(key, table), table.is_text)
+                    self._tell(table, key)
         for link in self.links.values():
             link.wake()
 
@@ -163,6 +174,7 @@ class _NoLimitError(ValueError):
         # HAProxy announces a table once in a session: one that was no limit may be one now.
         for link in list(self.by_name.values()):
             link.refused.clear()
+            link.unused.clear()
             for definition in link.announced.values():
                 if not self._is_used(link, definition):
                     link.close()
@@ -174,7 +186,6 @@ class _NoLimitError(ValueError):
         self._stale.update(dict.fromkeys(self.verdicts.values()))
         self.on_stale()
         for link in self.by_name.values():
-            link.unused.clear()
             link.tell_limits()
 
     def note(self, event: str, link: Link | None = None, **about: str) -> None:
@@ -220,6 +231,10 @@ class _NoLimitError(ValueError):
         link.announce(definition, told)
         try:
             return self._owner(link, definition)
+        except _NoLimitError as error:
+            link.unused.add(definition.name)
+            self.note("a table of HAProxy is not used", link, table=definition.name, why=str(error))
+            return False
         except ValueError as error:
             self._refuse(link, definition.name, str(error))
             return False
@@ -229,25 +244,25 @@ class _NoLimitError(ValueError):
         if not isinstance(table, VerdictTable):
             return
         link = self.links[cast(Session, session)]
+        self.translated = self.translated or update.key().startswith(NAT64)
         end, kind = update.value(_GPT), update.value(_GPT + 2)
         now = (self.now // MILLISECOND + link.offset) // 1_000
-        except _NoLimitError as error:
-            link.unused.add(definition.name)
-            self.note("a table of HAProxy is not used", link, table=definition.name, why=str(error))
-            return False
         # A throttle ends soon; an older one may come from another agent.
         if kind in _BLOCKS and end > now and not (table.ready and table.get(update.key())):
             link.tell(table, update.key())
 
     def on_read(self, session: object) -> None:
+        if self.translated and not self._translates:
+            self._translate()
         while self.told.queued:
             for verdict in self.take(_TOLD):
                 table = self.verdicts.get(verdict.limit)
                 if table is not None:
                     key = _narrow(verdict.key, table)
                     table.learn(key)
-                    if not self.engine.lists.empty:
-                        table.renew(key)  # the deny list refuses a client from its first count on
+                    if not (self.engine.lists.empty and self.engine.barred.empty):
+                        # A list, or the block of a network, refuses a client once it is counted.
+                        table.renew(key)
                     self._tell(table, key, verdict.until // MILLISECOND)
         link = self.links[cast(Session, session)]
         if self.clocked:
@@ -296,6 +311,7 @@ class _NoLimitError(ValueError):
         if table is None:
             table = VerdictTable(self.limiter, limit, definition, self.maps)
             table.told = link.told[definition.name]
+            table.translates = self._translates
             self.verdicts[limit] = table
             self._stale[table] = None
             self.on_stale()
@@ -357,11 +373,36 @@ class _NoLimitError(ValueError):
 
     def _changed(self, limit: str, client: str) -> None:
         """The state of a client in the blocklist has changed."""
+        if limit == EVERY_LIMIT and not client.startswith("~"):
+            self._part(client)
         for table in self._tables(limit):
-            key = table.update(client)
-            if key is not None:
+            for key in table.update(client):
                 self.forget(table.limit, _wide(key, table), table.is_text)
                 self._tell(table, key)
+
+    def _part(self, client: str) -> None:
+        """Plan to renew the verdicts on clients in a network whose block has changed."""
+        if self.verdicts and self.limiter.is_network(client):
+            if len(self._networks) >= _MAX_NETWORKS:
+                self._networks.clear()
+                client = "::/0"  # all addresses, IPv4 ones too
+            self._networks[client] = None
+            self.on_stale()
+
+    def unenforced(self, client: str) -> list[str]:
+        """Return the limits for which HAProxy has no verdict although a client is blocked by hand.
+
+        ``client`` is a key of the blocklist: not one client of the limit, or an unknown string.
+        """
+        return [name for name, table in self.verdicts.items() if not table.refuses(client)]
+
+    def _translate(self) -> None:
+        """Tell the blocks of IPv4 clients under the keys too that they have behind NAT64."""
+        self._translates = True
+        for table in self.verdicts.values():
+            table.translates = True
+            self._stale[table] = None
+        self.on_stale()
 
     def _tables(self, limit: str) -> Iterable[VerdictTable]:
         if limit == EVERY_LIMIT:

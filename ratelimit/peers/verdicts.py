@@ -1,7 +1,8 @@
 """The blocks that HAProxy's tables ``rlv_NAME`` must hold: one table for each limit.
 
 A block belongs to exactly one key of such a table. Blocks of a network that is not one client of
-the limit, and lists, travel by the maps of the runtime API instead.
+the limit, and lists, travel by the maps of the runtime API instead; without them, a client of such
+a network gets its own verdict with its next count.
 """
 
 from __future__ import annotations
@@ -14,21 +15,24 @@ from ratelimit.engine.key import Key
 from ratelimit.engine.layout import ADDRESS, ALLOW, DENY, M32, M64, MAPPED, MIXED
 from ratelimit.engine.rule import Rule
 from ratelimit.large import LargeDict
-from ratelimit.limiter.keys import client_key, hash_key
+from ratelimit.limiter.keys import client_key, hash_key, key_network
 from ratelimit.limiter.limiter import Limiter
-from ratelimit.model import EVERY_LIMIT
+from ratelimit.limiter.lists import span
+from ratelimit.model import EVERY_LIMIT, VERDICT_PREFIX
 from ratelimit.peers.constants import DataType, KeyType
 from ratelimit.peers.definition import Definition
 from ratelimit.steps import Steps
 
-PREFIX = "rlv_"
-"""Begins the name of a table of verdicts; the name of the limit follows."""
+PREFIX = VERDICT_PREFIX
 
 MAX_VERDICTS = 400_000
 """Blocks of one limit: by hand and by the limit, all entries of a full blocklist."""
 
 NEVER_ENDS = (1 << 32) - 1
 """End of a denial by a list, in epoch seconds; the highest value of a table."""
+
+NAT64 = bytes.fromhex("0064ff9b") + bytes(8)
+"""Begins the addresses of clients behind NAT64, 64:ff9b::/96 (RFC 6052)."""
 
 _ADDRESSES = (KeyType.IPV6, KeyType.IPV4)
 _IPV4_BYTES = 4
@@ -45,6 +49,9 @@ class Kind(enum.IntEnum):
     DENYLIST = 3
     THROTTLE_SHADOW = 4
     BLOCK_SHADOW = 5
+
+
+_REFUSE = (Kind.THROTTLE, Kind.BLOCK, Kind.DENYLIST)
 
 
 def verdict(end: int, kind: Kind) -> int:
@@ -67,8 +74,9 @@ class VerdictTable:
 
     ``limiter`` decides. ``maps`` is true if HAProxy has the lists in its maps, so that a client of
     which the allow list has a part may be blocked. ``ready`` is true once all blocks of the
-    blocklist are in ``values``. ``dropped`` counts verdicts that had no room. ``told`` is its name
-    in the first session that had it.
+    blocklist are in ``values``. With ``translates``, a blocked IPv4 address also has the key that
+    it has behind NAT64; rebuild the table after a change. ``dropped`` counts verdicts that had no
+    room. ``told`` is its name in the first session that had it.
     """
 
     def __init__(self, limiter: Limiter, limit: str, like: Definition, maps: bool) -> None:
@@ -79,6 +87,7 @@ class VerdictTable:
         self.key_size = like.key_size
         self.maps = maps
         self.ready = False
+        self.translates = False
         self.dropped = 0
         self.values: LargeDict[bytes, int] = LargeDict()
         self._limiter = limiter
@@ -114,15 +123,21 @@ class VerdictTable:
         """Return the verdict for a key; 0 for none."""
         return self.values.get(key) or 0
 
-    def update(self, client: str) -> bytes | None:
-        """Take a client's state from the blocklist; return the key to tell, or None for no key.
+    def update(self, client: str) -> list[bytes]:
+        """Take a client's state from the blocklist; return the keys to tell.
 
         ``client`` is a key of the blocklist.
         """
-        key = self._key_of(client)
-        if key is not None:
+        keys = self._keys_of(client)
+        for key in keys:
             self._set(key, self._decide(self.rule, client, key))
-        return key
+        return keys
+
+    def refuses(self, client: str) -> bool:
+        """Return whether HAProxy is told to refuse a client, or is told no keys of this kind."""
+        if client.startswith("~") != self.is_text:
+            return True
+        return any(kind_of(self.get(key)) in _REFUSE for key in self._keys_of(client))
 
     def renew(self, key: bytes) -> None:
         """Take the state of the client with this key from the blocklist and the lists."""
@@ -141,9 +156,7 @@ class VerdictTable:
         changed = []
         blocklist = self._limiter.blocklist
         for number, block in enumerate(chain(blocklist.of(EVERY_LIMIT), blocklist.of(self.limit))):
-            key = self._key_of(block.key)
-            if key is not None and self._renew(key, block.key):
-                changed.append(key)
+            changed += [key for key in self._keys_of(block.key) if self._renew(key, block.key)]
             if number % _STEP == 0:
                 yield
         for page in self.values.pages():
@@ -153,6 +166,22 @@ class VerdictTable:
                 if number % _STEP == 0:
                     yield
         self.ready = True
+        return changed
+
+    def renew_within(self, network: str) -> Steps[list[bytes]]:
+        """Renew all verdicts on clients in a network of the blocklist; return the changed keys."""
+        within = key_network(network)
+        if within is None or self.is_text:
+            return []
+        first, last, _ = span(within, 0)
+        changed = []
+        for page in self.values.pages():
+            for number, key in enumerate(page):
+                hi, lo = self._numbers(key)
+                if first <= hi << 64 | lo <= last and self._renew(key, self._client(key)):
+                    changed.append(key)
+                if number % _STEP == 0:
+                    yield
         return changed
 
     def sweep(self) -> None:
@@ -201,6 +230,10 @@ class VerdictTable:
         by_hand = limiter.blocklist.get(EVERY_LIMIT, client)
         if by_hand is not None and by_hand.until > until:
             until, kind = by_hand.until, Kind.BLOCK
+        if not limiter.engine.barred.empty and not self.is_text:
+            wider = limiter.engine.barred.uniform(*self._range(rule, key))
+            if wider > until and wider != MIXED:
+                until, kind = wider, Kind.BLOCK
         block = limiter.blocklist.get(rule.limit.name, client)
         if block is not None and block.until > until:
             if not block.shadow and not rule.limit.shadow:
@@ -212,34 +245,61 @@ class VerdictTable:
     def _listed(self, rule: Rule, key: bytes) -> int:
         """Return what the lists say of all addresses of a client."""
         lists = self._limiter.engine.lists
-        if lists.empty or self.key_type not in _ADDRESSES:
-            return 0
+        return 0 if lists.empty or self.is_text else lists.uniform(*self._range(rule, key))
+
+    def _range(self, rule: Rule, key: bytes) -> tuple[int, int, int, int]:
+        """Return the first and the last address of a client, each as two halves."""
         hi, lo = self._numbers(key)
         mapped = hi == 0 and lo >> 32 == MAPPED
         outside = 32 - rule.limit.ipv4_prefix if mapped else 128 - rule.limit.ipv6_prefix
         last = hi << 64 | lo | (1 << outside) - 1
-        return lists.uniform(hi, lo, last >> 64, last & M64)
+        return hi, lo, last >> 64, last & M64
 
-    def _key_of(self, client: str) -> bytes | None:
-        """Return HAProxy's key for a key of the blocklist; None if it is no key of the table."""
+    def _keys_of(self, client: str) -> list[bytes]:
+        """Return HAProxy's keys for a key of the blocklist; none if it is no key of the table."""
         if client.startswith("~"):
-            return self._strings.get(client)
+            string = self._string(client) if self.is_text else None
+            return [] if string is None else [string]
         rule = self.rule
         text, _, bits = client.partition("/")
         address, found = text.encode(), self._key
         found.text(address, 0, len(address))
         if found.kind != ADDRESS:
-            return None
+            return []
         hi, lo = found.hi, found.lo
         mapped = hi == 0 and lo >> 32 == MAPPED
+        length = int(bits or (32 if mapped else 128))
         if rule is not None:
             wanted = rule.limit.ipv4_prefix if mapped else rule.limit.ipv6_prefix
-            if int(bits or (32 if mapped else 128)) != wanted:
-                return None
-        if self.key_type == KeyType.IPV6:
-            return (hi << 64 | lo).to_bytes(16)
+            if length != wanted:
+                return []
         if self.key_type == KeyType.IPV4 and mapped:
-            return (lo & M32).to_bytes(4)
+            return [(lo & M32).to_bytes(4)]
+        if self.key_type != KeyType.IPV6:
+            return []
+        keys = [(hi << 64 | lo).to_bytes(16)]
+        if self.translates and mapped and length == 32:
+            # HAProxy has a client behind NAT64 under the address that it sees.
+            keys.append(NAT64 + (lo & M32).to_bytes(4))
+        return keys
+
+    def _string(self, client: str) -> bytes | None:
+        """Return HAProxy's key for a string, if it is known from counts or from a block."""
+        known = self._strings.get(client)
+        if known is not None:
+            return known
+        for limit in (EVERY_LIMIT, self.limit):
+            block = self._limiter.blocklist.get(limit, client)
+            if block is None or len(block.wire) != 2 * self.key_size:
+                continue
+            try:
+                key = bytes.fromhex(block.wire)
+            except ValueError:
+                continue
+            # Another node, or another program, has written it.
+            if self._client(key) == client and len(self._strings) < MAX_VERDICTS:
+                self._strings[client] = key
+                return key
         return None
 
     def _client(self, key: bytes) -> str:

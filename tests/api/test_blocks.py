@@ -38,7 +38,7 @@ def test_an_address_is_blocked_and_lifted(tmp_path: Path) -> None:
             }
             place = made.headers["location"]
             assert place == "/v1/blocks/192.0.2.7"
-            assert entry.pop("note") == ""
+            assert entry.pop("note") == entry.pop("unenforced") == ""
             assert entry.pop("edges") == [{"socket": EDGE, "ok": True, "problem": ""}]
             assert (await api.client.get(place)).json() == {"key": "192.0.2.7", "blocks": [entry]}
             assert await listed(api.control.store) == ["192.0.2.7"]

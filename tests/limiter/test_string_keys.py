@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from ratelimit.limiter.key_input import Given, read, told
 from ratelimit.limiter.limiter import Limiter
-from ratelimit.limiter.string_keys import masked, string_text
+from ratelimit.limiter.string_keys import masked, string_text, wire_for, wire_of
 from ratelimit.model import EVERY_LIMIT, Block, Entry, Lift, Limit
 from ratelimit.steps import finish
 from tests.helpers import wire
@@ -239,3 +240,18 @@ def test_a_string_that_is_shown_is_known_by_another_secret() -> None:
 )
 def test_a_damaged_entry_is_named_without_the_string(key: str, shown: str) -> None:
     assert masked(key) == shown
+
+
+def test_a_digest_is_kept_as_the_key_of_haproxys_tables_and_a_text_never_is() -> None:
+    digest = sha256(b"sk_live_1").digest()
+    assert wire_of(digest) == digest.hex()
+    assert wire_of(b"an API key with 32 bytes in all.") == ""
+    assert wire_of(digest[:31]) == ""
+
+
+def test_a_string_that_an_operator_gave_has_the_key_of_its_digest_if_that_is_the_client() -> None:
+    made = limiter()
+    digest = sha256(b"sk_live_1").digest()
+    key = made.string_key(digest)
+    assert wire_for(b"sk_live_1", key, made.string_key) == digest.hex()
+    assert wire_for(b"sk_live_1", made.string_key(b"sk_live_1"), made.string_key) == ""

@@ -372,6 +372,75 @@ def test_a_table_that_cannot_be_used_is_reported_once(
     assert [about["why"] for about in told] == [why]
 
 
+def test_a_table_of_no_limit_is_reported_once_and_is_no_fault() -> None:
+    hub = hub_of(limiter_of(Limit("other")), NOW)
+    told: list[dict[str, str]] = []
+    hub.warn = lambda event, about: told.append(about)
+    for pid in (1, 2):
+        haproxy = FakeHaproxy(hub, NOW, pid=pid)
+        haproxy.connect(NOW)
+        assert (haproxy.link.refused, haproxy.link.unused) == ({}, {"rl_default", "rlv_default"})
+    whys = ["no limit takes counts from this table", "no limit has the name default"]
+    assert [about["why"] for about in told] == whys
+
+
+def test_once_a_client_is_behind_nat64_blocks_have_its_form_of_keys_too() -> None:
+    limiter = limiter_of(Limit())
+    hub = hub_of(limiter, NOW)
+    haproxy = FakeHaproxy(hub, NOW)
+    haproxy.connect(NOW)
+    since = NOW // SECOND
+    limiter.apply(Block("192.0.2.7", EVERY_LIMIT, "", 0, since, since + 60, order=1))
+    haproxy.pump(NOW)
+    behind = bytes.fromhex("0064ff9b") + bytes(8) + bytes([192, 0, 2, 7])
+    assert haproxy.verdict(ipv4("192.0.2.7"))[2] == Kind.BLOCK
+    assert haproxy.verdict(behind) == []
+    haproxy.session.update(TABLES[0], behind[:-1] + b"\x08", [1, 0, 1, 0])
+    haproxy.pump(NOW)
+    assert haproxy.verdict(behind)[2] == Kind.BLOCK
+    limiter.lift_now(EVERY_LIMIT, "192.0.2.7", NOW)
+    haproxy.pump(NOW)
+    assert haproxy.verdict(behind)[:3] == [0, 0, 0]
+
+
+def test_a_client_of_a_blocked_network_is_told_once_it_is_counted_and_lifted_with_the_network() -> (
+    None
+):
+    limiter = limiter_of(Limit())
+    hub = hub_of(limiter, NOW)
+    haproxy = FakeHaproxy(hub, NOW)
+    haproxy.connect(NOW)
+    since = NOW // SECOND
+    limiter.apply(Block("192.0.2.0/24", EVERY_LIMIT, "", 0, since, since + 600, order=1))
+    for count in (1, 2):
+        haproxy.session.update(TABLES[0], ipv4("192.0.2.7"), [count, 0, count, 0])
+        haproxy.session.update(TABLES[0], ipv4("192.0.3.7"), [count, 0, count, 0])
+        haproxy.pump(NOW)
+    assert haproxy.verdict(ipv4("192.0.2.7"))[:3] == [since + 600, 0, Kind.BLOCK]
+    assert haproxy.verdict(ipv4("192.0.3.7")) == []
+    limiter.lift_now(EVERY_LIMIT, "192.0.2.0/24", NOW)
+    haproxy.pump(NOW)
+    assert haproxy.verdict(ipv4("192.0.2.7"))[:3] == [0, 0, 0]
+
+
+def test_a_block_of_what_is_no_client_of_a_limit_is_not_enforced() -> None:
+    limiter = limiter_of(Limit())
+    hub = hub_of(limiter, NOW)
+    assert hub.unenforced("192.0.2.0/24") == [], "no HAProxy is a peer"
+    FakeHaproxy(hub, NOW).connect(NOW)
+    since = NOW // SECOND
+    found = {}
+    for key in ("192.0.2.7", "192.0.2.0/24", "2001:db8::/64", "2001:db8::1"):
+        limiter.apply(Block(key, EVERY_LIMIT, "", 0, since, since + 60, order=1))
+        found[key] = hub.unenforced(key)
+    assert found == {
+        "192.0.2.7": [],
+        "192.0.2.0/24": ["default"],
+        "2001:db8::/64": [],
+        "2001:db8::1": ["default"],
+    }
+
+
 def test_host_bits_beyond_the_prefix_refuse_the_table() -> None:
     hub = hub_of(limiter_of(Limit(ipv4_prefix=24)), NOW)
     haproxy = FakeHaproxy(hub, NOW)
