@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from ratelimit import __version__
+from ratelimit.agent.dialing import Dialing
 from ratelimit.agent.peers import Peers
 from ratelimit.agent.server import Agent
 from ratelimit.agent.trust import Trusted
@@ -67,12 +68,15 @@ class Running:
     control: Control
     server: ApiServer
     handed_over: asyncio.Event
+    dialing: Dialing
     successor: Successor | None = None
     peers: list[Address] = field(default_factory=list)
 
     async def hand_over(self) -> None:
         """Start a successor if possible; a failure is logged."""
         store = self.control.store
+        # The successor connects to HAProxy at once, which then ends its session with this process.
+        self.dialing.pause(True)
         self.successor = await hand_over(
             [*self.control.agent.sockets, *self.control.peers.sockets, *self.server.sockets],
             functools.partial(store.release, RELEASE_TIMEOUT),
@@ -80,6 +84,8 @@ class Running:
         )
         if self.successor is not None:
             self.handed_over.set()
+        else:
+            self.dialing.pause(False)
 
     async def take(self, lines: list[bytes]) -> None:
         """Apply the last changes of the predecessor."""
@@ -169,6 +175,7 @@ async def run_node(
         capacity=MAX_BASELINES if config.agent.peers or peering else 8,
     )
     peers = Peers(hub, sync, trusted, config.peers_tls())
+    dialing = Dialing(peers, config.haproxy.peer_sockets, config.peers_tls(dials=True))
     control = Control(config, agent, about, runtime, peers)
     server = ApiServer(control)
     store = open_store(
@@ -202,7 +209,7 @@ async def run_node(
         await store.start()
         if predecessor is not None:
             ops = await server.start(ops_sockets)  # until now the predecessor has answered
-        running = Running([], ops, control, server, asyncio.Event())
+        running = Running([], ops, control, server, asyncio.Event(), dialing)
         if store.up:
             control.edges.compare()
         if not limiter.keyed:
@@ -241,6 +248,8 @@ async def run_node(
         tasks.start("tidy", control.tidy, SOON)
         tasks.start("peers", peers.run, SOON)
         tasks.start("peers' verdicts", peers.rebuild, SOON)
+        tasks.start("peers' leases", peers.leasing.run, SOON)
+        tasks.start("connections to peers", dialing.run, SOON)
         tasks.start("edges", control.edges.run)
         tasks.start("edge tables", control.edges.compare_all)
         tasks.start("map files", control.edges.files.run)

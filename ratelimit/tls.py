@@ -45,12 +45,14 @@ def client_context(cacert: str | None = None, name: str = "") -> ssl.SSLContext:
     return context
 
 
-def server_context(certificate: str, cacert: str) -> ssl.SSLContext:
-    """Return a context that verifies clients by this CA; ``certificate`` has its key too.
+def mutual_context(certificate: str, cacert: str, dials: bool = False) -> ssl.SSLContext:
+    """Return a context in which both sides need a certificate of this CA, whatever its name.
 
-    Raises OSError.
+    ``certificate`` is a file with the certificate of this side and its key; ``dials`` is whether
+    this side is the client. Raises OSError.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT if dials else ssl.PROTOCOL_TLS_SERVER)
+    context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(cacert)
     context.load_cert_chain(certificate)

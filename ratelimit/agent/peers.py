@@ -8,6 +8,8 @@ of unsent data are bounded.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import ssl
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +17,7 @@ from typing import cast
 
 import structlog
 
+from ratelimit.agent.leasing import Leasing
 from ratelimit.agent.sockets import Listening
 from ratelimit.agent.trust import Trusted, is_loopback
 from ratelimit.engine import compiled
@@ -67,6 +70,8 @@ class Peers:
         self._listening = Listening(lambda: _Peer(self), tls)
         self._lines = 0
         self._stale = asyncio.Event()
+        self._idle = asyncio.Event()
+        self.leasing = Leasing(hub, sync)
         hub.warn = self._warn
         hub.on_stale = self._stale.set
 
@@ -77,6 +82,7 @@ class Peers:
 
     async def listen(self, address: Address, passed: Sequence[Passed] = ()) -> Address:
         """Accept connections; see ``Listening.listen()``. Raises StartError."""
+        self.leasing.begin()
         return await self._listening.listen(address, passed)
 
     async def run(self) -> None:
@@ -108,15 +114,26 @@ class Peers:
         self._lines = 0
 
     async def close(self, timeout: float, handed_over: bool = False) -> None:
-        """Stop accepting, and end all sessions within ``timeout`` seconds."""
+        """Stop accepting, and end all sessions within ``timeout`` seconds.
+
+        Another agent takes over the leases, unless a successor of this one has ``handed_over``.
+        """
         self._listening.close(handed_over)
+        self._idle.clear()
         for peer in tuple(self.sessions):
             peer.close()
-        end = time.monotonic() + timeout
-        while self.sessions and time.monotonic() < end:
-            await asyncio.sleep(_LOOK)
+        if not handed_over:
+            await self.leasing.close()
+        if self.sessions:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._idle.wait()
         for peer in tuple(self.sessions):
             peer.abort()
+
+    def dial(self, name: str) -> asyncio.Protocol:
+        """Return the object for a connection to the HAProxy of this name."""
+        return _Peer(self, name)
 
     def admits(self, host: str) -> bool:
         """Return whether a peer with this address may connect; count it if not."""
@@ -132,6 +149,12 @@ class Peers:
         if self._lines <= _LINES_PER_SECOND:
             log.warning(event, **about)
 
+    def left(self, peer: _Peer) -> None:
+        """Remove a session whose socket is closed."""
+        self.sessions.discard(peer)
+        if not self.sessions:
+            self._idle.set()
+
     def _warn(self, event: str, about: dict[str, str]) -> None:
         self.ended(event, **about)
 
@@ -141,11 +164,13 @@ class _Peer(asyncio.Protocol):
 
     _transport: asyncio.Transport
 
-    def __init__(self, peers: Peers) -> None:
+    def __init__(self, peers: Peers, remote: str = "") -> None:
         self._peers = peers
         self._hub = peers.hub
         self._name = "unix"
-        self._session = Session(peers.hub, peers.hub.name, time.monotonic_ns())
+        self._remote = remote  # the HAProxy that this agent connects to
+        now = time.monotonic_ns()
+        self._session = Session(peers.hub, peers.hub.name, now, remote, os.getpid())
         self._link = peers.hub.begin(self._session, self._name, self._wake)
         self._held = b""  # of a long read,
         self._done = 0  # of which so many bytes are processed
@@ -164,7 +189,7 @@ class _Peer(asyncio.Protocol):
         peername = transport.get_extra_info("peername")
         if isinstance(peername, tuple):
             self._name = self._link.address = f"{peername[0]}:{peername[1]}"
-            if not self._peers.admits(peername[0]):
+            if not self._remote and not self._peers.admits(peername[0]):
                 self._hub.end(self._link)
                 self.abort()
                 return
@@ -175,7 +200,7 @@ class _Peer(asyncio.Protocol):
             self._peers.refused += 1
             self._peers.ended(f"more than {MAX_SESSIONS} sessions of peers", peer=self._name)
             self._session.close(Status.TRY_LATER)
-            self._write()
+        self._write()
 
     def data_received(self, data: bytes) -> None:
         self._now = self._peers.sync.now()
@@ -188,7 +213,7 @@ class _Peer(asyncio.Protocol):
         """Process what was read, for one slice."""
         end = time.perf_counter() + SLICE
         hub, session = self._hub, self._session
-        while self._held and not session.closed and hub.ready:
+        while self._held and not session.closed and self._reads():
             hub.begin_read(self._now, self._since)
             piece = self._held[self._done : self._done + _PIECE]
             self._done += len(piece)
@@ -201,7 +226,7 @@ class _Peer(asyncio.Protocol):
             self._finish()
         elif self._held:
             self._transport.pause_reading()
-            if hub.ready:
+            if self._reads():
                 call(self._read)
         else:
             self._read_at = self._now
@@ -209,6 +234,9 @@ class _Peer(asyncio.Protocol):
                 self._transport.resume_reading()
         if hub.engine.urgent:
             self._peers.sync.hurry()
+
+    def _reads(self) -> bool:
+        return self._hub.reads(self._link, self._peers.sync.now())
 
     def _wake(self) -> None:
         """Plan to send what is due."""
@@ -228,7 +256,7 @@ class _Peer(asyncio.Protocol):
                 self._wake()
         if self._session.closed:
             self._finish()
-        elif self._held and self._hub.ready:
+        elif self._held and self._reads():
             self._read()
 
     def _send(self, data: bytes) -> None:
@@ -250,7 +278,7 @@ class _Peer(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._finished = True
         self._hub.end(self._link)
-        self._peers.sessions.discard(self)
+        self._peers.left(self)
 
     def look(self) -> None:
         """Send a heartbeat; end the session if it takes too long; called about once a second."""

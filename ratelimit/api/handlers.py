@@ -213,6 +213,8 @@ async def status(call: Call) -> Reply:
                 address=link.address,
                 since=link.since,
                 taught=link.complete,
+                counting=link.origin is not None and link.origin.counting,
+                counted_by=link.lease.holder if link.lease is not None else "",
                 updates=link.session.updates,
                 waiting=link.waiting,
                 clock_offset=link.offset / 1_000 if link.clocked else None,

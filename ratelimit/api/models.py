@@ -414,6 +414,10 @@ class PeerState(Answer):
     address: str
     since: int = Field(description="Epoch second at which it connected.")
     taught: bool = Field(description="Whether it has all verdicts.")
+    counting: bool = Field(description="Whether this agent counts its requests.")
+    counted_by: str = Field(
+        description="The `peer_name` of the agent that counts, as the shared store says; or empty."
+    )
     updates: int = Field(description="Updates of its tables in this session.")
     waiting: int = Field(description="Verdicts that wait to be sent.")
     clock_offset: float | None = Field(

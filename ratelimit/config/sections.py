@@ -19,6 +19,7 @@ from ratelimit.config.values import (
     FilePath,
     Folder,
     Forget,
+    HaproxyPeer,
     Hold,
     HostName,
     HostPort,
@@ -222,6 +223,15 @@ class HaproxySection(Section):
 
     sockets: Annotated[tuple[StatsSocket, ...], Different] = Field((), strict=False, max_length=64)
     maps_dir: Folder = ""
+    peer_sockets: tuple[HaproxyPeer, ...] = Field((), strict=False, max_length=_MAX_PEERS)
+
+    @field_validator("peer_sockets")
+    @classmethod
+    def _has_names(cls, peers: tuple[HaproxyPeer, ...]) -> tuple[HaproxyPeer, ...]:
+        names = [name for name, _ in peers]
+        if len(set(names)) < len(names):
+            raise ValueError("names an HAProxy twice")
+        return peers
 
 
 class WebhookSection(Section):

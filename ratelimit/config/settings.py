@@ -38,7 +38,7 @@ from ratelimit.notation import SECOND
 from ratelimit.steps import Steps, finish
 from ratelimit.store import MEMORY
 from ratelimit.store.redis.url import parse
-from ratelimit.tls import server_context, tls_problem
+from ratelimit.tls import mutual_context, tls_problem
 
 if TYPE_CHECKING:
     import ssl
@@ -160,13 +160,16 @@ class Config(BaseSettings):
             for number, hook in enumerate(self.webhooks)
         )
 
-    def peers_tls(self) -> ssl.SSLContext | None:
-        """Return TLS with client certificates for ``agent.peers``, or None. Raises ConfigError."""
+    def peers_tls(self, dials: bool = False) -> ssl.SSLContext | None:
+        """Return TLS with client certificates for peers, or None. Raises ConfigError.
+
+        It is for ``agent.peers``, or for the agent that ``dials`` one of ``haproxy.peer_sockets``.
+        """
         certificate, ca = self.agent.peers_certificate, self.agent.peers_ca
         if not certificate:
             return None
         try:
-            return server_context(certificate, ca)
+            return mutual_context(certificate, ca, dials)
         except OSError as error:
             why = tls_problem(error) or error.strerror or str(error)
             raise self.wrong("agent.peers_certificate", why) from error
@@ -273,6 +276,8 @@ def load(path: Path | None = None) -> Config:
         if (more := len(details) - _MAX_PROBLEMS) > 0:
             problems.append(f"{path or 'environment'}: {more} more errors")
     else:
+        if config.haproxy.peer_sockets and not config.agent.peers:
+            problems.append(problem_line(path, ("haproxy", "peer_sockets"), "needs agent.peers"))
         if config.store.sync_interval == 0:
             problems += [
                 problem_line(

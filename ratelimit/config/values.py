@@ -119,6 +119,13 @@ def _peer_name(name: str) -> str:
     return name
 
 
+def _haproxy_peer(value: object) -> tuple[str, Address]:
+    name, found, address = (value if isinstance(value, str) else "").partition("@")
+    if not found:
+        raise ValueError('must be "NAME@tcp://HOST:PORT" or "NAME@unix:///PATH"')
+    return _peer_name(name), parse_listen(address)
+
+
 def _count_table(name: str) -> str:
     if name and not re.fullmatch(TABLE_PREFIX + NAME, name):
         raise ValueError(
@@ -185,6 +192,9 @@ LimitName = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
 """A name that HAProxy accepts for a SPOE message, of at most 64 characters."""
 
 PeerName = Annotated[str, AfterValidator(_peer_name)]
+HaproxyPeer = Annotated[tuple[str, Address], BeforeValidator(_haproxy_peer)]
+"""The name of an HAProxy and the address of its own peers socket."""
+
 CountTable = Annotated[str, AfterValidator(_count_table)]
 ReadableFile = Annotated[str, AfterValidator(_readable)]
 SecretFile = Annotated[str, AfterValidator(_secret_file)]

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from ratelimit.engine.rule cimport Rule
 
 cdef int WAYS, SET_WORDS, SLOT_WORDS, FIRST_COUNTER, STAMP_BITS, WEIGHT_BITS
-cdef int EPOCH, FETCHED, SUM, UNTIL
+cdef int EPOCH, FETCHED, HOT, SUM, UNTIL
 cdef uint64_t RING, SECOND, BY_HAND
 cdef uint64_t _MAX_COUNTER, HALF, _SPREAD, M64, M32
 
@@ -70,3 +70,5 @@ cdef class Table:
     cpdef void block(self, Py_ssize_t slot, uint64_t until, bint by_hand) noexcept
     cpdef uint64_t mark(self, Py_ssize_t slot) noexcept
     cpdef void set_mark(self, Py_ssize_t slot, uint64_t mark) noexcept
+    @cython.locals(number=uint64_t, way=int, slot=Py_ssize_t, i=int)
+    cpdef int forget(self, uint64_t begin, uint64_t stop) except -1

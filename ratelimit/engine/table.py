@@ -36,6 +36,7 @@ from ratelimit.engine.layout import (
     FETCHED,
     FIRST_COUNTER,
     HALF,
+    HOT,
     M32,
     M64,
     RING,
@@ -309,6 +310,16 @@ class Table:
         self.halves[2 * slot + EPOCH] = (
             max(self.until(slot), self.halves[2 * slot + EPOCH] + 1) & M32
         )
+
+    def forget(self, begin: int, stop: int) -> None:
+        """Forget the hits of the clients in some sets, and that they are shared; blocks stay."""
+        for number in range(begin, min(stop, self.sets)):
+            for way in range(WAYS):
+                slot = number * SET_WORDS + WAYS + way * SLOT_WORDS
+                for i in range(RING):
+                    self.halves[2 * slot + FIRST_COUNTER + i] = 0
+                self.halves[2 * slot + SUM] = 0
+                self.halves[2 * slot + HOT] = 0
 
     def sweep(self) -> None:
         """Remove orphans whose blocks have ended."""

@@ -180,6 +180,11 @@ class Metrics(Collector):
             "HAProxies that are connected as peers and have all verdicts.",
             sum(link.complete for link in links),
         )
+        yield _gauge(
+            "peers_counting",
+            "HAProxies that are connected as peers and for which this agent counts.",
+            sum(link.origin is not None and link.origin.counting for link in links),
+        )
         yield _counter("peers_updates", "Updates of HAProxy's tables.", hub.updates)
         yield _counter("peers_resyncs", "Times that an HAProxy has told all entries.", hub.resyncs)
         yield _gauge(

@@ -455,6 +455,8 @@ class Counts(Listener):
         place = source.rates[feed.counter]
         if place < 0 or update.values[place + 1] + update.values[place + 2] == 0:
             return
+        if feed.rule.nodes > 1:
+            return  # other nodes may have them from the agent that has counted them
         if not self.aim(source, feed, update):
             return
         query = feed.query

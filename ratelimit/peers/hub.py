@@ -18,6 +18,7 @@ from ratelimit.notation import MILLISECOND, SECOND
 from ratelimit.peers.constants import PLACE, DataType, KeyType, Status
 from ratelimit.peers.counts import Counts
 from ratelimit.peers.definition import Definition
+from ratelimit.peers.leases import Leases
 from ratelimit.peers.link import (
     CAP_VALUES,
     CAPS,
@@ -40,6 +41,7 @@ MAX_TOLD = 65_536
 
 _GPT = PLACE[DataType.GPT]
 _TOLD = 256  # verdicts per call
+_SETS = 32  # sets of clients per call
 _CONTEST = 10 * SECOND  # in which alternations are counted
 _ALTERNATIONS = 3
 _NOTED = 1_000  # different notes
@@ -65,7 +67,9 @@ class Hub(Counts):
     ``links`` are the sessions, ``by_name`` those that are open, by the name of HAProxy. ``offset``
     is by how many milliseconds this machine's clock is ahead of the fleet's. ``removed`` are limits
     that a reload has removed. ``warn`` is called with what an operator should know, once for each
-    problem and HAProxy.
+    problem and HAProxy. ``leases`` decide for which HAProxies this agent counts; ``on_ask`` is
+    called when the store must be asked for them, ``on_end`` with the name of an HAProxy whose
+    session has ended.
     """
 
     def __init__(
@@ -91,6 +95,9 @@ class Hub(Counts):
         self.refused_hellos = 0
         self.warn: Callable[[str, dict[str, str]], object] = lambda event, about: None
         self.on_stale: Callable[[], object] = lambda: None
+        self.on_ask: Callable[[], object] = lambda: None
+        self.on_end: Callable[[str], object] = lambda name: None
+        self.leases = Leases(name)
         self._updates = 0  # of sessions that have ended
         self._stale: dict[VerdictTable, None] = {}
         self._translates = False
@@ -116,6 +123,8 @@ class Hub(Counts):
             self.disconnect(link.origin, link.number)
         if self.by_name.get(link.name) is link:
             del self.by_name[link.name]
+            self.on_ask()
+            self.on_end(link.name)
 
     @property
     def updates(self) -> int:
@@ -126,6 +135,32 @@ class Hub(Counts):
         """Set the time of the following read; see ``Counts.at()``."""
         self.now = now
         self.at(now, since)
+
+    def reads(self, link: Link, now: int) -> bool:
+        """Return whether what HAProxy says may be read; if not, the link wakes its owner later."""
+        if not self.ready:
+            return False
+        if link.lease is None or self.leases.reads(link.lease, now):
+            return True
+        self.on_ask()
+        return False
+
+    def changed(self) -> list[Link]:
+        """Continue as the leases permit; return where this agent has begun or ceased to count."""
+        found = []
+        for link in self.by_name.values():
+            if link.origin is not None and link.counts != link.origin.counting:
+                link.counts = link.origin.counting
+                link.tell_limits()
+                found.append(link)
+            link.wake()
+        return found
+
+    def restart(self) -> Steps[None]:
+        """Forget the hits of all clients; blocks and last counters stay."""
+        for begin in range(0, self.engine.table.sets, _SETS):
+            self.engine.table.forget(begin, begin + _SETS)
+            yield
 
     def tick(self, now: int, offset: int) -> None:
         """Begin a new second; ``offset`` as the attribute."""
@@ -206,22 +241,17 @@ class Hub(Counts):
             self.refused_hellos += 1
             self.note("connection refused: the name is not in agent.peers_allowed", link)
             return Status.REMOTE_NAME
-        older = self.by_name.get(link.name)
-        if self._contested(link, older):
+        if self._contested(link, self.by_name.get(link.name)):
             self.refused_hellos += 1
             return Status.TRY_LATER
-        try:
-            link.origin = self.connect(link.name, link.pid)
-        except ValueError as error:
-            self.note(str(error), link)
-            return Status.TRY_LATER
-        link.number = link.origin.number
-        link.since = self.now // SECOND
-        self.by_name[link.name] = link
-        if older is not None:
-            older.replaced = True
-            older.close()
-        return Status.SUCCESS
+        return Status.SUCCESS if self._enter(link) else Status.TRY_LATER
+
+    def on_open(self, session: Session) -> None:
+        link = self.links[session]
+        if not link.name:  # this agent has dialed; the process of HAProxy is not known
+            link.name = session.name
+            if not self._enter(link):
+                link.close()
 
     def on_table(self, session: Session, definition: Definition) -> object:
         link = self.links[session]
@@ -248,7 +278,9 @@ class Hub(Counts):
         end, kind = update.value(_GPT), update.value(_GPT + 2)
         now = (self.now // MILLISECOND + link.offset) // 1_000
         # A throttle ends soon; an older one may come from another agent.
-        if kind in _BLOCKS and end > now and not (table.ready and table.get(update.key())):
+        wrong = kind in _BLOCKS and end > now and not (table.ready and table.get(update.key()))
+        # In an outage of the store, another agent may have blocked it.
+        if wrong and link.lease is not None and link.lease.holder in ("", self.name):
             link.tell(table, update.key())
 
     def on_read(self, session: object) -> None:
@@ -286,6 +318,23 @@ class Hub(Counts):
 
     def on_refused(self, session: Session, name: str, why: str) -> None:
         self._refuse(self.links[session], name, why)
+
+    def _enter(self, link: Link) -> bool:
+        """Begin a session, in place of an older one; return false if there is no room."""
+        try:
+            link.origin = self.connect(link.name, link.pid)
+        except ValueError as error:
+            self.note(str(error), link)
+            return False
+        link.number = link.origin.number
+        link.lease = self.leases.begin(link.origin, self.now)
+        link.since = self.now // SECOND
+        older = self.by_name.get(link.name)
+        self.by_name[link.name] = link
+        if older is not None:
+            older.replaced = True
+            older.close()
+        return True
 
     # ---- tables ----------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from ratelimit.peers.verdicts import NEVER_ENDS, PREFIX, Kind, VerdictTable, end
 
 if TYPE_CHECKING:
     from ratelimit.peers.hub import Hub
+    from ratelimit.peers.leases import Lease
     from ratelimit.peers.sources import Origin, Source
 
 LIMITS = "rlc_limits"
@@ -72,6 +73,7 @@ class Link:
     Attributes:
         name, pid: of HAProxy, after its hello.
         origin: what HAProxy has counted before.
+        lease: who counts for HAProxy; ``counts`` whether this agent did when it looked last.
         offset: milliseconds by which the clock of HAProxy is ahead of the fleet's.
         complete: HAProxy has all verdicts.
         refused: tables of HAProxy that can't be used, and why.
@@ -94,6 +96,8 @@ class Link:
         self.since = 0
         self.number = 0
         self.origin: Origin | None = None
+        self.lease: Lease | None = None
+        self.counts = False
         self.offset = hub.offset
         self.complete = False
         self.replaced = False
@@ -141,8 +145,9 @@ class Link:
         self.wake()
 
     def tell_limits(self) -> None:
-        """Tell rate and mode of all limits, and that this agent is connected."""
-        self._limits_due = self._limits is not None
+        """Tell rate and mode of all limits, and that an agent counts, unless another one does."""
+        counts = self.origin is not None and self.origin.counting
+        self._limits_due = counts and self._limits is not None
         self.wake()
 
     def teach(self, asked: bool = False) -> None:

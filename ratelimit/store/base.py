@@ -253,3 +253,13 @@ class SharedStore(Store):
         ``hot`` is passed to ``on_hot`` of every node. Raises StoreError; unless ``unsent``, the
         batch may have been counted.
         """
+
+    @abstractmethod
+    async def lease(
+        self, names: Sequence[str], agent: str, life: int
+    ) -> dict[str, tuple[str, str]]:
+        """Take or renew leases for ``life`` milliseconds, or give them back with 0.
+
+        A lease goes to an agent if no other agent has it. Returns for each name which agent had it
+        last, empty for none, and which one has it now. Raises StoreError.
+        """

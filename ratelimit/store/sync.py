@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -70,7 +70,8 @@ class Sync:
     although it was up, because it was too slow or too many requests were held. ``failures`` counts
     failed exchanges, ``times`` measures their duration, ``records`` counts the clients in them.
     ``flying`` is true while checks that were announced to the store are not answered yet; they have
-    their own time. ``on_lost`` and ``on_back`` are called at the start and the end of an outage.
+    their own time. ``on_lost`` and ``on_back`` are called at the start and the end of an outage;
+    ``on_return`` is awaited after an outage, before counts are exchanged.
     """
 
     def __init__(self, limiter: Limiter, interval: float, share: bool) -> None:
@@ -94,6 +95,8 @@ class Sync:
         self._node: Node | None = None
         self.on_lost: list[Callable[[], object]] = []
         self.on_back: list[Callable[[], object]] = []
+        self.on_return: list[Callable[[], Awaitable[object]]] = []
+        self._returned = False
         self._ticked = (time.monotonic(), 0, 0)
         self.events = Events(
             on_block=limiter.apply,
@@ -186,6 +189,10 @@ class Sync:
             while True:
                 await self._urgent.wait()
                 self._urgent.clear()
+                while self._returned:
+                    self._returned = False
+                    for listener in self.on_return:
+                        await listener()
                 if self.waits:
                     await self._flush(store)
                 else:
@@ -236,6 +243,7 @@ class Sync:
 
     def _back(self) -> None:
         self._divide()
+        self._returned = True
         self._urgent.set()
         for listener in self.on_back:
             listener()

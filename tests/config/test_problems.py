@@ -192,6 +192,23 @@ NAME = "must have 1 to 64 of the characters A-Z a-z 0-9 _ . : -"
         ),
         ("[agent]\nlisten = ['tcp://a:65536']", "agent.listen.0: a port must be at most 65535"),
         ("[agent]\npeers = ['127.0.0.1:1']", f"agent.peers.0: {LISTEN}"),
+        (
+            "[haproxy]\npeer_sockets = ['edge@tcp://127.0.0.1:1']",
+            "haproxy.peer_sockets: needs agent.peers",
+        ),
+        (
+            "[haproxy]\npeer_sockets = ['tcp://127.0.0.1:1']",
+            'haproxy.peer_sockets.0: must be "NAME@tcp://HOST:PORT" or "NAME@unix:///PATH"',
+        ),
+        ("[haproxy]\npeer_sockets = ['edge@127.0.0.1:1']", f"haproxy.peer_sockets.0: {LISTEN}"),
+        (
+            "[haproxy]\npeer_sockets = ['@unix:///a']",
+            "haproxy.peer_sockets.0: must have 1 to 255 of the characters A-Z a-z 0-9 _ . : -",
+        ),
+        (
+            "[haproxy]\npeer_sockets = ['edge@unix:///a', 'edge@unix:///b']",
+            "haproxy.peer_sockets: names an HAProxy twice",
+        ),
         ("[agent]\npeers = ['unix:///a', 'unix:///a']", "agent.peers: names a socket twice"),
         (
             "[agent]\npeer_name = 'a b'",

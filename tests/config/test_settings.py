@@ -73,6 +73,7 @@ deny_files = []
 [haproxy]
 sockets = []
 maps_dir = ""
+peer_sockets = []
 
 [load]
 high = 0
@@ -187,6 +188,17 @@ def test_a_limit_names_what_it_takes_of_haproxys_tables(read: Callable[[str], Co
     assert (default.count_table, default.counts, default.open) == ("rl_default", "requests", 0)
     assert (login.count_table, login.counts, login.open) == ("rl_default", "errors", 20)
     assert (default.count_refused, login.count_refused) == (True, False)
+
+
+def test_haproxies_to_connect_to_have_names(read: Callable[[str], Config]) -> None:
+    config = read(
+        "[agent]\npeers = ['unix:///run/peers.sock']\n"
+        "[haproxy]\npeer_sockets = ['edge-1@unix:///run/edge.sock', 'edge-2@tcp://10.0.0.2:9193']\n"
+    )
+    assert config.haproxy.peer_sockets == (
+        ("edge-1", Address(path="/run/edge.sock")),
+        ("edge-2", Address("10.0.0.2", 9193)),
+    )
 
 
 def test_strict_limits_go_on_next_to_peers(read: Callable[[str], Config]) -> None:

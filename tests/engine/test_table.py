@@ -94,6 +94,20 @@ def test_a_blocked_client_outlives_fresher_ones() -> None:
     assert made.until(made.find(0, 1, 1)) == NOW // SECOND + 60
 
 
+def test_hits_of_all_clients_can_be_forgotten_and_blocks_stay() -> None:
+    made = table(3 * WAYS)
+    rule = Rule(Limit(), 0)
+    rule.at(NOW)
+    for client in range(20):
+        made.count(made.find(0, client, 1), rule, 5)
+    made.block(made.find(0, 7, 1), NOW // SECOND + 60, False)
+    for begin in range(0, 4, 2):
+        made.forget(begin, begin + 2)
+    assert {made.count(made.find(0, client, 1), rule, 0) for client in range(20)} == {0}
+    assert made.until(made.find(0, 7, 1)) == NOW // SECOND + 60
+    assert made.evictions == 0
+
+
 @pytest.mark.parametrize("step", [1, 7, 256, 1 << 32])
 @pytest.mark.parametrize("seed", range(4))
 def test_neighbouring_addresses_fill_the_table_evenly(step: int, seed: int) -> None:

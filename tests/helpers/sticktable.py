@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ratelimit.limiter.limiter import Limiter, Sharing
@@ -90,6 +91,44 @@ class Fed:
     def ends(self) -> list[float]:
         """Return the ends of the verdicts to tell, in seconds after the start; 0 for none."""
         return [(one.until - START) / SECOND if one.until else 0.0 for one in self.verdicts()]
+
+
+@dataclass
+class Entry:
+    """An entry of HAProxy: its counter, its last use, its open requests, and when it was made."""
+
+    counter: int
+    used: float
+    held: int = 0
+    made: float = 0.0
+
+
+class StickTable:
+    """The stick table of a process of HAProxy; times are in seconds."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.pid = 1
+        self.entries: dict[str, Entry] = {}
+
+    def touch(self, client: str, hits: int) -> None:
+        """Count requests of a client."""
+        entry = self.entries.setdefault(client, Entry(0, self.now, made=self.now))
+        entry.counter += hits
+        entry.used = self.now
+
+    def expire(self) -> None:
+        """Purge the entries that were not used for EXPIRE."""
+        self.entries = {
+            client: entry
+            for client, entry in self.entries.items()
+            if self.now - entry.used < EXPIRE
+        }
+
+    def restart(self) -> None:
+        """Begin again with another process and without entries."""
+        self.pid += 1
+        self.entries = {}
 
 
 class Line:

@@ -167,6 +167,8 @@ class World:
     """A command that runs HAProxy; HAProxy's own command line is appended."""
     file: str = SPOE_FILE
     """The shipped configuration that HAProxy runs."""
+    peers: str = ""
+    """Where the agent listens for peers; by default on a unix socket."""
     requests: Counter[str] = field(default_factory=Counter)
     head: str = ""
     """Last request of a client at the application: request line and header fields."""
@@ -213,7 +215,7 @@ class World:
         path = self.folder / "ratelimit.toml"
         text = f'[agent]\nlisten = ["unix://{self.folder}/spop.sock"]\n'
         if self.file == PEERS_FILE:
-            text += f'peers = ["unix://{self.folder}/peers.sock"]\n'
+            text += f'peers = ["{self.peers or f"unix://{self.folder}/peers.sock"}"]\n'
         path.write_text(text + config)
         return path
 

@@ -215,6 +215,7 @@ def test_haproxies_that_are_peers(tmp_path: Path) -> None:
         parts.peers.hub.refused_hellos = 4
         seen = read(metrics)
         assert value(seen, "peers_sessions") == value(seen, "peers_taught") == 1
+        assert value(seen, "peers_counting") == 1
         assert value(seen, "peers_updates_total") == 2
         assert value(seen, "peers_resyncs_total") == 1
         assert value(seen, "peers_tables_refused") == 1

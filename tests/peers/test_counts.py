@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from ratelimit.limiter.limiter import Sharing
 from ratelimit.model import Limit
 from ratelimit.notation import SECOND
 from ratelimit.peers.constants import DataType, KeyType
@@ -72,6 +73,14 @@ def test_the_rate_of_an_idle_entry_is_as_old_as_the_entry() -> None:
     fed = Fed(Limit(rate=1000, window=SECOND))
     line = Line(fed, synced=False)
     line.tell(100, req=5000, rates=(10_000, 40, 60))
+    assert fed.hits() == 0
+
+
+def test_the_rate_of_a_taught_entry_does_not_count_if_other_nodes_may_have_its_hits() -> None:
+    fed = Fed(Limit(rate=1000, window=SECOND), sharing=Sharing.HOT)
+    fed.limiter.divide(2, True)
+    line = Line(fed, synced=False)
+    line.tell(1, req=5000, rates=(500, 40, 60))
     assert fed.hits() == 0
 
 

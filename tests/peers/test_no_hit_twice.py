@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -24,7 +24,7 @@ from ratelimit.peers.definition import Definition
 from ratelimit.peers.session import Session
 from tests.helpers.asking import START
 from tests.helpers.peers_wire import ASK, CONFIRMED, FINISHED, PARTIAL, define, update
-from tests.helpers.sticktable import EXPIRE, ipv6
+from tests.helpers.sticktable import EXPIRE, Entry, ipv6
 
 GPC0, CONN_CUR, HTTP_REQ_CNT = 2, 6, 9
 CLIENTS = ["192.0.2.1", "192.0.2.2"]
@@ -35,16 +35,6 @@ LAG = 4
 """Seconds within which HAProxy tells a change, at the latest."""
 
 LIMIT = Limit(rate=10_000_000, window=DAY, block=(), strict=True)
-
-
-@dataclass
-class Entry:
-    """An entry of HAProxy: its counter, its last use, its open requests, and when it was made."""
-
-    counter: int
-    used: float
-    held: int = 0
-    made: float = 0.0
 
 
 class Agent(Counts):

@@ -9,7 +9,7 @@ import asyncio
 import gc
 import math
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -49,6 +49,11 @@ class Store(SharedStore):
     @property
     def secret(self) -> bytes:
         return bytes(16)
+
+    async def lease(
+        self, names: Sequence[str], agent: str, life: int
+    ) -> dict[str, tuple[str, str]]:
+        return {}
 
     async def exchange(
         self, limit: str, shard: int, generation: int, ttl: int, batch: bytes, hot: bytes = b""

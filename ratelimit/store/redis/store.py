@@ -5,10 +5,11 @@ and then sends a heartbeat every second, which also reads the store's time. Any 
 all connections; the next attempt starts from the beginning. So there is only one way to start,
 after which nothing has been missed.
 
-Keys: ``PREFIX:{fleet}:nodes``, ``PREFIX:{fleet}:blocks``, ``PREFIX:{fleet}:lifts`` and
-``PREFIX:{fleet}:claim:NAME``, and for counts ``PREFIX:{LIMIT.SHARD}:hits:GENERATION``. Channels:
-``PREFIX:{fleet}:news`` and ``PREFIX:{fleet}:hot``; in databases other than 0 they end with ``:DB``,
-because the databases of a server share channels. ``scripts/`` describes the contents.
+Keys: ``PREFIX:{fleet}:nodes``, ``PREFIX:{fleet}:blocks``, ``PREFIX:{fleet}:lifts``,
+``PREFIX:{fleet}:claim:NAME`` and ``PREFIX:{fleet}:lease:NAME``, and for counts
+``PREFIX:{LIMIT.SHARD}:hits:GENERATION``. Channels: ``PREFIX:{fleet}:news`` and
+``PREFIX:{fleet}:hot``; in databases other than 0 they end with ``:DB``, because the databases of a
+server share channels. ``scripts/`` describes the contents.
 
 A request without an answer may have been executed. So counts are not sent again (see
 ``StoreError.unsent``); blocks are, because writing them twice changes nothing.
@@ -25,7 +26,7 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -72,6 +73,7 @@ _UNJOURNALED = 5_000
 log = structlog.get_logger()
 
 _EXCHANGE = Script("exchange")
+_LEASE = Script("lease")
 
 
 class RedisStore(SharedStore):
@@ -251,6 +253,17 @@ class RedisStore(SharedStore):
         milliseconds = round(ttl * 1000)
         old = await self._connected().call(key, "SET", key, value, "PX", milliseconds, "GET")
         return bool(old != value.encode())
+
+    async def lease(
+        self, names: Sequence[str], agent: str, life: int
+    ) -> dict[str, tuple[str, str]]:
+        keys = tuple(f"{self._prefix}:{{fleet}}:lease:{name}".encode() for name in names)
+        connected = self._connected()
+        answer = await connected.run(_LEASE, keys, b"-", agent, life)
+        if not isinstance(answer, list) or len(answer) != 2 * len(names):
+            raise connected.odd("the answer to a lease")
+        said = [one.decode("ascii", "replace") for one in answer]
+        return dict(zip(names, zip(said[::2], said[1::2], strict=True), strict=True))
 
     def adopt(self) -> None:
         if self._journal is not None:
