@@ -19,6 +19,7 @@ NOT_OPEN = {
     "RatelimitUnsignedEntries",
     "RatelimitWebhookFails",
     "RatelimitVersionsDiffer",
+    "RatelimitPeerResyncs",
     # Of HAProxy and the application.
     "RatelimitHaproxyDown",
     "RatelimitEdgeRefuses",
