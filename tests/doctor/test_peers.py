@@ -362,7 +362,8 @@ def test_a_real_haproxy_in_peers_mode(plant: Plant) -> None:
 def test_faults_of_a_real_haproxy(plant: Plant) -> None:
     async def test() -> None:
         edit = replaced("peers.cfg", "server agent ", "server limiter ")
-        async with plant(file=PEERS_FILE, edit=edit, RATELIMIT_WINDOW="5") as made:
+        async with plant(file=PEERS_FILE, agent=False, edit=edit) as made:
+            made.world.start_agent(made.more)
 
             async def refused() -> bool:
                 found = await made.broken()
