@@ -42,6 +42,7 @@ MAX_TOLD = 65_536
 _GPT = PLACE[DataType.GPT]
 _TOLD = 256  # verdicts per call
 _SETS = 32  # sets of clients per call
+_STEP = 16  # verdicts per step
 _CONTEST = 10 * SECOND  # in which alternations are counted
 _ALTERNATIONS = 3
 _NOTED = 1_000  # different notes
@@ -98,6 +99,7 @@ class Hub(Counts):
         self.on_ask: Callable[[], object] = lambda: None
         self.on_end: Callable[[str], object] = lambda name: None
         self.leases = Leases(name)
+        self._reloads = 0
         self._updates = 0  # of sessions that have ended
         self._stale: dict[VerdictTable, None] = {}
         self._translates = False
@@ -184,9 +186,16 @@ class Hub(Counts):
         """Compare the tables that have changed, or are new, with the blocklist."""
         while self._stale:
             table = next(iter(self._stale))
-            for key in (yield from table.rebuild()):
-                self.forget(table.limit, _wide(key, table), table.is_text)
-                self._tell(table, key)
+            reloads, known = self._reloads, table.ready
+            changed = yield from table.rebuild()
+            if known:
+                yield from self._tell_all(table, changed)
+            else:
+                for link in self.by_name.values():
+                    if table.name in link.announced:
+                        link.teach()
+            if reloads != self._reloads:
+                continue  # a part was compared with what the reload has replaced
             self._stale.pop(table, None)
             if table.rule is None:
                 self.verdicts.pop(table.limit, None)
@@ -195,9 +204,8 @@ class Hub(Counts):
             yield from self.limiter.cut()
             self._networks.pop(network, None)
             for table in list(self.verdicts.values()):
-                for key in (yield from table.renew_within(network)):
-                    self.forget(table.limit, _wide(key, table), table.is_text)
-                    self._tell(table, key)
+                changed = yield from table.renew_within(network)
+                yield from self._tell_all(table, changed)
         for link in self.links.values():
             link.wake()
 
@@ -206,6 +214,7 @@ class Hub(Counts):
         now = {rule.limit.name for rule in self.engine.rules}
         self.removed = (self.removed | self._limits) - now
         self._limits = now
+        self._reloads += 1
         # HAProxy announces a table once in a session: one that was no limit may be one now.
         for link in list(self.by_name.values()):
             link.refused.clear()
@@ -457,6 +466,14 @@ class Hub(Counts):
         if limit == EVERY_LIMIT:
             return self.verdicts.values()
         return (self.verdicts[limit],) if limit in self.verdicts else ()
+
+    def _tell_all(self, table: VerdictTable, keys: Iterable[bytes]) -> Steps[None]:
+        """Tell every HAProxy the verdicts on keys that have changed."""
+        for number, key in enumerate(keys):
+            if number % _STEP == 0:
+                yield
+            self.forget(table.limit, _wide(key, table), table.is_text)
+            self._tell(table, key)
 
     def _tell(self, table: VerdictTable, key: bytes, throttle: int = 0) -> None:
         for link in list(self.by_name.values()):

@@ -152,14 +152,17 @@ class VerdictTable:
                 self.update(client)
 
     def rebuild(self) -> Steps[list[bytes]]:
-        """Compare all verdicts with the blocklist and the lists; return the keys that changed."""
+        """Compare all verdicts with the blocklist and the lists; return the keys that changed.
+
+        Before ``ready``, all keys of ``values`` are of the blocklist.
+        """
         changed = []
         blocklist = self._limiter.blocklist
         for number, block in enumerate(chain(blocklist.of(EVERY_LIMIT), blocklist.of(self.limit))):
             changed += [key for key in self._keys_of(block.key) if self._renew(key, block.key)]
             if number % _STEP == 0:
                 yield
-        for page in self.values.pages():
+        for page in self.values.pages() if self.ready else ():
             for number, key in enumerate(page):
                 if self._renew(key, self._client(key)):
                     changed.append(key)

@@ -138,6 +138,25 @@ def test_many_blocks_are_taught_in_slices() -> None:
     run(test)
 
 
+def test_long_reads_of_several_sessions_share_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one turn of the loop brings is processed in the turns after it, one slice in each."""
+    planned: list[Callable[[], object]] = []
+    monkeypatch.setattr(module, "call", planned.append)
+
+    async def test(peers: Peers, address: Address) -> None:
+        async with connected(address), connected(address):
+            await until(lambda: len(peers.sessions) == 2)
+            for peer in peers.sessions:
+                peer.data_received(b"x" * (module._LARGE_PIECE + 1))
+            assert len(planned) == 2
+            assert peers.protocol_errors == 0
+            for work in planned:
+                work()
+            assert peers.protocol_errors == 2
+
+    run(test)
+
+
 def test_a_long_read_is_processed_in_slices_and_none_of_it_is_lost() -> None:
     async def test(peers: Peers, address: Address) -> None:
         async with connected(address) as streams:

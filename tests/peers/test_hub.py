@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 
 import pytest
@@ -107,6 +108,62 @@ def test_a_haproxy_that_connects_is_told_the_throttles_in_steps() -> None:
     steps = list(hub.all_verdicts(two.link, asked=False))
     assert steps.count(None) == len(range(0, hub.told.places, 256))
     assert [key for _, key, _ in filter(None, steps)] == [CLIENT]
+
+
+def test_blocks_that_a_reload_changes_are_told_in_steps() -> None:
+    limiter = limiter_of(Limit())
+    hub = hub_of(limiter, NOW)
+    haproxy = FakeHaproxy(hub, NOW)
+    haproxy.connect(NOW)
+    for number in range(300):
+        assert limiter.apply(by_hand(f"192.0.{number // 256}.{number % 256}"))
+    haproxy.pump(NOW)
+    finish(finish(limiter.reload([Limit()], lists_of(allow=("192.0.0.0/16",)))))
+    hub.reload()
+    waiting = [haproxy.link.waiting for _ in hub.rebuild()]
+    waiting.append(haproxy.link.waiting)
+    assert waiting[-1] == 300
+    assert max(b - a for a, b in itertools.pairwise(waiting)) <= 16
+    haproxy.pump(NOW)
+    assert {tuple(entry[:3]) for entry in haproxy.entries["rlv_default"].values()} == {(0, 0, 0)}
+
+
+def test_a_new_table_is_taught_and_not_told_block_by_block() -> None:
+    limiter = limiter_of(Limit())
+    hub = hub_of(limiter, NOW)
+    for number in range(300):
+        assert limiter.apply(by_hand(f"192.0.{number // 256}.{number % 256}"))
+    # HAProxy announces the table of verdicts once it has an entry, long after the teaching.
+    haproxy = FakeHaproxy(hub, NOW, tables=(counts(), limits()))
+    haproxy.connect(NOW)
+    assert "rlv_default" not in haproxy.entries
+    haproxy.session.define(verdicts())
+    hub.begin_read(NOW, NOW)
+    haproxy.ours.receive_data(haproxy.session.take(), NOW)
+    assert not hub.ready
+    finish(hub.rebuild())
+    assert haproxy.link.waiting == 0
+    haproxy.pump(NOW)
+    assert len(haproxy.entries["rlv_default"]) == 300
+
+
+def test_a_reload_while_the_verdicts_are_compared_is_not_forgotten() -> None:
+    limiter = limiter_of(Limit())
+    hub = hub_of(limiter, NOW)
+    for number in range(300):
+        assert limiter.apply(by_hand(f"192.0.{number // 256}.{number % 256}"))
+    haproxy = FakeHaproxy(hub, NOW)
+    haproxy.connect(NOW)
+    hub.reload()
+    steps = hub.rebuild()
+    for _ in range(30):
+        next(steps)
+    finish(finish(limiter.reload([Limit()], lists_of(allow=("192.0.0.0/16",)))))
+    hub.reload()
+    finish(steps)
+    assert hub.ready
+    haproxy.pump(NOW)
+    assert {tuple(entry[:3]) for entry in haproxy.entries["rlv_default"].values()} == {(0, 0, 0)}
 
 
 def test_a_blown_fuse_and_its_reset_are_told() -> None:
