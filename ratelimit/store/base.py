@@ -26,6 +26,13 @@ from ratelimit.turns import SLICE, turn
 if TYPE_CHECKING:
     from ratelimit.limiter.merge import Merge
 
+CONFIRM_TIMEOUT = 5.0
+"""Seconds that a caller waits for a change to be written: a busy disk may need more than one. Less
+than the 10 s that the command line waits for an answer."""
+
+OUTAGE_TIMEOUT = 1.0
+"""The same while the store is known to be down."""
+
 _TOLD = 1000  # entries per write
 
 log = structlog.get_logger()
@@ -208,15 +215,16 @@ class Store(ABC):
         """Keep an entry from elsewhere that the owner has merged, if the store does so."""
         return None  # noqa: RET501 - a store of one node has the entry already
 
-    def save(self, block: Block, timeout: float = 1) -> Coroutine[Any, Any, Block]:
+    def save(self, block: Block, timeout: float | None = None) -> Coroutine[Any, Any, Block]:
         """Write a block by an operator; the owner's callback is called at once.
 
         Raises StoreError, ``unsent``, if it can never be written; nothing has happened then.
 
         Awaiting the result returns the block as stored, once it can't be lost any more. It raises
-        StoreError after ``timeout`` seconds; the block is still written later.
+        StoreError after ``timeout`` seconds, by default ``CONFIRM_TIMEOUT``; the block is still
+        written later.
         """
-        written = self._submit(block, timeout)
+        written = self._submit(block, self._limit(timeout))
 
         async def saved() -> Block:
             entry, _ = await written
@@ -224,13 +232,18 @@ class Store(ABC):
 
         return saved()
 
-    async def lift(self, lift: Lift, timeout: float = 1) -> bool:
+    async def lift(self, lift: Lift, timeout: float | None = None) -> bool:
         """Remove a block and its strikes for all nodes; return true if there was one.
 
         Raises StoreError like ``save()`` and its result.
         """
-        _, found = await self._submit(lift, timeout)
+        _, found = await self._submit(lift, self._limit(timeout))
         return found
+
+    def _limit(self, timeout: float | None) -> float:
+        if timeout is not None:
+            return timeout
+        return OUTAGE_TIMEOUT if self.problem else CONFIRM_TIMEOUT
 
     def _submit(self, entry: Entry, timeout: float) -> Coroutine[Any, Any, tuple[Entry, bool]]:
         """Queue an entry and notify the owner; awaiting the result waits until it is written."""

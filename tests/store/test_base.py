@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from ratelimit.model import Block, Entry, Lift
+from ratelimit.store import base
 from ratelimit.store.base import Events, Node, NoList, Store, StoreError, tell
 from tests.store.conftest import block, lift, run
 
@@ -42,6 +43,28 @@ def test_the_owner_learns_a_change_before_it_is_written() -> None:
         with pytest.raises(StoreError, match="it is away"):
             await store.lift(lifted, timeout=0)
         assert heard == [made, lifted]
+
+    run(main)
+
+
+def test_a_caller_waits_longer_for_a_store_that_is_busy_than_for_one_that_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(base, "OUTAGE_TIMEOUT", 0.0)
+    store = Queue(Events())
+
+    async def main() -> None:
+        made = block("a")
+        saving = asyncio.create_task(store.save(made))
+        await asyncio.sleep(0)
+        store.problem = "it is away"
+        with pytest.raises(StoreError, match="it is away"):
+            await store.save(block("b"))
+        assert not saving.done()
+        (change, _) = store.outbox.first(2)
+        assert change.waiter is not None
+        change.waiter.set_result(True)
+        assert await saving == made
 
     run(main)
 
