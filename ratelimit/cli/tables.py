@@ -209,6 +209,8 @@ def status_tables(state: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [node, limits]
     if state.get("fleet"):
         parts.append(_fleet(state["fleet"]))
+    if state["peers"]:
+        parts.append(_peers(state["peers"]))
     if state["haproxy"]:
         parts.append(_haproxies(state["haproxy"]))
     return Group(*parts)
@@ -229,6 +231,32 @@ def _fleet(nodes: list[dict[str, Any]]) -> RenderableType:
     return new_table(*columns, rows=rows, title="fleet")
 
 
+def _peers(peers: list[dict[str, Any]]) -> RenderableType:
+    """Return a table of the HAProxies that count themselves (peers mode)."""
+    rows = (
+        (
+            printable(one["name"]),
+            printable(one["address"]),
+            duration(max(0, time.time() - one["since"])),
+            f"{one['updates']:,}",
+            "this agent" if one["counting"] else printable(one["counted_by"]) or "no agent",
+            "all" if one["taught"] else "not all",
+            f"{one['waiting']:,}",
+            "" if one["clock_offset"] is None else f"{one['clock_offset']:+.3f} s",
+        )
+        for one in peers
+    )
+    columns = ("name", "address", "uptime#", "updates#", "counted by", "verdicts", "waiting#")
+    made = new_table(*columns, "clock#", rows=rows, title="HAProxies that are peers")
+    refused = [
+        f"{one['name']}: table {name}: {why}"
+        for one in peers
+        for name, why in one["refused"].items()
+    ]
+    made.caption = "\n".join(map(printable, refused)) or None
+    return made
+
+
 def _haproxies(reports: list[dict[str, Any]]) -> RenderableType:
     made = new_table(
         "socket", "version", "uptime#", "requests per second#", "denied#", "agent", "edge#",
@@ -246,12 +274,26 @@ def _haproxies(reports: list[dict[str, Any]]) -> RenderableType:
                 f"{sum(front[name] for front in one['frontends']):,}"
                 for name in ("request_rate", "denied_requests")
             ),
-            printable(one["agent"]) or "no backend",
-            f"{one['edge']['used']:,}" if one["edge"] else "no table",
+            printable(one["agent"]) or ("peer" if _verdicts(one) else "no backend"),
+            _edge(one),
         )
     problems = [f"{one['socket']}: {one['problem']}" for one in reports if one["problem"]]
     made.caption = "\n".join(map(printable, problems)) or None
     return made
+
+
+def _edge(report: dict[str, Any]) -> str:
+    """Return the number of blocks and verdicts that an HAProxy has."""
+    if report["edge"]:
+        return f"{report['edge']['used']:,}"
+    verdicts = _verdicts(report)
+    return f"{sum(verdicts):,}" if verdicts else "no table"
+
+
+def _verdicts(report: dict[str, Any]) -> list[int]:
+    """Return the entries of each table in which an agent writes verdicts as HAProxy's peer."""
+    names = ((one["name"].rpartition("/")[2], one["used"]) for one in report["tables"])
+    return [used for name, used in names if name.startswith(VERDICT_PREFIX)]
 
 
 def _edges(entries: list[dict[str, Any]]) -> RenderableType:

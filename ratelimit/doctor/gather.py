@@ -104,6 +104,8 @@ class PeerStatus(BaseModel):
     tables: list[PeerTable]
     refused: dict[str, str]
     unused: list[str]
+    counting: bool
+    counted_by: str
 
 
 class AgentStatus(BaseModel):

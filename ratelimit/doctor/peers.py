@@ -14,6 +14,9 @@ from ratelimit.notation import SECOND, format_duration
 LIMITS = "rlc_limits"
 """The table in which the agent tells HAProxy its limits."""
 
+CAPS = "rlc_caps"
+"""The table of the caps that hold while an agent is connected."""
+
 CLOCK_TOLERANCE = 0.1
 """Seconds by which HAProxy's clock may differ; beyond it, throttles end at whole seconds."""
 
@@ -51,7 +54,12 @@ def judge_peers(facts: Facts, limits: Sequence[Limit]) -> Iterator[Check]:
 def _session(peer: PeerStatus, status: AgentStatus, limits: Sequence[Limit]) -> Iterator[Check]:
     """Check one session, and the tables that HAProxy has announced."""
     subject = f"peer {peer.name}"
-    found = [*_refused(subject, peer), *_tables(subject, peer, status, limits), *_clock(peer)]
+    found = [
+        *_refused(subject, peer),
+        *_tables(subject, peer, status, limits),
+        *_clock(peer),
+        *_counted(peer),
+    ]
     yield from found
     if not peer.taught:
         yield unsure(
@@ -63,7 +71,8 @@ def _session(peer: PeerStatus, status: AgentStatus, limits: Sequence[Limit]) -> 
     elif not found:
         yield ok(
             subject,
-            f"connected from {peer.address}, {peer.updates} updates of {len(peer.tables)} tables",
+            f"connected from {peer.address}, {peer.updates} updates of {len(peer.tables)} tables"
+            f"{'' if peer.counting else f', counted by {peer.counted_by}'}",
         )
 
 
@@ -81,6 +90,16 @@ def _refused(subject: str, peer: PeerStatus) -> Iterator[Check]:
             f"the agent has no limit for {', '.join(unused[:SHOWN])}: HAProxy alone limits these "
             "requests, to the rate of its environment if there is one",
             "add [limits.NAME] for each rl_NAME; nothing is wrong if HAProxy's own count is enough",
+        )
+
+
+def _counted(peer: PeerStatus) -> Iterator[Check]:
+    if not peer.counting and not peer.counted_by:
+        yield unsure(
+            f"peer {peer.name}: counts",
+            "no agent counts the requests of this HAProxy",
+            "this lasts a few seconds after a change of agents; otherwise check that both agents "
+            "reach the same store: `ratelimit status`",
         )
 
 
@@ -134,6 +153,8 @@ def _missing(
     """Yield the tables that an HAProxy lacks, and the effect of that."""
     if LIMITS not in tables and LIMITS not in peer.refused:
         yield LIMITS, "it knows neither the limits nor that the agent is connected"
+    if CAPS not in tables and CAPS not in peer.refused:
+        yield CAPS, "its own cap is the rate, which refuses clients within their limit in bursts"
     asked = {limit.name for limit in status.limits if limit.asked}
     for limit in limits:
         name = limit.count_table
@@ -401,7 +422,7 @@ def _is_count(table: str) -> bool:
 
 
 def _is_ours(table: str) -> bool:
-    return table == LIMITS or table.startswith((TABLE_PREFIX, VERDICT_PREFIX))
+    return table in (LIMITS, CAPS) or table.startswith((TABLE_PREFIX, VERDICT_PREFIX))
 
 
 def _names(peers: Sequence[Peer]) -> str:

@@ -41,6 +41,7 @@ TABLES = (
     table("rlv_default"),
     table("rlv_unknown"),
     table("rlc_limits", type="string", key_size=65),
+    table("rlc_caps", type="string", key_size=65, expire=3),
 )
 
 
@@ -53,6 +54,8 @@ def peer(*tables: PeerTable, **more: object) -> PeerStatus:
         "clock_offset": 0.01,
         "refused": {},
         "unused": [],
+        "counting": True,
+        "counted_by": "agent",
     } | more
     return PeerStatus(tables=list(tables or TABLES), **values)
 
@@ -204,6 +207,7 @@ def test_two_agents_that_share_nothing(alone: bool) -> None:
         ("rl_default", "does not count"),
         ("rlv_default", "it refuses no client because of limits.default"),
         ("rlc_limits", "neither the limits nor"),
+        ("rlc_caps", "refuses clients within their limit"),
     ],
 )
 def test_a_table_that_is_missing(name: str, effect: str) -> None:
@@ -299,6 +303,13 @@ def test_haproxys_clock_is_off(ahead: float | None) -> None:
         word = "ahead of" if ahead > 0 else "behind"
         assert f"0.2 s {word} the fleet's clock" in found["peer edge: clock"].finding
         assert "NTP" in found["peer edge: clock"].fix
+
+
+def test_the_requests_of_a_haproxy_are_counted_by_another_agent_or_by_none() -> None:
+    other = checks(peer(counting=False, counted_by="agent2"))
+    assert other["peer edge"].finding.endswith("tables, counted by agent2")
+    check = checks(peer(counting=False, counted_by=""))["peer edge: counts"]
+    assert check.state is State.UNSURE and "no agent counts" in check.finding
 
 
 def test_a_haproxy_that_asks_and_counts() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,10 @@ from typing import Any
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
+from ratelimit.cli.main import main
+from ratelimit.limiter.limiter import FUSE_CLIENTS
 from tests.helpers.world import LONGEST, PATIENCE, PEERS_FILE, World, until, world
 
 pytestmark = pytest.mark.integration
@@ -20,17 +24,23 @@ pytestmark = pytest.mark.integration
 LIMITS = "[limits.default]\nrate = 20\nwindow = '30s'\nblock = ['5m']\n"
 """A limit that a machine that does much else can exceed, and blocks that outlast a test."""
 
+FUSED = "[limits.default]\nrate = 2\nwindow = '30s'\nblock = ['5m']\n"
+"""A limit that all clients exceed."""
+
 ENV = {"RATELIMIT_STATS_LEVEL": "admin", "RATELIMIT_WINDOW": "30"}
 
 
 def run(
-    folder: Path, test: Callable[[World, httpx.AsyncClient], Awaitable[None]], sockets: bool
+    folder: Path,
+    test: Callable[[World, httpx.AsyncClient], Awaitable[None]],
+    sockets: bool,
+    limits: str = LIMITS,
 ) -> None:
     """Run a test with an agent that HAProxy has as its peer, and a client of its API."""
 
-    async def main() -> None:
+    async def here() -> None:
         more = f"[haproxy]\nsockets = ['{folder}/haproxy.sock']\n" if sockets else ""
-        made = world(folder, LIMITS + more, env=ENV, file=PEERS_FILE)
+        made = world(folder, limits + more, env=ENV, file=PEERS_FILE)
         async with (
             asyncio.timeout(LONGEST),
             made as w,
@@ -46,7 +56,7 @@ def run(
             await until(taught, "HAProxy has all verdicts")
             await test(w, api)
 
-    asyncio.run(main())
+    asyncio.run(here())
 
 
 async def status(api: httpx.AsyncClient) -> dict[str, Any]:
@@ -59,6 +69,15 @@ async def block(api: httpx.AsyncClient, key: str) -> dict[str, Any]:
     assert made.status_code == 201, made.text
     found: dict[str, Any] = made.json()
     return found
+
+
+async def command(w: World, *words: str) -> str:
+    """Return what a command prints, with single spaces."""
+    arguments = [*words, "--url", f"http://{await w.ops()}"]
+    runner = CliRunner(env={"COLUMNS": "300"})
+    result = await asyncio.to_thread(runner.invoke, main, arguments)
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
 
 
 async def refused(w: World, address: str) -> bool:
@@ -107,6 +126,13 @@ def test_with_the_socket_an_operator_sees_haproxys_counts_and_blocks_any_network
             assert {one["key"]: one["haproxy"] for one in top if one["limit"] == "default"} == {
                 "127.2.0.1": {"requests": 3, "refused": 0, "open": None}
             }
+
+            explained = await command(w, "explain", "127.2.0.1")
+            assert "rl_default 127.2.0.1" in explained and "http_req_cnt 3" in explained
+            assert "HAProxy's count" in await command(w, "top", "--once")
+            listed = await command(w, "status")
+            assert re.search(r"haproxy unix .* this agent all 0", listed), listed
+            assert re.search(r"haproxy.sock .* peer 0", listed), listed
 
             # A client has a verdict, another network is in HAProxy's map.
             for key, inside in (("127.2.0.9", "127.2.0.9"), ("127.4.0.0/24", "127.4.0.9")):
@@ -174,3 +200,27 @@ def test_without_the_socket_a_block_of_a_network_says_that_haproxy_does_not_enfo
         await until(partial(passes, w, "127.4.0.9"), "HAProxy lets the client pass again")
 
     run(tmp_path, test, sockets=False)
+
+
+def test_a_blown_fuse_reaches_haproxy_and_so_does_its_reset(tmp_path: Path) -> None:
+    async def test(w: World, api: httpx.AsyncClient) -> None:
+        async def mode() -> str:
+            shown = await w.runtime("show table ratelimit/rlc_limits")
+            return str(re.findall(r"key=default .*gpt1=(\d)", shown)[0])
+
+        async def mode_is(wanted: str) -> bool:
+            return await mode() == wanted
+
+        assert await mode() == "1"
+        # All clients exceed the limit: the limit must be wrong.
+        for number in range(1, FUSE_CLIENTS + 5):
+            await w.client(f"127.6.0.{number}").statuses(4)
+        await until(partial(mode_is, "3"), "HAProxy is told")
+        assert (await status(api))["limits"][0]["fuse_blown"]
+        last = f"127.6.0.{FUSE_CLIENTS + 4}"
+        await until(partial(refused, w, last), "the limit still throttles")
+        assert (await api.get(f"/v1/blocks/{last}")).status_code == 404
+        assert (await api.delete("/v1/limits/default/fuse")).status_code == 204
+        await until(partial(mode_is, "1"), "HAProxy is told of the reset")
+
+    run(tmp_path, test, sockets=False, limits=FUSED)

@@ -441,6 +441,21 @@ def test_a_table_of_no_limit_is_reported_once_and_is_no_fault() -> None:
     assert [about["why"] for about in told] == whys
 
 
+def test_a_fuse_that_blows_or_is_reset_is_told_at_once() -> None:
+    limiter = limiter_of(Limit())
+    hub = hub_of(limiter, NOW)
+    haproxy = FakeHaproxy(hub, NOW)
+    haproxy.connect(NOW)
+    modes = []
+    for blown in (True, False):
+        limiter.engine.rules[0].blow(blown)
+        for listener in limiter.on_fuse:
+            listener(Limit(), blown)
+        haproxy.pump(NOW)
+        modes.append(haproxy.entries["rlc_limits"][b"default"][1])
+    assert modes == [Mode.FUSED, Mode.ENFORCE]
+
+
 def test_once_a_client_is_behind_nat64_blocks_have_its_form_of_keys_too() -> None:
     limiter = limiter_of(Limit())
     hub = hub_of(limiter, NOW)
