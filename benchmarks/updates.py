@@ -39,7 +39,6 @@ _BETWEEN = 64
 
 _COUNT = b"\xf1\xf2\xf3"  # in a template, the number of the round
 _ROUND = 2288  # of the first; these numbers take three bytes
-_LAST = 0xFFFFFFFF  # number of the last update of a load
 
 
 @dataclass(frozen=True)
@@ -87,15 +86,12 @@ def run(programs: Programs, options: argparse.Namespace) -> Report:
 
     def load(edge: Edge, clients: int, types: tuple[int, ...], seconds: float) -> Sample:
         """Send whole rounds for a time; each has one request of each client."""
-        rounds, number = prepared[clients, types], 0
+        rounds = prepared[clients, types]
         cpu, start, sent = agent.cpu(), time.perf_counter(), 0
         while not sent or time.perf_counter() - start < seconds:
-            number = next(numbers)
-            edge.send(filled(rounds, number))
+            edge.send(filled(rounds, next(numbers)))
             sent += 2 * clients
-        edge.acknowledged = -1
-        edge.send(filled(update(_LAST, key(KNOWN), *values(types, begins=False)), number))
-        edge.until(lambda: edge.acknowledged == _LAST)
+        edge.finish()  # the agent confirms it once it has read all
         return Sample(sent, time.perf_counter() - start, agent.cpu() - cpu)
 
     progress("preparing")

@@ -27,6 +27,10 @@ MAX_ENTRIES = 128
 HANDSHAKE = 5_000_000_000
 """Nanoseconds in which a handshake must be complete."""
 
+ACKNOWLEDGE = 100_000_000
+"""Nanoseconds from one acknowledgement to the next: HAProxy only needs them when it connects again,
+and each costs both sides a system call."""
+
 HEARTBEAT = 3_000_000_000
 """Nanoseconds without a message of ours, after which a heartbeat is sent (section "Control")."""
 

@@ -16,7 +16,7 @@ cdef int _UPDATE, _INCREMENTAL, _DEFINITION, _SWITCH, _ACK, _TIMED, _INCREMENTAL
 cdef class Session:
     cdef Listener _listener
     cdef str _local
-    cdef int64_t _now, _heard, _spoke, _answered
+    cdef int64_t _now, _heard, _spoke, _answered, _acknowledged
     cdef Messages _messages
     cdef bint _dials, _confirmed
     cdef Sender _sender
@@ -43,5 +43,7 @@ cdef class Session:
     cdef int _control(self, int kind, int message) except -1
     @cython.locals(messages=Messages, tables=Tables, table=Incoming)
     cdef int _define(self) except -1
+    @cython.locals(table=Incoming, reader=UpdateReader)
+    cdef int _release(self) except -1
     @cython.locals(table=Incoming, reader=UpdateReader)
     cdef int _acknowledge(self) except -1

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from ratelimit.exceptions import FrameError, PeersError
 from ratelimit.peers.constants import (
+    ACKNOWLEDGE,
     HANDSHAKE,
     HEARTBEAT,
     PATIENCE,
@@ -76,6 +77,7 @@ class Session:
         self._heard = now
         self._spoke = now
         self._answered = now
+        self._acknowledged = now - ACKNOWLEDGE
         self._messages = Messages()
         self._dials = bool(remote)
         self._sender = Sender()
@@ -123,7 +125,7 @@ class Session:
             while self.opened and not self.closed and messages.next():
                 self._process()
                 self._heard = now
-            self._acknowledge()
+            self._release()
         except FrameError as error:
             self._fail(error)
         if self.closed:
@@ -184,6 +186,8 @@ class Session:
         self._now = now
         if unread or self.unacknowledged == 0:
             self._answered = now
+        if self._changed:
+            self._acknowledge()
         late = self._late()
         if late:
             self._fail(PeersError(ErrorType.PROTOCOL if self.opened else Status.PROTOCOL, late))
@@ -318,12 +322,19 @@ class Session:
                     table.reader = UpdateReader(table.definition, self._shared)
                     table.reader.owner = owner
 
+    def _release(self) -> None:
+        """Release the data of this read; acknowledge the updates if the last time is long ago."""
+        for table in self._changed:
+            if table.reader is not None:
+                table.reader.forget()
+        if self._changed and self._now - self._acknowledged >= ACKNOWLEDGE:
+            self._acknowledge()
+
     def _acknowledge(self) -> None:
-        """Acknowledge the last update of each table of this read."""
+        """Acknowledge the last update of each table."""
+        self._acknowledged = self._now
         for table in self._changed:
             table.changed = False
-            reader = table.reader
-            if reader is not None and not self.closed:
-                self._sender.acknowledge(table.number, reader.id)
-                reader.forget()
+            if table.reader is not None and not self.closed:
+                self._sender.acknowledge(table.number, table.reader.id)
         self._changed.clear()

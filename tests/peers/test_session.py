@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ratelimit.exceptions import PeersError
-from ratelimit.peers.constants import DataType, ErrorType, KeyType, Status
+from ratelimit.peers.constants import ACKNOWLEDGE, DataType, ErrorType, KeyType, Status
 from ratelimit.peers.definition import Definition
 from ratelimit.peers.session import Session
 from tests.helpers.peers_wire import (
@@ -166,6 +166,18 @@ def test_the_last_update_of_each_table_of_a_read_is_acknowledged() -> None:
     assert seen.events == ["read"]
 
 
+def test_acknowledgements_are_at_most_ten_a_second() -> None:
+    session, _ = opened()
+    tables = define(1, "a") + update(1, ADDRESS, 1)
+    assert session.receive_data(tables, NOW) == ack(1, 1)
+    assert session.receive_data(update(2, ADDRESS, 1), NOW + ACKNOWLEDGE // 2) == b""
+    session.receive_data(define(2, "b") + update(3, ADDRESS, 1), NOW + ACKNOWLEDGE // 2)
+    assert session.receive_data(HEARTBEAT, NOW + ACKNOWLEDGE) == ack(1, 2) + ack(2, 3)
+    session.receive_data(update(4, ADDRESS, 1), NOW + ACKNOWLEDGE)
+    session.look(NOW + SECOND)
+    assert session.take() == ack(2, 4), "no later than with the next look"
+
+
 def test_numbers_of_updates_may_jump_in_both_directions() -> None:
     session, seen = opened()
     read = define() + b"".join(update(number, ADDRESS, 1) for number in (7, 2**32 - 1, 0, 3))
@@ -184,8 +196,8 @@ def test_a_table_that_can_not_be_read_is_reported_once_and_others_go_on() -> Non
     session, seen = opened()
     read = define(1, "new", bits=(9, 30)) + update(1, ADDRESS, 1) + define(2, "a")
     read += update(2, ADDRESS, 1)
-    for _ in range(3):
-        assert session.receive_data(read, NOW) == ack(2, 2)
+    for second in range(3):
+        assert session.receive_data(read, NOW + second * SECOND) == ack(2, 2)
     assert seen.refused == {"new": "unknown data type 30"}
     assert [update.table for update in seen.updates] == ["a"] * 3
     assert list(seen.tables) == ["a"]
