@@ -6,6 +6,7 @@ A string in clear is hashed here and does not appear in stored data, logs and an
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from hashlib import sha256
 
 from ratelimit.limiter.keys import (
     canonical,
@@ -72,12 +73,12 @@ def read(limiter: Limiter, text: str, force: bool = False) -> Given:
     try:
         key = canonical(text)
     except ValueError:
-        key = limiter.string_key(string)
+        key = _string_key(limiter, string)
         if not force and not limiter.is_known(key):
             raise
         return Given(key, string=string)
     if key is None:
-        return Given(limiter.string_key(string), string=string)
+        return Given(_string_key(limiter, string), string=string)
     return Given(key, note=_correction(text, key))
 
 
@@ -90,7 +91,7 @@ def told(limiter: Limiter, text: str) -> str:
     if hashed is not None:
         return hashed
     string = text.encode("utf-8", "surrogatepass")
-    return string_text(string, limiter.string_key(string), True)
+    return string_text(string, _string_key(limiter, string), True)
 
 
 def too_wide(key: str) -> str:
@@ -124,6 +125,14 @@ def reach(limiter: Limiter, key: str) -> str:
         for counted, names in clients.items()
     ]
     return ". ".join(notes)
+
+
+def _string_key(limiter: Limiter, string: bytes) -> str:
+    """Return the key of a string: of its digest if that is what HAProxy counts (peers mode)."""
+    key = limiter.string_key(string)
+    digest = limiter.string_key(sha256(string).digest())
+    counted = limiter.digests or limiter.is_known(digest)
+    return digest if counted and not limiter.is_known(key) else key
 
 
 def _shown_before(limiter: Limiter, key: str) -> str:

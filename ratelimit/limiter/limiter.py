@@ -108,6 +108,8 @@ class Limiter:
         shared_clients: clients per limit that are shared at a time, at 220 bytes each; at least
             262,144 if all clients are shared.
 
+    ``digests`` is true if an HAProxy has digests of strings as keys of clients (peers mode).
+
     ``blocks`` counts the blocks since the start, ``blocks_unreported`` those that are not logged
     yet, and ``news`` has the latest of them.
 
@@ -138,6 +140,7 @@ class Limiter:
     ) -> None:
         self.blocklist = Blocklist(node)
         self.keyed = keyed
+        self.digests = False
         self.sharing = sharing
         shared = {
             Sharing.NONE: 0,

@@ -37,8 +37,10 @@ def string_text(string: bytes, key: str, secret: bool) -> str:
     With ``secret``, the text is the hash; for strings of 16 bytes or more, up to four of their
     first letters and digits come before it. Otherwise it is the string; if that is long,
     unprintable, or ambiguous, its hash follows. Each of these forms is accepted as input for the
-    same key.
+    same key. Of a digest, which no person knows, the text is the hash.
     """
+    if wire_of(string):
+        return key
     if secret:
         hint = _HINT.match(string) if len(string) >= _HINTED else None
         return f"{hint[0].decode() if hint else ''}{key}"

@@ -27,7 +27,11 @@ LIMITS = "[limits.default]\nrate = 20\nwindow = '30s'\nblock = ['5m']\n"
 FUSED = "[limits.default]\nrate = 2\nwindow = '30s'\nblock = ['5m']\n"
 """A limit that all clients exceed."""
 
-ENV = {"RATELIMIT_STATS_LEVEL": "admin", "RATELIMIT_WINDOW": "30"}
+ENV = {
+    "RATELIMIT_STATS_LEVEL": "admin",
+    "RATELIMIT_WINDOW": "30",
+    "RATELIMIT_API_KEYS": "1",
+}
 
 
 def run(
@@ -188,6 +192,19 @@ def test_without_the_socket_a_block_of_a_network_says_that_haproxy_does_not_enfo
     async def test(w: World, api: httpx.AsyncClient) -> None:
         assert (await block(api, "127.2.0.9"))["unenforced"] == ""
         await until(lambda: refused(w, "127.2.0.9"), "HAProxy refuses a single client")
+        # HAProxy has the digest of an API key; an operator gives the key.
+        made = await block(api, "sk_live_1234567890")
+        assert made["key"].startswith("sk_l~") and made["unenforced"] == ""
+        keyed = w.client("127.2.0.8")
+
+        async def status_of(key: str) -> int:
+            return (await keyed.get(X_API_Key=key)).status
+
+        async def key_is_refused() -> bool:
+            return await status_of("sk_live_1234567890") == 429
+
+        await until(key_is_refused, "HAProxy refuses the API key")
+        assert await status_of("sk_live_other") == 200
         for key in ("127.4.0.0/24", "2001:db8::1"):
             made = await block(api, key)
             assert "does not enforce this block by itself (limits" in made["unenforced"]
@@ -199,7 +216,7 @@ def test_without_the_socket_a_block_of_a_network_says_that_haproxy_does_not_enfo
         assert (await api.delete("/v1/blocks/127.4.0.0/24")).status_code == 204
         await until(partial(passes, w, "127.4.0.9"), "HAProxy lets the client pass again")
 
-    run(tmp_path, test, sockets=False)
+    run(tmp_path, test, sockets=False, limits=LIMITS + "[limits.api_key]\nrate = 1000\n")
 
 
 def test_a_blown_fuse_reaches_haproxy_and_so_does_its_reset(tmp_path: Path) -> None:

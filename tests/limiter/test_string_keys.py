@@ -255,3 +255,22 @@ def test_a_string_that_an_operator_gave_has_the_key_of_its_digest_if_that_is_the
     key = made.string_key(digest)
     assert wire_for(b"sk_live_1", key, made.string_key) == digest.hex()
     assert wire_for(b"sk_live_1", made.string_key(b"sk_live_1"), made.string_key) == ""
+
+
+def test_an_operator_names_a_client_by_its_string_where_haproxy_has_its_digest() -> None:
+    made = limiter()
+    string = "sk_live_1234567890"
+    digest = made.string_key(sha256(string.encode()).digest())
+    assert read(made, string).key == made.string_key(string.encode())
+    made.digests = True
+    given_key = read(made, string)
+    assert given_key.key == digest
+    assert given_key.shown(True) == f"sk_l{digest}" == told(made, string)
+    # A limit that takes the string itself from SPOE still has its clients.
+    strike(made, wire.text(string))
+    assert read(made, string).key == made.string_key(string.encode())
+
+
+def test_a_digest_is_shown_as_its_hash() -> None:
+    digest = sha256(b"sk_live_1").digest()
+    assert string_text(digest, KEY, True) == string_text(digest, KEY, False) == KEY

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 from collections.abc import Sequence
@@ -441,19 +442,31 @@ def test_a_table_of_no_limit_is_reported_once_and_is_no_fault() -> None:
     assert [about["why"] for about in told] == whys
 
 
-def test_a_fuse_that_blows_or_is_reset_is_told_at_once() -> None:
-    limiter = limiter_of(Limit())
-    hub = hub_of(limiter, NOW)
-    haproxy = FakeHaproxy(hub, NOW)
-    haproxy.connect(NOW)
-    modes = []
-    for blown in (True, False):
-        limiter.engine.rules[0].blow(blown)
-        for listener in limiter.on_fuse:
-            listener(Limit(), blown)
-        haproxy.pump(NOW)
-        modes.append(haproxy.entries["rlc_limits"][b"default"][1])
-    assert modes == [Mode.FUSED, Mode.ENFORCE]
+def test_a_string_that_one_node_blocks_is_told_by_another_that_has_never_seen_it() -> None:
+    tables = (
+        dataclasses.replace(counts(), key_type=KeyType.BINARY, key_size=32),
+        verdicts(key=KeyType.BINARY, size=32),
+        TABLES[2],
+    )
+    key = hashlib.sha256(b"sk_live_1").digest()
+    nodes = [limiter_of(Limit(rate=2)) for _ in range(2)]
+    for node in nodes:
+        node.rekey(bytes(16))
+    haproxies = [FakeHaproxy(hub_of(node, NOW), NOW, tables=tables) for node in nodes]
+    for haproxy in haproxies:
+        haproxy.connect(NOW)
+    here, there = haproxies
+    here.session.update(tables[0], key, [3, 0, 3, 0])
+    here.pump(NOW)
+    assert here.verdict(key)[2] == Kind.BLOCK
+    (block,) = nodes[0].blocklist.of("default")
+    assert there.verdict(key) == []
+    nodes[1].apply(block)
+    there.pump(NOW)
+    assert there.verdict(key) == here.verdict(key)
+    nodes[1].lift_now("default", block.key, NOW)
+    there.pump(NOW)
+    assert there.verdict(key)[:3] == [0, 0, 0]
 
 
 def test_once_a_client_is_behind_nat64_blocks_have_its_form_of_keys_too() -> None:
