@@ -3,7 +3,7 @@
 ``python -m benchmarks.instructions`` runs HAProxy alone, HAProxy with its own stick-table limiter,
 and ``haproxy/peers.cfg`` with its agent in callgrind. Unlike a time, the number hardly depends on
 what else the machine does, so a change of a few rules shows. The clients are either the peers of
-HAProxy, or 20,000 behind a load balancer, in turn. ``--connections`` of them are served in each
+HAProxy, or 320 behind a load balancer, in turn. ``--connections`` of them are served in each
 turn of HAProxy's loop.
 
 ``RATELIMIT_TEST_HAPROXY`` is the command of another HAProxy. A file that is named on the command
@@ -26,9 +26,9 @@ from benchmarks.harness.programs import Programs, free_address, pair, require, u
 from benchmarks.harness.report import Column, Report, Table
 
 SHIPPED = Path(__file__).parent.parent / "haproxy" / "peers.cfg"
-CLIENTS = 64
+CLIENTS = 320
 
-_FEW, _MANY = 320, 1_600
+_FEW, _MANY = 640, 3_200
 _PATIENCE = 120  # seconds for HAProxy to start in callgrind
 _ANSWERED = b"\r\n\r\nhello"
 

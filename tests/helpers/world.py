@@ -172,6 +172,10 @@ class World:
     requests: Counter[str] = field(default_factory=Counter)
     head: str = ""
     """Last request of a client at the application: request line and header fields."""
+    status: str = "200 OK"
+    """Of the application's answers."""
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+    """The application answers requests for /slow when this is set."""
     agent: subprocess.Popen[bytes] | None = None
     haproxy: subprocess.Popen[bytes] | None = None
     _clients: list[Client] = field(default_factory=list)
@@ -195,7 +199,10 @@ class World:
                     self.requests[found[1]] += 1
                     self.head = head
                 body = f"{found[1] if found else 'nobody'}\n".encode()
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                if head.startswith("GET /slow "):
+                    await self.released.wait()
+                start = f"HTTP/1.1 {self.status}\r\nContent-Length: {len(body)}\r\n\r\n"
+                writer.write(start.encode() + body)
         await closed(writer)
 
     # ---- the agent -------------------------------------------------------------------------
