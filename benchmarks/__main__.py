@@ -33,6 +33,7 @@ BENCHMARKS = (
     "table",
     "reload",
     "restart",
+    "reconnect",
     "replay",
     "flood",
     "flood --mode=peers",

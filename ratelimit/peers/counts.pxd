@@ -57,6 +57,10 @@ cdef class Counts(Listener):
     cdef int find(self, Source source, UpdateReader update) except -1
     @cython.locals(origin=Origin, idle=uint64_t)
     cdef bint gone(self, Source source, uint64_t stamp, uint64_t held) noexcept
+    @cython.locals(place=int)
+    cdef bint is_new(self, Source source, UpdateReader update) noexcept
+    @cython.locals(place=int)
+    cdef bint is_recent(self, Source source, UpdateReader update) noexcept
     cdef uint64_t lateness(self) noexcept
     @cython.locals(
         base=Baselines, i=int, at=Py_ssize_t, new=uint64_t, old=uint64_t, place=int,

@@ -17,9 +17,12 @@ of the entry (``baselines.py``):
   and overwrites the counters of its successor with its own. So a counter that comes back to the
   value that it fell from adds only what is above.
 
-Where a rule can't know better, it loses hits rather than invent any. Not covered are a former
-process that still runs when the agent starts, two former processes at once, and tables without
-``http_req_cnt``.
+- A former process that this agent has never heard of, or another former one, tells counters that
+  are no hits either. They are higher than the rate of the entry (``http_req_rate``) shows: then a
+  new entry is taken for an old one, and an increment for no hits.
+
+Where a rule can't know better, it loses hits rather than invent any. Not covered are tables without
+``http_req_rate``, if a former process runs that the agent has not heard of, or two of them.
 """
 
 from __future__ import annotations
@@ -195,7 +198,7 @@ class Counts(Listener):
         feeds = []
         for rule in self.engine.rules:
             if rule.limit.count_table == definition.name:
-                needed = [COUNTERS[rule.limit.counts]]
+                needed = [COUNTERS[rule.limit.counts], DataType.HTTP_REQ_CNT]
                 needed += [DataType.CONN_CUR] if rule.limit.open else []
                 needed += [] if rule.limit.count_refused else [DataType.GPC0]
                 for kind in needed:
@@ -278,6 +281,8 @@ class Counts(Listener):
         else:
             fresh = origin.whole and base.since_loss >= base.expire + self.lateness()
             begin = self.since
+        if fresh and now < origin.settled:
+            fresh = self.is_new(source, update)
         self.gain(source, update, slot, fresh, known)
         if source.clocks and origin.synced and update.values[source.places[_REQUESTS]] == 1:
             self.clock = update.values[_CLOCK]
@@ -373,6 +378,24 @@ class Counts(Listener):
         idle = self.millisecond - stamp & M32
         return idle >= source.expire + self.lateness()
 
+    def is_new(self, source: Source, update: UpdateReader) -> bool:
+        """Return whether the rate of an entry shows all its requests, if there is a rate.
+
+        Otherwise the entry may be one of a former process that this agent has never heard of.
+        """
+        place = source.rates[_REQUESTS]
+        if place < 0:
+            return True
+        shown = update.values[place + 1] + update.values[place + 2]
+        return shown >= update.values[source.places[_REQUESTS]]
+
+    def is_recent(self, source: Source, update: UpdateReader) -> bool:
+        """Return whether the rate of an entry, if there is one, shows the requests it adds."""
+        place = source.rates[_REQUESTS]
+        if place < 0:
+            return True
+        return update.values[place + 1] + update.values[place + 2] >= self.gains[_REQUESTS]
+
     def lateness(self) -> int:
         """Return by how many milliseconds a change may be told late."""
         if self.engine.now < self.since:
@@ -416,6 +439,10 @@ class Counts(Listener):
                     # Perhaps not by requests: the former process may have told its counters again.
                     base.halves[2 * slot + FORMER] = 0
                     self.gains[i] = new - former
+                    overwritten = True
+                elif former > 0 and not self.is_recent(source, update):
+                    # Another former process may have told its counters.
+                    self.gains[i] = 0
                     overwritten = True
             elif overwritten:
                 self.gains[i] = 0

@@ -160,14 +160,17 @@ class Line:
         now: float,
         client: str | bytes = CLIENT,
         since: float | None = None,
-        rates: tuple[int, int, int] = (0, 0, 0),
+        rates: tuple[int, int, int] | None = None,
         **counters: int,
     ) -> None:
         """Tell an entry at ``now``, seconds after the start.
 
         ``since`` is the previous time at which all was read, a millisecond before by default.
-        Counters are named as in HAProxy's "store", ``req`` is ``http_req_cnt``.
+        Counters are named as in HAProxy's "store", ``req`` is ``http_req_cnt``. By default, the
+        requests of an entry are recent, unless HAProxy teaches it.
         """
+        if rates is None:
+            rates = (0, counters.get("req", 0) if self.origin.whole else 0, 0)
         since = now - 0.001 if since is None else since
         self.counts.at(START + round(now * SECOND), START + round(since * SECOND))
         names = {"req": "http_req_cnt"}

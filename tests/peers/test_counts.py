@@ -8,7 +8,7 @@ import pytest
 
 from ratelimit.limiter.limiter import Sharing
 from ratelimit.model import Limit
-from ratelimit.notation import SECOND
+from ratelimit.notation import DAY, SECOND
 from ratelimit.peers.constants import DataType, KeyType
 from tests.helpers.asking import START
 from tests.helpers.sticktable import CLIENT, EXPIRE, Fed, Line, ipv6, table
@@ -82,6 +82,31 @@ def test_the_rate_of_a_taught_entry_does_not_count_if_other_nodes_may_have_its_h
     line = Line(fed, synced=False)
     line.tell(1, req=5000, rates=(500, 40, 60))
     assert fed.hits() == 0
+
+
+def test_an_entry_of_a_former_process_that_the_agent_has_never_heard_of_is_not_new() -> None:
+    fed = Fed(Limit(rate=10_000, window=SECOND))
+    line = Line(fed)
+    line.tell(1, "192.0.2.1", req=1000, rates=(10, 2, 0))
+    assert fed.hits("192.0.2.1") == 2
+    line.tell(1, "192.0.2.2", req=3, rates=(10, 1, 2))
+    assert fed.hits("192.0.2.2") == 3
+    # After an hour no former process runs.
+    line.tell(3601, "192.0.2.3", req=1000, rates=(10, 2, 0))
+    assert fed.hits("192.0.2.3") == 1000
+
+
+def test_of_two_former_processes_neither_adds_its_counters() -> None:
+    size = Limit("size", table="rl_default", counts="bytes_in", rate=100_000, window=DAY)
+    fed = Fed(Limit(rate=100_000, window=DAY), size)
+    line = Line(fed)
+    line.tell(1, req=3, rates=(0, 3, 0), bytes_in_cnt=30)
+    line.tell(2, req=5, rates=(0, 2, 3), bytes_in_cnt=50)
+    line.tell(3, req=1, rates=(10, 1, 0), bytes_in_cnt=10)  # of the first one
+    line.tell(4, req=4, rates=(10, 1, 0), bytes_in_cnt=500)  # of the second one
+    assert (fed.hits(), fed.hits(limit=1)) == (5, 50)
+    line.tell(5, req=6, rates=(0, 2, 1), bytes_in_cnt=520)
+    assert fed.hits() == 6, "beyond what was known before"
 
 
 def test_a_client_over_its_limit_is_refused_again_after_a_restart_of_the_agent() -> None:
@@ -246,7 +271,7 @@ def test_an_entry_that_was_lost_may_be_told_late() -> None:
     for n in range(9):
         line.tell(n / 1000, f"192.0.2.{n}", req=1000)
     # Its last request was within the time to expire, and was told a moment after it.
-    line.tell(EXPIRE + 1, "192.0.2.0", req=1001)
+    line.tell(EXPIRE + 1, "192.0.2.0", rates=(0, 0, 0), req=1001)
     assert fed.hits("192.0.2.0") == 1000
     line.tell(EXPIRE + 2, "192.0.2.0", req=1004)
     assert fed.hits("192.0.2.0") == 1003
@@ -269,7 +294,7 @@ def test_if_all_entries_have_open_requests_a_lost_one_comes_back_at_any_time() -
         line.tell(n, f"192.0.2.{n}", req=1, conn_cur=1)
     # The first is lost at 8 s, more than the time to expire after its last update at 0 s.
     fed.counts.baselines.expire = 5_000
-    line.tell(8.5, "192.0.2.0", req=1)
+    line.tell(8.5, "192.0.2.0", rates=(0, 0, 0), req=1)
     assert fed.hits("192.0.2.0") == 1
 
 
@@ -320,7 +345,7 @@ def test_a_limit_counts_what_it_says(counts: str, counter: str) -> None:
     limit = Limit(name="probe", table="rl_default", counts=counts, rate=20)  # type: ignore[arg-type]
     fed = Fed(Limit(block=()), limit)
     line = Line(fed)
-    line.tell(1, CLIENT, None, (0, 0, 0), **{"req": 30, counter: 5})
+    line.tell(1, CLIENT, None, (0, 30, 0), **{"req": 30, counter: 5})
     assert (fed.hits(limit=0), fed.hits(limit=1)) == (30, 5)
     line.tell(1.1, CLIENT, None, (0, 0, 0), **{"req": 60, counter: 21})
     assert fed.limiter.blocks == 1
@@ -433,6 +458,11 @@ def test_the_table_of_no_limit_is_no_source() -> None:
         (Limit(), table(DataType.GPC0), "limits.default needs http_req_cnt"),
         (Limit(counts="errors"), table(DataType.HTTP_REQ_CNT), "limits.default needs http_err_cnt"),
         (Limit(open=5), table(DataType.HTTP_REQ_CNT), "limits.default needs conn_cur"),
+        (
+            Limit(counts="errors"),
+            table(DataType.HTTP_ERR_CNT),
+            "limits.default needs http_req_cnt",
+        ),
         (Limit(count_refused=False), table(DataType.HTTP_REQ_CNT), "limits.default needs gpc0"),
     ],
 )
