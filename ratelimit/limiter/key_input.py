@@ -131,7 +131,7 @@ def _string_key(limiter: Limiter, string: bytes) -> str:
     """Return the key of a string: of its digest if that is what HAProxy counts (peers mode)."""
     key = limiter.string_key(string)
     digest = limiter.string_key(sha256(string).digest())
-    counted = limiter.digests or limiter.is_known(digest)
+    counted = bool(limiter.digests) or limiter.is_known(digest)
     return digest if counted and not limiter.is_known(key) else key
 
 

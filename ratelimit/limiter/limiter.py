@@ -108,7 +108,7 @@ class Limiter:
         shared_clients: clients per limit that are shared at a time, at 220 bytes each; at least
             262,144 if all clients are shared.
 
-    ``digests`` is true if an HAProxy has digests of strings as keys of clients (peers mode).
+    ``digests`` are the limits of which an HAProxy has digests of strings as keys (peers mode).
 
     ``blocks`` counts the blocks since the start, ``blocks_unreported`` those that are not logged
     yet, and ``news`` has the latest of them.
@@ -140,7 +140,7 @@ class Limiter:
     ) -> None:
         self.blocklist = Blocklist(node)
         self.keyed = keyed
-        self.digests = False
+        self.digests: set[str] = set()
         self.sharing = sharing
         shared = {
             Sharing.NONE: 0,
@@ -593,7 +593,7 @@ class Limiter:
         if last is not None and not last.shadow:
             # Otherwise it would win over the block in shadow mode, here and on all other nodes.
             _tell(self.on_made, self.lift_now(limit.name, key, now))
-        wire = wire_of(text) if kind == TEXT else ""
+        wire = wire_of(text) if kind == TEXT and limit.name in self.digests else ""
         block = next_block(self.blocklist, limit, key, now, shown, wire)
         if not self.blocklist.put(block, block.since):
             return 0

@@ -370,7 +370,8 @@ class Hub(Counts):
             table = VerdictTable(self.limiter, limit, definition, self.maps)
             table.told = link.told[definition.name]
             table.translates = self._translates
-            self.limiter.digests = self.limiter.digests or table.is_text
+            if table.is_text:
+                self.limiter.digests.add(limit)
             self.verdicts[limit] = table
             self._stale[table] = None
             self.on_stale()

@@ -249,6 +249,15 @@ def test_a_digest_is_kept_as_the_key_of_haproxys_tables_and_a_text_never_is() ->
     assert wire_of(digest[:31]) == ""
 
 
+def test_only_a_limit_whose_keys_are_digests_has_them_in_its_blocks() -> None:
+    for digests in ({"default"}, {"other"}):
+        made = limiter()
+        made.digests |= digests
+        digest = sha256(b"sk_live_1").digest()
+        block = strike(made, wire.binary(digest))
+        assert block.wire == (digest.hex() if "default" in digests else "")
+
+
 def test_a_string_that_an_operator_gave_has_the_key_of_its_digest_if_that_is_the_client() -> None:
     made = limiter()
     digest = sha256(b"sk_live_1").digest()
@@ -262,7 +271,7 @@ def test_an_operator_names_a_client_by_its_string_where_haproxy_has_its_digest()
     string = "sk_live_1234567890"
     digest = made.string_key(sha256(string.encode()).digest())
     assert read(made, string).key == made.string_key(string.encode())
-    made.digests = True
+    made.digests.add("default")
     given_key = read(made, string)
     assert given_key.key == digest
     assert given_key.shown(True) == f"sk_l{digest}" == told(made, string)
