@@ -173,7 +173,7 @@ class World:
     head: str = ""
     """Last request of a client at the application: request line and header fields."""
     status: str = "200 OK"
-    """Of the application's answers."""
+    """Of the application's answers to clients, not to health checks."""
     released: asyncio.Event = field(default_factory=asyncio.Event)
     """The application answers requests for /slow when this is set."""
     agent: subprocess.Popen[bytes] | None = None
@@ -201,7 +201,8 @@ class World:
                 body = f"{found[1] if found else 'nobody'}\n".encode()
                 if head.startswith("GET /slow "):
                     await self.released.wait()
-                start = f"HTTP/1.1 {self.status}\r\nContent-Length: {len(body)}\r\n\r\n"
+                status = self.status if found else "200 OK"
+                start = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n"
                 writer.write(start.encode() + body)
         await closed(writer)
 
