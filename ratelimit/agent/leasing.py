@@ -17,6 +17,9 @@ from ratelimit.turns import paced
 INTERVAL = 0.5
 """Seconds between questions to the store."""
 
+_MOST = 1000  # leases per question
+_GAP = 0.01  # seconds between them if there are many reasons to ask
+
 log = structlog.get_logger()
 
 
@@ -42,6 +45,7 @@ class Leasing:
 
     async def run(self) -> None:
         """Take and renew leases until cancelled."""
+        self.begin()  # a socket may be opened later
         while self._leases.shared:
             await self._ask()
             waiting = self._leases.start(self._sync.now())
@@ -49,6 +53,7 @@ class Leasing:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PAUSE / SECOND if waiting else INTERVAL):
                     await self._due.wait()
+            await asyncio.sleep(_GAP)
             self._due.clear()
         await asyncio.Event().wait()
 
@@ -74,11 +79,14 @@ class Leasing:
 
     async def _call(self, names: list[str], life: int) -> dict[str, tuple[str, str]]:
         store = self._sync.store
-        if not names or not isinstance(store, SharedStore) or not store.up:
-            return {}
+        found: dict[str, tuple[str, str]] = {}
+        if not isinstance(store, SharedStore) or not store.up:
+            return found
         with contextlib.suppress(StoreError):  # the store reports its outage itself
-            return await store.lease(names, self._leases.agent, life // MILLISECOND)
-        return {}
+            for begin in range(0, len(names), _MOST):
+                part = names[begin : begin + _MOST]
+                found |= await store.lease(part, self._leases.agent, life // MILLISECOND)
+        return found
 
     def _changed(self) -> None:
         for link in self._hub.changed():

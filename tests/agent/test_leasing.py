@@ -191,6 +191,18 @@ def test_hits_that_another_agent_has_counted_are_forgotten_before_any_is_exchang
     run(test)
 
 
+def test_leases_are_asked_for_also_if_the_first_socket_is_opened_later() -> None:
+    async def main() -> None:
+        agent = Agent()
+        agent.hub.leases.shared = False  # as before the first socket
+        async with asyncio.timeout(20), running(agent):
+            await until(lambda: agent.hub.leases.shared)
+            await agent.connect()
+            assert agent.counts and agent.store.asked
+
+    uvloop.run(main())
+
+
 def test_a_silent_store_changes_nothing() -> None:
     async def test(agent: Agent) -> None:
         await agent.connect()
