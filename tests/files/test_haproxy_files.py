@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 
@@ -12,43 +13,34 @@ from tests.helpers.world import PEERS_FILE, SPOE_FILE
 
 ONLY_SPOE = {
     "global": [r'\.if !version_atleast\(3\.0\) && strneq\("\$\{RATELIMIT_IPV4_PREFIX-32\}",32\)'],
-    "frontend web": [r"log-format .*"],
-    "1": [r".*\(sess\.block_end\).*table_gpt0\(t_block\).*", r".*txn\.via.*", r"acl is_blocked .*"],
-    "5": [
-        r"http-response set-header RateLimit.*",
-        r".*X-RateLimit-Remaining %\[.*",
-        r".*X-RateLimit-Reset %\[var\(txn\.rl\.reset\)\].*",
-    ],
-    "defaults refusal": [
-        r"acl told .*",
-        r"http-request set-var(-fmt)?\(.*!told.*",
-        r'http-request set-var-fmt\(txn.quota\) "\\"default.*',
-    ],
 }
-"""The lines of each part that only haproxy.cfg has; "1" to "5" are parts of the frontend."""
-
 ONLY_PEERS = {
-    "global": [r"\.if !version_atleast\(3\.0\) && \(.*", r"localpeer .*"],
-    "frontend web": [r"log-format .*"],
-    "1": [
-        r"tcp-request connection set-var\(sess\.(kind|block_end)\).*rlv_default.*",
-        r"acl is_blocked .*",
+    "global": [
+        r"\.if !version_atleast\(3\.0\) && \(.*",
+        r"localpeer .*",
+        r"setenv CLAIMS .*",
+        r"\.if defined\(RATELIMIT_DIRECT\)",
+        r"setenv ACCEPTED connection",
+        r"\.else",
+        r"setenv ACCEPTED session",
+        r"\.endif",
     ],
-    "5": [r"acl limit_found .*", r"use_backend rl_unknown .*"],
-    "defaults refusal": [
-        r"http-request set-log-level silent .*",
-        r"acl (edge|local|no_window) .*",
-        r"http-request set-var\(txn\.rl\.(reason|limit_name|limit)\) .*",
-        r"http-request set-var\(txn\.(window|hits)\) .*",
-        r"http-request set-var\(txn\.retry_after\) .*(edge|local|lt 1 })",
-        r"http-request set-var-fmt\(txn\.(policy|quota)\) .*",
+    # What the frontend of haproxy.cfg does before it chooses the backend, so that a request of
+    # peers.cfg that needs no other rule passes early.
+    "backend app": [
+        r".*(txn|sess)\.proto\).*",
+        r"http-request del-header .*",
+        r'\.if strneq\("\$\{RATELIMIT_CDN_HEADER-.*',
+        r"\.if defined\(RATELIMIT_API_KEYS\)",
+        r"http-request set-header .*",
+        r"\.endif",
     ],
 }
+"""Lines of the parts that are the same otherwise."""
 
 OWN = {
-    "2",
-    "3",
-    "4",
+    "frontend web",
+    "defaults refusal",
     "backend spoa",
     "backend t_block",
     "backend t_alone",
@@ -59,13 +51,11 @@ OWN = {
 
 
 def parts(file: str) -> dict[str, list[str]]:
-    """Return the lines of each section, and of each numbered part of a frontend; no comments."""
+    """Return the lines of each section; no comments."""
     found: dict[str, list[str]] = {}
     part = ""
     for line in (files() / file).read_text().splitlines():
-        if number := re.match(r" +# ---- (\d)\.", line):
-            part = number[1]
-        elif re.match(r"\w", line):
+        if re.match(r"\w", line):
             part = line
         text = re.sub(r" +# .*", "", line.strip()) if line.strip()[:1] != "#" else ""
         if text:
@@ -78,42 +68,80 @@ SPOE, PEERS = parts(SPOE_FILE), parts(PEERS_FILE)
 
 def test_every_part_is_compared() -> None:
     assert OWN | set(ONLY_SPOE) | set(ONLY_PEERS) <= set(SPOE) | set(PEERS)
-    assert {"1", "5", "backend app", "resolvers dns", "defaults refusal"} <= set(SPOE) - OWN
+    assert {"global", "defaults", "backend app", "resolvers dns"} <= set(SPOE) - OWN
     assert set(SPOE) - OWN == set(PEERS) - OWN
 
 
 @pytest.mark.parametrize("part", sorted(set(SPOE) - OWN))
 def test_the_rules_are_the_same(part: str) -> None:
+    kinds = {*ONLY_SPOE.get(part, ()), *ONLY_PEERS.get(part, ())}
+
     def shared(of: dict[str, list[str]], only: dict[str, list[str]]) -> list[str]:
-        left = list(of[part])
         for pattern in only.get(part, []):
-            matching = [line for line in left if re.fullmatch(pattern, line)]
-            assert matching, f"no line is {pattern}"
-            left = [line for line in left if line not in matching]
-        return left
+            assert any(re.fullmatch(pattern, line) for line in of[part]), f"no line is {pattern}"
+        return [line for line in of[part] if not any(re.fullmatch(kind, line) for kind in kinds)]
 
     assert shared(SPOE, ONLY_SPOE) == shared(PEERS, ONLY_PEERS)
 
 
-IN_PARTS_OF_BOTH = (
-    r"http-request set-var\(txn\.client\) (?!.*unknown_client).*",
-    r".*map_ip_int.*",
-    r"acl (is_allowed|refused|is_login) .*",
-    r"http-request set-var\(txn\.path\) .*",
-    r"http-request (deny status 400 .*SEVERAL_KEYS.*|del-header .*)",
-    r"\.if defined.*",
+IN_BOTH = (
+    r"acl (refused|is_login|from_lb src|from_cdn src|origin_found) .*",
+    r".*\$\{PLAIN_PATH\}.*",
+    r".*SEVERAL_KEYS.*",
+    r"http-request set-var\(txn\.origin\) .*",
+    r"http-request (deny|return) (?!.*client_left).*",
+    r"log global",
+    r"timeout .*",
 )
-"""The lines of the parts 2 to 4 that are the same in both files."""
+"""Lines that are the same in the parts in which the modes differ."""
 
 
-def test_the_parts_that_differ_share_their_common_rules() -> None:
-    def common(of: dict[str, list[str]]) -> list[str]:
-        lines = [line for part in "234" for line in of[part]]
-        found = [line for line in lines if any(re.fullmatch(p, line) for p in IN_PARTS_OF_BOTH)]
-        assert all(any(re.fullmatch(p, line) for line in lines) for p in IN_PARTS_OF_BOTH)
-        return found
+@pytest.mark.parametrize("kind", IN_BOTH)
+def test_the_parts_that_differ_share_their_common_rules(kind: str) -> None:
+    def common(of: dict[str, list[str]]) -> set[str]:
+        lines = [line for part in ("frontend web", "defaults refusal") for line in of[part]]
+        return {line for line in lines if re.fullmatch(kind, line)}
 
-    assert common(SPOE) == common(PEERS)
+    assert common(SPOE) == common(PEERS) != set()
+
+
+CLAIMS = """
+    cf-connecting-ip cf-connecting-ipv6 client-ip true-client-ip fastly-client-ip proxy-client-ip
+    wl-proxy-client-ip x-real-ip x-client-ip x-cluster-client-ip x-remote-addr x-originating-ip
+    forwarded x-forwarded forwarded-for forwarded-proto x-forwarded-for x-forwarded-proto
+"""
+    "cf-connecting-ip",
+    "cf-connecting-ipv6",
+    "client-ip",
+    "true-client-ip",
+    "fastly-client-ip",
+    "proxy-client-ip",
+    "wl-proxy-client-ip",
+    "x-real-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-remote-addr",
+    "x-originating-ip",
+    "forwarded",
+    "x-forwarded",
+    "forwarded-for",
+    "forwarded-proto",
+    "x-forwarded-for",
+    "x-forwarded-proto",
+]
+
+
+def test_both_files_remove_the_same_claims_of_an_address() -> None:
+    """Those of peers.cfg leave out the two that HAProxy replaces anyway."""
+    (spoe,) = re.findall(r"del-header (\^\(cf\S+\)\$) -m reg", "\n".join(SPOE["frontend web"]))
+    (peers,) = re.findall(r"setenv CLAIMS '(.*)'", "\n".join(PEERS["global"]))
+    for claim in CLAIMS.split():
+        first, *parts = claim.split("-")
+        for signs in itertools.product("-_", repeat=len(parts)):
+            name = first + "".join(sign + part for sign, part in zip(signs, parts, strict=True))
+            assert re.match(spoe, name), name
+            replaced = name in ("x-forwarded-for", "x-forwarded-proto")
+            assert bool(re.fullmatch(peers, name)) != replaced, name
 
 
 SETTING = r"RATELIMIT_[A-Z0-9_]+"
@@ -127,8 +155,11 @@ def test_both_files_have_the_same_variables() -> None:
     assert of_spoe - of_peers == {"RATELIMIT_SPOP", "RATELIMIT_SPOE"}
     only = of_peers - of_spoe
     assert {re.sub(r"(UNKNOWN|LOGIN|API_KEY)_", "", name) for name in only} == {
+        "RATELIMIT_COUNTERS",
         "RATELIMIT_IPV4_PREFIX",
         "RATELIMIT_IPV6_PREFIX",
+        "RATELIMIT_LIMIT2",
+        "RATELIMIT_LIMIT3",
         "RATELIMIT_LOCALPEER",
         "RATELIMIT_PEERS",
         "RATELIMIT_PEERS2",
