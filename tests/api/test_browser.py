@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.browser import browser
+from tests.helpers.fake_haproxy import FakeHaproxy
 from tests.helpers.running import block, running
 from tests.helpers.tokens import ANN, BOB, TOKENS, write
 
@@ -114,3 +115,33 @@ def test_a_person_looks_blocks_and_lifts(tmp_path: Path) -> None:
             await page.shows(state("no answer"))
 
     asyncio.run(main())
+
+
+@pytest.mark.integration
+def test_a_haproxy_that_counts_itself_is_shown_and_what_it_does_not_enforce(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as api, browser(tmp_path) as page:
+            monkeypatch.setattr(type(api.control.runtime), "sockets", [])
+            await page.open(f"http://127.0.0.1:{api.port}/")
+            await page.shows(figure("HAProxy connections", bad=True))
+            hub, now = api.control.peers.hub, api.control.sync.now()
+            haproxy = FakeHaproxy(hub, now)
+            haproxy.connect(now)
+            await page.shows(figure("HAProxies that are peers", bad=False))
+            await page.shows(figure("HAProxy connections", bad=False))
+            await page.write("#block [name=key]", "192.0.2.0/24")
+            await page.click("#block button")
+            await page.shows(said("does not enforce this block by itself (limit default)"))
+
+    asyncio.run(main())
+
+
+def figure(name: str, bad: bool) -> str:
+    """Return whether the page has a figure of this name, in the colour of a fault or not."""
+    names = "[...document.querySelectorAll('#figures dt')]"
+    return (
+        f"{names}.some((one) => one.innerText === {json.dumps(name)} && "
+        f"one.nextSibling.className === {json.dumps('bad' if bad else '')})"
+    )
