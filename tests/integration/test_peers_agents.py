@@ -81,10 +81,16 @@ async def another(w: World, config: str) -> AsyncIterator[World]:
         await other.down()
 
 
+def of_redis(folder: Path, server: Server) -> str:
+    """Return the configuration of an agent that shares a Redis, and connects to HAProxy."""
+    sockets = f'[haproxy]\npeer_sockets = ["haproxy@unix://{folder}/local.sock"]\n'
+    return f'[store]\nurl = "{server.url}"\n{sockets}{LIMIT}'
+
+
 @pytest.mark.skipif(PROGRAM is None, reason="no redis-server")
 def test_of_two_agents_of_one_haproxy_one_counts_and_the_other_takes_over(tmp_path: Path) -> None:
     async def test(w: World, server: Server) -> None:
-        config = f'[store]\nurl = "{server.url}"\n{LIMIT}'
+        config = of_redis(w.folder, server)
         await until(lambda: counts(w), "the first agent counts")
         async with another(w, config) as other:
             await until(lambda: stands_by(other), "the second agent has all counts")
@@ -132,7 +138,7 @@ def test_of_two_agents_of_one_haproxy_one_counts_and_the_other_takes_over(tmp_pa
 
     async def main() -> None:
         server = Server(tmp_path).start()
-        config = f'[store]\nurl = "{server.url}"\n{LIMIT}'
+        config = of_redis(tmp_path, server)
         env = {"RATELIMIT_PEERS2": f"unix@{tmp_path}/second/peers.sock", "RATELIMIT_WINDOW": "60"}
         try:
             async with (
