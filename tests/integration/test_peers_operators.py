@@ -44,7 +44,7 @@ def run(
 
     async def here() -> None:
         more = f"[haproxy]\nsockets = ['{folder}/haproxy.sock']\n" if sockets else ""
-        made = world(folder, limits + more, env=ENV, file=PEERS_FILE)
+        made = world(folder, limits + more, env=ENV, file=PEERS_FILE, edit=balanced)
         async with (
             asyncio.timeout(LONGEST),
             made as w,
@@ -61,6 +61,10 @@ def run(
             await test(w, api)
 
     asyncio.run(here())
+
+
+def balanced(files: Path) -> None:
+    (files / "lb.lst").write_text("127.6.9.0/24\n")
 
 
 async def status(api: httpx.AsyncClient) -> dict[str, Any]:
@@ -192,6 +196,26 @@ def test_without_the_socket_a_block_of_a_network_says_that_haproxy_does_not_enfo
     async def test(w: World, api: httpx.AsyncClient) -> None:
         assert (await block(api, "127.2.0.9"))["unenforced"] == ""
         await until(lambda: refused(w, "127.2.0.9"), "HAProxy refuses a single client")
+        # HAProxy has a client behind NAT64 under the address that it sees.
+        await block(api, "192.0.2.7")
+        balancer = w.client("127.6.9.1")
+
+        async def from_behind(address: str) -> int:
+            return (await balancer.get(X_Forwarded_For=f"64:ff9b::{address}")).status
+
+        async def behind_is_refused() -> bool:
+            return await from_behind("192.0.2.7") == 429
+
+        assert await from_behind("192.0.2.8") == 200
+        await until(behind_is_refused, "HAProxy refuses the client behind NAT64")
+        verdicts = await w.runtime("show table ratelimit/rlv_default key 64:ff9b::c000:207")
+        assert "gpt2=2" in verdicts
+        assert (await api.delete("/v1/blocks/192.0.2.7")).status_code == 204
+
+        async def behind_passes() -> bool:
+            return await from_behind("192.0.2.7") == 200
+
+        await until(behind_passes, "the client behind NAT64 passes again")
         # HAProxy has the digest of an API key; an operator gives the key.
         made = await block(api, "sk_live_1234567890")
         assert made["key"].startswith("sk_l~") and made["unenforced"] == ""
