@@ -458,10 +458,12 @@ class Counts(Listener):
         query.text = update.key_start
         query.text_size = update.key_size if key.kind == TEXT else 0
         self.engine.aim(query)
-        if query.client_hi != query.hi or query.client_lo != query.lo:
-            source.wrong = True
-            return False
-        return True
+        if query.client_hi == query.hi and query.client_lo == query.lo:
+            return True
+        if self.hi != key.hi:
+            return True  # HAProxy does not mask the addresses of NAT64
+        source.wrong = True
+        return False
 
     def add(self, source: Source, feed: Feed, update: UpdateReader, begin: int) -> None:
         """Count the gain of a known or new entry, which happened between ``begin`` and now."""

@@ -301,8 +301,9 @@ class Hub(Counts):
                 if table is not None:
                     key = _narrow(verdict.key, table)
                     table.learn(key)
-                    if not (self.engine.lists.empty and self.engine.barred.empty):
-                        # A list, or the block of a network, refuses a client once it is counted.
+                    # A list, or the block of a network, refuses a client once it is counted.
+                    lists = not (self.engine.lists.empty and self.engine.barred.empty)
+                    if lists or key.startswith(NAT64):
                         table.renew(key)
                     self._tell(table, key, verdict.until // MILLISECOND)
         link = self.links[cast(Session, session)]
@@ -433,7 +434,9 @@ class Hub(Counts):
 
     def _changed(self, limit: str, client: str) -> None:
         """The state of a client in the blocklist has changed."""
-        if limit == EVERY_LIMIT and not client.startswith("~"):
+        # Clients behind NAT64 have keys of their own, also if the limit counts their network.
+        behind = self._translates and "." in client and "/" in client
+        if behind or (limit == EVERY_LIMIT and self.limiter.is_network(client)):
             self._part(client)
         for table in self._tables(limit):
             for key in table.update(client):
@@ -442,7 +445,7 @@ class Hub(Counts):
 
     def _part(self, client: str) -> None:
         """Plan to renew the verdicts on clients in a network whose block has changed."""
-        if self.verdicts and self.limiter.is_network(client):
+        if self.verdicts:
             if len(self._networks) >= _MAX_NETWORKS:
                 self._networks.clear()
                 client = "::/0"  # all addresses, IPv4 ones too

@@ -325,4 +325,7 @@ class VerdictTable:
             found.ipv4(key, 0)
         else:
             found.ipv6(key, 0)
-        return found.hi, found.lo
+        outside = 0
+        if key.startswith(NAT64) and self.rule is not None:
+            outside = 32 - self.rule.limit.ipv4_prefix  # HAProxy does not mask it
+        return found.hi, found.lo >> outside << outside

@@ -488,6 +488,23 @@ def test_once_a_client_is_behind_nat64_blocks_have_its_form_of_keys_too() -> Non
     assert haproxy.verdict(behind)[:3] == [0, 0, 0]
 
 
+def test_clients_behind_nat64_count_as_their_network_and_have_a_verdict_each() -> None:
+    limiter = limiter_of(Limit(rate=4, ipv4_prefix=24))
+    hub = hub_of(limiter, NOW)
+    haproxy = FakeHaproxy(hub, NOW)
+    haproxy.connect(NOW)
+    behind = [bytes.fromhex("0064ff9b") + bytes(8) + bytes([192, 0, 2, n]) for n in (7, 8)]
+    for count in (1, 2, 3):
+        for key in behind:
+            request(haproxy, count, NOW, key)
+    assert haproxy.link.refused == {}
+    assert [block.key for block in limiter.blocklist] == ["192.0.2.0/24"]
+    assert [haproxy.verdict(key)[2] for key in behind] == [Kind.BLOCK, Kind.BLOCK]
+    limiter.lift_now("default", "192.0.2.0/24", NOW)
+    haproxy.pump(NOW)
+    assert [haproxy.verdict(key)[:3] for key in behind] == [[0, 0, 0]] * 2
+
+
 def test_a_client_of_a_blocked_network_is_told_once_it_is_counted_and_lifted_with_the_network() -> (
     None
 ):
