@@ -278,6 +278,11 @@ def load(path: Path | None = None) -> Config:
     else:
         if config.haproxy.peer_sockets and not config.agent.peers:
             problems.append(problem_line(path, ("haproxy", "peer_sockets"), "needs agent.peers"))
+        problems += [
+            problem_line(path, ("haproxy", "peer_sockets"), f"{name} is not in agent.peers_allowed")
+            for name, _ in config.haproxy.peer_sockets
+            if config.agent.peers_allowed and name not in config.agent.peers_allowed
+        ]
         if config.store.sync_interval == 0:
             problems += [
                 problem_line(

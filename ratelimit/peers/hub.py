@@ -135,8 +135,9 @@ class Hub(Counts):
 
     def begin_read(self, now: int, since: int) -> None:
         """Set the time of the following read; see ``Counts.at()``."""
-        self.now = now
-        self.at(now, since)
+        # A read may have waited, and the engine would take an earlier time for a wrong clock.
+        self.now = max(now, self.engine.now)
+        self.at(self.now, since)
 
     def reads(self, link: Link, now: int) -> bool:
         """Return whether what HAProxy says may be read; if not, the link wakes its owner later."""

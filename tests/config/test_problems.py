@@ -197,6 +197,13 @@ NAME = "must have 1 to 64 of the characters A-Z a-z 0-9 _ . : -"
             "haproxy.peer_sockets: needs agent.peers",
         ),
         (
+            (
+                "[agent]\npeers = ['unix:///a']\npeers_allowed = ['edge-1']\n"
+                "[haproxy]\npeer_sockets = ['edge@unix:///b']"
+            ),
+            "haproxy.peer_sockets: edge is not in agent.peers_allowed",
+        ),
+        (
             "[haproxy]\npeer_sockets = ['tcp://127.0.0.1:1']",
             'haproxy.peer_sockets.0: must be "NAME@tcp://HOST:PORT" or "NAME@unix:///PATH"',
         ),

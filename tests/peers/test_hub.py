@@ -70,6 +70,19 @@ def test_a_client_above_its_limit_is_blocked_at_every_haproxy() -> None:
     assert one.verdict(ipv4("192.0.2.8")) == []
 
 
+def test_a_read_that_has_waited_does_not_set_the_clock_back() -> None:
+    hub = hub_of(limiter_of(Limit(rate=10, window=10 * SECOND)), NOW)
+    one, two = FakeHaproxy(hub, NOW, "one"), FakeHaproxy(hub, NOW, "two")
+    one.connect(NOW)
+    two.connect(NOW)
+    for number in range(1, 10):
+        request(one, number, NOW + 3 * SECOND)
+    # It was read before, and waited for the blocklist or the store.
+    request(two, 1, NOW + SECOND)
+    one.pump(NOW + 3 * SECOND)
+    assert one.verdict(CLIENT)[2] == Kind.THROTTLE
+
+
 def test_two_haproxies_count_together() -> None:
     hub = hub_of(limiter_of(Limit(rate=10)), NOW)
     one, two = FakeHaproxy(hub, NOW, "one"), FakeHaproxy(hub, NOW, "two")
