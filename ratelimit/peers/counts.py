@@ -519,7 +519,7 @@ class Counts(Listener):
         if feed.counter == _REQUESTS and rule.allowed + rule.throttled > allowed + throttled:
             rule.allowed = allowed + passed
             rule.throttled = throttled + refused
-        if end > 0:
+        if end > 0 and (feed.at_rate or rule.throttled > throttled):
             self.tell(feed, update, end, max(rule.sub_window * 16 // _PART, _LEAST))
         elif rule.denied > denied:
             self.tell(feed, update, self.engine.now + _DENIED, _DENIED // 2)

@@ -22,7 +22,7 @@ cdef class Feed:
     cdef Query query
     cdef readonly int counter
     cdef readonly uint64_t open
-    cdef bint subtract
+    cdef bint subtract, at_rate
 
 
 @cython.final

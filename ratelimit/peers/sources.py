@@ -51,7 +51,12 @@ class Origin:
 
 
 class Feed:
-    """What one limit takes of a table."""
+    """What one limit takes of a table.
+
+    ``at_rate`` is whether a client that has its whole rate is refused before it exceeds it. A
+    refused request is no error, so such a client would never exceed a limit of errors, and no
+    block would begin.
+    """
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
@@ -59,6 +64,7 @@ class Feed:
         self.counter = list(COUNTERS).index(rule.limit.counts)
         self.open = rule.limit.open
         self.subtract = not rule.limit.count_refused and self.counter == _REQUESTS
+        self.at_rate = self.counter == _REQUESTS or not rule.limit.block
 
 
 class Source:

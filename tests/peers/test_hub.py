@@ -180,6 +180,24 @@ def test_a_reload_while_the_verdicts_are_compared_is_not_forgotten() -> None:
     assert {tuple(entry[:3]) for entry in haproxy.entries["rlv_default"].values()} == {(0, 0, 0)}
 
 
+@pytest.mark.parametrize("block", [(60,), ()])
+def test_errors_above_a_limit_begin_a_block(block: tuple[int, ...]) -> None:
+    """A refused request is no error: a client that was throttled at the rate would never exceed."""
+    hub = hub_of(limiter_of(Limit(rate=5, counts="errors", block=block)), NOW)
+    haproxy = FakeHaproxy(hub, NOW, tables=(counts(types=(DataType.HTTP_ERR_CNT,)), *TABLES[1:]))
+    haproxy.connect(NOW)
+
+    def errs(count: int) -> list[int]:
+        now = NOW + count * MILLISECOND
+        haproxy.session.update(haproxy.tables[0], CLIENT, [count, 0, count, 0, count])
+        haproxy.pump(now)
+        return haproxy.verdict(CLIENT)[2:3]
+
+    assert [errs(count) for count in range(1, 5)] == [[]] * 4
+    assert errs(5) == ([] if block else [Kind.THROTTLE])
+    assert errs(6) == [Kind.BLOCK if block else Kind.THROTTLE]
+
+
 def test_a_blown_fuse_and_its_reset_are_told() -> None:
     limiter = limiter_of(Limit(rate=1, fuse=0.01))
     hub = hub_of(limiter, NOW)
