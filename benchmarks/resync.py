@@ -37,7 +37,7 @@ TURN = 1.0
 """The most milliseconds of a turn."""
 
 _BLOCKED = 0x0B000000  # 11.0.0.0
-_PATIENCE = 60
+_PATIENCE = 240  # seconds for the agent to read all blocks
 _TOLD = b"\0\1"  # what the agent says when it has told all
 
 

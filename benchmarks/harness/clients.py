@@ -178,8 +178,8 @@ class _Haproxy:
 
     waits = False
 
-    def __init__(self, path: str) -> None:
-        self._edge = Edge(path, counts() + VERDICTS)
+    def __init__(self, path: str, name: str) -> None:
+        self._edge = Edge(path, VERDICTS + counts(), name)  # updates are of the last table
         self._edge.finish()
         self.sock = self._edge.sock
         self._entries: collections.defaultdict[bytes, _Entry] = collections.defaultdict(_Entry)
@@ -226,7 +226,7 @@ def measure(
     """
     clock = time.perf_counter
     wires: Sequence[_Wire | _Haproxy] = (
-        [_Haproxy(path) for path in fleet.peers]
+        [_Haproxy(path, f"edge{node}") for node, path in enumerate(fleet.peers)]
         if mode == "peers"
         else [_Wire(address) for address in fleet.addresses]
     )
