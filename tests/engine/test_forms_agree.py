@@ -12,7 +12,7 @@ from ratelimit.engine.check import Engine
 from ratelimit.engine.rule import Rule
 from ratelimit.exceptions import FrameError
 from ratelimit.limiter.limiter import Limiter
-from ratelimit.model import MAX_RATE, Limit
+from ratelimit.model import MAX_BYTES, MAX_RATE, Limit
 from tests.helpers import wire
 from tests.helpers.counts import Store
 from tests.helpers.forms import plain_engine, responder
@@ -31,6 +31,7 @@ LIMITS = (
     # The most that a configuration may say.
     Limit(name="most", rate=MAX_RATE, window=DAY, block=()),
     Limit(name="fast", rate=MAX_RATE, window=100_000_000, block=(30 * 86_400,)),
+    Limit(name="bytes", rate=MAX_BYTES, window=DAY, block=()),
 )
 MOST_HITS = 1 << 27
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ratelimit.engine.check import Engine
 from ratelimit.engine.sharing import Exchange
-from ratelimit.model import Limit
+from ratelimit.model import MAX_BYTES, MAX_RATE, Limit
 from ratelimit.notation import SECOND
 from tests.helpers import wire
 from tests.helpers.asking import START, Asked
@@ -60,7 +60,7 @@ COUNTS = st.one_of(st.integers(0, 30), st.sampled_from([0, 0, MOST_HITS, 10_000_
 
 @settings(max_examples=500, deadline=None)
 @given(
-    rate=st.one_of(st.integers(1, 60), st.sampled_from([1_700_000, 10_000_000])),
+    rate=st.one_of(st.integers(1, 60), st.sampled_from([1_700_000, MAX_RATE, MAX_BYTES])),
     window=st.sampled_from([100 * MS, SECOND, 7001 * MS, 3600 * SECOND, 86_400 * SECOND]),
     strict=st.booleans(),
     phase=st.floats(0, 1, exclude_max=True),
@@ -70,6 +70,8 @@ COUNTS = st.one_of(st.integers(0, 30), st.sampled_from([0, 0, MOST_HITS, 10_000_
 @example(10_000_000, 86_400 * SECOND, True, 0.5, [MOST_HITS] * 17, [MOST_HITS] * 17)
 @example(10_000_000, 86_400 * SECOND, False, 0.5, [MOST_HITS] * 17, [MOST_HITS] * 17)
 @example(10_000_000, 86_400 * SECOND, False, 0.5, [0] * 16 + [1], [5_000_000] * 17)
+@example(MAX_BYTES, 86_400 * SECOND, False, 0.5, [MOST_HITS] * 17, [MOST_HITS] * 17)
+@example(MAX_BYTES, 86_400 * SECOND, False, 0.5, [0] * 16 + [1], [50_000_000] * 17)
 def test_the_wait_is_as_long_as_it_must_be_and_no_longer(
     rate: int, window: int, strict: bool, phase: float, here: list[int], elsewhere: list[int]
 ) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ratelimit.engine.check import Engine
 from ratelimit.engine.layout import ANSWER_BYTES, NOTICE_BYTES, RECORD_BYTES
 from ratelimit.engine.sharing import Exchange
-from ratelimit.model import Limit
+from ratelimit.model import MAX_BYTES, MAX_RATE, Limit
 from ratelimit.notation import SECOND
 from tests.helpers import wire
 from tests.helpers.asking import START
@@ -150,12 +150,13 @@ def test_a_batch_carries_only_what_is_due() -> None:
     assert len(exchange.pack(START + 10 * MS)) == RECORD_BYTES
 
 
-def test_far_from_a_high_limit_of_a_day_a_client_waits_for_the_next_round() -> None:
+@pytest.mark.parametrize("rate", [MAX_RATE, MAX_BYTES])
+def test_far_from_a_high_limit_of_a_day_a_client_waits_for_the_next_round(rate: int) -> None:
     left, window = 1 << 22, 86_400 * SECOND
-    engine, exchange = exchanging(Limit(rate=10_000_000, window=window, block=()))
+    engine, exchange = exchanging(Limit(rate=rate, window=window, block=()))
     # So far in its part that this many hits times the time for them are 2^65.
     now = START - START % (window // 16) + (1 << 43) - window // 16
-    assert refused(engine, now, 10_000_000 - left) == 0
+    assert refused(engine, now, rate - left) == 0
     for at in range(2):
         learn(exchange, now + at * SECOND, 0)
     assert refused(engine, now + 1, 0) == 0
