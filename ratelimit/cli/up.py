@@ -19,9 +19,11 @@ from ratelimit.app import prefixes, run_node, written
 from ratelimit.config import Config
 from ratelimit.exceptions import StartError
 from ratelimit.haproxy.process import HAProxy, confine, find, unprivileged
-from ratelimit.model import Address
+from ratelimit.model import Address, Limit
 from ratelimit.notation import SECOND, format_duration
+from ratelimit.peers.constants import DataType
 from ratelimit.peers.hub import Hub
+from ratelimit.peers.sources import COUNTERS
 from ratelimit.process import log as logs
 from ratelimit.process.hold_signals import let_through
 from ratelimit.process.systemd import Manager
@@ -97,7 +99,7 @@ async def _up(config: Config, listen: Address, application: Address | None, peer
 
 
 def _tables(config: Config) -> dict[str, str]:
-    """Return the settings of HAProxy's count tables: windows and prefix lengths of the limits."""
+    """Return the settings of HAProxy's tables: windows and prefix lengths, counters, limits."""
     settings = {}
     for name, limit in config.limits.items():
         if name not in _COUNTED:
@@ -107,6 +109,13 @@ def _tables(config: Config) -> dict[str, str]:
             settings[f"RATELIMIT_{variable}WINDOW"] = str(limit.window // SECOND)
         settings[f"RATELIMIT_{variable}IPV4_PREFIX"] = str(limit.ipv4_prefix)
         settings[f"RATELIMIT_{variable}IPV6_PREFIX"] = str(limit.ipv6_prefix)
+    fed = [one for one in config.limits_in_force() if one.count_table == Limit().count_table]
+    counters = {COUNTERS[one.counts].name.lower() for one in fed if one.counts != "requests"}
+    counters |= {DataType.CONN_CUR.name.lower() for one in fed if one.open}
+    if counters:
+        settings["RATELIMIT_COUNTERS"] = ",".join(sorted(counters))
+    more = [one.name for one in fed if one.name != "default"]
+    settings |= {f"RATELIMIT_LIMIT{n}": name for n, name in zip((2, 3), more, strict=False)}
     return settings
 
 

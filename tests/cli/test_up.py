@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -19,6 +20,9 @@ from tests.helpers.command import command, line
 from tests.helpers.world import PATIENCE, free_port
 
 pytestmark = pytest.mark.integration
+
+OPERATORS = r"operators +(http://\S+)"
+"""The line with the address of the API."""
 
 
 def unix_sockets() -> list[str]:
@@ -65,11 +69,20 @@ def test_up_runs_the_main_job_from_any_folder(
 
 
 def test_up_in_peers_mode(config: Path) -> None:
-    config.write_text(f"{config.read_text()}[limits.default]\nrate = 20\nwindow = '1m'\n")
+    config.write_text(
+        f"{config.read_text()}[limits.default]\nrate = 20\nwindow = '1m'\nopen = 9\n"
+        "[limits.scanners]\ntable = 'rl_default'\ncounts = 'errors'\n"
+    )
     listen = f"127.0.0.1:{free_port()}"
     arguments = ("up", "--mode", "peers", "--listen", listen, "--config", str(config))
     with command(*arguments) as process:
         url = line(process, r"limiter +(http://\S+)")[1]
+        with urllib.request.urlopen(f"{line(process, OPERATORS)[1]}v1/status") as answer:
+            (peer,) = json.load(answer)["peers"]
+        assert (peer["refused"], peer["taught"]) == ({}, True)
+        tables = {table["name"]: table for table in peer["tables"]}
+        assert {"rl_default", "rlv_default", "rlv_scanners"} <= set(tables)
+        assert {"http_err_cnt", "conn_cur"} <= set(tables["rl_default"]["stores"])
         found: list[int] = []
         for _ in range(60):
             try:
