@@ -25,6 +25,7 @@ from ratelimit.model import Address
 from ratelimit.notation import MILLISECOND
 from ratelimit.peers.constants import Status
 from ratelimit.peers.hub import Hub
+from ratelimit.peers.link import Link
 from ratelimit.peers.session import Session
 from ratelimit.process.systemd import Passed
 from ratelimit.store.sync import Sync
@@ -163,6 +164,7 @@ class _Peer(asyncio.Protocol):
     """One session; passes data between the transport and the protocol object."""
 
     _transport: asyncio.Transport
+    _link: Link
 
     def __init__(self, peers: Peers, remote: str = "") -> None:
         self._peers = peers
@@ -171,7 +173,6 @@ class _Peer(asyncio.Protocol):
         self._remote = remote  # the HAProxy that this agent connects to
         now = time.monotonic_ns()
         self._session = Session(peers.hub, peers.hub.name, now, remote, os.getpid())
-        self._link = peers.hub.begin(self._session, self._name, self._wake)
         self._held = b""  # of a long read,
         self._done = 0  # of which so many bytes are processed
         self._now = 0  # of the read in progress
@@ -186,6 +187,8 @@ class _Peer(asyncio.Protocol):
         # uvloop's transports behave like asyncio.Transport but do not derive from it.
         self._transport = cast(asyncio.Transport, transport)
         self._read_at = self._peers.sync.now()
+        # Not earlier: no method is called for a connection whose TLS handshake fails.
+        self._link = self._hub.begin(self._session, self._name, self._wake)
         peername = transport.get_extra_info("peername")
         if isinstance(peername, tuple):
             self._name = self._link.address = f"{peername[0]}:{peername[1]}"
@@ -289,6 +292,7 @@ class _Peer(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._finished = True
+        self._held = b""
         self._hub.end(self._link)
         self._peers.left(self)
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -25,18 +26,23 @@ from ratelimit.peers.updates import UpdateReader
 from ratelimit.store.sync import Sync
 from tests.helpers.fake_haproxy import GPT, TABLES, ipv4
 from tests.helpers.servers import until
+from tests.integration.certificates import make_certificate
 
 LOOPBACK = Address("127.0.0.1", 0)
 HELLO = b"HAProxyS 2.1\nagent\nhaproxy 1 1\n"
 
 
-def run(test: Callable[[Peers, Address], Awaitable[None]], address: Address = LOOPBACK) -> None:
+def run(
+    test: Callable[[Peers, Address], Awaitable[None]],
+    address: Address = LOOPBACK,
+    tls: ssl.SSLContext | None = None,
+) -> None:
     """Run ``test`` with sockets for peers on ``address``; nothing may take ten seconds."""
 
     async def main() -> None:
         limiter = Limiter([Limit(rate=10)], max_clients=1_000)
         sync = Sync(limiter, 0.01, False)
-        peers = Peers(Hub(limiter, "agent", capacity=1_000), sync)
+        peers = Peers(Hub(limiter, "agent", capacity=1_000), sync, tls=tls)
         bound = await peers.listen(address)
         peers.tick()
         tasks = [asyncio.create_task(peers.run()), asyncio.create_task(peers.rebuild())]
@@ -273,6 +279,45 @@ def test_a_peer_that_does_not_read_is_cut(monkeypatch: pytest.MonkeyPatch) -> No
             for _ in range(CLOSE_TIMEOUT + 1):
                 peers.tick()
             await until(lambda: not peers.sessions)
+
+    run(test)
+
+
+def test_a_connection_without_a_tls_handshake_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "certificate.pem"
+    make_certificate(path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path, f"{path}.key")
+
+    async def test(peers: Peers, address: Address) -> None:
+        for _ in range(3):
+            async with connected(address) as (reader, writer):
+                writer.write(HELLO)
+                with contextlib.suppress(ConnectionError):
+                    await reader.read()
+        assert not peers.hub.links
+
+    run(test, tls=context)
+
+
+def test_what_was_read_of_a_lost_connection_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[Callable[[], object]] = []
+
+    async def test(peers: Peers, address: Address) -> None:
+        async with connected(address) as streams:
+            client = Client(*streams)
+            await client.connect()
+            (peer,) = peers.sessions
+            for number in range(1_000):
+                key = ipv4(f"10.0.{number >> 8}.{number & 255}")
+                while not client.session.update(TABLES[0], key, [1, 0, 1, 0]):
+                    pass
+            monkeypatch.setattr(module, "call", planned.append)
+            peer.data_received(client.session.take())
+            peer.connection_lost(ConnectionResetError())
+            for work in planned:
+                work()
+            peer.abort()
 
     run(test)
 
