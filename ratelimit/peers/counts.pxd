@@ -18,7 +18,7 @@ cdef int ADDRESS, TEXT, FORMER, OPEN, REQUESTS, BYTES_IN, _REQUESTS, _REFUSALS, 
 cdef int _IPV4, _IPV6, _TABLE, _UPDATE, _INCREMENTAL, _TIMED, _INCREMENTAL_TIMED, _ONE_BYTE
 cdef int FETCHED, _SHORTEST, _CLOCK
 cdef uint64_t M32, SECOND, _MILLISECOND, _PAST, _GRACE, _OVERLAP, _HOLD, _DENIED, _LEAST, _PART
-cdef uint64_t _MOST
+cdef uint64_t _MOST, _PROMPT
 
 
 cdef class Counts(Listener):
@@ -45,7 +45,7 @@ cdef class Counts(Listener):
     cpdef object on_entry(self, object session, object definition, UpdateReader update)
     @cython.locals(
         origin=Origin, base=Baselines, slot=Py_ssize_t, begin=uint64_t, fresh=bint, known=bint,
-        idle=uint64_t, feed=Feed, now=uint64_t, stamp=uint64_t, ahead=bint,
+        idle=uint64_t, feed=Feed, now=uint64_t, stamp=uint64_t, ahead=bint, first=bint,
     )
     cdef void count(self, Source source, UpdateReader update) except *
     @cython.locals(

@@ -64,6 +64,7 @@ _SHORTEST = 3 + 8 + 16  # bytes to look at: header, number and expiry, key
 _MILLISECOND = MILLISECOND  # of C's int type when compiled
 _PAST = 1 << 31  # milliseconds; a difference beyond it is negative
 _GRACE = 5_000  # milliseconds by which HAProxy may tell a change late
+_PROMPT = 20  # milliseconds in which an entry may be told twice as new
 _OVERLAP = 3600 * SECOND  # how long a former process may end its requests
 _HOLD = 5 * SECOND
 """Nanoseconds for which a client with too many open requests is refused, if it is not lifted."""
@@ -283,10 +284,13 @@ class Counts(Listener):
             begin = self.since
         if fresh and now < origin.settled:
             fresh = self.is_new(source, update)
-        self.gain(source, update, slot, fresh, known)
         if source.clocks and origin.synced and update.values[source.places[_REQUESTS]] == 1:
-            self.clock = update.values[_CLOCK]
-            self.clocked = True
+            # Before HAProxy sets the tag, it is 0; the end of the request may tell it late.
+            first = not known or base.halves[2 * slot + REQUESTS] != 1 or idle <= _PROMPT
+            if first and update.values[_CLOCK] > 0:
+                self.clock = update.values[_CLOCK]
+                self.clocked = True
+        self.gain(source, update, slot, fresh, known)
         if source.opens:
             base.halves[2 * slot + OPEN] = update.values[_OPEN]
         if origin.counting:

@@ -44,11 +44,13 @@ def table(
     key_size: int = 16,
     period: int = 1000,
     expire: int = EXPIRE,
+    gpt: int = 0,
 ) -> Definition:
     """Return a count table, with all that limits need by default."""
     stored = tuple(sorted(types or STORED))
     periods = {kind: period for kind in stored if kind.name.endswith("_RATE")}
-    return Definition(1, name, key_type, key_size, stored, periods, {}, expire * 1000)
+    sizes = {DataType.GPT: gpt} if gpt else {}
+    return Definition(1, name, key_type, key_size, stored, periods, sizes, expire * 1000)
 
 
 def ipv6(client: str) -> bytes:

@@ -11,7 +11,7 @@ from ratelimit.model import Limit
 from ratelimit.notation import DAY, SECOND
 from ratelimit.peers.constants import DataType, KeyType
 from tests.helpers.asking import START
-from tests.helpers.sticktable import CLIENT, EXPIRE, Fed, Line, ipv6, table
+from tests.helpers.sticktable import CLIENT, EXPIRE, STORED, Fed, Line, ipv6, table
 
 WIDE = Limit(rate=1_000_000, window=3600 * SECOND)
 
@@ -508,3 +508,23 @@ def test_other_tables_are_left_to_the_owner_of_the_session() -> None:
     line.reader.owner = "verdicts"
     line.tell(1, ipv6(CLIENT), req=5)
     assert fed.hits() == 0
+
+
+def test_only_the_first_request_of_an_entry_shows_haproxys_clock() -> None:
+    fed = Fed(WIDE)
+    line = Line(fed, table(*STORED, DataType.GPT, gpt=1))
+
+    def shown(now: float, client: str, **counters: int) -> int | None:
+        fed.counts.clocked = False
+        line.tell(now, client, None, None, **counters)
+        return fed.counts.clock if fed.counts.clocked else None
+
+    # Another thread may tell an entry before its request has set the tag.
+    assert shown(1, "192.0.2.1", req=1) is None
+    assert shown(1.002, "192.0.2.1", req=1, gpt=1000) == 1000
+    # The end of the request tells the entry again.
+    assert shown(31, "192.0.2.1", req=1, gpt=1000, bytes_out_cnt=9) is None
+    assert shown(32, "192.0.2.1", req=2, gpt=1000) is None
+    # HAProxy has purged the entry.
+    assert shown(500, "192.0.2.1", req=1, gpt=500_000) == 500_000
+    assert shown(500, "192.0.2.2", req=1, gpt=500_001) == 500_001
