@@ -84,6 +84,28 @@ def test_what_is_exempt_is_neither_counted_nor_refused(tmp_path: Path) -> None:
     )
 
 
+def test_an_exempt_proxy_does_not_exempt_its_clients(tmp_path: Path) -> None:
+    async def test(w: World, agent: ScriptedPeer) -> None:
+        await limit(w, agent, "default", 1)
+        balancer = w.client("127.6.0.1")
+        assert (await balancer.get()).status == 200
+        await logged(w, "exempt", "-", "-", "-", "-")
+        assert (await balancer.get(X_Forwarded_For="192.0.2.1")).status == 200
+        await logged(w, "allow", "-", "-", "-", "-")
+        assert (await balancer.get(X_Forwarded_For="127.6.0.9")).status == 200
+        await until(lambda: agent.count("rl_default", "192.0.2.1", HTTP_REQ_CNT) == 1, "counted")
+        assert "used:1" in await w.runtime("show table ratelimit/rl_default")
+        assert "used:0" in await w.runtime("show table ratelimit/rl_unknown")
+
+    peers(
+        tmp_path,
+        test,
+        lambda folder: (folder / "lb.lst").write_text("127.6.0.0/24\n"),
+        RATELIMIT_EXEMPT="src 127.6.0.0/24",
+        RATELIMIT_WINDOW="60",
+    )
+
+
 def test_unknown_clients_have_a_limit_of_their_own(tmp_path: Path) -> None:
     async def test(w: World, agent: ScriptedPeer) -> None:
         balancer = w.client("127.6.0.1")
