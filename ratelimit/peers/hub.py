@@ -125,6 +125,7 @@ class Hub(Counts):
             self.disconnect(link.origin, link.number)
         if self.by_name.get(link.name) is link:
             del self.by_name[link.name]
+            self._contests.pop(link.name, None)
             self.on_ask()
             self.on_end(link.name)
 

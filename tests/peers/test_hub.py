@@ -641,3 +641,12 @@ def test_haproxys_clock_moves_the_ends() -> None:
     seconds, early, kind, _ = haproxy.verdict(CLIENT)
     assert kind == Kind.THROTTLE and early == 0
     assert NOW // SECOND + 5 < seconds <= NOW // SECOND + 7
+
+
+def test_the_names_of_former_sessions_are_not_kept() -> None:
+    hub = hub_of(limiter_of(Limit()), NOW)
+    for number in range(20):
+        haproxy = FakeHaproxy(hub, NOW, name=f"pod-{number}")
+        haproxy.connect(NOW)
+        hub.end(haproxy.link)
+    assert not hub.by_name and not hub._contests
