@@ -53,6 +53,7 @@ _IPV6 = int(KeyType.IPV6)
 
 _COUNTERS = 6
 _REQUESTS = 0  # indices of counters
+_ERRORS = 1
 _REFUSALS = 3
 _BYTES = 4  # from this one on, counters have 64 bits
 _OPEN = PLACE[DataType.CONN_CUR]
@@ -473,7 +474,8 @@ class Counts(Listener):
         """Count the gain of a known or new entry, which happened between ``begin`` and now."""
         hits = self.gains[feed.counter]
         refused = 0
-        if feed.counter == _REQUESTS and source.places[_REFUSALS] >= 0:
+        # HAProxy counts its refusals as errors too.
+        if feed.counter <= _ERRORS and source.places[_REFUSALS] >= 0:
             refused = min(self.gains[_REFUSALS], hits)
         if hits == 0 or not self.aim(source, feed, update):
             return

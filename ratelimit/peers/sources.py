@@ -12,7 +12,8 @@ from ratelimit.peers.definition import Definition
 
 # Of C's int type when compiled.
 _IPV6 = int(KeyType.IPV6)
-_REQUESTS = 0  # index of a counter
+_REQUESTS = 0  # indices of counters
+_ERRORS = 1
 
 COUNTERS = {
     "requests": DataType.HTTP_REQ_CNT,
@@ -63,7 +64,8 @@ class Feed:
         self.query = Query(rule)
         self.counter = list(COUNTERS).index(rule.limit.counts)
         self.open = rule.limit.open
-        self.subtract = not rule.limit.count_refused and self.counter == _REQUESTS
+        counted = rule.limit.count_refused and self.counter == _REQUESTS
+        self.subtract = self.counter <= _ERRORS and not counted
         self.at_rate = self.counter == _REQUESTS or not rule.limit.block
 
 

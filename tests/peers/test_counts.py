@@ -528,3 +528,12 @@ def test_only_the_first_request_of_an_entry_shows_haproxys_clock() -> None:
     # HAProxy has purged the entry.
     assert shown(500, "192.0.2.1", req=1, gpt=500_000) == 500_000
     assert shown(500, "192.0.2.2", req=1, gpt=500_001) == 500_001
+
+
+def test_haproxys_own_refusals_are_no_errors() -> None:
+    errors = Limit("errors", table="rl_default", counts="errors", rate=1000, window=DAY)
+    fed = Fed(errors)
+    line = Line(fed)
+    line.tell(1, req=3, http_err_cnt=2)
+    line.tell(2, req=13, http_err_cnt=12, gpc0=9)
+    assert fed.hits() == 3
