@@ -11,7 +11,16 @@ import httpx
 import pytest
 
 from ratelimit.haproxy.maps import BLOCKS, LISTS, NAMES
-from tests.helpers.world import World, closed, free_port, run, until
+from tests.helpers.world import (
+    PEERS_FILE,
+    SPOE_FILE,
+    World,
+    closed,
+    free_port,
+    run,
+    until,
+    world,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -252,3 +261,16 @@ def test_a_block_that_ends_without_the_agent_hides_no_wider_one(
 
     limits = f"[haproxy]\nsockets = ['{tmp_path}/haproxy.sock']\n"
     run(tmp_path, test, limits, RATELIMIT_STATS_LEVEL="admin")
+
+
+@pytest.mark.parametrize("file", [SPOE_FILE, PEERS_FILE])
+def test_all_rules_look_into_the_same_maps(tmp_path: Path, file: str) -> None:
+    """Before 3.3, HAProxy could have a map of its own for each line that names one."""
+
+    async def main() -> None:
+        env = {"RATELIMIT_DIRECT": "reject", "RATELIMIT_STATS_LEVEL": "admin"}
+        async with world(tmp_path, agent=False, file=file, env=env) as w:
+            known = await w.runtime("show map")
+            assert [known.count(f"{name}) ") for name in NAMES] == [1, 1]
+
+    asyncio.run(main())
