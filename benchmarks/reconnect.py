@@ -141,7 +141,7 @@ class Site:
 
 
 def _lives(pid: int) -> bool:
-    """Return whether a process has not ended; one that has, but that nobody waited for, has."""
+    """Return whether a process runs; one that its parent has not waited for does not."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split()[0] != b"Z"

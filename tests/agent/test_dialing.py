@@ -104,8 +104,7 @@ def test_while_a_successor_starts_it_connects_no_more(tmp_path: Path) -> None:
             dialing.pause(True)
             haproxy.hang_up()
             await until(lambda: not peers.sessions)
-            for _ in range(100):  # more turns of the loop than an attempt takes
-                await asyncio.sleep(0)
+            await until(lambda: not dialing.wanted("edge"))
             assert len(haproxy.accepted) == 1
             dialing.pause(False)
             await until(lambda: "edge" in peers.hub.by_name)

@@ -215,16 +215,20 @@ def test_sessions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     run(test)
 
 
+def seconds_pass(peers: Peers, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    now = time.monotonic_ns()
+    with monkeypatch.context() as patched:
+        for second in range(1, count + 1):
+            later = now + second * 10**9
+            patched.setattr(time, "monotonic_ns", lambda later=later: later)
+            peers.tick()
+
+
 def test_a_peer_that_says_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(peers: Peers, address: Address) -> None:
         async with connected(address) as (reader, _):
             await until(lambda: len(peers.sessions) == 1)
-            now = time.monotonic_ns()
-            with monkeypatch.context() as patched:
-                for second in range(1, 7):
-                    later = now + second * 10**9
-                    patched.setattr(time, "monotonic_ns", lambda later=later: later)
-                    peers.tick()
+            seconds_pass(peers, monkeypatch, 6)
             assert await reader.read() == b"501\n"
 
     run(test)
@@ -243,12 +247,7 @@ def test_a_peer_is_kept_while_the_tables_of_verdicts_are_compared(
             client.writer.write(client.session.take())
             (peer,) = peers.sessions
             await until(lambda: bool(peer._held))
-            now = time.monotonic_ns()
-            with monkeypatch.context() as patched:
-                for second in range(1, 10):
-                    later = now + second * 10**9
-                    patched.setattr(time, "monotonic_ns", lambda later=later: later)
-                    peers.tick()
+            seconds_pass(peers, monkeypatch, 9)
             assert peers.protocol_errors == 0
             peers.hub.on_stale()
             await until(lambda: peers.hub.engine.checks == 1)

@@ -159,7 +159,7 @@ def test_what_is_newer_than_a_block_that_waits_for_the_store_stays(
             written.set_result(None)
             await task
             assert list(held) == []
-            # So does somebody here.
+            # An operator of this node unblocks the client as well.
             _, written, task = await store.block("192.0.2.7")
             await api.control.unblock("192.0.2.7", "ann")
             written.set_result(None)

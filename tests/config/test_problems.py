@@ -123,8 +123,8 @@ _UNREADABLE = "invalid value: too long or nested too deeply"
         ("HAPROXY__SOCKETS", "x" * 100_000, "HAPROXY__SOCKETS: ", 'ratelimit.sock"'),
         ("OPS__LISTEN", "x" * 3000 + ":1", "OPS__LISTEN: ", "253 in total"),
         ("OPS__LISTEN", "a..b:1", "OPS__LISTEN: ", "253 in total"),
-        ("OPS__TOKEN_FILE", "~nobody-has-this-name/t", "OPS__TOKEN_FILE: ", "an unknown user"),
-        ("STORE__STATE_DIR", "~nobody-has-this-name/t", "STORE__STATE_DIR: ", "an unknown user"),
+        ("OPS__TOKEN_FILE", "~unknown-user/t", "OPS__TOKEN_FILE: ", "an unknown user"),
+        ("STORE__STATE_DIR", "~unknown-user/t", "STORE__STATE_DIR: ", "an unknown user"),
         ("LISTS__ALLOW_FILES", "x" * 100_000, "LISTS__ALLOW_FILES: xxx", "xxx: File name too long"),
     ],
 )

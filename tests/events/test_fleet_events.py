@@ -249,8 +249,8 @@ def test_without_webhooks_and_load_nothing_is_asked_of_the_store() -> None:
         limiter = Limiter([Limit()], 8)
         alerts = Alerts(limiter, store, "a", Webhooks([], "a"), Load(0, 0, 1), AsyncMock(), print)
         task = asyncio.create_task(alerts.run())
-        await asyncio.sleep(0)
-        assert not task.done()
+        done, _ = await asyncio.wait([task], timeout=0)
+        assert not done
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 

@@ -40,6 +40,11 @@ async def peered(
         yield w, agent
 
 
+def behind_balancer(files: Path) -> None:
+    """Make 127.6.0.0/24 the network of a load balancer."""
+    (files / "lb.lst").write_text("127.6.0.0/24\n")
+
+
 def peers(
     folder: Path,
     test: Callable[[World, ScriptedPeer], Awaitable[None]],

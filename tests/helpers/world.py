@@ -60,7 +60,7 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], what: str) -> N
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on.
+    """Return a port on which no process listens.
 
     None of those that the kernel gives to connections, which it might give away before it is used;
     nor one that is such with 10,000 more, as the second port of a cluster's node.

@@ -16,13 +16,10 @@ import pytest
 
 from tests.helpers import wire
 from tests.helpers.fleet import Node
-from tests.helpers.servers import PROGRAM, Server, until
+from tests.helpers.servers import Server, until
 from tests.helpers.world import closed, free_port
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(PROGRAM is None, reason="no redis-server"),
-]
+pytestmark = pytest.mark.integration
 
 AWAY = 0.05
 CHECKS = 400

@@ -13,12 +13,8 @@ import pytest
 
 from ratelimit.store.redis.store import EXCHANGE_TIMEOUT
 from tests.helpers.fleet import BLOCKED, THROTTLED, Fleet, Node, fleet, spread, until
-from tests.helpers.servers import PROGRAM
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(PROGRAM is None, reason="no redis-server"),
-]
+pytestmark = pytest.mark.integration
 
 RATE = 100
 LIMIT = f'[limits.default]\nrate = {RATE}\nwindow = "2s"\nblock = ["1m", "10m"]\n'

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.helpers.servers import PROGRAM, Server
+from tests.helpers.servers import Server
 from tests.helpers.world import (
     LONGEST,
     PATIENCE,
@@ -87,7 +87,6 @@ def of_redis(folder: Path, server: Server) -> str:
     return f'[store]\nurl = "{server.url}"\n{sockets}{LIMIT}'
 
 
-@pytest.mark.skipif(PROGRAM is None, reason="no redis-server")
 def test_of_two_agents_of_one_haproxy_one_counts_and_the_other_takes_over(tmp_path: Path) -> None:
     async def test(w: World, server: Server) -> None:
         config = of_redis(w.folder, server)
@@ -152,7 +151,6 @@ def test_of_two_agents_of_one_haproxy_one_counts_and_the_other_takes_over(tmp_pa
     asyncio.run(main())
 
 
-@pytest.mark.skipif(PROGRAM is None, reason="no redis-server")
 def test_agents_of_several_haproxies_count_together_in_redis(tmp_path: Path) -> None:
     async def test(w: World, other: World) -> None:
         await until(lambda: counts(w), "the first agent counts")

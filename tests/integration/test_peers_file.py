@@ -24,6 +24,7 @@ from tests.helpers.peers_mode import (
     SHADOW_THROTTLE,
     THROTTLE,
     Verdict,
+    behind_balancer,
     fields,
     later,
     limit,
@@ -106,7 +107,7 @@ def test_haproxy_tells_the_tables_that_the_agent_expects(tmp_path: Path) -> None
     peers(
         tmp_path,
         test,
-        lambda folder: (folder / "lb.lst").write_text("127.6.0.0/24\n"),
+        behind_balancer,
         RATELIMIT_LOGIN_PATH="/login",
         RATELIMIT_API_KEYS="1",
         RATELIMIT_WINDOW="10",

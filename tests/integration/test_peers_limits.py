@@ -15,6 +15,7 @@ from tests.helpers.peers_mode import (
     SHADOW_BLOCK,
     SHADOW_THROTTLE,
     THROTTLE,
+    behind_balancer,
     later,
     limit,
     logged,
@@ -100,7 +101,7 @@ def test_an_exempt_proxy_does_not_exempt_its_clients(tmp_path: Path) -> None:
     peers(
         tmp_path,
         test,
-        lambda folder: (folder / "lb.lst").write_text("127.6.0.0/24\n"),
+        behind_balancer,
         RATELIMIT_EXEMPT="src 127.6.0.0/24",
         RATELIMIT_WINDOW="60",
     )
@@ -131,7 +132,7 @@ def test_unknown_clients_have_a_limit_of_their_own(tmp_path: Path) -> None:
     peers(
         tmp_path,
         test,
-        lambda folder: (folder / "lb.lst").write_text("127.6.0.0/24\n"),
+        behind_balancer,
         RATELIMIT_WINDOW="60",
         RATELIMIT_UNKNOWN_WINDOW="60",
     )
